@@ -1,0 +1,337 @@
+//! Requests and replies on the daemon's unix socket: JSON over HTTP/1.
+//!
+//! | request | body | reply |
+//! | --- | --- | --- |
+//! | `POST /v1/cni/add` | [`Attach`] | [`Attachment`] |
+//! | `POST /v1/cni/del` | [`Detach`] | `{}` |
+//! | `POST /v1/cni/check` | [`Check`] | `{}` |
+//! | `POST /v1/cni/gc` | [`Gc`] | `{}` |
+//! | `GET /v1/cni/status` | | `{}`, or an error while an ADD would not work |
+//! | `GET /v1/status` | | [`Status`] |
+//! | `GET /v1/endpoints` | | `Vec<`[`EndpointInfo`]`>` |
+//! | `GET /v1/partitions` | | `Vec<`[`PartitionInfo`]`>` |
+//! | `POST /v1/explain` | [`ExplainRequest`] | [`Explanation`] |
+//! | `GET /v1/drops` | | `Vec<`[`DropInfo`]`>` |
+//! | `GET /v1/bgp/peers` | | `Vec<`[`BgpPeerInfo`]`>` |
+//! | `GET /v1/bgp/routes` | | `Vec<`[`BgpRouteInfo`]`>` |
+//! | `POST /v1/bgp/drain-routes` | | `{}`: withdraws what this node announces, until the daemon starts again |
+//!
+//! Any other status than 200 carries an [`ErrorReply`].
+
+use ipnetwork::IpNetwork;
+use serde::{Deserialize, Serialize};
+use std::net::IpAddr;
+
+/// What names one interface of one container to the runtime.
+#[derive(Clone, Debug, PartialEq, Eq, Hash, PartialOrd, Ord, Serialize, Deserialize)]
+#[serde(rename_all = "camelCase")]
+pub struct AttachmentId {
+    pub container_id: String,
+    pub ifname: String,
+}
+
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "camelCase")]
+pub struct PodRef {
+    pub namespace: String,
+    pub name: String,
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub uid: Option<String>,
+}
+
+/// CNI `runtimeConfig.bandwidth`: bits a second and bits; 0 is no limit.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Default, Serialize, Deserialize)]
+#[serde(rename_all = "camelCase", default)]
+pub struct RuntimeBandwidth {
+    pub ingress_rate: u64,
+    pub ingress_burst: u64,
+    pub egress_rate: u64,
+    pub egress_burst: u64,
+}
+
+/// CNI ADD.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "camelCase")]
+pub struct Attach {
+    #[serde(flatten)]
+    pub id: AttachmentId,
+    /// Path of the network namespace.
+    pub netns: String,
+    pub pod: PodRef,
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub bandwidth: Option<RuntimeBandwidth>,
+}
+
+/// What was wired; the same request again gives the same answer.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "camelCase")]
+pub struct Attachment {
+    pub host_interface: Interface,
+    pub pod_interface: Interface,
+    /// With host prefix lengths.
+    pub addresses: Vec<IpNetwork>,
+    pub routes: Vec<PodRoute>,
+}
+
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "camelCase")]
+pub struct Interface {
+    pub name: String,
+    /// `aa:bb:cc:dd:ee:ff`.
+    pub mac: String,
+    pub mtu: u32,
+}
+
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "camelCase")]
+pub struct PodRoute {
+    pub dst: IpNetwork,
+    pub gateway: IpAddr,
+}
+
+/// CNI DEL; also the format of a queued DEL on disk.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "camelCase")]
+pub struct Detach {
+    #[serde(flatten)]
+    pub id: AttachmentId,
+    /// Absent when the namespace is gone already.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub netns: Option<String>,
+}
+
+/// CNI CHECK.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "camelCase")]
+pub struct Check {
+    #[serde(flatten)]
+    pub id: AttachmentId,
+    pub netns: String,
+    /// Addresses of the result that the runtime holds (`prevResult`).
+    pub addresses: Vec<IpNetwork>,
+}
+
+/// CNI GC: everything that is not named goes.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "camelCase")]
+pub struct Gc {
+    pub valid: Vec<AttachmentId>,
+}
+
+/// Codes of the CNI specification (section "Error"), which the plugin hands to the runtime as they are.
+pub mod code {
+    pub const INCOMPATIBLE_VERSION: u32 = 1;
+    pub const UNSUPPORTED_FIELD: u32 = 2;
+    pub const UNKNOWN_CONTAINER: u32 = 3;
+    pub const INVALID_ENVIRONMENT: u32 = 4;
+    pub const IO_FAILURE: u32 = 5;
+    pub const DECODE_FAILURE: u32 = 6;
+    pub const INVALID_CONFIG: u32 = 7;
+    pub const TRY_AGAIN_LATER: u32 = 11;
+    /// STATUS: the plugin cannot service ADD.
+    pub const NOT_AVAILABLE: u32 = 50;
+    /// STATUS: not available, and existing containers may have limited connectivity.
+    pub const LIMITED_CONNECTIVITY: u32 = 51;
+    /// Ours: no free address in the partition's range.
+    pub const NO_ADDRESS: u32 = 100;
+    /// Ours: the kernel refused, or was found other than CHECK expects.
+    pub const WIRING: u32 = 101;
+}
+
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize, thiserror::Error)]
+#[error("{msg}{}{details}", if details.is_empty() { "" } else { ": " })]
+pub struct ErrorReply {
+    pub code: u32,
+    /// What is wrong, in one line.
+    pub msg: String,
+    /// Why, and what to do.
+    #[serde(default)]
+    pub details: String,
+}
+
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "camelCase")]
+pub struct Status {
+    pub node: String,
+    pub version: String,
+    /// Generation in force.
+    pub generation: u32,
+    /// Unix time, seconds, when it was switched to.
+    pub generation_since: u64,
+    /// Milliseconds from the change of the source to the switch, of the last change.
+    pub last_change_millis: u64,
+    pub endpoints: usize,
+    pub connections: usize,
+    /// How bandwidth is held: `tbf`.
+    pub bandwidth: String,
+    pub uplinks: Vec<String>,
+    /// Objects that were refused; what was in force before still is.
+    pub errors: Vec<ObjectError>,
+}
+
+/// Why an object is not in force. Printed as `file: Kind/name: field: message`.
+#[derive(Clone, Debug, PartialEq, Eq, PartialOrd, Ord, Serialize, Deserialize)]
+#[serde(rename_all = "camelCase")]
+pub struct ObjectError {
+    /// File, where the source has files; with a line (`web.yaml:12`) where it is known.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub file: Option<String>,
+    /// `Partition/web`; absent where the file could not be read that far.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub object: Option<String>,
+    /// `spec.ingress[0].ports[1].endPort`.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub field: Option<String>,
+    pub message: String,
+}
+
+impl std::fmt::Display for ObjectError {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        for part in [&self.file, &self.object, &self.field].into_iter().flatten() {
+            write!(f, "{part}: ")?;
+        }
+        f.write_str(&self.message)
+    }
+}
+
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "camelCase")]
+pub struct EndpointInfo {
+    #[serde(flatten)]
+    pub id: AttachmentId,
+    pub pod: PodRef,
+    pub partition: String,
+    pub addresses: Vec<IpAddr>,
+    pub host_interface: String,
+    pub mac: String,
+    pub identity: u32,
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub bandwidth_class: Option<String>,
+    /// Bits a second into and out of the pod; absent: no limit.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub ingress_rate: Option<u64>,
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub egress_rate: Option<u64>,
+}
+
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "camelCase")]
+pub struct PartitionInfo {
+    pub name: String,
+    pub policy_id: u16,
+    pub isolation: String,
+    pub namespaces: Vec<String>,
+    pub pod_cidrs: Vec<IpNetwork>,
+    /// Blocks of this node.
+    pub blocks: Vec<IpNetwork>,
+    /// Pods of this node.
+    pub endpoints: usize,
+    /// Of those, pods whose address lies outside the partition's range.
+    pub strays: usize,
+}
+
+/// An end of a flow: an address, or `namespace/pod` of this node.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "camelCase")]
+pub struct ExplainRequest {
+    pub from: String,
+    pub to: String,
+    /// `tcp`, `udp`, `sctp`, `icmp`, `icmpv6` or a number.
+    pub protocol: String,
+    /// Destination port or ICMP type.
+    pub port: u16,
+}
+
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "camelCase")]
+pub struct Explanation {
+    pub allowed: bool,
+    pub generation: u32,
+    pub from: ExplainedEnd,
+    pub to: ExplainedEnd,
+    pub protocol: String,
+    pub port: u16,
+    /// The initiator's egress, then the responder's ingress; only ends that are pods decide.
+    pub decisions: Vec<ExplainedDecision>,
+}
+
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "camelCase")]
+pub struct ExplainedEnd {
+    pub address: IpAddr,
+    /// `namespace/name` of a pod of this node.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub pod: Option<String>,
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub partition: Option<String>,
+    /// Groups and prefixes of rules that hold the address, and `node`, `controlPlane`, `world`.
+    pub known_as: Vec<String>,
+    pub identity: u32,
+}
+
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "camelCase")]
+pub struct ExplainedDecision {
+    /// `egress` or `ingress`.
+    pub direction: String,
+    pub partition: String,
+    pub allowed: bool,
+    /// `isolation: Audit`: a deny is only recorded.
+    pub audit: bool,
+    pub rule: RuleInfo,
+}
+
+/// A rule by name and origin.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "camelCase")]
+pub struct RuleInfo {
+    pub number: u32,
+    /// `Partition/web egress "to-payments"`, or the name of a built-in rule.
+    pub name: String,
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub file: Option<String>,
+}
+
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "camelCase")]
+pub struct DropInfo {
+    pub reason: String,
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub rule: Option<RuleInfo>,
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub partition: Option<String>,
+    pub direction: String,
+    pub packets: u64,
+    pub bytes: u64,
+}
+
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "camelCase")]
+pub struct BgpPeerInfo {
+    pub name: String,
+    pub address: IpAddr,
+    pub asn: u32,
+    /// RFC 4271 section 8.2.2: `Idle`, `Connect`, `Active`, `OpenSent`, `OpenConfirm`, `Established`.
+    pub state: String,
+    /// Seconds in this state.
+    pub since_seconds: u64,
+    pub families: Vec<String>,
+    pub advertised: usize,
+    pub received: usize,
+    /// Negotiated.
+    pub graceful_restart: bool,
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub last_error: Option<String>,
+}
+
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "camelCase")]
+pub struct BgpRouteInfo {
+    pub prefix: IpNetwork,
+    /// `advertised` or `received`.
+    pub direction: String,
+    pub peer: String,
+    pub next_hop: IpAddr,
+    pub as_path: Vec<u32>,
+    pub communities: Vec<String>,
+}

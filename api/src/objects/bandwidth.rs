@@ -1,0 +1,32 @@
+//! `BandwidthClass`: what the capacity team sells.
+
+use super::Quantity;
+use schemars::JsonSchema;
+use serde::{Deserialize, Serialize};
+
+/// A rate for both directions of a pod.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize, JsonSchema)]
+#[cfg_attr(feature = "kube", derive(kube::CustomResource))]
+#[cfg_attr(
+    feature = "kube",
+    kube(group = "bulkhead.dev", version = "v1alpha1", kind = "BandwidthClass", derive = "PartialEq")
+)]
+#[serde(rename_all = "camelCase", deny_unknown_fields)]
+pub struct BandwidthClassSpec {
+    /// Bits a second on the wire (Ethernet bytes), e.g. `1G`.
+    pub rate: Quantity,
+    /// Bytes that may go out at once; default one millisecond's worth, at least 128 KiB.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub burst: Option<Quantity>,
+}
+
+impl BandwidthClassSpec {
+    /// Bytes that may go out at once.
+    pub fn burst_bytes(&self) -> u64 {
+        self.burst.map_or_else(|| (self.rate.0 / 8 / 1000).max(128 * 1024), |b| b.0)
+    }
+}
+
+/// The classes that exist without an object; an object of the same name replaces one.
+pub const BUILT_IN_CLASSES: [(&str, u64); 4] =
+    [("management", 500_000_000), ("low", 1_000_000_000), ("medium", 2_000_000_000), ("high", 4_000_000_000)];

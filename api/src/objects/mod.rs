@@ -1,0 +1,30 @@
+//! The kinds of `bulkhead.dev/v1alpha1`, written the way Kubernetes' own NetworkPolicy is written.
+//!
+//! Field names are the wire format. A `*Spec` here is a plain struct; with feature `kube` it also derives the
+//! custom resource around it (`Partition`, `NetworkGroup`, ...).
+
+mod address;
+mod bandwidth;
+mod bgp;
+mod network_group;
+mod partition;
+mod quantity;
+
+pub use address::*;
+pub use bandwidth::*;
+pub use bgp::*;
+pub use network_group::*;
+pub use partition::*;
+pub use quantity::*;
+
+pub use ipnetwork::IpNetwork;
+pub use k8s_openapi::apimachinery::pkg::apis::meta::v1::{LabelSelector, LabelSelectorRequirement};
+
+pub const GROUP: &str = "bulkhead.dev";
+pub const VERSION: &str = "v1alpha1";
+pub const API_VERSION: &str = "bulkhead.dev/v1alpha1";
+
+/// Pod annotation: name of a [`BandwidthClassSpec`].
+pub const ANNOTATION_BANDWIDTH_CLASS: &str = "bulkhead.dev/bandwidth-class";
+/// The partition of namespaces that no `Partition` names.
+pub const DEFAULT_PARTITION: &str = "default";

@@ -1,0 +1,203 @@
+//! `Partition`: the tenant.
+
+use super::{LabelSelector, Quantity};
+use ipnetwork::IpNetwork;
+use schemars::JsonSchema;
+use serde::{Deserialize, Serialize};
+
+/// A tenant of the cluster: namespaces, their addresses, and what may pass in and out.
+#[derive(Clone, Debug, PartialEq, Default, Serialize, Deserialize, JsonSchema)]
+#[cfg_attr(feature = "kube", derive(kube::CustomResource))]
+#[cfg_attr(
+    feature = "kube",
+    kube(group = "bulkhead.dev", version = "v1alpha1", kind = "Partition", derive = "PartialEq")
+)]
+#[serde(rename_all = "camelCase", deny_unknown_fields)]
+pub struct PartitionSpec {
+    /// Number of the partition in flow records and communities; 1 to 65535, unique, never changed.
+    #[serde(rename = "policyID")]
+    pub policy_id: u16,
+    /// Namespaces by name.
+    #[serde(default, skip_serializing_if = "Vec::is_empty")]
+    pub namespaces: Vec<String>,
+    /// Namespaces by label, in addition to those by name.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub namespace_selector: Option<LabelSelector>,
+    /// Ranges that this partition alone draws pod addresses from.
+    #[serde(rename = "podCIDRs", default)]
+    #[schemars(with = "Vec<String>")]
+    pub pod_cidrs: Vec<IpNetwork>,
+    /// Service ranges of the partition: for announcement and explain, never for the verdict.
+    #[serde(rename = "serviceCIDRs", default, skip_serializing_if = "Vec::is_empty")]
+    #[schemars(with = "Vec<String>")]
+    pub service_cidrs: Vec<IpNetwork>,
+    #[serde(default)]
+    pub isolation: Isolation,
+    /// Admit cluster DNS on both sides of an isolated partition.
+    #[serde(rename = "allowClusterDNS", default = "yes")]
+    pub allow_cluster_dns: bool,
+    /// Admit the control plane (webhooks).
+    #[serde(default = "yes")]
+    pub allow_control_plane: bool,
+    #[serde(default, skip_serializing_if = "Vec::is_empty")]
+    pub ingress: Vec<IngressRule>,
+    #[serde(default, skip_serializing_if = "Vec::is_empty")]
+    pub egress: Vec<EgressRule>,
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub bandwidth: Option<PartitionBandwidth>,
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub bgp: Option<PartitionBgp>,
+}
+
+fn yes() -> bool {
+    true
+}
+
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Default, Serialize, Deserialize, JsonSchema)]
+pub enum Isolation {
+    /// Nothing passes across partitions unless a rule allows it.
+    #[default]
+    Enforced,
+    /// Decides and records as `Enforced`, drops nothing.
+    Audit,
+    /// Everything passes.
+    Open,
+}
+
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Default, Serialize, Deserialize, JsonSchema)]
+pub enum Action {
+    #[default]
+    Allow,
+    /// Deny rules are looked at before Allow rules.
+    Deny,
+}
+
+/// What becomes of a live connection when this rule no longer allows it.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Default, Serialize, Deserialize, JsonSchema)]
+pub enum Established {
+    #[default]
+    Cut,
+    Keep,
+}
+
+#[derive(Clone, Debug, PartialEq, Default, Serialize, Deserialize, JsonSchema)]
+#[serde(rename_all = "camelCase", deny_unknown_fields)]
+pub struct IngressRule {
+    /// Name in explain, counters and drops; default `ingress[n]`.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub name: Option<String>,
+    #[serde(default)]
+    pub action: Action,
+    /// Sources; empty: any.
+    #[serde(default, skip_serializing_if = "Vec::is_empty")]
+    pub from: Vec<RulePeer>,
+    /// Destination ports; empty: all protocols and ports.
+    #[serde(default, skip_serializing_if = "Vec::is_empty")]
+    pub ports: Vec<RulePort>,
+    #[serde(default)]
+    pub established: Established,
+}
+
+#[derive(Clone, Debug, PartialEq, Default, Serialize, Deserialize, JsonSchema)]
+#[serde(rename_all = "camelCase", deny_unknown_fields)]
+pub struct EgressRule {
+    /// Name in explain, counters and drops; default `egress[n]`.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub name: Option<String>,
+    #[serde(default)]
+    pub action: Action,
+    /// Destinations; empty: any.
+    #[serde(default, skip_serializing_if = "Vec::is_empty")]
+    pub to: Vec<RulePeer>,
+    /// Destination ports; empty: all protocols and ports.
+    #[serde(default, skip_serializing_if = "Vec::is_empty")]
+    pub ports: Vec<RulePort>,
+    #[serde(default)]
+    pub established: Established,
+}
+
+/// The other end. Exactly one field is set.
+#[derive(Clone, Debug, PartialEq, Default, Serialize, Deserialize, JsonSchema)]
+#[serde(rename_all = "camelCase", deny_unknown_fields)]
+pub struct RulePeer {
+    /// A partition by name.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub partition: Option<String>,
+    /// Pods of every partition.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub all_partitions: Option<Empty>,
+    /// A `NetworkGroup` by name.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub network_group: Option<String>,
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub ip_block: Option<IpBlockPeer>,
+    /// The cluster's nodes (host-network pods among them).
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub nodes: Option<Empty>,
+    /// Nodes of the control plane.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub control_plane: Option<Empty>,
+}
+
+/// `{}`: the peer has no parameters yet.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Default, Serialize, Deserialize, JsonSchema)]
+#[serde(deny_unknown_fields)]
+pub struct Empty {}
+
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize, JsonSchema)]
+#[serde(rename_all = "camelCase", deny_unknown_fields)]
+pub struct IpBlockPeer {
+    #[schemars(with = "String")]
+    pub cidr: IpNetwork,
+    #[serde(default, skip_serializing_if = "Vec::is_empty")]
+    #[schemars(with = "Vec<String>")]
+    pub except: Vec<IpNetwork>,
+}
+
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Default, Serialize, Deserialize, JsonSchema)]
+pub enum Protocol {
+    #[default]
+    TCP,
+    UDP,
+    SCTP,
+    /// ICMP and ICMPv6; `port` is the type.
+    ICMP,
+}
+
+#[derive(Clone, Debug, PartialEq, Eq, Default, Serialize, Deserialize, JsonSchema)]
+#[serde(rename_all = "camelCase", deny_unknown_fields)]
+pub struct RulePort {
+    #[serde(default)]
+    pub protocol: Protocol,
+    /// A port, or an ICMP type; absent: all.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub port: Option<u16>,
+    /// Last port of the range that begins at `port`.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub end_port: Option<u16>,
+}
+
+#[derive(Clone, Debug, PartialEq, Default, Serialize, Deserialize, JsonSchema)]
+#[serde(rename_all = "camelCase", deny_unknown_fields)]
+pub struct PartitionBandwidth {
+    /// Class of pods that name none.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub default_class: Option<String>,
+    /// Classes that pods may name; empty: all.
+    #[serde(default, skip_serializing_if = "Vec::is_empty")]
+    pub allowed_classes: Vec<String>,
+    /// Upper limit for any pod, bits a second.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub maximum: Option<Quantity>,
+}
+
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize, JsonSchema)]
+#[serde(rename_all = "camelCase", deny_unknown_fields)]
+pub struct PartitionBgp {
+    /// Announce this partition's blocks.
+    #[serde(default = "yes")]
+    pub advertise: bool,
+    /// RFC 1997, as `65000:100`.
+    #[serde(default, skip_serializing_if = "Vec::is_empty")]
+    pub communities: Vec<String>,
+}

@@ -1,0 +1,3 @@
+//! One process per node: sources → desired state → reconcile → kernel.
+
+pub mod datapath;
