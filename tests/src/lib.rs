@@ -10,11 +10,15 @@
 //! This crate must never touch an interface, a route, a mount or a pin of the machine itself.
 
 pub mod bird;
+pub mod capture;
 pub mod enter;
 pub mod error;
 pub mod link;
 pub mod netns;
+pub mod packet;
+pub mod probe;
 pub mod programs;
+pub mod traffic;
 pub mod wait;
 
 pub use bird::Bird;

@@ -1,4 +1,5 @@
 //! The lab's own tools must hold what they promise before a suite may lean on them.
+#![allow(clippy::expect_used, reason = "a suite fails by panicking")]
 
 use bulkhead_lab::{
     Bird, Netns, Result,
