@@ -24,7 +24,7 @@ pub struct Netns {
 }
 
 impl Netns {
-    /// A new namespace with `lo` up and IPv6 without duplicate address detection.
+    /// A new namespace with `lo` up, and nothing else.
     pub fn create(name: &str) -> Result<Self> {
         let path = Path::new("/run/netns").join(name);
         File::create_new(&path).during(|| format!("naming namespace {name}"))?;
@@ -41,9 +41,6 @@ impl Netns {
         }
         let file = File::open(&path).during(|| path.display().to_string())?;
         let netns = Self { name: name.into(), path, file };
-        for scope in ["default", "all"] {
-            netns.sysctl(&format!("net/ipv6/conf/{scope}/accept_dad"), "0")?;
-        }
         netns.ip("link set lo up")?;
         Ok(netns)
     }

@@ -137,7 +137,7 @@ fn write(mut socket: TcpStream, shared: &Shared, every: Duration) -> Result<u64>
         }
     }
     // The rest of a number begun: what was said must be whole.
-    while sent % 8 != 0 && !shared.stop_reading.load(Ordering::Acquire) {
+    while !sent.is_multiple_of(8) && !shared.stop_reading.load(Ordering::Acquire) {
         let bytes = (sent / 8).to_be_bytes();
         sent += socket.write(&bytes[(sent % 8) as usize..]).unwrap_or(0) as u64;
     }
