@@ -73,10 +73,11 @@ impl Pod {
     /// CNI ADD; takes the addresses over.
     pub fn add(&mut self, node: &Node) -> Result<CniResult> {
         let text = self.execute(node, "ADD")?;
-        let json =
-            |source| Error::Json { what: format!("the result of ADD for {}", self.reference()), source };
-        self.result = serde_json::from_str(&text).map_err(json)?;
-        let result: CniResult = serde_json::from_str(&text).map_err(json)?;
+        let what = || format!("the result of ADD for {}", self.reference());
+        let kept = serde_json::from_str(&text).map_err(|source| Error::Json { what: what(), source })?;
+        let result: CniResult =
+            serde_json::from_str(&text).map_err(|source| Error::Json { what: what(), source })?;
+        self.result = kept;
         for ip in &result.ips {
             match ip.address {
                 IpNetwork::V4(a) => self.v4 = a.ip(),
