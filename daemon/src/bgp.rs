@@ -4,7 +4,8 @@
 //! next daemon has announced them again. Withdrawal is [`Bgp::drain`], or a block that is released.
 
 use crate::{
-    announce::{self, Routes, UplinkAddresses},
+    announce::{self, Routes},
+    net::Sources,
     source::Snapshot,
     store,
 };
@@ -29,7 +30,7 @@ struct Fixed {
 
 pub struct Bgp {
     node: String,
-    uplink: UplinkAddresses,
+    uplink: Sources,
     /// Remembers what was last announced: a restart, and not a first start, when there is something in it.
     announced: PathBuf,
     /// The pins were found and verified: packets were forwarded all the time (RFC 4724 F bit).
@@ -40,7 +41,7 @@ pub struct Bgp {
 }
 
 impl Bgp {
-    pub fn new(node: String, uplink: UplinkAddresses, announced: PathBuf, forwarding_preserved: bool) -> Self {
+    pub fn new(node: String, uplink: Sources, announced: PathBuf, forwarding_preserved: bool) -> Self {
         Self { node, uplink, announced, forwarding_preserved, speaker: None, routes: Routes::new(), drained: false }
     }
 
@@ -85,7 +86,7 @@ impl Bgp {
             }
             None => store::read_json::<Vec<IpNetwork>>(&self.announced).is_ok_and(|a| a.is_some_and(|a| !a.is_empty())),
         };
-        let router_id = self.uplink.ipv4.ok_or("the uplink has no IPv4 address to take the BGP identifier from")?;
+        let router_id = self.uplink.v4.ok_or("the uplink has no IPv4 address to take the BGP identifier from")?;
         let config = SpeakerConfig {
             asn: fixed.asn,
             router_id,

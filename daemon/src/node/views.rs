@@ -18,7 +18,7 @@ impl Node {
         Ok(Status {
             node: self.config.node.clone(),
             version: env!("CARGO_PKG_VERSION").into(),
-            generation: self.datapath.running_generation(),
+            generation: self.datapath.running_generation().map_err(kernel_error)?,
             generation_since: self.generation_since,
             last_change_millis: self.last_change_millis,
             endpoints: self.endpoints.iter().count(),
@@ -30,7 +30,7 @@ impl Node {
     }
 
     pub fn endpoints(&self) -> Vec<EndpointInfo> {
-        self.endpoints.iter().map(|record| record.info()).collect()
+        self.endpoints.iter().map(|record| record.into()).collect()
     }
 
     pub fn partitions(&self) -> Vec<PartitionInfo> {
@@ -51,7 +51,7 @@ impl Node {
             isolation: format!("{isolation:?}"),
             namespaces: spec.map(|s| s.namespaces.clone()).unwrap_or_default(),
             pod_cidrs: ranges.to_vec(),
-            blocks: self.endpoints.blocks().into_iter().filter(|(_, p)| p == name).map(|(b, _)| b).collect(),
+            blocks: self.endpoints.blocks().iter().filter(|(_, p)| *p == name).map(|(b, _)| *b).collect(),
             endpoints: pods.len(),
             strays: pods.iter().filter(|e| !e.addresses.iter().all(in_range)).count(),
         }
@@ -95,7 +95,7 @@ impl Node {
         }
         let protocol = protocol(&request.protocol, from)?;
         let mut explanation = explain(compiled, &self.in_force.policy, from, to, protocol, request.port);
-        explanation.generation = self.datapath.running_generation();
+        explanation.generation = self.datapath.running_generation().map_err(kernel_error)?;
         explanation.protocol.clone_from(&request.protocol);
         for end in [&mut explanation.from, &mut explanation.to] {
             let record = self.endpoints.iter().find(|r| r.addresses.contains(&end.address));
