@@ -159,7 +159,7 @@ const TAMPERINGS: &str = "
     ip netns exec a ip addr del V6/128 dev eth0 | no address V6
     ip netns exec a ip route del default | no default route by 169.254.1.1
     ip netns exec a ip -6 route replace default dev eth0 | no default route by fe80::1
-    ip netns exec a ip route change 169.254.1.1 via V4 dev eth0 onlink | no route to its gateway
+    ip netns exec a ip route change 169.254.1.1 via 169.254.1.2 dev eth0 onlink | no route to its gateway
     ip netns exec a ip neigh del 169.254.1.1 dev eth0 | neighbour 169.254.1.1 of eth0
     ip netns exec a ip neigh replace fe80::1 lladdr 02:00:00:00:00:99 dev eth0 nud permanent | neighbour fe80::1 of eth0
 ";

@@ -8,7 +8,7 @@ use super::{
     links::{by_name, get_link, link_of, new_link, up, without_link_local},
     netlink::Request,
 };
-use netlink_packet_core::{DefaultNla, NLM_F_CREATE, NLM_F_REPLACE};
+use netlink_packet_core::{DefaultNla, NLM_F_CREATE, NLM_F_ECHO, NLM_F_REPLACE, Nla, NlasIterator};
 use netlink_packet_route::{
     RouteNetlinkMessage as Message,
     link::{InfoKind, LinkAttribute, LinkInfo},
@@ -105,7 +105,8 @@ impl Kernel {
 
     /// Of the `tbf` at the root of an interface.
     async fn rate(&self, ifindex: u32) -> Result<Option<u64>, NetError> {
-        let request = Request::new("read the queue", Message::GetQueueDiscipline(root(ifindex)), 0);
+        // Without ECHO the kernel tells only those who listen to all changes.
+        let request = Request::new("read the queue", Message::GetQueueDiscipline(root(ifindex)), NLM_F_ECHO);
         let objects = self.batch(vec![request.fine_if(&[libc::ENOENT])]).await?;
         Ok(objects.iter().find_map(tbf_rate))
     }
@@ -169,26 +170,22 @@ fn tbf_rate(object: &Message) -> Option<u64> {
     let Message::NewQueueDiscipline(message) = object else { return None };
     let is_tbf = |a: &TcAttribute| matches!(a, TcAttribute::Kind(k) if k == "tbf");
     message.attributes.iter().find(|a| is_tbf(a))?;
+    // Options of a kind that the library does not know come as one attribute.
     let options = message.attributes.iter().find_map(|a| match a {
-        TcAttribute::Options(options) => Some(options),
+        TcAttribute::Options(options) => options.iter().find_map(|o| match o {
+            TcOption::Other(all) => Some(value_of(all)),
+            _ => None,
+        }),
         _ => None,
     })?;
-    let value = |kind: u16| {
-        options.iter().find_map(|o| match o {
-            TcOption::Other(nla) if netlink_packet_core::Nla::kind(nla) == kind => Some(raw(nla)),
-            _ => None,
-        })
-    };
-    if let Some(rate) = value(TCA_TBF_RATE64).and_then(|b| Some(u64::from_ne_bytes(b.try_into().ok()?))) {
-        return Some(rate * 8);
-    }
-    let parms = value(TCA_TBF_PARMS)?;
-    let rate = parms.get(8..12)?.try_into().ok()?;
-    Some(u64::from(u32::from_ne_bytes(rate)) * 8)
+    let parts: Vec<_> = NlasIterator::new(options.as_slice()).flatten().collect();
+    let value = |kind: u16| parts.iter().find(|nla| nla.kind() == kind).map(|nla| nla.value());
+    let rate64 = value(TCA_TBF_RATE64).and_then(|v| Some(u64::from_ne_bytes(v.try_into().ok()?)));
+    let rate = || Some(u32::from_ne_bytes(value(TCA_TBF_PARMS)?.get(8..12)?.try_into().ok()?).into());
+    rate64.or_else(rate).map(|bytes: u64| bytes * 8)
 }
 
-fn raw(nla: &DefaultNla) -> Vec<u8> {
-    use netlink_packet_core::Nla;
+fn value_of(nla: &DefaultNla) -> Vec<u8> {
     let mut value = vec![0; nla.value_len()];
     nla.emit_value(&mut value);
     value
