@@ -8,10 +8,7 @@ use bulkhead_api::{
 use bulkhead_bgp::{Family, PeerConfig, RouteAttributes};
 use bulkhead_policy::{NodeInfo, Objects, Sourced, selector};
 use ipnetwork::IpNetwork;
-use std::{
-    collections::BTreeMap,
-    net::IpAddr,
-};
+use std::{collections::BTreeMap, net::IpAddr};
 
 pub type Routes = BTreeMap<IpNetwork, RouteAttributes>;
 
@@ -77,7 +74,8 @@ fn check(spec: &BGPPeerSpec) -> Result<(), (&'static str, String)> {
         return Err(("peerASN", "0 is reserved (RFC 7607): give the router's AS number".into()));
     }
     if matches!(spec.hold_time_seconds, 1 | 2) {
-        let message = format!("{} s is not allowed (RFC 4271 section 4.2): 0, or at least 3", spec.hold_time_seconds);
+        let message =
+            format!("{} s is not allowed (RFC 4271 section 4.2): 0, or at least 3", spec.hold_time_seconds);
         return Err(("holdTimeSeconds", message));
     }
     if spec.families.is_empty() {
@@ -125,6 +123,9 @@ pub fn check_configuration(object: &Sourced<BGPConfigurationSpec>) -> Option<Obj
         return Some(error("restartTimeSeconds", "must be 1 to 4095 (RFC 4724 section 3)"));
     }
     let bad = object.spec.communities.iter().position(|c| community(c).is_none())?;
-    let message = format!("`{}` is not a community: write two numbers up to 65535, as 65000:100", object.spec.communities[bad]);
+    let message = format!(
+        "`{}` is not a community: write two numbers up to 65535, as 65000:100",
+        object.spec.communities[bad]
+    );
     Some(error(&format!("communities[{bad}]"), &message))
 }

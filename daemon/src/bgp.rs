@@ -42,11 +42,23 @@ pub struct Bgp {
 
 impl Bgp {
     pub fn new(node: String, uplink: Sources, announced: PathBuf, forwarding_preserved: bool) -> Self {
-        Self { node, uplink, announced, forwarding_preserved, speaker: None, routes: Routes::new(), drained: false }
+        Self {
+            node,
+            uplink,
+            announced,
+            forwarding_preserved,
+            speaker: None,
+            routes: Routes::new(),
+            drained: false,
+        }
     }
 
     /// Brings sessions and announcements in line. Call it once a generation that covers `blocks` is live.
-    pub async fn apply(&mut self, snapshot: &Snapshot, blocks: &BTreeMap<IpNetwork, String>) -> Vec<ObjectError> {
+    pub async fn apply(
+        &mut self,
+        snapshot: &Snapshot,
+        blocks: &BTreeMap<IpNetwork, String>,
+    ) -> Vec<ObjectError> {
         let Some(configuration) = &snapshot.bgp else {
             if let Some((speaker, _)) = self.speaker.take() {
                 info!("no BGPConfiguration any more: withdrawing and closing all sessions");
@@ -84,9 +96,11 @@ impl Bgp {
                 speaker.stop().await;
                 true
             }
-            None => store::read_json::<Vec<IpNetwork>>(&self.announced).is_ok_and(|a| a.is_some_and(|a| !a.is_empty())),
+            None => store::read_json::<Vec<IpNetwork>>(&self.announced)
+                .is_ok_and(|a| a.is_some_and(|a| !a.is_empty())),
         };
-        let router_id = self.uplink.v4.ok_or("the uplink has no IPv4 address to take the BGP identifier from")?;
+        let router_id =
+            self.uplink.v4.ok_or("the uplink has no IPv4 address to take the BGP identifier from")?;
         let config = SpeakerConfig {
             asn: fixed.asn,
             router_id,

@@ -60,11 +60,12 @@ impl Node {
                 },
             });
         }
-        let bandwidth = self.bandwidth(&request.pod, partition, request.bandwidth).map_err(|e| ErrorReply {
-            code: code::INVALID_CONFIG,
-            msg: "the pod's bandwidth is refused".into(),
-            details: e.to_string(),
-        })?;
+        let bandwidth =
+            self.bandwidth(&request.pod, partition, request.bandwidth).map_err(|e| ErrorReply {
+                code: code::INVALID_CONFIG,
+                msg: "the pod's bandwidth is refused".into(),
+                details: e.to_string(),
+            })?;
         let compiled = self.compiled.as_ref().ok_or_else(starting)?;
         Ok(PodContext {
             partition: partition.to_string(),

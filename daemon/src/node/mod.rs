@@ -13,9 +13,12 @@ use crate::{
     bgp::Bgp,
     config::Config,
     datapath::{Datapath, DatapathError, Generation},
-    endpoint::{Cause, EndpointRecord, Endpoints, LoadError, NodeNet},
+    endpoint::{Cause, Endpoints, LoadError, NodeNet},
     ipam::{ClaimError, ClaimFiles},
-    net::{GATEWAY_V4, GATEWAY_V6, Kernel, NetError, Sources, Uplink, prepare_node},
+    net::{
+        GATEWAY_V4, GATEWAY_V6, Kernel, NetError, Sources,
+        node::{Uplink, prepare_node},
+    },
     source::{Observed, Snapshot},
     store::{self, StoreError},
 };
@@ -77,7 +80,8 @@ impl Node {
         }
         let endpoints = Self::load_endpoints(&config, net, &uplinks, &mut datapath).await?;
         let interner = store::read_json(&config.state_dir.join(INTERNER_FILE))?.unwrap_or_default();
-        let bgp = Bgp::new(config.node.clone(), sources, config.state_dir.join(ANNOUNCED_FILE), opened.adopted);
+        let bgp =
+            Bgp::new(config.node.clone(), sources, config.state_dir.join(ANNOUNCED_FILE), opened.adopted);
         Ok(Self {
             config,
             uplinks,
@@ -171,12 +175,17 @@ impl Node {
         let compiled = compile(objects, &mut interner, &self.config.node).map_err(|e| e.to_string())?;
         // On disk first: a successor must read the numbers in the kernel as we do.
         if interner != self.interner {
-            store::write_json(&self.config.state_dir.join(INTERNER_FILE), &interner).map_err(|e| e.to_string())?;
+            store::write_json(&self.config.state_dir.join(INTERNER_FILE), &interner)
+                .map_err(|e| e.to_string())?;
             self.interner = interner;
         }
         let generation = self
             .datapath
-            .apply(&Generation { tables: &compiled.tables, prefixes: &compiled.prefixes, exact: &compiled.exact })
+            .apply(&Generation {
+                tables: &compiled.tables,
+                prefixes: &compiled.prefixes,
+                exact: &compiled.exact,
+            })
             .map_err(|e| e.to_string())?;
         self.generation_since = unix_seconds();
         info!(generation, partitions = objects.partitions.len(), "switched");
@@ -191,7 +200,9 @@ impl Node {
         for record in self.endpoints.iter().cloned().collect::<Vec<_>>() {
             let policy = policy_of(compiled, &record.partition);
             let identity = |address| identity_of(compiled, &record.partition, address);
-            if let Err(e) = self.endpoints.set_identity(&mut self.datapath, &record.id, policy, identity).await {
+            if let Err(e) =
+                self.endpoints.set_identity(&mut self.datapath, &record.id, policy, identity).await
+            {
                 errors.push(pod_error(&record.pod, e.to_string()));
             }
             let bandwidth = match self.bandwidth(&record.pod, &record.partition, record.runtime_bandwidth) {
@@ -280,7 +291,12 @@ fn sources(uplinks: &[Uplink]) -> Sources {
 }
 
 fn pod_error(pod: &PodRef, message: String) -> ObjectError {
-    ObjectError { file: None, object: Some(format!("Pod/{}/{}", pod.namespace, pod.name)), field: None, message }
+    ObjectError {
+        file: None,
+        object: Some(format!("Pod/{}/{}", pod.namespace, pod.name)),
+        field: None,
+        message,
+    }
 }
 
 fn unix_seconds() -> u64 {

@@ -3,7 +3,8 @@
 use super::Node;
 use bulkhead_api::{
     messages::{
-        DropInfo, EndpointInfo, ErrorReply, ExplainRequest, Explanation, PartitionInfo, RuleInfo, Status, code,
+        DropInfo, EndpointInfo, ErrorReply, ExplainRequest, Explanation, PartitionInfo, RuleInfo, Status,
+        code,
     },
     objects::{DEFAULT_PARTITION, IpNetwork, Isolation, PartitionSpec},
 };
@@ -35,8 +36,11 @@ impl Node {
 
     pub fn partitions(&self) -> Vec<PartitionInfo> {
         let objects = &self.in_force.policy;
-        let mut partitions: Vec<_> =
-            objects.partitions.iter().map(|(name, p)| self.partition(name, Some(&p.spec), &p.spec.pod_cidrs)).collect();
+        let mut partitions: Vec<_> = objects
+            .partitions
+            .iter()
+            .map(|(name, p)| self.partition(name, Some(&p.spec), &p.spec.pod_cidrs))
+            .collect();
         partitions.push(self.partition(DEFAULT_PARTITION, None, &objects.default_pod_cidrs));
         partitions
     }
@@ -85,11 +89,11 @@ impl Node {
     }
 
     pub fn explain(&self, request: &ExplainRequest) -> Result<Explanation, ErrorReply> {
-        let compiled: &Compiled = self.compiled.as_ref().ok_or_else(|| refused("no policy is in force yet".into()))?;
-        let (from, to) = (self.address(&request.from, None)?, self.address(&request.to, None)?);
+        let compiled: &Compiled =
+            self.compiled.as_ref().ok_or_else(|| refused("no policy is in force yet".into()))?;
         // A pod by name has an address of each family: take the one the other end has.
-        let from = self.address(&request.from, Some(to))?;
-        let to = self.address(&request.to, Some(from)).unwrap_or(to);
+        let from = self.address(&request.from, request.to.parse().ok())?;
+        let to = self.address(&request.to, Some(from))?;
         if from.is_ipv4() != to.is_ipv4() {
             return Err(refused(format!("{from} and {to} are not of one IP version")));
         }
@@ -128,9 +132,9 @@ fn protocol(text: &str, address: IpAddr) -> Result<u8, ErrorReply> {
         "udp" => Ok(PROTO_UDP),
         "sctp" => Ok(PROTO_SCTP),
         "icmp" | "icmpv6" => Ok(if address.is_ipv4() { PROTO_ICMP } else { PROTO_ICMPV6 }),
-        number => {
-            number.parse().map_err(|_| refused(format!("`{text}` is not tcp, udp, sctp, icmp, icmpv6 or a number")))
-        }
+        number => number
+            .parse()
+            .map_err(|_| refused(format!("`{text}` is not tcp, udp, sctp, icmp, icmpv6 or a number"))),
     }
 }
 
