@@ -16,6 +16,7 @@
 //! that ends does neither, and its neighbours keep the routes as RFC 4724 says.
 
 mod family;
+pub mod fsm;
 pub mod wire;
 
 pub use family::Family;
