@@ -15,8 +15,16 @@
 //! **Stopping is restarting**: only a NOTIFICATION or an explicit withdrawal takes routes back; a process
 //! that ends does neither, and its neighbours keep the routes as RFC 4724 says.
 
+#[cfg(feature = "tokio")]
+pub mod driver;
+pub mod export;
 mod family;
 pub mod fsm;
+pub mod neighbour;
+pub mod rib;
 pub mod wire;
 
+#[cfg(feature = "tokio")]
+pub use driver::{PeerConfig, PeerStatus, RouteView, Speaker, SpeakerConfig, SpeakerError};
+pub use export::RouteAttributes;
 pub use family::Family;

@@ -11,7 +11,7 @@ use std::time::Duration;
 impl Peer {
     pub(super) fn in_established(
         &mut self,
-        mut established: Established,
+        mut established: Box<Established>,
         now: Duration,
         step: Step,
         out: &mut Vec<Output>,
@@ -68,7 +68,7 @@ impl Peer {
 
     fn challenger_message(
         &mut self,
-        mut established: Established,
+        mut established: Box<Established>,
         id: ConnId,
         message: Result<Message, Notification>,
         now: Duration,
@@ -95,7 +95,7 @@ impl Peer {
 
     fn session_message(
         &mut self,
-        mut established: Established,
+        mut established: Box<Established>,
         message: Result<Message, Notification>,
         now: Duration,
         out: &mut Vec<Output>,
@@ -127,7 +127,7 @@ impl Peer {
 
     fn established_tick(
         &mut self,
-        mut established: Established,
+        mut established: Box<Established>,
         now: Duration,
         out: &mut Vec<Output>,
     ) -> State {
@@ -149,7 +149,7 @@ impl Peer {
 
     fn break_off(
         &mut self,
-        established: Established,
+        established: Box<Established>,
         notification: Notification,
         now: Duration,
         out: &mut Vec<Output>,
@@ -161,7 +161,7 @@ impl Peer {
     /// Ends a session that an error closed; its connection is closed already.
     fn fail(
         &mut self,
-        established: Established,
+        established: Box<Established>,
         reason: PeerError,
         now: Duration,
         out: &mut Vec<Output>,

@@ -172,7 +172,7 @@ impl Peer {
         self.established_before = true;
         out.push(Output::Event(Event::Up(Up { connection, negotiated: negotiated.clone() })));
         let session = Session { connection, framer, negotiated, liveness };
-        State::Established(Established { session, challenger: None })
+        State::Established(Box::new(Established { session, challenger: None }))
     }
 
     /// Takes a handshake out that failed and is closed. What is left, or a new attempt later, goes on.

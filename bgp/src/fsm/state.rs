@@ -27,7 +27,7 @@ impl fmt::Display for StateName {
 pub(super) enum State {
     Idle(Idle),
     Opening(Opening),
-    Established(Established),
+    Established(Box<Established>),
 }
 
 /// Refuses connections.
@@ -112,7 +112,8 @@ impl State {
                 let dial = opening.dial.deadline().filter(|_| !opening.is_confirming());
                 opening.handshakes.iter().map(Handshake::deadline).chain(dial).min()
             }
-            State::Established(Established { session, challenger }) => {
+            State::Established(established) => {
+                let Established { session, challenger } = established.as_ref();
                 let challenger = challenger.as_ref().map(Handshake::deadline);
                 session.liveness.deadline().into_iter().chain(challenger).min()
             }
@@ -136,10 +137,11 @@ impl State {
         match self {
             State::Idle(_) => None,
             State::Opening(opening) => opening.handshakes.iter_mut().find(|h| of(h)).map(Handshake::stream),
-            State::Established(Established { session, .. }) if session.connection.id == id => {
-                Some((&mut session.framer, session.negotiated.context()))
-            }
-            State::Established(Established { challenger, .. }) => {
+            State::Established(established) => {
+                let Established { session, challenger } = established.as_mut();
+                if session.connection.id == id {
+                    return Some((&mut session.framer, session.negotiated.context()));
+                }
                 challenger.as_mut().filter(|h| of(h)).map(Handshake::stream)
             }
         }
