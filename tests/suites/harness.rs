@@ -2,11 +2,10 @@
 #![allow(clippy::expect_used, reason = "a suite fails by panicking")]
 
 use bulkhead_lab::{
-    Bird, Netns, Result,
-    bird::kernel_routes,
-    enter,
+    Bird, Netns, Result, enter,
     enter::BPFFS,
     link::{End, ip_output},
+    routes::{Route, RouteWatch, kernel_routes},
     until, veth,
 };
 use libtest_mimic::{Arguments, Failed, Trial};
@@ -85,12 +84,19 @@ fn bird_and_kernel() -> Result<()> {
     for bird in [&a, &b] {
         bird.wait_established(&["peer"], Duration::from_secs(20))?;
     }
-    let expected = vec![bulkhead_lab::bird::Route {
+    let expected = vec![Route {
         prefix: "10.2.0.0/16".parse().expect("a prefix"),
         via: Some("172.31.2.2".parse().expect("an address")),
     }];
     until("BIRD learns", Duration::from_secs(5), || Ok((a.routes("peer")? == expected).then_some(())))?;
     until("the kernel learns", Duration::from_secs(5), || {
         Ok((kernel_routes(&left, "bird")? == expected).then_some(()))
-    })
+    })?;
+    let watch = RouteWatch::start(&left)?;
+    b.birdc("disable static1")?;
+    until("the kernel forgets", Duration::from_secs(5), || {
+        Ok(kernel_routes(&left, "bird")?.is_empty().then_some(()))
+    })?;
+    assert_eq!(watch.stop()?, [expected[0].prefix], "a route that leaves is noticed");
+    Ok(())
 }
