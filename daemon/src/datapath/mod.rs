@@ -1,7 +1,12 @@
 //! The kernel side as the daemon sees it: programs, maps, pins, generations.
 
 use bulkhead_ebpf_abi::{Endpoint, Identity};
-use std::{io, net::IpAddr, path::PathBuf};
+use std::{
+    collections::{BTreeMap, BTreeSet},
+    io,
+    net::IpAddr,
+    path::PathBuf,
+};
 
 /// The eBPF object that build.rs made.
 pub static OBJECT: &[u8] = aya::include_bytes_aligned!(env!("BULKHEAD_EBPF_OBJECT"));
@@ -41,4 +46,11 @@ pub trait PodMaps {
     fn detach_pod(&mut self, ifname: &str) -> Result<(), DatapathError>;
     /// Forgets every connection of these addresses; says how many there were.
     fn forget_flows(&mut self, addresses: &[IpAddr]) -> Result<usize, DatapathError>;
+
+    /// Every endpoint entry there is, by interface index (CHECK and the reconcile at start read these three).
+    fn endpoints(&self) -> Result<BTreeMap<u32, Endpoint>, DatapathError>;
+    /// The exact entry of an address.
+    fn address(&self, address: IpAddr) -> Result<Option<Identity>, DatapathError>;
+    /// Names of the pod interfaces whose links are pinned, both of them.
+    fn attached(&self) -> Result<BTreeSet<String>, DatapathError>;
 }
