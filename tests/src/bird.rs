@@ -1,16 +1,8 @@
-//! BIRD 2, run as a data-centre router would: a real speaker to interoperate with, and its kernel's table.
+//! BIRD 2, run as a data-centre router would: a real speaker to interoperate with.
 
-use crate::{
-    Context, Error, Netns, Result,
-    link::{ip_output, run},
-    until,
-    wait::until_true,
-};
-use ipnetwork::IpNetwork;
-use serde::Deserialize;
+use crate::{Context, Error, Netns, Result, link::run, routes::Route, until, wait::until_true};
 use std::{
     fs::{self, File},
-    net::IpAddr,
     path::{Path, PathBuf},
     process::{Child, Command, Stdio},
     time::Duration,
@@ -23,14 +15,6 @@ const START: Duration = Duration::from_secs(10);
 pub struct Bird {
     process: Child,
     socket: PathBuf,
-}
-
-/// A route as BIRD or the router's kernel has it.
-#[derive(Clone, Debug, PartialEq, Eq, PartialOrd, Ord)]
-pub struct Route {
-    pub prefix: IpNetwork,
-    /// Absent: unreachable, or a route to an interface.
-    pub via: Option<IpAddr>,
 }
 
 impl Bird {
@@ -87,6 +71,16 @@ impl Bird {
         Ok(())
     }
 
+    /// No session of these is in a graceful restart any more: what was stale has been renewed or dropped.
+    pub fn restarts_over(&self, protocols: &[&str]) -> Result<bool> {
+        for protocol in protocols {
+            if self.birdc(&format!("show protocols all {protocol}"))?.contains("graceful restart active") {
+                return Ok(false);
+            }
+        }
+        Ok(true)
+    }
+
     /// What stands in BIRD's table from this protocol.
     pub fn routes(&self, protocol: &str) -> Result<Vec<Route>> {
         Ok(parse_routes(&self.birdc(&format!("show route protocol {protocol}"))?))
@@ -128,29 +122,6 @@ fn parse_routes(text: &str) -> Vec<Route> {
         }
     }
     routes
-}
-
-#[derive(Deserialize)]
-struct KernelRoute {
-    dst: String,
-    gateway: Option<IpAddr>,
-}
-
-/// Routes of one protocol (`bird`, `kernel`, `static`, ... or `all`) in the main table of this namespace, both families.
-pub fn kernel_routes(netns: &Netns, protocol: &str) -> Result<Vec<Route>> {
-    let mut routes = Vec::new();
-    for family in ["-4", "-6"] {
-        let text = ip_output(Some(netns), &format!("{family} -j route show proto {protocol}"))?;
-        let text = if text.trim().is_empty() { "[]" } else { text.as_str() };
-        let parsed: Vec<KernelRoute> = serde_json::from_str(text)
-            .map_err(|source| Error::Json { what: "the routes of the kernel".into(), source })?;
-        // `default` is no prefix; a host route has no length, and parses as one.
-        let prefixed = parsed
-            .into_iter()
-            .filter_map(|r| Some(Route { prefix: r.dst.parse::<IpNetwork>().ok()?, via: r.gateway }));
-        routes.extend(prefixed);
-    }
-    Ok(routes)
 }
 
 #[cfg(test)]

@@ -87,7 +87,6 @@ pub fn enter_then(afterwards: impl FnOnce(&Ended) -> i32) -> Result<Inside> {
 fn outside() -> Result<Ended> {
     let namespaces = CloneFlags::CLONE_NEWPID
         | CloneFlags::CLONE_NEWNET
-        | CloneFlags::CLONE_NEWNS
         | CloneFlags::CLONE_NEWIPC
         | CloneFlags::CLONE_NEWUTS;
     unshare(namespaces).during(|| "making the lab's namespaces".into())?;
@@ -132,6 +131,8 @@ fn furnish() -> Result<()> {
     // Own session: Ctrl-C goes to the outer process, whose death ends everything at once. Fails only where we lead already.
     let _ = unistd::setsid();
     end_on_sigterm()?;
+    // Here and not in the parent, which goes on to read its own /proc.
+    unshare(CloneFlags::CLONE_NEWNS).during(|| "making the lab's mount namespace".into())?;
     let none: Option<&str> = None;
     mount(none, "/", none, MsFlags::MS_REC | MsFlags::MS_PRIVATE, none)
         .during(|| "making mounts private".into())?;

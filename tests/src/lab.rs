@@ -13,12 +13,13 @@
 use crate::{
     Bird, Netns, Node, Objects, Pod, Result,
     enter::WORK,
-    link::{End, veth},
+    link::{End, ip_output, veth},
     node::UPLINK,
     probe::Site,
     unmet,
 };
 use std::{
+    collections::BTreeSet,
     fs,
     net::{Ipv4Addr, Ipv6Addr},
     path::{Path, PathBuf},
@@ -45,6 +46,8 @@ const PODS: [(usize, &str, &str); 8] = [
 pub struct Lab {
     pub pods: Vec<Pod>,
     pub nodes: Vec<Node>,
+    /// Each node with its daemon ready and no pod yet.
+    pub baselines: Vec<Baseline>,
     pub bird: Bird,
     pub router: Netns,
     pub vm: Vm,
@@ -57,6 +60,36 @@ pub struct Vm {
     pub netns: Netns,
     pub v4: Ipv4Addr,
     pub v6: Ipv6Addr,
+}
+
+/// What pods leave traces in: interfaces, addresses, routes, neighbours of a node.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Baseline {
+    lines: BTreeSet<String>,
+}
+
+impl Baseline {
+    pub fn of(node: &Node) -> Result<Self> {
+        let mut lines = BTreeSet::new();
+        for what in
+            ["link show", "-4 route show table all", "-6 route show table all", "rule show", "-6 rule show"]
+        {
+            let text = ip_output(Some(&node.netns), &format!("-o {what}"))?;
+            // Counters of time differ from one look to the next.
+            let steady = |line: &str| line.split(" expires ").next().unwrap_or(line).trim().to_string();
+            lines.extend(text.lines().map(|line| format!("{what}: {}", steady(line))));
+        }
+        Ok(Self { lines })
+    }
+
+    /// Fails by naming what is there now and was not, or was and is not.
+    pub fn compare(&self, now: &Self) -> Result<()> {
+        match self.lines.symmetric_difference(&now.lines).next() {
+            None => Ok(()),
+            Some(line) if now.lines.contains(line) => unmet(format!("left behind: {line}")),
+            Some(line) => unmet(format!("missing: {line}")),
+        }
+    }
 }
 
 impl Lab {
@@ -72,17 +105,20 @@ impl Lab {
         for n in 1..=2u8 {
             let netns = namespace(&format!("node{n}"))?;
             cable(&router, &format!("n{n}"), n, &netns)?;
+            // As a cluster's installer demands it of a node.
+            forward(&netns)?;
             nodes.push(Node::create(netns, Ipv4Addr::new(172, 30, n, 2), v6(n, 2), &dir)?);
         }
         let bird = Bird::start(&router, &dir.join("router"), ROUTER)?;
         for node in &mut nodes {
             node.start_daemon()?;
         }
+        let baselines = nodes.iter().map(Baseline::of).collect::<Result<_>>()?;
         let pods = PODS
             .iter()
             .map(|(node, namespace, name)| Pod::create(*node, namespace, name))
             .collect::<Result<_>>()?;
-        Ok(Self { pods, nodes, bird, router, vm, objects, dir })
+        Ok(Self { pods, nodes, baselines, bird, router, vm, objects, dir })
     }
 
     pub fn pod(&self, reference: &str) -> Result<&Pod> {

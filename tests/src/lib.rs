@@ -11,9 +11,11 @@
 
 pub mod bird;
 pub mod capture;
+pub mod demo;
 pub mod enter;
 pub mod error;
 pub mod lab;
+pub mod leftovers;
 pub mod link;
 pub mod netns;
 pub mod node;
@@ -22,6 +24,7 @@ pub mod packet;
 pub mod pod;
 pub mod probe;
 pub mod programs;
+pub mod routes;
 pub mod traffic;
 pub mod wait;
 
