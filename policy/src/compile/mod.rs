@@ -68,7 +68,6 @@ pub fn compile(
     local_node: &str,
 ) -> Result<Compiled, CompileError> {
     let mut numbers = interner.clone();
-    numbers.begin();
     let mut identities = BTreeMap::new();
     let addresses = addresses::Addresses::of(objects, local_node);
     let mut identity = |numbers: &mut Interner, atoms: &Vec<Atom>| {
@@ -97,7 +96,6 @@ pub fn compile(
         exact.insert(address, Identity { id: identity(&mut numbers, &atoms)?, flags });
     }
     let (policies, book) = rules::policies(objects, &mut numbers)?;
-    numbers.finish();
     let tables = tables(&policies, &numbers)?;
     let rules = RuleBook::new(book, &numbers);
     let policies = policies.into_iter().map(|p| (p.partition, p.number)).collect();
