@@ -105,11 +105,8 @@ pub fn compile(
 
 /// The partition to name when an identity cannot be numbered.
 fn owner(atoms: &[Atom]) -> &str {
-    let name = |atom: &'_ Atom| matches!(atom, Atom::Partition(_));
-    match atoms.iter().find(|a| name(a)) {
-        Some(Atom::Partition(partition)) => partition,
-        _ => DEFAULT_PARTITION,
-    }
+    let name = |atom| if let Atom::Partition(name) = atom { Some(name.as_str()) } else { None };
+    atoms.iter().find_map(name).unwrap_or(DEFAULT_PARTITION)
 }
 
 fn tables(policies: &[rules::Policy], numbers: &Interner) -> Result<Tables, CompileError> {
