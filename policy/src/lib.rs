@@ -7,5 +7,7 @@
 //! ```
 
 mod objects;
+mod tables;
 
 pub use objects::{NodeInfo, Objects, Sourced};
+pub use tables::Tables;
