@@ -201,7 +201,7 @@ async fn what_is_told_of_a_peer_is_what_is_on_the_wire() {
     assert_eq!(view.prefix.to_string(), "10.1.0.0/26");
     assert_eq!(view.next_hop, IpAddr::from([127, 0, 0, 1]));
     assert_eq!((view.as_path, view.peer.as_str()), (vec![65010], "leaf"));
-    assert_eq!(view.communities[0].to_string(), "65010:100");
+    assert_eq!(view.communities, [(65010 << 16) | 100]);
 }
 
 #[tokio::test]
