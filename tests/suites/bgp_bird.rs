@@ -49,6 +49,7 @@ fn main() -> Result<()> {
     let trials = vec![
         trial("routes of both IP versions stand in the router over one IPv4 session", both_families),
         trial("an IPv6 session carries both IP versions", over_ipv6),
+        trial("a session that only the router can open comes up", router_dials),
         trial("a session inside one AS carries the routes", internal),
         trial("what is withdrawn leaves the router, and nothing else does", withdrawal),
         trial("a route refresh is answered", refresh),
@@ -364,6 +365,15 @@ fn over_ipv6(site: &Site) -> Result<()> {
     site.wait_kernel(&[BLOCK, BLOCK6])?;
     assert_eq!(node.peer().last_error, None);
     Ok(())
+}
+
+fn router_dials(site: &Site) -> Result<()> {
+    let _bird = site.bird(&BGP)?;
+    let node = site.speaker(speaker_config(false));
+    node.speaker.announce(routes(&["10.64.0.0/26", "fd00:64::/122"]));
+    // Nobody listens there.
+    node.speaker.set_peers(vec![PeerConfig { port: 7, ..router() }]);
+    site.wait_kernel(&[BLOCK, BLOCK6])
 }
 
 fn internal(site: &Site) -> Result<()> {
