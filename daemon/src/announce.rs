@@ -1,5 +1,6 @@
 //! What this node announces: its own claimed blocks, no more. Pure, but for the file that remembers it.
 
+use crate::net::Sources;
 use bulkhead_api::{
     messages::ObjectError,
     objects::{AddressFamily, BGPConfigurationSpec, BGPPeerSpec, DEFAULT_PARTITION},
@@ -7,10 +8,7 @@ use bulkhead_api::{
 use bulkhead_bgp::{Family, PeerConfig, RouteAttributes};
 use bulkhead_policy::{NodeInfo, Objects, Sourced, selector};
 use ipnetwork::IpNetwork;
-use std::{
-    collections::BTreeMap,
-    net::{IpAddr, Ipv4Addr, Ipv6Addr},
-};
+use std::{collections::BTreeMap, net::IpAddr};
 
 pub type Routes = BTreeMap<IpNetwork, RouteAttributes>;
 
@@ -43,18 +41,11 @@ fn community(text: &str) -> Option<u32> {
     Some(u32::from(high.parse::<u16>().ok()?) << 16 | u32::from(low.parse::<u16>().ok()?))
 }
 
-/// This node's own addresses towards its routers.
-#[derive(Clone, Copy, Debug, PartialEq, Eq, Default)]
-pub struct UplinkAddresses {
-    pub ipv4: Option<Ipv4Addr>,
-    pub ipv6: Option<Ipv6Addr>,
-}
-
 /// The routers this node peers with. A peer that cannot be is refused; the others go on.
 pub fn peers(
     node: &str,
     info: Option<&NodeInfo>,
-    uplink: UplinkAddresses,
+    uplink: Sources,
     objects: &BTreeMap<String, Sourced<BGPPeerSpec>>,
 ) -> (Vec<PeerConfig>, Vec<ObjectError>) {
     let none = NodeInfo::default();
@@ -83,7 +74,8 @@ fn check(spec: &BGPPeerSpec) -> Result<(), (&'static str, String)> {
         return Err(("peerASN", "0 is reserved (RFC 7607): give the router's AS number".into()));
     }
     if matches!(spec.hold_time_seconds, 1 | 2) {
-        let message = format!("{} s is not allowed (RFC 4271 section 4.2): 0, or at least 3", spec.hold_time_seconds);
+        let message =
+            format!("{} s is not allowed (RFC 4271 section 4.2): 0, or at least 3", spec.hold_time_seconds);
         return Err(("holdTimeSeconds", message));
     }
     if spec.families.is_empty() {
@@ -92,11 +84,11 @@ fn check(spec: &BGPPeerSpec) -> Result<(), (&'static str, String)> {
     Ok(())
 }
 
-fn peer(name: &str, spec: &BGPPeerSpec, uplink: UplinkAddresses) -> PeerConfig {
+fn peer(name: &str, spec: &BGPPeerSpec, uplink: Sources) -> PeerConfig {
     let local_address = match spec.peer_address {
-        IpAddr::V4(_) => uplink.ipv4.map(IpAddr::V4),
+        IpAddr::V4(_) => uplink.v4.map(IpAddr::V4),
         IpAddr::V6(a) if a.is_unicast_link_local() => None,
-        IpAddr::V6(_) => uplink.ipv6.map(IpAddr::V6),
+        IpAddr::V6(_) => uplink.v6.map(IpAddr::V6),
     };
     let family = |f: &AddressFamily| match f {
         AddressFamily::IPv4 => Family::Ipv4Unicast,
@@ -111,8 +103,8 @@ fn peer(name: &str, spec: &BGPPeerSpec, uplink: UplinkAddresses) -> PeerConfig {
         connect_retry: spec.connect_retry_seconds,
         families: spec.families.iter().map(family).collect(),
         local_address,
-        next_hop_ipv4: uplink.ipv4,
-        next_hop_ipv6: uplink.ipv6,
+        next_hop_ipv4: uplink.v4,
+        next_hop_ipv6: uplink.v6,
     }
 }
 
@@ -131,6 +123,9 @@ pub fn check_configuration(object: &Sourced<BGPConfigurationSpec>) -> Option<Obj
         return Some(error("restartTimeSeconds", "must be 1 to 4095 (RFC 4724 section 3)"));
     }
     let bad = object.spec.communities.iter().position(|c| community(c).is_none())?;
-    let message = format!("`{}` is not a community: write two numbers up to 65535, as 65000:100", object.spec.communities[bad]);
+    let message = format!(
+        "`{}` is not a community: write two numbers up to 65535, as 65000:100",
+        object.spec.communities[bad]
+    );
     Some(error(&format!("communities[{bad}]"), &message))
 }

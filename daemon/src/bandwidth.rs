@@ -6,7 +6,9 @@
 use crate::net::{Limit, Limits};
 use bulkhead_api::{
     messages::{ObjectError, RuntimeBandwidth},
-    objects::{ANNOTATION_BANDWIDTH_CLASS, BUILT_IN_CLASSES, BandwidthClassSpec, PartitionBandwidth, Quantity},
+    objects::{
+        ANNOTATION_BANDWIDTH_CLASS, BUILT_IN_CLASSES, BandwidthClassSpec, PartitionBandwidth, Quantity,
+    },
 };
 use bulkhead_policy::Sourced;
 use std::collections::BTreeMap;
@@ -50,10 +52,12 @@ pub fn pod_bandwidth(
 
 fn check_allowed(partition: Option<&PartitionBandwidth>, wish: &str) -> Result<(), ObjectError> {
     match partition {
-        Some(p) if !p.allowed_classes.is_empty() && !p.allowed_classes.iter().any(|c| c == wish) => Err(refused(format!(
-            "the partition does not allow class `{wish}`: it allows {}",
-            p.allowed_classes.join(", ")
-        ))),
+        Some(p) if !p.allowed_classes.is_empty() && !p.allowed_classes.iter().any(|c| c == wish) => {
+            Err(refused(format!(
+                "the partition does not allow class `{wish}`: it allows {}",
+                p.allowed_classes.join(", ")
+            )))
+        }
         _ => Ok(()),
     }
 }
@@ -117,7 +121,8 @@ mod tests {
         let of = |annotation, runtime| pod_bandwidth(&BTreeMap::new(), Some(&partition), annotation, runtime);
         assert_eq!(rates(of(None, None).unwrap()), (Some(500_000_000), Some(500_000_000)));
         assert_eq!(rates(of(Some("low"), None).unwrap()), (Some(600_000_000), Some(600_000_000)));
-        let runtime = RuntimeBandwidth { ingress_rate: 9_000_000_000, egress_rate: 1_000, ..Default::default() };
+        let runtime =
+            RuntimeBandwidth { ingress_rate: 9_000_000_000, egress_rate: 1_000, ..Default::default() };
         assert_eq!(rates(of(Some("low"), Some(runtime)).unwrap()), (Some(600_000_000), Some(1_000)));
         let error = of(Some("high"), None).unwrap_err().to_string();
         assert!(error.contains("does not allow class `high`: it allows low"), "{error}");
@@ -130,6 +135,9 @@ mod tests {
         let low = pod_bandwidth(&classes, None, Some("low"), None).unwrap();
         assert_eq!(low.limits.egress, Some(Limit { rate_bits: 7_000_000, burst_bytes: 9_000 }));
         let error = pod_bandwidth(&classes, None, Some("fast"), None).unwrap_err().to_string();
-        assert!(error.contains("no bandwidth class `fast`: there are high, low, management, medium"), "{error}");
+        assert!(
+            error.contains("no bandwidth class `fast`: there are high, low, management, medium"),
+            "{error}"
+        );
     }
 }

@@ -4,7 +4,8 @@
 //! next daemon has announced them again. Withdrawal is [`Bgp::drain`], or a block that is released.
 
 use crate::{
-    announce::{self, Routes, UplinkAddresses},
+    announce::{self, Routes},
+    net::Sources,
     source::Snapshot,
     store,
 };
@@ -29,7 +30,7 @@ struct Fixed {
 
 pub struct Bgp {
     node: String,
-    uplink: UplinkAddresses,
+    uplink: Sources,
     /// Remembers what was last announced: a restart, and not a first start, when there is something in it.
     announced: PathBuf,
     /// The pins were found and verified: packets were forwarded all the time (RFC 4724 F bit).
@@ -40,12 +41,24 @@ pub struct Bgp {
 }
 
 impl Bgp {
-    pub fn new(node: String, uplink: UplinkAddresses, announced: PathBuf, forwarding_preserved: bool) -> Self {
-        Self { node, uplink, announced, forwarding_preserved, speaker: None, routes: Routes::new(), drained: false }
+    pub fn new(node: String, uplink: Sources, announced: PathBuf, forwarding_preserved: bool) -> Self {
+        Self {
+            node,
+            uplink,
+            announced,
+            forwarding_preserved,
+            speaker: None,
+            routes: Routes::new(),
+            drained: false,
+        }
     }
 
     /// Brings sessions and announcements in line. Call it once a generation that covers `blocks` is live.
-    pub async fn apply(&mut self, snapshot: &Snapshot, blocks: &BTreeMap<IpNetwork, String>) -> Vec<ObjectError> {
+    pub async fn apply(
+        &mut self,
+        snapshot: &Snapshot,
+        blocks: &BTreeMap<IpNetwork, String>,
+    ) -> Vec<ObjectError> {
         let Some(configuration) = &snapshot.bgp else {
             if let Some((speaker, _)) = self.speaker.take() {
                 info!("no BGPConfiguration any more: withdrawing and closing all sessions");
@@ -83,9 +96,11 @@ impl Bgp {
                 speaker.stop().await;
                 true
             }
-            None => store::read_json::<Vec<IpNetwork>>(&self.announced).is_ok_and(|a| a.is_some_and(|a| !a.is_empty())),
+            None => store::read_json::<Vec<IpNetwork>>(&self.announced)
+                .is_ok_and(|a| a.is_some_and(|a| !a.is_empty())),
         };
-        let router_id = self.uplink.ipv4.ok_or("the uplink has no IPv4 address to take the BGP identifier from")?;
+        let router_id =
+            self.uplink.v4.ok_or("the uplink has no IPv4 address to take the BGP identifier from")?;
         let config = SpeakerConfig {
             asn: fixed.asn,
             router_id,

@@ -43,7 +43,11 @@ fn start() -> Result<(), Box<dyn Error>> {
         .init();
     let runtime = tokio::runtime::Builder::new_multi_thread().worker_threads(2).enable_all().build()?;
     runtime.block_on(async {
-        if arguments.uninstall { Node::uninstall(config).await.map_err(Into::into) } else { run(config).await }
+        if arguments.uninstall {
+            Node::uninstall(config).await.map_err(Into::into)
+        } else {
+            run(config).await
+        }
     })
 }
 

@@ -22,7 +22,10 @@ pub type Shared = Arc<Mutex<Node>>;
 /// `AddrInUse` when another daemon answers on it.
 pub fn bind(path: &Path) -> io::Result<UnixListener> {
     if std::os::unix::net::UnixStream::connect(path).is_ok() {
-        return Err(io::Error::new(io::ErrorKind::AddrInUse, "another bulkheadd serves this socket: stop it first"));
+        return Err(io::Error::new(
+            io::ErrorKind::AddrInUse,
+            "another bulkheadd serves this socket: stop it first",
+        ));
     }
     if let Some(parent) = path.parent() {
         fs::create_dir_all(parent)?;
@@ -68,7 +71,9 @@ fn status_of(error: &ErrorReply) -> StatusCode {
     match error.code {
         code::UNKNOWN_CONTAINER => StatusCode::NOT_FOUND,
         code::INVALID_CONFIG | code::INVALID_ENVIRONMENT | code::DECODE_FAILURE => StatusCode::BAD_REQUEST,
-        code::TRY_AGAIN_LATER | code::NOT_AVAILABLE | code::LIMITED_CONNECTIVITY => StatusCode::SERVICE_UNAVAILABLE,
+        code::TRY_AGAIN_LATER | code::NOT_AVAILABLE | code::LIMITED_CONNECTIVITY => {
+            StatusCode::SERVICE_UNAVAILABLE
+        }
         _ => StatusCode::INTERNAL_SERVER_ERROR,
     }
 }

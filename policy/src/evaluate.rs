@@ -1,7 +1,6 @@
 //! Reads the tables as the kernel does: look-up by look-up, from the very same values.
 
-use crate::Compiled;
-use crate::atom::Atom;
+use crate::{Compiled, atom::Atom, prefix::Prefix};
 use bulkhead_ebpf_abi::{
     Addr, CELL_KEEP, ID_WORLD, Identity, POLICY_AUDIT, POLICY_OPEN, PORT_SLOTS, RULE_NONE, VERDICT_ALLOW,
     port_slot,
@@ -36,12 +35,10 @@ impl Compiled {
     /// Who an address is, as the kernel's maps say it. Of local pods they hold [`Self::pod_identity`] besides.
     pub fn identity(&self, address: IpAddr) -> Identity {
         let address = Addr::from_ip(address);
-        let bits = u128::from_be_bytes(address.0);
-        let masked = |length: u8| {
-            let mask = u128::MAX.checked_shl(128 - u32::from(length)).unwrap_or(0);
-            (Addr((bits & mask).to_be_bytes()), length)
+        let of_prefix = || {
+            let mut prefixes = (0..=128).rev().map(|length| Prefix::of_address(address, length));
+            prefixes.find_map(|p| self.prefixes.get(&(p.address, p.length)))
         };
-        let of_prefix = || (0..=128).rev().find_map(|length| self.prefixes.get(&masked(length)));
         self.exact.get(&address).or_else(of_prefix).copied().unwrap_or(Identity { id: ID_WORLD, flags: 0 })
     }
 

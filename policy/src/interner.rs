@@ -1,25 +1,25 @@
 //! Stable numbers for identities, policies and rules.
 //!
-//! The daemon keeps the interner on disk: the kernel's maps hold these numbers over restarts. Compile with a clone and
-//! keep the clone once its generation is live; a preview's clone is thrown away.
+//! The daemon keeps the interner on disk: the kernel's maps hold these numbers over restarts. It compiles, puts the
+//! tables into force, and then says [`Interner::switched`]. A preview compiles with a clone and throws it away.
 //!
-//! When a number is freed: what no compile has asked for keeps its number for [`KEPT_GENERATIONS`] further compiles,
-//! so that entries of the generation before still mean what they meant. After that, numbers of identities and policies
-//! (indices of bounded tables) are given out again, lowest first; numbers of rules never are, because counters and
-//! connections may hold them for as long as they live.
+//! When a number is freed: what no compile has asked for keeps its number for [`KEPT_GENERATIONS`] further switches, so
+//! that entries of the generation before still mean what they meant. A compile or write that fails frees nothing. After
+//! that, numbers of identities and policies (indices of bounded tables) are given out again, lowest first; numbers of
+//! rules never are, because counters and connections may hold them for as long as they live.
 
 use crate::atom::Atom;
 use bulkhead_ebpf_abi::{ID_FIRST_DYNAMIC, RULE_FIRST_DYNAMIC};
 use serde::{Deserialize, Serialize};
 use std::collections::{BTreeMap, BTreeSet};
 
-/// Compiles that an unused number outlives.
+/// Switches that an unused number outlives.
 pub const KEPT_GENERATIONS: u64 = 2;
 
 #[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
 #[serde(rename_all = "camelCase")]
 pub struct Interner {
-    compiles: u64,
+    switches: u64,
     identities: Numbers<Vec<Atom>>,
     policies: Numbers<String>,
     rules: Numbers<String>,
@@ -28,7 +28,7 @@ pub struct Interner {
 impl Default for Interner {
     fn default() -> Self {
         Self {
-            compiles: 0,
+            switches: 0,
             identities: Numbers::from(ID_FIRST_DYNAMIC),
             policies: Numbers::from(0),
             rules: Numbers::from(RULE_FIRST_DYNAMIC),
@@ -41,25 +41,10 @@ impl Default for Interner {
 pub(crate) struct Exhausted;
 
 impl Interner {
-    pub(crate) fn begin(&mut self) {
-        self.compiles += 1;
-    }
-
-    pub(crate) fn identity(&mut self, atoms: &Vec<Atom>) -> Result<u32, Exhausted> {
-        self.identities.number(atoms, self.compiles)
-    }
-
-    pub(crate) fn policy(&mut self, partition: &str) -> Result<u32, Exhausted> {
-        self.policies.number(&partition.to_string(), self.compiles)
-    }
-
-    pub(crate) fn rule(&mut self, name: &str) -> Result<u32, Exhausted> {
-        self.rules.number(&name.to_string(), self.compiles)
-    }
-
-    /// Forgets what has been unused for long enough.
-    pub(crate) fn finish(&mut self) {
-        let oldest = self.compiles.saturating_sub(KEPT_GENERATIONS);
+    /// What was compiled last is in force: forgets what has been unused for long enough.
+    pub fn switched(&mut self) {
+        self.switches += 1;
+        let oldest = self.switches.saturating_sub(KEPT_GENERATIONS);
         let released = self.identities.release(oldest);
         self.identities.free.extend(released);
         let released = self.policies.release(oldest);
@@ -67,12 +52,24 @@ impl Interner {
         self.rules.release(oldest);
     }
 
-    /// Identities with a number, those kept from earlier compiles among them.
+    pub(crate) fn identity(&mut self, atoms: &Vec<Atom>) -> Result<u32, Exhausted> {
+        self.identities.number(atoms, self.switches)
+    }
+
+    pub(crate) fn policy(&mut self, partition: &str) -> Result<u32, Exhausted> {
+        self.policies.number(&partition.to_string(), self.switches)
+    }
+
+    pub(crate) fn rule(&mut self, name: &str) -> Result<u32, Exhausted> {
+        self.rules.number(&name.to_string(), self.switches)
+    }
+
+    /// Identities with a number, those kept from earlier generations among them.
     pub(crate) fn identities(&self) -> impl Iterator<Item = (&[Atom], u32)> {
         self.identities.iter().map(|(atoms, number)| (atoms.as_slice(), number))
     }
 
-    /// Rules with a number, those kept from earlier compiles among them.
+    /// Rules with a number, those kept from earlier generations among them.
     pub(crate) fn rules(&self) -> impl Iterator<Item = (&str, u32)> {
         self.rules.iter().map(|(name, number)| (name.as_str(), number))
     }
@@ -154,38 +151,36 @@ mod pairs {
 mod tests {
     use super::*;
 
-    /// One compile that asks for these partitions.
-    fn compile(interner: &mut Interner, names: &[&str]) -> Vec<u32> {
-        interner.begin();
+    /// One generation that asks for these partitions.
+    fn generation(interner: &mut Interner, names: &[&str]) -> Vec<u32> {
         let numbers = names.iter().map(|n| interner.policy(n).unwrap()).collect();
-        interner.finish();
+        interner.switched();
         numbers
     }
 
     #[test]
     fn a_number_stays_with_its_meaning() {
         let mut interner = Interner::default();
-        assert_eq!(compile(&mut interner, &["default", "web"]), [0, 1]);
-        assert_eq!(compile(&mut interner, &["default", "db", "web"]), [0, 2, 1]);
+        assert_eq!(generation(&mut interner, &["default", "web"]), [0, 1]);
+        assert_eq!(generation(&mut interner, &["default", "db", "web"]), [0, 2, 1]);
     }
 
     #[test]
-    fn a_number_is_given_out_again_after_two_further_compiles() {
+    fn a_number_is_given_out_again_after_two_further_generations() {
         let mut interner = Interner::default();
-        compile(&mut interner, &["default", "web"]);
-        assert_eq!(compile(&mut interner, &["default", "a"]), [0, 2]);
-        assert_eq!(compile(&mut interner, &["default", "b"]), [0, 3]);
-        assert_eq!(compile(&mut interner, &["default", "c"]), [0, 4], "freed at the end of this one");
-        assert_eq!(compile(&mut interner, &["default", "d"]), [0, 1]);
+        generation(&mut interner, &["default", "web"]);
+        assert_eq!(generation(&mut interner, &["default", "a"]), [0, 2]);
+        assert_eq!(generation(&mut interner, &["default", "b"]), [0, 3]);
+        assert_eq!(generation(&mut interner, &["default", "c"]), [0, 1]);
     }
 
     #[test]
     fn what_comes_back_in_time_has_its_number_again() {
         let mut interner = Interner::default();
-        compile(&mut interner, &["default", "web"]);
-        compile(&mut interner, &["default"]);
-        compile(&mut interner, &["default"]);
-        assert_eq!(compile(&mut interner, &["default", "web"]), [0, 1]);
+        generation(&mut interner, &["default", "web"]);
+        generation(&mut interner, &["default"]);
+        generation(&mut interner, &["default"]);
+        assert_eq!(generation(&mut interner, &["default", "web"]), [0, 1]);
     }
 
     #[test]
@@ -193,10 +188,19 @@ mod tests {
         let mut interner = Interner::default();
         let mut seen = BTreeSet::new();
         for i in 0..10 {
-            interner.begin();
             assert!(seen.insert(interner.rule(&format!("rule {i}")).unwrap()));
-            interner.finish();
+            interner.switched();
         }
-        assert_eq!(interner.rules().count(), 1 + KEPT_GENERATIONS as usize);
+        assert_eq!(interner.rules().count(), KEPT_GENERATIONS as usize);
+    }
+
+    #[test]
+    fn what_never_came_into_force_frees_nothing() {
+        let mut interner = Interner::default();
+        generation(&mut interner, &["default", "web"]);
+        for name in ["a", "b", "c", "d", "e"] {
+            interner.policy(name).unwrap();
+        }
+        assert_eq!(generation(&mut interner, &["default", "web", "f"]), [0, 1, 7]);
     }
 }

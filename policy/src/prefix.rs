@@ -50,13 +50,12 @@ impl Prefix {
 
     /// The network as people write it.
     pub fn network(self) -> IpNetwork {
-        let host = |ip| IpNetwork::from(ip);
         let (ip, length) = if self.is_v4() {
             (self.address.to_ip(), self.length - V4_PREFIX_OFFSET as u8)
         } else {
             (std::net::Ipv6Addr::from(self.address.0).into(), self.length)
         };
-        IpNetwork::new(ip, length).unwrap_or_else(|_| host(ip))
+        IpNetwork::new(ip, length).unwrap_or_else(|_| ip.into())
     }
 }
 

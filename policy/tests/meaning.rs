@@ -350,6 +350,18 @@ fn a_nodes_address_inside_a_pod_range_is_a_node() {
 }
 
 #[test]
+fn of_nested_ranges_the_longer_has_the_address_by_name_and_in_the_tables() {
+    let mut objects = cluster();
+    add(&mut objects, "inner", "{policyID: 3, podCIDRs: [10.65.1.0/24]}");
+    add(&mut objects, "zoo", "{policyID: 4, podCIDRs: [10.65.0.0/16]}");
+    let c = compiled(&objects);
+    for (address, partition) in [("10.65.1.1", "inner"), ("10.65.2.1", "web")] {
+        assert_eq!(objects.partition_of_address(ip(address)), Some(partition));
+        assert_eq!(c.identity(ip(address)).id, c.pod_identities[partition]);
+    }
+}
+
+#[test]
 fn a_pod_in_range_has_the_identity_of_its_address_and_a_stray_that_of_its_partition() {
     let c = compiled(&web_with("egress: [{to: [{ipBlock: {cidr: 10.66.1.0/24}}]}]"));
     let pay = c.pod_identities["pay"];

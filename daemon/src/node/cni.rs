@@ -1,18 +1,20 @@
 //! The CNI verbs: what the plugin asks, in terms of what is in force.
 
-use super::{Node, numbers};
+use super::{Node, identity_of, policy_of};
 use crate::endpoint::PodContext;
 use bulkhead_api::{
     messages::{Attach, Attachment, Check, Detach, ErrorReply, Gc, code},
     objects::DEFAULT_PARTITION,
 };
-use tracing::info;
+use tracing::{info, warn};
 
 impl Node {
     pub async fn add(&mut self, request: &Attach) -> Result<Attachment, ErrorReply> {
         self.ready().map_err(|e| ErrorReply { code: code::TRY_AGAIN_LATER, ..e })?;
         let context = self.context(request)?;
-        let attachment = self.endpoints.add(&mut self.datapath, &context, request).await?;
+        let compiled = self.compiled.as_ref().ok_or_else(starting)?;
+        let identity = |address| identity_of(compiled, &context.partition, address);
+        let attachment = self.endpoints.add(&mut self.datapath, &context, identity, request).await?;
         info!(
             pod = %format_args!("{}/{}", request.pod.namespace, request.pod.name),
             partition = context.partition,
@@ -26,17 +28,17 @@ impl Node {
     pub async fn del(&mut self, request: &Detach) -> Result<(), ErrorReply> {
         self.endpoints.del(&mut self.datapath, request).await?;
         info!(container = request.id.container_id, "pod removed");
-        self.announce_blocks().await;
+        self.release_blocks().await;
         Ok(())
     }
 
     pub async fn check(&mut self, request: &Check) -> Result<(), ErrorReply> {
-        self.endpoints.check(&mut self.datapath, request).await
+        self.endpoints.check(&self.datapath, request).await
     }
 
     pub async fn gc(&mut self, request: &Gc) -> Result<(), ErrorReply> {
         self.endpoints.gc(&mut self.datapath, request).await?;
-        self.announce_blocks().await;
+        self.release_blocks().await;
         Ok(())
     }
 
@@ -58,30 +60,41 @@ impl Node {
                 },
             });
         }
-        let bandwidth = self.bandwidth(&request.pod, partition, request.bandwidth).map_err(|e| ErrorReply {
-            code: code::INVALID_CONFIG,
-            msg: "the pod's bandwidth is refused".into(),
-            details: e.to_string(),
-        })?;
-        let compiled = self.compiled.as_ref().ok_or_else(|| ErrorReply {
-            code: code::TRY_AGAIN_LATER,
-            msg: "no policy is in force yet".into(),
-            details: String::new(),
-        })?;
-        let (policy, identity) = numbers(compiled, partition);
+        let bandwidth =
+            self.bandwidth(&request.pod, partition, request.bandwidth).map_err(|e| ErrorReply {
+                code: code::INVALID_CONFIG,
+                msg: "the pod's bandwidth is refused".into(),
+                details: e.to_string(),
+            })?;
+        let compiled = self.compiled.as_ref().ok_or_else(starting)?;
         Ok(PodContext {
             partition: partition.to_string(),
             ranges: ranges.clone(),
-            policy,
-            identity,
+            policy: policy_of(compiled, partition),
             limits: bandwidth.limits,
             bandwidth_class: bandwidth.class,
         })
     }
 
+    /// After a pod went: a block without pods has no reason to be announced here.
+    async fn release_blocks(&mut self) {
+        if let Err(e) = self.endpoints.release_empty_blocks().await {
+            warn!(error = %e, "a block without pods stays claimed");
+        }
+        self.announce_blocks().await;
+    }
+
     /// After a pod came or went: a block may have been claimed or released.
     async fn announce_blocks(&mut self) {
-        let errors = self.bgp.apply(&self.in_force, &self.endpoints.blocks()).await;
+        let errors = self.bgp.apply(&self.in_force, self.endpoints.blocks()).await;
         self.errors.extend(errors.into_iter().filter(|e| !self.errors.contains(e)).collect::<Vec<_>>());
+    }
+}
+
+fn starting() -> ErrorReply {
+    ErrorReply {
+        code: code::TRY_AGAIN_LATER,
+        msg: "no policy is in force yet".into(),
+        details: "the daemon is starting".into(),
     }
 }

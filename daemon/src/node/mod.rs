@@ -13,20 +13,23 @@ use crate::{
     bgp::Bgp,
     config::Config,
     datapath::{Datapath, DatapathError, Generation},
-    endpoint::{EndpointRecord, Endpoints, PodContext},
-    ipam::DirectoryClaims,
-    net::{Netlink, Uplink},
+    endpoint::{Cause, Endpoints, LoadError, NodeNet},
+    ipam::{ClaimError, ClaimFiles},
+    net::{
+        GATEWAY_V4, GATEWAY_V6, Kernel, NetError, Sources,
+        node::{Uplink, prepare_node},
+    },
     source::{Observed, Snapshot},
-    store,
+    store::{self, StoreError},
 };
 use bulkhead_api::{
-    messages::{ErrorReply, ObjectError, PodRef, RuntimeBandwidth, code},
+    messages::{ErrorReply, Gc, ObjectError, PodRef, RuntimeBandwidth, code},
     objects::{ANNOTATION_BANDWIDTH_CLASS, DEFAULT_PARTITION},
 };
-use bulkhead_ebpf_abi::Sizes;
+use bulkhead_ebpf_abi::{ID_WORLD, Sizes};
 use bulkhead_policy::{Compiled, Interner, Objects, admit, compile};
 use std::{
-    io,
+    net::IpAddr,
     time::{SystemTime, UNIX_EPOCH},
 };
 use tracing::{error, info, warn};
@@ -35,7 +38,7 @@ pub struct Node {
     config: Config,
     uplinks: Vec<Uplink>,
     datapath: Datapath,
-    endpoints: Endpoints<Netlink, DirectoryClaims>,
+    endpoints: Endpoints<Kernel, ClaimFiles>,
     interner: Interner,
     in_force: Snapshot,
     /// None until the first generation of this process is live.
@@ -51,41 +54,34 @@ pub enum NodeError {
     #[error(transparent)]
     Datapath(#[from] DatapathError),
     #[error(transparent)]
-    Net(#[from] crate::net::NetError),
+    Net(#[from] NetError),
     #[error(transparent)]
-    Store(#[from] store::StoreError),
+    Store(#[from] StoreError),
     #[error(transparent)]
-    Claims(#[from] crate::ipam::ClaimError),
-    #[error("no uplink found: name one in `uplinks`, or give the node a default route")]
-    NoUplink,
+    Claims(#[from] ClaimError),
+    #[error("cannot load the pods of this node: {0}")]
+    Load(#[from] LoadError),
+    #[error("cannot reconcile the pods of this node: {0}")]
+    Reconcile(#[from] Cause),
 }
 
 impl Node {
-    /// Loads or adopts the datapath, adopts the pods on disk. Policy in force in the kernel stays until [`Self::apply`].
+    /// Loads or adopts the datapath and the pods on disk. What is in force in the kernel stays until [`Self::apply`].
     pub async fn open(config: Config) -> Result<Self, NodeError> {
-        let mut net = Netlink::open()?;
-        net.prepare_node().await?;
+        let net = Kernel::open()?;
         let uplinks = net.uplinks(&config.uplinks).await?;
-        let uplink = uplinks.first().cloned().ok_or(NodeError::NoUplink)?;
+        prepare_node(&uplinks)?;
+        let sources = sources(&uplinks);
         let opened = Datapath::open(&config.pin_dir, Sizes::DEFAULT, config.conntrack_entries)?;
         let mut datapath = opened.datapath;
-        info!(adopted = opened.adopted, generation = datapath.running_generation(), "datapath ready");
-
-        let claims = DirectoryClaims::open(&config.blocks, &config.node)?;
-        let mut endpoints = Endpoints::open(&config.state_dir, net, claims, uplink.clone())?;
-        for problem in endpoints.reconcile(&mut datapath).await {
-            warn!("reconcile: {problem}");
-        }
+        info!(adopted = opened.adopted, generation = datapath.running_generation()?, "datapath ready");
         for uplink in &uplinks {
             datapath.attach_uplink(&uplink.name, uplink.ifindex)?;
         }
+        let endpoints = Self::load_endpoints(&config, net, &uplinks, &mut datapath).await?;
         let interner = store::read_json(&config.state_dir.join(INTERNER_FILE))?.unwrap_or_default();
-        let bgp = Bgp::new(
-            config.node.clone(),
-            (&uplink).into(),
-            config.state_dir.join("announced.json"),
-            opened.adopted,
-        );
+        let bgp =
+            Bgp::new(config.node.clone(), sources, config.state_dir.join(ANNOUNCED_FILE), opened.adopted);
         Ok(Self {
             config,
             uplinks,
@@ -99,6 +95,28 @@ impl Node {
             generation_since: 0,
             last_change_millis: 0,
         })
+    }
+
+    async fn load_endpoints(
+        config: &Config,
+        net: Kernel,
+        uplinks: &[Uplink],
+        datapath: &mut Datapath,
+    ) -> Result<Endpoints<Kernel, ClaimFiles>, NodeError> {
+        let mtu = uplinks.iter().map(|u| u.mtu).min().unwrap_or(DEFAULT_MTU);
+        let node = NodeNet { mtu, sources: sources(uplinks) };
+        let claims = ClaimFiles::new(config.blocks.clone())?;
+        let (mut endpoints, unreadable) =
+            Endpoints::load(net, claims, &config.state_dir, &config.node, node).await?;
+        for error in unreadable {
+            error!("{error}; what is wired under it is left alone");
+        }
+        let report = endpoints.reconcile(datapath, |_| None).await?;
+        for error in &report.errors {
+            error!("reconcile: {error}");
+        }
+        info!(adopted = report.adopted, removed = report.removed.len(), ownerless = ?report.ownerless, "pods reconciled");
+        Ok(endpoints)
     }
 
     /// Takes over a new snapshot as far as it is valid.
@@ -125,7 +143,10 @@ impl Node {
         self.in_force.bgp = observed.snapshot.bgp;
         errors.extend(self.update_endpoints().await);
         if self.compiled.is_some() {
-            errors.extend(self.bgp.apply(&self.in_force, &self.endpoints.blocks()).await);
+            errors.extend(self.bgp.apply(&self.in_force, self.endpoints.blocks()).await);
+        }
+        if let Err(e) = self.datapath.settle() {
+            warn!(error = %e, "cannot remove what only the former generation needed; tried again with the next change");
         }
         for error in errors.iter().filter(|e| !self.errors.contains(e)) {
             warn!("refused: {error}");
@@ -138,8 +159,9 @@ impl Node {
         objects.default_pod_cidrs.clone_from(&self.config.pod_cidrs);
         objects.cluster_dns.clone_from(&self.config.cluster_dns);
         let own = objects.nodes.entry(self.config.node.clone()).or_default();
-        let ours = self.uplinks.iter().flat_map(Uplink::addresses).chain(crate::net::GATEWAYS);
-        for address in ours {
+        let of_uplink = |u: &Uplink| u.v4.map(IpAddr::V4).into_iter().chain(u.v6.map(IpAddr::V6));
+        let gateways = [IpAddr::V4(GATEWAY_V4), IpAddr::V6(GATEWAY_V6)];
+        for address in self.uplinks.iter().flat_map(of_uplink).chain(gateways) {
             if !own.addresses.contains(&address) {
                 own.addresses.push(address);
             }
@@ -153,12 +175,17 @@ impl Node {
         let compiled = compile(objects, &mut interner, &self.config.node).map_err(|e| e.to_string())?;
         // On disk first: a successor must read the numbers in the kernel as we do.
         if interner != self.interner {
-            store::write_json(&self.config.state_dir.join(INTERNER_FILE), &interner).map_err(|e| e.to_string())?;
+            store::write_json(&self.config.state_dir.join(INTERNER_FILE), &interner)
+                .map_err(|e| e.to_string())?;
             self.interner = interner;
         }
         let generation = self
             .datapath
-            .apply(&Generation { tables: &compiled.tables, prefixes: &compiled.prefixes, exact: &compiled.exact })
+            .apply(&Generation {
+                tables: &compiled.tables,
+                prefixes: &compiled.prefixes,
+                exact: &compiled.exact,
+            })
             .map_err(|e| e.to_string())?;
         self.generation_since = unix_seconds();
         info!(generation, partitions = objects.partitions.len(), "switched");
@@ -171,8 +198,11 @@ impl Node {
         let Some(compiled) = &self.compiled else { return Vec::new() };
         let mut errors = Vec::new();
         for record in self.endpoints.iter().cloned().collect::<Vec<_>>() {
-            let (policy, identity) = numbers(compiled, &record.partition);
-            if let Err(e) = self.endpoints.set_identity(&mut self.datapath, &record.id, policy, identity).await {
+            let policy = policy_of(compiled, &record.partition);
+            let identity = |address| identity_of(compiled, &record.partition, address);
+            if let Err(e) =
+                self.endpoints.set_identity(&mut self.datapath, &record.id, policy, identity).await
+            {
                 errors.push(pod_error(&record.pod, e.to_string()));
             }
             let bandwidth = match self.bandwidth(&record.pod, &record.partition, record.runtime_bandwidth) {
@@ -224,11 +254,15 @@ impl Node {
 
     /// Removes all that this node's daemon ever made, pods' wiring included.
     pub async fn uninstall(config: Config) -> Result<(), NodeError> {
+        let pin_dir = config.pin_dir.clone();
         let mut node = Self::open(config).await?;
-        for problem in node.endpoints.remove_all(&mut node.datapath).await {
-            warn!("uninstall: {problem}");
+        if let Err(e) = node.endpoints.gc(&mut node.datapath, &Gc { valid: Vec::new() }).await {
+            error!("uninstall: {e}");
         }
-        node.datapath.remove_pins()?;
+        if let Err(e) = node.endpoints.release_empty_blocks().await {
+            error!("uninstall: {e}");
+        }
+        Datapath::remove_pins(&pin_dir)?;
         info!("removed");
         Ok(())
     }
@@ -236,15 +270,33 @@ impl Node {
 
 /// Numbers that stand for identities, policies and rules in the kernel.
 const INTERNER_FILE: &str = "interner.json";
+/// What was last announced.
+const ANNOUNCED_FILE: &str = "announced.json";
+const DEFAULT_MTU: u32 = 1500;
 
-/// (policy, identity) of the pods of a partition; of one that is gone, the default partition's.
-fn numbers(compiled: &Compiled, partition: &str) -> (u32, u32) {
-    let of = |name: &str| Some((*compiled.policies.get(name)?, *compiled.pod_identities.get(name)?));
+/// Policy of a partition's pods; of one that is gone, the default partition's.
+fn policy_of(compiled: &Compiled, partition: &str) -> u32 {
+    let of = |name: &str| compiled.policies.get(name).copied();
     of(partition).or_else(|| of(DEFAULT_PARTITION)).unwrap_or_default()
 }
 
+fn identity_of(compiled: &Compiled, partition: &str, address: IpAddr) -> u32 {
+    let of = |name: &str| compiled.pod_identity(name, address);
+    of(partition).or_else(|| of(DEFAULT_PARTITION)).unwrap_or(ID_WORLD)
+}
+
+/// The first address of each family that an uplink has.
+fn sources(uplinks: &[Uplink]) -> Sources {
+    Sources { v4: uplinks.iter().find_map(|u| u.v4), v6: uplinks.iter().find_map(|u| u.v6) }
+}
+
 fn pod_error(pod: &PodRef, message: String) -> ObjectError {
-    ObjectError { file: None, object: Some(format!("Pod/{}/{}", pod.namespace, pod.name)), field: None, message }
+    ObjectError {
+        file: None,
+        object: Some(format!("Pod/{}/{}", pod.namespace, pod.name)),
+        field: None,
+        message,
+    }
 }
 
 fn unix_seconds() -> u64 {

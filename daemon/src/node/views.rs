@@ -3,7 +3,8 @@
 use super::Node;
 use bulkhead_api::{
     messages::{
-        DropInfo, EndpointInfo, ErrorReply, ExplainRequest, Explanation, PartitionInfo, RuleInfo, Status, code,
+        DropInfo, EndpointInfo, ErrorReply, ExplainRequest, Explanation, PartitionInfo, RuleInfo, Status,
+        code,
     },
     objects::{DEFAULT_PARTITION, IpNetwork, Isolation, PartitionSpec},
 };
@@ -18,7 +19,7 @@ impl Node {
         Ok(Status {
             node: self.config.node.clone(),
             version: env!("CARGO_PKG_VERSION").into(),
-            generation: self.datapath.running_generation(),
+            generation: self.datapath.running_generation().map_err(kernel_error)?,
             generation_since: self.generation_since,
             last_change_millis: self.last_change_millis,
             endpoints: self.endpoints.iter().count(),
@@ -30,13 +31,16 @@ impl Node {
     }
 
     pub fn endpoints(&self) -> Vec<EndpointInfo> {
-        self.endpoints.iter().map(|record| record.info()).collect()
+        self.endpoints.iter().map(|record| record.into()).collect()
     }
 
     pub fn partitions(&self) -> Vec<PartitionInfo> {
         let objects = &self.in_force.policy;
-        let mut partitions: Vec<_> =
-            objects.partitions.iter().map(|(name, p)| self.partition(name, Some(&p.spec), &p.spec.pod_cidrs)).collect();
+        let mut partitions: Vec<_> = objects
+            .partitions
+            .iter()
+            .map(|(name, p)| self.partition(name, Some(&p.spec), &p.spec.pod_cidrs))
+            .collect();
         partitions.push(self.partition(DEFAULT_PARTITION, None, &objects.default_pod_cidrs));
         partitions
     }
@@ -51,7 +55,7 @@ impl Node {
             isolation: format!("{isolation:?}"),
             namespaces: spec.map(|s| s.namespaces.clone()).unwrap_or_default(),
             pod_cidrs: ranges.to_vec(),
-            blocks: self.endpoints.blocks().into_iter().filter(|(_, p)| p == name).map(|(b, _)| b).collect(),
+            blocks: self.endpoints.blocks().iter().filter(|(_, p)| *p == name).map(|(b, _)| *b).collect(),
             endpoints: pods.len(),
             strays: pods.iter().filter(|e| !e.addresses.iter().all(in_range)).count(),
         }
@@ -85,17 +89,17 @@ impl Node {
     }
 
     pub fn explain(&self, request: &ExplainRequest) -> Result<Explanation, ErrorReply> {
-        let compiled: &Compiled = self.compiled.as_ref().ok_or_else(|| refused("no policy is in force yet".into()))?;
-        let (from, to) = (self.address(&request.from, None)?, self.address(&request.to, None)?);
+        let compiled: &Compiled =
+            self.compiled.as_ref().ok_or_else(|| refused("no policy is in force yet".into()))?;
         // A pod by name has an address of each family: take the one the other end has.
-        let from = self.address(&request.from, Some(to))?;
-        let to = self.address(&request.to, Some(from)).unwrap_or(to);
+        let from = self.address(&request.from, request.to.parse().ok())?;
+        let to = self.address(&request.to, Some(from))?;
         if from.is_ipv4() != to.is_ipv4() {
             return Err(refused(format!("{from} and {to} are not of one IP version")));
         }
         let protocol = protocol(&request.protocol, from)?;
         let mut explanation = explain(compiled, &self.in_force.policy, from, to, protocol, request.port);
-        explanation.generation = self.datapath.running_generation();
+        explanation.generation = self.datapath.running_generation().map_err(kernel_error)?;
         explanation.protocol.clone_from(&request.protocol);
         for end in [&mut explanation.from, &mut explanation.to] {
             let record = self.endpoints.iter().find(|r| r.addresses.contains(&end.address));
@@ -128,9 +132,9 @@ fn protocol(text: &str, address: IpAddr) -> Result<u8, ErrorReply> {
         "udp" => Ok(PROTO_UDP),
         "sctp" => Ok(PROTO_SCTP),
         "icmp" | "icmpv6" => Ok(if address.is_ipv4() { PROTO_ICMP } else { PROTO_ICMPV6 }),
-        number => {
-            number.parse().map_err(|_| refused(format!("`{text}` is not tcp, udp, sctp, icmp, icmpv6 or a number")))
-        }
+        number => number
+            .parse()
+            .map_err(|_| refused(format!("`{text}` is not tcp, udp, sctp, icmp, icmpv6 or a number"))),
     }
 }
 

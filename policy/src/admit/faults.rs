@@ -22,12 +22,15 @@ pub(super) struct Fault {
     pub gives_way: Option<Subject>,
 }
 
+/// In an order in which each can be acted on: what is wrong with one object first, then contradictions in order of who
+/// gives way, so that the one it gives way to has been looked at before.
 pub(super) fn faults(draft: &Draft<'_>) -> Vec<Fault> {
     let mut faults = alone(draft);
     faults.extend(policy_ids(draft));
     faults.extend(references(draft));
     faults.extend(overlaps(draft));
     faults.extend(namespaces(draft));
+    faults.sort_by_key(|f| (f.with.is_some(), f.error.object.clone()));
     faults
 }
 

@@ -104,10 +104,13 @@ impl<'a> Builder<'a> {
     }
 
     fn page(&mut self, page: PortPage) -> Option<u32> {
-        store_once(&mut self.pages, page, || {
-            self.tables.port_pages.push(page);
-            u32::try_from(self.tables.port_pages.len() - 1).ok()
-        })
+        if let Some(number) = self.pages.get(&page) {
+            return Some(*number);
+        }
+        let number = u32::try_from(self.tables.port_pages.len()).ok()?;
+        self.tables.port_pages.push(page);
+        self.pages.insert(page, number);
+        Some(number)
     }
 
     /// Offsets of rows by class, cut after the last that is not the row of class 0.
@@ -154,19 +157,6 @@ impl<'a> Builder<'a> {
         self.row_lists.insert(rows, base);
         Some(base)
     }
-}
-
-fn store_once<K: std::hash::Hash + Eq>(
-    known: &mut HashMap<K, u32>,
-    key: K,
-    store: impl FnOnce() -> Option<u32>,
-) -> Option<u32> {
-    if let Some(index) = known.get(&key) {
-        return Some(*index);
-    }
-    let index = store()?;
-    known.insert(key, index);
-    Some(index)
 }
 
 /// Makes the rows of one policy: the first matching rule of every port class.

@@ -68,7 +68,6 @@ pub fn compile(
     local_node: &str,
 ) -> Result<Compiled, CompileError> {
     let mut numbers = interner.clone();
-    numbers.begin();
     let mut identities = BTreeMap::new();
     let addresses = addresses::Addresses::of(objects, local_node);
     let mut identity = |numbers: &mut Interner, atoms: &Vec<Atom>| {
@@ -97,7 +96,6 @@ pub fn compile(
         exact.insert(address, Identity { id: identity(&mut numbers, &atoms)?, flags });
     }
     let (policies, book) = rules::policies(objects, &mut numbers)?;
-    numbers.finish();
     let tables = tables(&policies, &numbers)?;
     let rules = RuleBook::new(book, &numbers);
     let policies = policies.into_iter().map(|p| (p.partition, p.number)).collect();
@@ -107,11 +105,8 @@ pub fn compile(
 
 /// The partition to name when an identity cannot be numbered.
 fn owner(atoms: &[Atom]) -> &str {
-    let name = |atom: &'_ Atom| matches!(atom, Atom::Partition(_));
-    match atoms.iter().find(|a| name(a)) {
-        Some(Atom::Partition(partition)) => partition,
-        _ => DEFAULT_PARTITION,
-    }
+    let name = |atom| if let Atom::Partition(name) = atom { Some(name.as_str()) } else { None };
+    atoms.iter().find_map(name).unwrap_or(DEFAULT_PARTITION)
 }
 
 fn tables(policies: &[rules::Policy], numbers: &Interner) -> Result<Tables, CompileError> {

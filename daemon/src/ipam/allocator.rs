@@ -1,0 +1,247 @@
+//! Which address a pod gets, as a function of values: blocks in order, in a block the lowest free one after the last given.
+//!
+//! The rotation keeps an address that was just freed out of use for as long as its block has others: caches, neighbours and
+//! firewalls elsewhere may still take it for the old pod.
+
+use ipnetwork::IpNetwork;
+use std::{
+    collections::{BTreeMap, BTreeSet},
+    fmt,
+    net::{IpAddr, Ipv4Addr, Ipv6Addr},
+};
+
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Family {
+    V4,
+    V6,
+}
+
+impl Family {
+    pub fn holds(self, network: IpNetwork) -> bool {
+        network.is_ipv4() == (self == Self::V4)
+    }
+}
+
+impl fmt::Display for Family {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.write_str(if *self == Self::V4 { "IPv4" } else { "IPv6" })
+    }
+}
+
+/// Length of a block's prefix: 64 addresses.
+fn block_length(range: IpNetwork) -> u8 {
+    range.prefix().max(if range.is_ipv4() { 26 } else { 122 })
+}
+
+/// The blocks of a range, in order. A range smaller than a block is one block.
+pub fn blocks_of(range: IpNetwork) -> impl Iterator<Item = IpNetwork> {
+    let length = block_length(range);
+    let (first, last) = (number(range.network()), number(range.broadcast()));
+    let size = number_of_addresses(range, length);
+    let at = move |n: u128| IpNetwork::new(address(n, range.is_ipv4()), length).ok();
+    std::iter::successors(Some(first), move |n| n.checked_add(size).filter(|next| *next <= last))
+        .filter_map(at)
+}
+
+fn number_of_addresses(range: IpNetwork, length: u8) -> u128 {
+    let bits = if range.is_ipv4() { 32 } else { 128 };
+    1u128.checked_shl(bits - u32::from(length)).unwrap_or(u128::MAX)
+}
+
+fn number(address: IpAddr) -> u128 {
+    match address {
+        IpAddr::V4(a) => a.to_bits().into(),
+        IpAddr::V6(a) => a.to_bits(),
+    }
+}
+
+fn address(number: u128, v4: bool) -> IpAddr {
+    if v4 {
+        // Numbers come from IPv4 addresses, so the upper bits are zero.
+        Ipv4Addr::from_bits(number as u32).into()
+    } else {
+        Ipv6Addr::from_bits(number).into()
+    }
+}
+
+/// Blocks of one node and what is used of them.
+#[derive(Clone, Debug, Default)]
+pub struct Allocator {
+    blocks: BTreeMap<IpNetwork, String>,
+    /// Last address given, by block.
+    last: BTreeMap<IpNetwork, IpAddr>,
+    /// Also addresses outside the blocks (strays).
+    used: BTreeSet<IpAddr>,
+}
+
+impl Allocator {
+    pub fn add_block(&mut self, partition: &str, block: IpNetwork) {
+        self.blocks.insert(block, partition.into());
+    }
+
+    pub fn remove_block(&mut self, block: IpNetwork) {
+        self.blocks.remove(&block);
+        self.last.remove(&block);
+    }
+
+    pub fn blocks(&self) -> &BTreeMap<IpNetwork, String> {
+        &self.blocks
+    }
+
+    /// From the partition's blocks that lie in `ranges` (of one family). `None`: another block is needed.
+    pub fn allocate(&mut self, partition: &str, ranges: &[IpNetwork]) -> Option<IpAddr> {
+        let of_partition = self.blocks.iter().filter(|(_, p)| *p == partition).map(|(block, _)| *block);
+        let (block, address) = of_partition.into_iter().find_map(|block| {
+            let range = ranges.iter().find(|r| contains(**r, block))?;
+            Some((block, self.free_in(block, *range)?))
+        })?;
+        self.last.insert(block, address);
+        self.used.insert(address);
+        Some(address)
+    }
+
+    fn free_in(&self, block: IpNetwork, range: IpNetwork) -> Option<IpAddr> {
+        let v4 = block.is_ipv4();
+        let (first, last) = (number(block.network()), number(block.broadcast()));
+        let start = self.last.get(&block).map_or(first, |a| number(*a) + 1);
+        let candidates = (start..=last).chain(first..start.min(last + 1)).map(|n| address(n, v4));
+        candidates.into_iter().find(|a| !self.used.contains(a) && !is_reserved(*a, range))
+    }
+
+    pub fn free(&mut self, address: IpAddr) {
+        self.used.remove(&address);
+    }
+
+    /// Rotation goes on after the highest address that is in use.
+    pub fn restore(&mut self, address: IpAddr) {
+        self.used.insert(address);
+        if let Some(block) = self.blocks.keys().find(|b| b.contains(address)) {
+            let last = self.last.entry(*block).or_insert(address);
+            *last = (*last).max(address);
+        }
+    }
+
+    pub fn empty_blocks(&self) -> Vec<(IpNetwork, String)> {
+        let is_empty =
+            |block: &IpNetwork| self.used.range(block.network()..=block.broadcast()).next().is_none();
+        self.blocks.iter().filter(|(b, _)| is_empty(b)).map(|(b, p)| (*b, p.clone())).collect()
+    }
+}
+
+fn contains(range: IpNetwork, block: IpNetwork) -> bool {
+    range.is_ipv4() == block.is_ipv4() && range.contains(block.network()) && range.contains(block.broadcast())
+}
+
+/// The first address of a range: people and tools take IPv4's for a network address, and IPv6's is the subnet-router
+/// anycast address (RFC 4291 section 2.6.1). A range of one address is that address.
+fn is_reserved(address: IpAddr, range: IpNetwork) -> bool {
+    address == range.network() && range.network() != range.broadcast()
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use proptest::prelude::*;
+
+    fn net(text: &str) -> IpNetwork {
+        text.parse().unwrap()
+    }
+
+    fn ip(text: &str) -> IpAddr {
+        text.parse().unwrap()
+    }
+
+    fn with_block(block: &str) -> Allocator {
+        let mut allocator = Allocator::default();
+        allocator.add_block("web", net(block));
+        allocator
+    }
+
+    #[test]
+    fn blocks_have_64_addresses_or_the_whole_of_a_smaller_range() {
+        let blocks = |r: &str| blocks_of(net(r)).map(|b| b.to_string()).collect::<Vec<_>>();
+        assert_eq!(blocks("10.0.0.0/25"), ["10.0.0.0/26", "10.0.0.64/26"]);
+        assert_eq!(blocks("10.0.0.0/28"), ["10.0.0.0/28"]);
+        assert_eq!(blocks("fd00::/121"), ["fd00::/122", "fd00::40/122"]);
+        assert_eq!(blocks("fd00::7/128"), ["fd00::7/128"]);
+        assert_eq!(blocks("255.255.255.192/26"), ["255.255.255.192/26"]);
+        assert_eq!(blocks_of(net("fd00::/16")).take(3).last(), Some(net("fd00::80/122")));
+        assert_eq!(blocks_of(net("::/0")).next(), Some(net("::/122")));
+    }
+
+    #[test]
+    fn only_the_first_address_of_a_range_is_left_out() {
+        let mut first = with_block("10.0.0.0/26");
+        assert_eq!(first.allocate("web", &[net("10.0.0.0/24")]), Some(ip("10.0.0.1")));
+        let mut second = with_block("10.0.0.64/26");
+        assert_eq!(second.allocate("web", &[net("10.0.0.0/24")]), Some(ip("10.0.0.64")));
+        let mut single = with_block("10.0.0.9/32");
+        assert_eq!(single.allocate("web", &[net("10.0.0.9/32")]), Some(ip("10.0.0.9")));
+        let all: Vec<_> = std::iter::from_fn(|| first.allocate("web", &[net("10.0.0.0/24")])).collect();
+        assert_eq!((all.len(), all.last()), (62, Some(&ip("10.0.0.63"))));
+    }
+
+    #[test]
+    fn a_freed_address_is_given_again_only_after_all_others() {
+        let range = [net("10.0.0.0/29")];
+        let mut allocator = with_block("10.0.0.0/29");
+        let first = allocator.allocate("web", &range).unwrap();
+        allocator.free(first);
+        let rest: Vec<_> = (0..6).map(|_| allocator.allocate("web", &range).unwrap()).collect();
+        assert!(!rest.contains(&first));
+        assert_eq!(allocator.allocate("web", &range), Some(first));
+        assert_eq!(allocator.allocate("web", &range), None);
+    }
+
+    #[test]
+    fn a_block_outside_the_ranges_or_of_another_partition_gives_nothing() {
+        let mut allocator = with_block("10.0.0.0/26");
+        assert_eq!(allocator.allocate("web", &[net("10.9.0.0/16")]), None);
+        assert_eq!(allocator.allocate("pay", &[net("10.0.0.0/24")]), None);
+    }
+
+    #[test]
+    fn a_restored_address_is_not_given_even_if_its_block_comes_later() {
+        let mut allocator = Allocator::default();
+        allocator.restore(ip("10.0.0.1"));
+        allocator.add_block("web", net("10.0.0.0/26"));
+        assert_eq!(allocator.allocate("web", &[net("10.0.0.0/24")]), Some(ip("10.0.0.2")));
+        assert!(allocator.empty_blocks().is_empty());
+    }
+
+    proptest! {
+        #[test]
+        fn no_address_is_given_twice_and_all_are_given(steps in prop::collection::vec(any::<Option<prop::sample::Index>>(), 1..400)) {
+            let range = [net("fd00::/122")];
+            let mut allocator = with_block("fd00::/122");
+            let mut given = Vec::new();
+            for step in steps {
+                match step {
+                    Some(index) if !given.is_empty() => {
+                        let address = given.swap_remove(index.index(given.len()));
+                        allocator.free(address);
+                    }
+                    _ => match allocator.allocate("web", &range) {
+                        Some(address) => {
+                            prop_assert!(range[0].contains(address) && address != ip("fd00::"));
+                            prop_assert!(!given.contains(&address));
+                            given.push(address);
+                        }
+                        None => prop_assert_eq!(given.len(), 63),
+                    },
+                }
+            }
+        }
+
+        #[test]
+        fn blocks_cover_their_range_without_gap_or_overlap(base in any::<u32>(), length in 20u8..=32) {
+            let range = IpNetwork::new(Ipv4Addr::from_bits(base).into(), length).unwrap();
+            let mut next = number(range.network());
+            for block in blocks_of(range) {
+                prop_assert_eq!(number(block.network()), next);
+                next = number(block.broadcast()) + 1;
+            }
+            prop_assert_eq!(next, number(range.broadcast()) + 1);
+        }
+    }
+}

@@ -1,0 +1,206 @@
+//! Which node has which block. Creating the object named after the block is the lock: whoever comes second finds it there.
+//!
+//! [`ClaimFiles`] is the standalone form: one YAML file a block, in a directory that the nodes share.
+
+use bulkhead_api::objects::{API_VERSION, IPBlockSpec, block_name};
+use serde::{Deserialize, Serialize};
+use std::{
+    ffi::OsStr,
+    fs::{self, File},
+    future::Future,
+    io::{self, Write},
+    path::{Path, PathBuf},
+};
+
+const KIND: &str = "IPBlock";
+
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Claim {
+    /// The block is this node's (also where it was before).
+    Won,
+    /// Another node or partition has it.
+    Taken,
+}
+
+#[derive(Debug, thiserror::Error)]
+pub enum ClaimError {
+    #[error("{}: {source}", path.display())]
+    Io { path: PathBuf, source: io::Error },
+    #[error("{}: is not an IPBlock: {reason}", path.display())]
+    Unreadable { path: PathBuf, reason: String },
+    #[error("{}: is claimed by node {found}, not by {node}", path.display())]
+    NotOurs { path: PathBuf, found: String, node: String },
+}
+
+/// Who has which block; shared by all nodes.
+pub trait BlockClaims {
+    fn claim(&self, block: &IPBlockSpec) -> impl Future<Output = Result<Claim, ClaimError>> + Send;
+    /// Succeeds also where there is no such claim; refuses to touch another node's.
+    fn release(&self, block: &IPBlockSpec) -> impl Future<Output = Result<(), ClaimError>> + Send;
+    /// Of all nodes.
+    fn list(&self) -> impl Future<Output = Result<Vec<IPBlockSpec>, ClaimError>> + Send;
+}
+
+#[derive(Serialize, Deserialize)]
+#[serde(rename_all = "camelCase")]
+struct BlockFile {
+    api_version: String,
+    kind: String,
+    metadata: Metadata,
+    spec: IPBlockSpec,
+}
+
+#[derive(Serialize, Deserialize)]
+struct Metadata {
+    name: String,
+}
+
+/// A directory of claims.
+#[derive(Clone, Debug)]
+pub struct ClaimFiles {
+    dir: PathBuf,
+}
+
+impl ClaimFiles {
+    /// Makes the directory where it is missing.
+    pub fn new(dir: PathBuf) -> Result<Self, ClaimError> {
+        fs::create_dir_all(&dir).map_err(|source| ClaimError::Io { path: dir.clone(), source })?;
+        Ok(Self { dir })
+    }
+
+    fn path(&self, block: &IPBlockSpec) -> PathBuf {
+        self.dir.join(format!("{}.yaml", block_name(block.cidr)))
+    }
+
+    /// The file appears under its name with its whole content, or not at all: `link` does not replace.
+    fn create(&self, block: &IPBlockSpec) -> io::Result<Claim> {
+        let text = serde_saphyr::to_string(&BlockFile {
+            api_version: API_VERSION.into(),
+            kind: KIND.into(),
+            metadata: Metadata { name: block_name(block.cidr) },
+            spec: block.clone(),
+        })
+        .map_err(io::Error::other)?;
+        let temporary = self.dir.join(format!(".{}-{}", block_name(block.cidr), unique()));
+        let linked = File::create_new(&temporary)
+            .and_then(|mut file| file.write_all(text.as_bytes()).and_then(|()| file.sync_all()))
+            .and_then(|()| fs::hard_link(&temporary, self.path(block)));
+        let removed = fs::remove_file(&temporary);
+        match linked {
+            Err(e) if e.kind() == io::ErrorKind::AlreadyExists => return removed.map(|()| Claim::Taken),
+            other => other.and(removed)?,
+        }
+        File::open(&self.dir)?.sync_all()?;
+        Ok(Claim::Won)
+    }
+}
+
+/// Differs between nodes that share the directory, and between attempts.
+fn unique() -> String {
+    use std::sync::atomic::{AtomicU64, Ordering};
+    static NEXT: AtomicU64 = AtomicU64::new(0);
+    let now = std::time::SystemTime::now().duration_since(std::time::UNIX_EPOCH).unwrap_or_default();
+    format!("{}-{}-{}", std::process::id(), now.as_nanos(), NEXT.fetch_add(1, Ordering::Relaxed))
+}
+
+fn read(path: &Path) -> Result<Option<IPBlockSpec>, ClaimError> {
+    let text = match fs::read_to_string(path) {
+        Ok(text) => text,
+        Err(e) if e.kind() == io::ErrorKind::NotFound => return Ok(None),
+        Err(source) => return Err(ClaimError::Io { path: path.into(), source }),
+    };
+    let unreadable = |reason: String| ClaimError::Unreadable { path: path.into(), reason };
+    let file: BlockFile = serde_saphyr::from_str(&text).map_err(|e| unreadable(e.to_string()))?;
+    if file.api_version != API_VERSION || file.kind != KIND {
+        return Err(unreadable(format!("it says {}/{}", file.api_version, file.kind)));
+    }
+    Ok(Some(file.spec))
+}
+
+impl BlockClaims for ClaimFiles {
+    async fn claim(&self, block: &IPBlockSpec) -> Result<Claim, ClaimError> {
+        let path = self.path(block);
+        match self.create(block) {
+            Ok(Claim::Taken) if read(&path)?.as_ref() == Some(block) => Ok(Claim::Won),
+            result => result.map_err(|source| ClaimError::Io { path, source }),
+        }
+    }
+
+    async fn release(&self, block: &IPBlockSpec) -> Result<(), ClaimError> {
+        let path = self.path(block);
+        match read(&path)? {
+            None => return Ok(()),
+            Some(found) if found.node != block.node => {
+                return Err(ClaimError::NotOurs { path, found: found.node, node: block.node.clone() });
+            }
+            Some(_) => {}
+        }
+        let removed = fs::remove_file(&path).and_then(|()| File::open(&self.dir)?.sync_all());
+        removed.map_err(|source| ClaimError::Io { path, source })
+    }
+
+    async fn list(&self) -> Result<Vec<IPBlockSpec>, ClaimError> {
+        let io_error = |source| ClaimError::Io { path: self.dir.clone(), source };
+        let mut blocks = Vec::new();
+        for entry in fs::read_dir(&self.dir).map_err(io_error)? {
+            let path = entry.map_err(io_error)?.path();
+            let hidden = path.file_name().is_some_and(|n| n.as_encoded_bytes().starts_with(b"."));
+            if path.extension() == Some(OsStr::new("yaml")) && !hidden {
+                blocks.extend(read(&path)?);
+            }
+        }
+        Ok(blocks)
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn block(node: &str) -> IPBlockSpec {
+        IPBlockSpec { cidr: "10.1.0.0/26".parse().unwrap(), partition: "web".into(), node: node.into() }
+    }
+
+    #[tokio::test]
+    async fn a_claim_is_an_object_that_people_can_read() {
+        let dir = tempfile::tempdir().unwrap();
+        let claims = ClaimFiles::new(dir.path().into()).unwrap();
+        assert_eq!(claims.claim(&block("n1")).await.unwrap(), Claim::Won);
+        let text = fs::read_to_string(dir.path().join("10-1-0-0-26.yaml")).unwrap();
+        for line in
+            ["apiVersion: bulkhead.dev/v1alpha1", "kind: IPBlock", "name: 10-1-0-0-26", "partition: web"]
+        {
+            assert!(text.contains(line), "{text}");
+        }
+        assert_eq!(claims.list().await.unwrap(), [block("n1")]);
+        assert_eq!(fs::read_dir(dir.path()).unwrap().count(), 1, "no temporary stays");
+    }
+
+    #[tokio::test]
+    async fn a_second_claim_is_ours_again_or_taken() {
+        let dir = tempfile::tempdir().unwrap();
+        let claims = ClaimFiles::new(dir.path().into()).unwrap();
+        claims.claim(&block("n1")).await.unwrap();
+        assert_eq!(claims.claim(&block("n1")).await.unwrap(), Claim::Won);
+        assert_eq!(claims.claim(&block("n2")).await.unwrap(), Claim::Taken);
+    }
+
+    #[tokio::test]
+    async fn a_node_releases_only_its_own() {
+        let dir = tempfile::tempdir().unwrap();
+        let claims = ClaimFiles::new(dir.path().into()).unwrap();
+        claims.claim(&block("n1")).await.unwrap();
+        assert!(matches!(claims.release(&block("n2")).await, Err(ClaimError::NotOurs { .. })));
+        claims.release(&block("n1")).await.unwrap();
+        claims.release(&block("n1")).await.unwrap();
+        assert!(claims.list().await.unwrap().is_empty());
+    }
+
+    #[tokio::test]
+    async fn a_file_that_is_no_block_is_named() {
+        let dir = tempfile::tempdir().unwrap();
+        let claims = ClaimFiles::new(dir.path().into()).unwrap();
+        fs::write(dir.path().join("broken.yaml"), "kind: [").unwrap();
+        assert!(claims.list().await.unwrap_err().to_string().contains("broken.yaml"));
+    }
+}

@@ -1,0 +1,276 @@
+//! Pod addresses: blocks of a partition's ranges, claimed by this node, and the addresses in them.
+//!
+//! ```text
+//! range of the partition ─▶ blocks, in order ─▶ claimed by a node (BlockClaims: creating is the lock)
+//!                                               └▶ addresses, lowest free after the last one given (Allocator: pure)
+//! ```
+//! [`Ipam`] joins the two. It never touches the kernel and keeps no file but the claims.
+
+mod allocator;
+mod claims;
+
+pub use allocator::{Allocator, Family, blocks_of};
+pub use claims::{BlockClaims, Claim, ClaimError, ClaimFiles};
+
+use bulkhead_api::objects::IPBlockSpec;
+use ipnetwork::IpNetwork;
+use std::{collections::BTreeMap, fmt, net::IpAddr};
+
+#[derive(Debug, thiserror::Error)]
+pub enum IpamError {
+    #[error(
+        "partition {partition} has no free {family} address: every block of {} is full or claimed by another node",
+        Ranges(ranges)
+    )]
+    Exhausted { partition: String, family: Family, ranges: Vec<IpNetwork> },
+    #[error("partition {partition} has no podCIDRs")]
+    NoRanges { partition: String },
+    #[error(transparent)]
+    Claims(#[from] ClaimError),
+}
+
+struct Ranges<'a>(&'a [IpNetwork]);
+
+impl fmt::Display for Ranges<'_> {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        for (i, range) in self.0.iter().enumerate() {
+            write!(f, "{}{range}", if i > 0 { ", " } else { "" })?;
+        }
+        Ok(())
+    }
+}
+
+/// This node's addresses.
+pub struct Ipam<C> {
+    allocator: Allocator,
+    claims: C,
+    node: String,
+}
+
+impl<C: BlockClaims> Ipam<C> {
+    /// Takes up the blocks that this node claimed before.
+    pub async fn load(claims: C, node: &str) -> Result<Self, ClaimError> {
+        let mut allocator = Allocator::default();
+        for block in claims.list().await? {
+            if block.node == node {
+                allocator.add_block(&block.partition, block.cidr);
+            }
+        }
+        Ok(Self { allocator, claims, node: node.into() })
+    }
+
+    /// One address of each family that the ranges have, IPv4 first; all or none.
+    pub async fn allocate(
+        &mut self,
+        partition: &str,
+        ranges: &[IpNetwork],
+    ) -> Result<Vec<IpAddr>, IpamError> {
+        let mut addresses = Vec::new();
+        for family in [Family::V4, Family::V6] {
+            let ranges: Vec<_> = ranges.iter().copied().filter(|r| family.holds(*r)).collect();
+            if ranges.is_empty() {
+                continue;
+            }
+            match self.allocate_one(partition, family, &ranges).await {
+                Ok(address) => addresses.push(address),
+                Err(error) => {
+                    addresses.into_iter().for_each(|a| self.free(a));
+                    return Err(error);
+                }
+            }
+        }
+        if addresses.is_empty() {
+            return Err(IpamError::NoRanges { partition: partition.into() });
+        }
+        Ok(addresses)
+    }
+
+    async fn allocate_one(
+        &mut self,
+        partition: &str,
+        family: Family,
+        ranges: &[IpNetwork],
+    ) -> Result<IpAddr, IpamError> {
+        loop {
+            if let Some(address) = self.allocator.allocate(partition, ranges) {
+                return Ok(address);
+            }
+            let block = self.claim_next(partition, ranges).await?;
+            let Some(block) = block else {
+                return Err(IpamError::Exhausted {
+                    partition: partition.into(),
+                    family,
+                    ranges: ranges.to_vec(),
+                });
+            };
+            self.allocator.add_block(partition, block);
+        }
+    }
+
+    /// The first block in order that nobody has. `None`: there is none left.
+    async fn claim_next(
+        &self,
+        partition: &str,
+        ranges: &[IpNetwork],
+    ) -> Result<Option<IpNetwork>, ClaimError> {
+        let taken: BTreeMap<IpAddr, IpNetwork> =
+            self.claims.list().await?.into_iter().map(|b| (b.cidr.network(), b.cidr)).collect();
+        let free = |block: &IpNetwork| {
+            // Claimed blocks do not overlap each other: the last that begins at or before our end decides.
+            taken.range(..=block.broadcast()).next_back().is_none_or(|(_, t)| t.broadcast() < block.network())
+        };
+        let mine = self.allocator.blocks();
+        for block in ranges.iter().flat_map(|r| blocks_of(*r)).filter(free).filter(|b| !mine.contains_key(b))
+        {
+            let spec = IPBlockSpec { cidr: block, partition: partition.into(), node: self.node.clone() };
+            match self.claims.claim(&spec).await? {
+                Claim::Won => return Ok(Some(block)),
+                Claim::Taken => {}
+            }
+        }
+        Ok(None)
+    }
+
+    pub fn free(&mut self, address: IpAddr) {
+        self.allocator.free(address);
+    }
+
+    /// An address that a pod has already. It is not given again even where no block of ours holds it.
+    pub fn restore(&mut self, address: IpAddr) {
+        self.allocator.restore(address);
+    }
+
+    /// Claimed blocks of this node and their partitions.
+    pub fn blocks(&self) -> &BTreeMap<IpNetwork, String> {
+        self.allocator.blocks()
+    }
+
+    /// Gives back the blocks that hold no address. Explicit, because a block that stays claimed costs nothing and spares
+    /// the routers a withdrawal and an announcement each time the last pod goes.
+    pub async fn release_empty_blocks(&mut self) -> Result<Vec<IpNetwork>, ClaimError> {
+        let mut released = Vec::new();
+        for (block, partition) in self.allocator.empty_blocks() {
+            let spec = IPBlockSpec { cidr: block, partition, node: self.node.clone() };
+            self.claims.release(&spec).await?;
+            self.allocator.remove_block(block);
+            released.push(block);
+        }
+        Ok(released)
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use bulkhead_api::objects::block_name;
+    use std::{collections::BTreeSet, path::Path};
+
+    fn nets(text: &[&str]) -> Vec<IpNetwork> {
+        text.iter().map(|t| t.parse().unwrap()).collect()
+    }
+
+    async fn node(dir: &Path, name: &str) -> Ipam<ClaimFiles> {
+        Ipam::load(ClaimFiles::new(dir.into()).unwrap(), name).await.unwrap()
+    }
+
+    #[tokio::test]
+    async fn an_address_of_each_family_the_ranges_have() {
+        let dir = tempfile::tempdir().unwrap();
+        let mut ipam = node(dir.path(), "n1").await;
+        let both = ipam.allocate("web", &nets(&["10.1.0.0/24", "fd00:1::/64"])).await.unwrap();
+        assert_eq!(both, ["10.1.0.1".parse::<IpAddr>().unwrap(), "fd00:1::1".parse().unwrap()]);
+        assert_eq!(ipam.allocate("six", &nets(&["fd00:2::/64"])).await.unwrap().len(), 1);
+    }
+
+    #[tokio::test]
+    async fn exhaustion_names_partition_and_ranges_and_gives_back_the_other_family() {
+        let dir = tempfile::tempdir().unwrap();
+        let mut ipam = node(dir.path(), "n1").await;
+        let ranges = nets(&["10.1.0.0/28", "fd00:1::/127"]);
+        ipam.allocate("web", &ranges).await.unwrap();
+        let error = ipam.allocate("web", &ranges).await.unwrap_err().to_string();
+        assert!(error.contains("web") && error.contains("IPv6") && error.contains("fd00:1::/127"), "{error}");
+        // 14 others fit still: the failed attempt kept none of them.
+        for _ in 0..14 {
+            ipam.allocate("web", &ranges[..1]).await.unwrap();
+        }
+        let error = ipam.allocate("web", &ranges[..1]).await.unwrap_err().to_string();
+        assert!(error.contains("IPv4") && error.contains("10.1.0.0/28"), "{error}");
+    }
+
+    #[tokio::test]
+    async fn a_partition_without_ranges_is_an_error() {
+        let dir = tempfile::tempdir().unwrap();
+        assert!(matches!(
+            node(dir.path(), "n1").await.allocate("web", &[]).await,
+            Err(IpamError::NoRanges { .. })
+        ));
+    }
+
+    #[tokio::test]
+    async fn blocks_are_claimed_in_order_and_taken_up_again() {
+        let dir = tempfile::tempdir().unwrap();
+        let ranges = nets(&["10.1.0.0/25"]);
+        let mut one = node(dir.path(), "n1").await;
+        let mut two = node(dir.path(), "n2").await;
+        one.allocate("web", &ranges).await.unwrap();
+        two.allocate("web", &ranges).await.unwrap();
+        assert_eq!(one.blocks().keys().copied().collect::<Vec<_>>(), nets(&["10.1.0.0/26"]));
+        assert_eq!(two.blocks().keys().copied().collect::<Vec<_>>(), nets(&["10.1.0.64/26"]));
+        let again = node(dir.path(), "n2").await;
+        assert_eq!(again.blocks(), two.blocks());
+    }
+
+    #[tokio::test]
+    async fn a_full_block_is_followed_by_the_next_free_one() {
+        let dir = tempfile::tempdir().unwrap();
+        let ranges = nets(&["10.1.0.0/24"]);
+        let (mut one, mut two) = (node(dir.path(), "n1").await, node(dir.path(), "n2").await);
+        one.allocate("web", &ranges).await.unwrap();
+        two.allocate("web", &ranges).await.unwrap();
+        let mut seen = BTreeSet::new();
+        for _ in 0..100 {
+            assert!(seen.insert(one.allocate("web", &ranges).await.unwrap()));
+        }
+        assert_eq!(one.blocks().keys().copied().collect::<Vec<_>>(), nets(&["10.1.0.0/26", "10.1.0.128/26"]));
+    }
+
+    #[tokio::test]
+    async fn released_blocks_are_free_for_others_and_used_ones_stay() {
+        let dir = tempfile::tempdir().unwrap();
+        let mut one = node(dir.path(), "n1").await;
+        let web = one.allocate("web", &nets(&["10.1.0.0/26"])).await.unwrap();
+        one.allocate("pay", &nets(&["10.2.0.0/26"])).await.unwrap();
+        web.into_iter().for_each(|a| one.free(a));
+        assert_eq!(one.release_empty_blocks().await.unwrap(), nets(&["10.1.0.0/26"]));
+        assert!(!dir.path().join(format!("{}.yaml", block_name("10.1.0.0/26".parse().unwrap()))).exists());
+        let mut two = node(dir.path(), "n2").await;
+        two.allocate("web", &nets(&["10.1.0.0/26"])).await.unwrap();
+        assert!(two.allocate("pay", &nets(&["10.2.0.0/26"])).await.is_err());
+    }
+
+    #[test]
+    fn nodes_that_race_for_blocks_never_get_the_same() {
+        let dir = tempfile::tempdir().unwrap();
+        let ranges = nets(&["10.1.0.0/21", "fd00:1::/117"]);
+        let claim = |name: String| {
+            let runtime = tokio::runtime::Builder::new_current_thread().build().unwrap();
+            runtime.block_on(async {
+                let mut ipam = node(dir.path(), &name).await;
+                let mut addresses = Vec::new();
+                for _ in 0..200 {
+                    addresses.extend(ipam.allocate("web", &ranges).await.unwrap());
+                }
+                (addresses, ipam.blocks().clone())
+            })
+        };
+        let results: Vec<_> = std::thread::scope(|scope| {
+            let threads: Vec<_> = (0..6).map(|n| scope.spawn(move || claim(format!("n{n}")))).collect();
+            threads.into_iter().map(|t| t.join().unwrap()).collect()
+        });
+        let addresses: Vec<_> = results.iter().flat_map(|(a, _)| a).collect();
+        assert_eq!(addresses.iter().collect::<BTreeSet<_>>().len(), addresses.len());
+        let blocks: Vec<_> = results.iter().flat_map(|(_, b)| b.keys()).collect();
+        assert_eq!(blocks.iter().collect::<BTreeSet<_>>().len(), blocks.len());
+    }
+}

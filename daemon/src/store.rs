@@ -1,0 +1,285 @@
+//! Endpoint records on disk, written so that power loss leaves the old or the new, and the DELs that the plugin queued
+//! while the daemon was down.
+//!
+//! ```text
+//! <state>/endpoints/<containerid>-<ifname>.json    one record an attachment
+//! <state>/pending-del/*.json                       messages::Detach, written by bulkhead-cni
+//! ```
+
+use bulkhead_api::messages::{AttachmentId, Detach};
+use serde::{Serialize, de::DeserializeOwned};
+use std::{
+    ffi::OsStr,
+    fs::{self, File},
+    io::{self, Write},
+    path::{Path, PathBuf},
+};
+
+#[derive(Debug, thiserror::Error)]
+pub enum StoreError {
+    #[error("{}: {source}", path.display())]
+    Io { path: PathBuf, source: io::Error },
+    #[error("{}: cannot be read as {what}: {source}", path.display())]
+    Corrupt { path: PathBuf, what: &'static str, source: serde_json::Error },
+    #[error("`{0}` cannot name a container or an interface")]
+    Name(String),
+    #[error("writing was interrupted: {0}")]
+    Interrupted(String),
+}
+
+/// What an attachment is called on disk; everything else that is named after it is derived from this.
+#[derive(Clone, Debug, PartialEq, Eq, PartialOrd, Ord)]
+pub struct Key(String);
+
+impl Key {
+    /// Container ids as the CNI specification has them (section "Parameters"), interface names as the kernel does.
+    pub fn of(id: &AttachmentId) -> Result<Self, StoreError> {
+        let container = &id.container_id;
+        let fine = |b: u8| b.is_ascii_alphanumeric() || b"_.-".contains(&b);
+        let starts_well = container.bytes().next().is_some_and(|b| b.is_ascii_alphanumeric());
+        if !starts_well || container.len() > 200 || !container.bytes().all(fine) {
+            return Err(StoreError::Name(container.clone()));
+        }
+        let ifname = &id.ifname;
+        let bad = |b: u8| b == b'/' || b == b':' || b.is_ascii_whitespace() || b.is_ascii_control();
+        if ifname.is_empty()
+            || ifname.len() > 15
+            || ifname == "."
+            || ifname == ".."
+            || ifname.bytes().any(bad)
+        {
+            return Err(StoreError::Name(ifname.clone()));
+        }
+        Ok(Self(format!("{container}-{ifname}")))
+    }
+
+    /// Of a record's file.
+    pub fn of_stem(path: &Path) -> Option<Self> {
+        Some(Self(path.file_stem()?.to_str()?.to_string()))
+    }
+
+    pub fn as_str(&self) -> &str {
+        &self.0
+    }
+}
+
+/// What a directory held.
+#[derive(Debug)]
+pub struct Loaded<T> {
+    pub items: Vec<(PathBuf, T)>,
+    /// One for each file that could not be read; it is left as it is.
+    pub errors: Vec<StoreError>,
+}
+
+impl<T> Loaded<T> {
+    /// The keys of unreadable records: what is wired under them is not without an owner.
+    pub fn unreadable(&self) -> impl Iterator<Item = Key> {
+        self.errors.iter().filter_map(|e| match e {
+            StoreError::Corrupt { path, .. } | StoreError::Io { path, .. } => Key::of_stem(path),
+            StoreError::Name(_) | StoreError::Interrupted(_) => None,
+        })
+    }
+}
+
+#[derive(Clone, Debug)]
+pub struct Store {
+    endpoints: PathBuf,
+    pending: PathBuf,
+}
+
+impl Store {
+    /// Makes the directories below `state` where they are missing.
+    pub fn open(state: &Path) -> Result<Self, StoreError> {
+        let store = Self { endpoints: state.join("endpoints"), pending: state.join("pending-del") };
+        for dir in [&store.endpoints, &store.pending] {
+            fs::create_dir_all(dir).map_err(at(dir))?;
+        }
+        Ok(store)
+    }
+
+    fn path(&self, key: &Key) -> PathBuf {
+        self.endpoints.join(format!("{}.json", key.0))
+    }
+
+    /// On disk when this returns.
+    pub fn save<T: Serialize>(&self, key: &Key, record: &T) -> Result<(), StoreError> {
+        write_json(&self.path(key), record)
+    }
+
+    /// Succeeds also where there is none.
+    pub fn remove(&self, key: &Key) -> Result<(), StoreError> {
+        remove(&self.path(key))
+    }
+
+    /// All records; removes what an interrupted `save` left.
+    pub fn load<T: DeserializeOwned>(&self) -> Result<Loaded<T>, StoreError> {
+        for path in files(&self.endpoints, "tmp")? {
+            remove(&path)?;
+        }
+        load(&self.endpoints, "an endpoint record")
+    }
+
+    /// Queued DELs. Files that the plugin is still writing have another extension.
+    pub fn pending(&self) -> Result<Loaded<Detach>, StoreError> {
+        load(&self.pending, "a queued DEL")
+    }
+
+    /// A queued DEL was carried out.
+    pub fn done(&self, pending: &Path) -> Result<(), StoreError> {
+        remove(pending)
+    }
+}
+
+/// Writes a file whole: temporary file, sync, rename, sync of the directory. On disk when this returns.
+pub fn write_json<T: Serialize + ?Sized>(path: &Path, value: &T) -> Result<(), StoreError> {
+    let text = serde_json::to_vec_pretty(value).map_err(|source| StoreError::Corrupt {
+        path: path.into(),
+        what: "a record",
+        source,
+    })?;
+    let temporary = path.with_extension("json.tmp");
+    let written = File::create(&temporary)
+        .and_then(|mut file| file.write_all(&text).and_then(|()| file.sync_all()))
+        .and_then(|()| fs::rename(&temporary, path))
+        .and_then(|()| path.parent().map_or(Ok(()), sync_dir));
+    written.map_err(at(path))
+}
+
+/// `None` where there is no such file.
+pub fn read_json<T: DeserializeOwned>(path: &Path) -> Result<Option<T>, StoreError> {
+    match fs::read(path) {
+        Err(e) if e.kind() == io::ErrorKind::NotFound => Ok(None),
+        Err(e) => Err(at(path)(e)),
+        Ok(text) => serde_json::from_slice(&text).map(Some).map_err(|source| StoreError::Corrupt {
+            path: path.into(),
+            what: "what the daemon remembers",
+            source,
+        }),
+    }
+}
+
+fn at(path: &Path) -> impl Fn(io::Error) -> StoreError {
+    move |source| StoreError::Io { path: path.into(), source }
+}
+
+fn sync_dir(dir: &Path) -> io::Result<()> {
+    File::open(dir)?.sync_all()
+}
+
+/// The removal is on disk when this returns.
+fn remove(path: &Path) -> Result<(), StoreError> {
+    match fs::remove_file(path) {
+        Err(e) if e.kind() == io::ErrorKind::NotFound => Ok(()),
+        Err(e) => Err(at(path)(e)),
+        Ok(()) => path.parent().map_or(Ok(()), |dir| sync_dir(dir).map_err(at(dir))),
+    }
+}
+
+fn files(dir: &Path, extension: &str) -> Result<Vec<PathBuf>, StoreError> {
+    let mut found = Vec::new();
+    for entry in fs::read_dir(dir).map_err(at(dir))? {
+        let path = entry.map_err(at(dir))?.path();
+        if path.extension() == Some(OsStr::new(extension)) {
+            found.push(path);
+        }
+    }
+    found.sort();
+    Ok(found)
+}
+
+fn load<T: DeserializeOwned>(dir: &Path, what: &'static str) -> Result<Loaded<T>, StoreError> {
+    let mut loaded = Loaded { items: Vec::new(), errors: Vec::new() };
+    for path in files(dir, "json")? {
+        let read = fs::read(&path).map_err(at(&path)).and_then(|text| {
+            serde_json::from_slice(&text).map_err(|source| StoreError::Corrupt {
+                path: path.clone(),
+                what,
+                source,
+            })
+        });
+        match read {
+            Ok(item) => loaded.items.push((path, item)),
+            Err(error) => loaded.errors.push(error),
+        }
+    }
+    Ok(loaded)
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn id(container: &str, ifname: &str) -> AttachmentId {
+        AttachmentId { container_id: container.into(), ifname: ifname.into() }
+    }
+
+    fn store() -> (tempfile::TempDir, Store) {
+        let dir = tempfile::tempdir().unwrap();
+        let store = Store::open(dir.path()).unwrap();
+        (dir, store)
+    }
+
+    #[test]
+    fn a_record_comes_back_as_it_was_saved() {
+        let (dir, store) = store();
+        let key = Key::of(&id("c1", "eth0")).unwrap();
+        store.save(&key, &id("c1", "eth0")).unwrap();
+        store.save(&key, &id("c1", "eth1")).unwrap();
+        let loaded = store.load::<AttachmentId>().unwrap();
+        assert_eq!(loaded.items, [(dir.path().join("endpoints/c1-eth0.json"), id("c1", "eth1"))]);
+        store.remove(&key).unwrap();
+        store.remove(&key).unwrap();
+        assert!(store.load::<AttachmentId>().unwrap().items.is_empty());
+    }
+
+    #[test]
+    fn a_half_written_temporary_is_removed_and_no_error() {
+        let (dir, store) = store();
+        let temporary = dir.path().join("endpoints/c1-eth0.json.tmp");
+        fs::write(&temporary, "{\"contai").unwrap();
+        let loaded = store.load::<AttachmentId>().unwrap();
+        assert!(loaded.items.is_empty() && loaded.errors.is_empty());
+        assert!(!temporary.exists());
+    }
+
+    #[test]
+    fn a_corrupt_record_is_named_and_the_others_are_loaded() {
+        let (dir, store) = store();
+        fs::write(dir.path().join("endpoints/bad-eth0.json"), "{").unwrap();
+        store.save(&Key::of(&id("c1", "eth0")).unwrap(), &id("c1", "eth0")).unwrap();
+        let loaded = store.load::<AttachmentId>().unwrap();
+        assert_eq!(loaded.items.len(), 1);
+        assert!(loaded.errors[0].to_string().contains("bad-eth0.json"));
+        assert_eq!(loaded.unreadable().map(|k| k.0).collect::<Vec<_>>(), ["bad-eth0"]);
+    }
+
+    #[test]
+    fn queued_dels_are_listed_until_done() {
+        let (dir, store) = store();
+        let queued = Detach { id: id("c1", "eth0"), netns: None };
+        fs::write(dir.path().join("pending-del/x.json"), serde_json::to_vec(&queued).unwrap()).unwrap();
+        fs::write(dir.path().join("pending-del/y.json.tmp"), "{").unwrap();
+        let pending = store.pending().unwrap();
+        assert_eq!(pending.items.len(), 1);
+        assert_eq!(pending.items[0].1, queued);
+        store.done(&pending.items[0].0).unwrap();
+        assert!(store.pending().unwrap().items.is_empty());
+    }
+
+    #[test]
+    fn names_that_could_leave_the_directory_are_refused() {
+        for (container, ifname) in [
+            ("", "eth0"),
+            ("../x", "eth0"),
+            (".x", "eth0"),
+            ("a/b", "eth0"),
+            ("a", "../e"),
+            ("a", ""),
+            ("a", "averyverylongname"),
+            ("a", "e 0"),
+        ] {
+            assert!(Key::of(&id(container, ifname)).is_err(), "{container} {ifname}");
+        }
+        assert_eq!(Key::of(&id("Ab_1.2-3", "eth0")).unwrap().as_str(), "Ab_1.2-3-eth0");
+    }
+}

@@ -1,0 +1,503 @@
+//! Wiring of pods against the real kernel: interfaces, addresses, routes, neighbours, queues, records.
+//!
+//! Runs itself again in fresh namespaces and needs root for that. The eBPF side is a fake that remembers; what this suite
+//! does not show is that attached programs pass or drop anything.
+
+mod wiring_support;
+
+use bulkhead_api::messages::{Attach, AttachmentId, Check, Gc, code};
+use bulkhead_daemon::{
+    endpoint::PodContext,
+    net::{Kernel, Limit, Limits, Links, Routes, node},
+};
+use libtest_mimic::{Arguments, Trial};
+use std::{collections::BTreeSet, process::ExitCode, time::Instant};
+use wiring_support::*;
+
+fn main() -> ExitCode {
+    if let Some(code) = in_fresh_namespaces() {
+        return code;
+    }
+    prepare_namespace();
+    let mut arguments = Arguments::from_args();
+    // One kernel, one node: the cases look at all of it.
+    arguments.test_threads = Some(1);
+    let trials = vec![
+        trial("two pods of a node reach each other and the node, both IP versions", pods_reach_each_other),
+        trial("the same ADD again gets the same answer and touches nothing", add_is_idempotent),
+        trial("an ADD whose interface is gone wires again with the same address", add_wires_again),
+        trial("CHECK is content with what ADD made", check_passes),
+        trial("CHECK finds every tampering", check_finds_tampering),
+        trial("DEL leaves nothing", del_leaves_nothing),
+        trial("DEL succeeds when the namespace is gone, and again", del_without_namespace),
+        trial("a failure at any effect leaves nothing", failure_leaves_nothing),
+        trial("an ADD into a namespace that is not there says so", add_without_namespace),
+        trial("an ADD over an interface that the pod has says so and keeps it", add_over_existing),
+        trial("the host side is down while programs are not attached", closed_until_attached),
+        trial("bandwidth is held by tbf with the rates asked for, and changes live", bandwidth),
+        trial("a new daemon adopts pods that stand and traffic goes on", restart_adopts),
+        trial("a new daemon removes what has no owner", restart_removes_ownerless),
+        trial("a new daemon cleans up after pods that are gone, and frees their addresses", restart_cleans),
+        trial("a new daemon leaves the pod of an unreadable record alone", restart_spares_unreadable),
+        trial("queued DELs are carried out at the start", restart_replays),
+        trial("GC removes what the runtime does not name", gc),
+        trial("blocks have discard routes that live pods override", blocks_are_discarded),
+        trial("uplinks are found by default route or by name", uplinks),
+        trial("figures: time of ADD and DEL", figures),
+    ];
+    libtest_mimic::run(&arguments, trials).exit_code()
+}
+
+fn trial<F: Future<Output = ()>>(name: &'static str, case: fn() -> F) -> Trial
+where
+    F: 'static,
+{
+    Trial::test(name, move || {
+        let runtime = tokio::runtime::Builder::new_current_thread().enable_all().build()?;
+        runtime.block_on(case());
+        Ok(())
+    })
+}
+
+async fn pods_reach_each_other() {
+    let mut node = Node::start().await;
+    let (a, b) = (Pod::new("a"), Pod::new("b"));
+    let to_a = node.add(&a).await;
+    let to_b = node.add(&b).await;
+    assert_eq!(to_a.len(), 2);
+    for address in to_b {
+        until("a reaches b", || a.pings(address));
+    }
+    for address in to_a {
+        until("b reaches a", || b.pings(address));
+        until("the node reaches a", || attempt(&format!("ping -n -c 1 -W 1 {address}")).0);
+    }
+    for own in ["192.0.2.1", "2001:db8::1"] {
+        until("a reaches the node", || a.pings(own.parse().unwrap()));
+    }
+    assert_eq!(json("ip netns exec a ip -j link show dev eth0")[0]["mtu"], 1400);
+    node.del(&a).await;
+    node.del(&b).await;
+    node.assert_nothing_left();
+}
+
+async fn add_is_idempotent() {
+    let mut node = Node::start().await;
+    let pod = Pod::new("a");
+    let first = node.endpoints.add(&mut node.maps, &context(), &pod.attach()).await.unwrap();
+    let before = (run("ip -d addr"), pod.run("ip -d addr"), run("ip route"), run("ip -6 route"));
+    let second = node.endpoints.add(&mut node.maps, &context(), &pod.attach()).await.unwrap();
+    assert_eq!(first, second);
+    assert_eq!(before, (run("ip -d addr"), pod.run("ip -d addr"), run("ip route"), run("ip -6 route")));
+    node.del(&pod).await;
+}
+
+async fn add_wires_again() {
+    let mut node = Node::start().await;
+    let pod = Pod::new("a");
+    let first = node.add(&pod).await;
+    run(&format!("ip link del {}", node.host_name(&pod)));
+    assert_eq!(node.add(&pod).await, first);
+    until("the node reaches the pod", || attempt(&format!("ping -n -c 1 -W 1 {}", first[0])).0);
+    // The runtime made the sandbox anew under the same id.
+    let other = Pod { name: "b".into() };
+    run("ip netns add b");
+    let moved = Attach { netns: other.path(), ..pod.attach() };
+    node.endpoints.add(&mut node.maps, &context(), &moved).await.unwrap();
+    until("the node reaches the pod in its new namespace", || {
+        attempt(&format!("ping -n -c 1 -W 1 {}", first[1])).0
+    });
+    assert!(!pod.run("ip -o link").contains("eth0"));
+    node.del(&pod).await;
+    node.assert_nothing_left();
+}
+
+fn check_of(node: &Node, pod: &Pod) -> Check {
+    let record = node.endpoints.get(&pod.id()).unwrap();
+    Check { id: pod.id(), netns: pod.path(), addresses: record.attachment().addresses }
+}
+
+fn limited() -> PodContext {
+    let limit = |rate_bits| Some(Limit { rate_bits, burst_bytes: 200_000 });
+    PodContext { limits: Limits { ingress: limit(1_000_000_000), egress: limit(500_000_000) }, ..context() }
+}
+
+async fn check_passes() {
+    let mut node = Node::start().await;
+    let (pod, plain) = (Pod::new("a"), Pod::new("b"));
+    node.add_with(&pod, &limited()).await;
+    node.add(&plain).await;
+    node.endpoints.check(&node.maps, &check_of(&node, &pod)).await.unwrap();
+    node.endpoints.check(&node.maps, &check_of(&node, &plain)).await.unwrap();
+    let unknown = Check {
+        id: AttachmentId { container_id: "x".into(), ifname: "eth0".into() },
+        ..check_of(&node, &pod)
+    };
+    assert_eq!(node.endpoints.check(&node.maps, &unknown).await.unwrap_err().code, code::UNKNOWN_CONTAINER);
+    node.del(&pod).await;
+    node.del(&plain).await;
+    node.assert_nothing_left();
+}
+
+/// Each line is one tampering, `|` before what CHECK must say. `HOST`, `IFB`, `V4` and `V6` stand for the pod's own.
+const TAMPERINGS: &str = "
+    ip link del HOST | host interface
+    ip link set HOST down | HOST is down
+    ip link set HOST address 02:00:00:00:00:99 | MAC of HOST
+    ip link set HOST mtu 1300 | MTU of HOST
+    ip route del V4 dev HOST | the route to V4
+    ip -6 route del V6 dev HOST | the route to V6
+    ip neigh del V4 dev HOST | neighbour V4 on HOST
+    ip neigh replace V6 lladdr 02:00:00:00:00:99 dev HOST nud permanent | neighbour V6 on HOST
+    tc qdisc del dev HOST root | rate into the pod
+    tc qdisc change dev IFB root handle 1: tbf rate 2gbit burst 1m limit 4m | rate out of the pod
+    ip link del IFB | rate out of the pod
+    ip netns exec a ip link set eth0 down | eth0 in the pod is down
+    ip netns exec a ip link set eth0 name eth7 | eth0 in the pod is missing
+    ip netns exec a ip link set eth0 address 02:00:00:00:00:99 | MAC of eth0 in the pod
+    ip netns exec a ip addr del V4/32 dev eth0 | no address V4
+    ip netns exec a ip addr del V6/128 dev eth0 | no address V6
+    ip netns exec a ip route del default | no default route by 169.254.1.1
+    ip netns exec a ip -6 route replace default dev eth0 | no default route by fe80::1
+    ip netns exec a ip route change 169.254.1.1 via 169.254.1.2 dev eth0 onlink | no route to its gateway
+    ip netns exec a ip neigh del 169.254.1.1 dev eth0 | neighbour 169.254.1.1 of eth0
+    ip netns exec a ip neigh replace fe80::1 lladdr 02:00:00:00:00:99 dev eth0 nud permanent | neighbour fe80::1 of eth0
+";
+
+async fn check_finds_tampering() {
+    for line in TAMPERINGS.lines().map(str::trim).filter(|l| !l.is_empty()) {
+        let mut node = Node::start().await;
+        let pod = Pod::new("a");
+        let addresses = node.add_with(&pod, &limited()).await;
+        let host = node.host_name(&pod);
+        let fill = |text: &str| {
+            text.replace("HOST", &host)
+                .replace("IFB", &host.replacen("bh", "bi", 1))
+                .replace("V4", &addresses[0].to_string())
+                .replace("V6", &addresses[1].to_string())
+        };
+        let (command, expected) = line.split_once(" | ").unwrap();
+        let check = check_of(&node, &pod);
+        run(&fill(command));
+        let error = node.endpoints.check(&node.maps, &check).await.expect_err(line);
+        assert_eq!(error.code, code::WIRING);
+        assert!(error.details.contains(&fill(expected)), "{line}: {error}");
+        node.del(&pod).await;
+        node.assert_nothing_left();
+    }
+    for (tamper, expected) in MAP_TAMPERINGS {
+        let mut node = Node::start().await;
+        let pod = Pod::new("a");
+        node.add(&pod).await;
+        let check = check_of(&node, &pod);
+        tamper(&mut node.maps);
+        let error = node.endpoints.check(&node.maps, &check).await.expect_err(expected);
+        assert!(error.details.contains(expected), "{expected}: {error}");
+        let told = Check { addresses: vec!["10.99.0.1/32".parse().unwrap()], ..check };
+        let error = node.endpoints.check(&node.maps, &told).await.unwrap_err();
+        assert!(error.details.contains("the runtime holds 10.99.0.1/32"), "{error}");
+        node.del(&pod).await;
+    }
+}
+
+const MAP_TAMPERINGS: [(fn(&mut FakeMaps), &str); 4] = [
+    (|maps| maps.endpoints.clear(), "endpoint entry is None"),
+    (|maps| maps.endpoints.values_mut().for_each(|e| e.policy = 9), "endpoint entry is Some"),
+    (|maps| maps.addresses.values_mut().for_each(|i| i.id = 9), "identity of"),
+    (|maps| maps.attached.clear(), "no programs attached"),
+];
+
+async fn del_leaves_nothing() {
+    let mut node = Node::start().await;
+    let pods = [Pod::new("a"), Pod::new("b")];
+    for pod in &pods {
+        node.add_with(pod, &limited()).await;
+    }
+    for pod in &pods {
+        node.del(pod).await;
+        assert!(!pod.run("ip -o link").contains("eth0"), "gone when DEL returns");
+    }
+    node.assert_nothing_left();
+    let address = node.add(&pods[0]).await;
+    assert!(address[0].to_string().ends_with(".3"), "freed, and not given again at once: {address:?}");
+    node.del(&pods[0]).await;
+}
+
+async fn del_without_namespace() {
+    let mut node = Node::start().await;
+    let pod = Pod::new("a");
+    node.add_with(&pod, &limited()).await;
+    run("ip netns del a");
+    node.del(&pod).await;
+    node.del(&pod).await;
+    node.assert_nothing_left();
+}
+
+async fn failure_leaves_nothing() {
+    let pod = Pod::new("a");
+    let mut failures = 0;
+    loop {
+        let mut node = Node::start().await;
+        node.trap.set(failures + 1);
+        let result = node.endpoints.add(&mut node.maps, &limited(), &pod.attach()).await;
+        if !node.trap.went_off() {
+            node.del(&pod).await;
+            break;
+        }
+        let error = result.expect_err("the failure is reported");
+        assert!(error.details.contains("injected"), "{error}");
+        assert!(!error.details.contains("undoing"), "{error}");
+        node.assert_nothing_left();
+        assert!(!pod.run("ip -o link").contains("eth0"));
+        let first = node.add(&pod).await;
+        assert!(first[0].to_string().starts_with("10.65.0."), "and the next attempt works");
+        node.del(&pod).await;
+        failures += 1;
+    }
+    // Discard routes, pair, pod's side, queues, endpoint, two addresses, programs, host side.
+    assert_eq!(failures, 9);
+}
+
+async fn add_without_namespace() {
+    let mut node = Node::start().await;
+    let pod = Pod::new("a");
+    let request = Attach { netns: "/run/netns/nowhere".into(), ..pod.attach() };
+    let error = node.endpoints.add(&mut node.maps, &context(), &request).await.unwrap_err();
+    assert_eq!(error.code, code::INVALID_ENVIRONMENT);
+    assert!(error.details.contains("/run/netns/nowhere"), "{error}");
+    node.assert_nothing_left();
+}
+
+async fn add_over_existing() {
+    let mut node = Node::start().await;
+    let pod = Pod::new("a");
+    pod.run("ip link add eth0 type veth peer name other0");
+    let error = node.endpoints.add(&mut node.maps, &context(), &pod.attach()).await.unwrap_err();
+    assert!(error.details.contains("already"), "{error}");
+    assert!(pod.run("ip -o link").contains("other0"));
+    node.assert_nothing_left();
+}
+
+async fn closed_until_attached() {
+    let mut node = Node::start().await;
+    let pod = Pod::new("a");
+    node.add(&pod).await;
+    assert_eq!(node.maps.attached.len(), 1);
+    assert!(node.maps.open_at_attach.is_empty(), "{:?}", node.maps.open_at_attach);
+    node.del(&pod).await;
+}
+
+/// (rate in bytes a second, burst in bytes) of the `tbf` at an interface's root.
+fn tbf(name: &str) -> Option<(u64, u64)> {
+    let qdisc = json(&format!("tc -j qdisc show dev {name} root"));
+    let options = &qdisc.as_array()?.iter().find(|q| q["kind"] == "tbf")?["options"];
+    Some((options["rate"].as_u64()?, options["burst"].as_u64()?))
+}
+
+async fn bandwidth() {
+    let mut node = Node::start().await;
+    let pod = Pod::new("a");
+    node.add_with(&pod, &limited()).await;
+    let host = node.host_name(&pod);
+    let ifb = host.replacen("bh", "bi", 1);
+    assert_eq!(tbf(&host).unwrap().0, 125_000_000);
+    assert_eq!(tbf(&ifb).unwrap().0, 62_500_000);
+    // tc computes the burst back from ticks of 64 ns: it may be a few bytes less.
+    assert!((199_900..=200_000).contains(&tbf(&host).unwrap().1), "{:?}", tbf(&host));
+    let link = json(&format!("ip -j link show dev {ifb}"));
+    assert!(link[0]["flags"].to_string().contains("\"UP\""));
+    let entry = node.maps.endpoints.values().next().unwrap();
+    assert_eq!(u64::from(entry.ifb_ifindex), link[0]["ifindex"].as_u64().unwrap());
+
+    let faster = Some(Limit { rate_bits: 4_000_000_000, burst_bytes: 500_000 });
+    let limits = Limits { ingress: None, egress: faster };
+    node.endpoints.set_limits(&mut node.maps, &pod.id(), limits, Some("high".into())).await.unwrap();
+    assert_eq!((tbf(&host), tbf(&ifb).map(|t| t.0)), (None, Some(500_000_000)));
+    node.endpoints.check(&node.maps, &check_of(&node, &pod)).await.unwrap();
+
+    node.endpoints.set_limits(&mut node.maps, &pod.id(), Limits::default(), None).await.unwrap();
+    assert!(!attempt(&format!("ip link show dev {ifb}")).0, "the ifb is gone");
+    assert_eq!(node.maps.endpoints.values().next().unwrap().ifb_ifindex, 0);
+    node.del(&pod).await;
+    node.assert_nothing_left();
+}
+
+async fn restart_adopts() {
+    let mut node = Node::start().await;
+    let (a, b) = (Pod::new("a"), Pod::new("b"));
+    let to_a = node.add(&a).await;
+    node.add_with(&b, &limited()).await;
+    let before = (run("ip -d addr"), run("ip route"), run("ip -6 route"), run("tc qdisc show"));
+    let report = node.restart().await;
+    assert_eq!((report.adopted, report.removed.len(), report.ownerless.len()), (2, 0, 0), "{report:?}");
+    assert!(report.errors.is_empty(), "{report:?}");
+    assert_eq!(before, (run("ip -d addr"), run("ip route"), run("ip -6 route"), run("tc qdisc show")));
+    // The same ADD again still gets the same answer.
+    assert_eq!(node.add(&a).await, to_a);
+
+    // What is missing is set right: pins, map entries, routes.
+    node.maps.attached.clear();
+    node.maps.endpoints.clear();
+    node.maps.addresses.clear();
+    run(&format!("ip route del {} dev {}", to_a[0], node.host_name(&a)));
+    let report = node.restart().await;
+    assert_eq!(report.adopted, 2, "{report:?}");
+    for pod in [&a, &b] {
+        node.endpoints.check(&node.maps, &check_of(&node, pod)).await.unwrap();
+    }
+    let c = Pod::new("c");
+    assert!(!node.add(&c).await.contains(&to_a[0]), "adopted addresses are not given again");
+    for pod in [&a, &b, &c] {
+        node.del(pod).await;
+    }
+    node.assert_nothing_left();
+}
+
+async fn restart_removes_ownerless() {
+    let mut node = Node::start().await;
+    let pod = Pod::new("a");
+    let kept = node.add(&pod).await;
+    run("ip link add bh00000000aa type veth peer name bi00000000aa");
+    run("ip link set bh00000000aa up");
+    run("ip route add 10.65.0.77 dev bh00000000aa proto 66");
+    run(&format!("ip route add 10.65.0.78 dev {} proto 66", node.host_name(&pod)));
+    run("ip link add bhyve0 type bridge");
+    node.maps.attached.insert("bh00000000aa".into());
+    node.maps.endpoints.insert(4_000, Default::default());
+    let report = node.restart().await;
+    assert_eq!(report.adopted, 1);
+    assert!(report.errors.is_empty(), "{report:?}");
+    assert!(!attempt("ip link show dev bh00000000aa").0);
+    assert!(attempt("ip link show dev bhyve0").0, "somebody else's");
+    run("ip link del bhyve0");
+    let routes = run("ip -4 route show proto 66");
+    assert!(!routes.contains("10.65.0.7"), "{routes}");
+    assert!(routes.contains(&kept[0].to_string()));
+    assert_eq!((node.maps.attached.len(), node.maps.endpoints.len()), (1, 1));
+    node.del(&pod).await;
+    node.assert_nothing_left();
+}
+
+async fn restart_cleans() {
+    let mut node = Node::start().await;
+    let (gone, half) = (Pod::new("a"), Pod::new("b"));
+    node.add_with(&gone, &limited()).await;
+    node.add_with(&half, &limited()).await;
+    run("ip netns del a");
+    let host = node.host_name(&gone);
+    until("the kernel removes the pair", || !attempt(&format!("ip link show dev {host}")).0);
+    // Killed between two effects: the host side was never opened.
+    run(&format!("ip link set {} down", node.host_name(&half)));
+    let report = node.restart().await;
+    assert_eq!((report.adopted, report.removed.len()), (0, 2), "{report:?}");
+    node.assert_nothing_left();
+    let blocks = node.endpoints.release_empty_blocks().await.unwrap();
+    assert_eq!(blocks.len(), 2, "all addresses are free");
+    assert_eq!(run("ip route show proto 66"), "");
+}
+
+async fn restart_spares_unreadable() {
+    let mut node = Node::start().await;
+    let (a, b) = (Pod::new("a"), Pod::new("b"));
+    let to_a = node.add(&a).await;
+    std::fs::write(node.file("state/endpoints/a-eth0.json"), "{").unwrap();
+    node.restart().await;
+    let to_b = node.add(&b).await;
+    until("b still reaches a", || b.pings(to_a[0]));
+    assert_ne!(to_a, to_b);
+    node.del(&a).await;
+    node.del(&b).await;
+    node.maps.addresses.clear();
+    node.assert_nothing_left();
+}
+
+async fn restart_replays() {
+    let mut node = Node::start().await;
+    let pod = Pod::new("a");
+    node.add(&pod).await;
+    let queued = node.file("state/pending-del/a-eth0.json");
+    std::fs::write(&queued, serde_json::to_vec(&pod.detach()).unwrap()).unwrap();
+    let report = node.restart().await;
+    assert_eq!(report.removed, [pod.id()]);
+    assert!(!queued.exists());
+    node.assert_nothing_left();
+}
+
+async fn gc() {
+    let mut node = Node::start().await;
+    let (a, b) = (Pod::new("a"), Pod::new("b"));
+    node.add(&a).await;
+    node.add(&b).await;
+    node.endpoints.gc(&mut node.maps, &Gc { valid: vec![b.id()] }).await.unwrap();
+    assert_eq!(node.endpoints.iter().map(|r| r.id.clone()).collect::<Vec<_>>(), [b.id()]);
+    node.endpoints.gc(&mut node.maps, &Gc { valid: vec![] }).await.unwrap();
+    node.assert_nothing_left();
+}
+
+async fn blocks_are_discarded() {
+    let mut node = Node::start().await;
+    let pod = Pod::new("a");
+    // Blocks of one address: pod and discard route have the same destination.
+    let tiny = PodContext {
+        partition: "tiny".into(),
+        ranges: vec!["10.66.0.9/32".parse().unwrap(), "fd00:66::9/128".parse().unwrap()],
+        ..context()
+    };
+    let addresses = node.add_with(&pod, &tiny).await;
+    for address in &addresses {
+        until("the node reaches the pod", || attempt(&format!("ping -n -c 1 -W 1 {address}")).0);
+    }
+    node.del(&pod).await;
+    for family in ["-4", "-6"] {
+        let routes = run(&format!("ip {family} route show proto 66"));
+        assert!(
+            routes.starts_with("blackhole 10.66.0.9") || routes.starts_with("blackhole fd00:66::9"),
+            "{routes}"
+        );
+    }
+    let kernel = Kernel::open().unwrap();
+    let other: BTreeSet<_> = ["10.67.0.0/26".parse().unwrap()].into();
+    kernel.set_blocks(&other).await.unwrap();
+    kernel.set_blocks(&other).await.unwrap();
+    assert_eq!(kernel.list_routes().await.unwrap().len(), 1);
+    kernel.set_blocks(&BTreeSet::new()).await.unwrap();
+    assert!(kernel.list_routes().await.unwrap().is_empty());
+}
+
+async fn uplinks() {
+    let kernel = Kernel::open().unwrap();
+    let found = kernel.uplinks(&[]).await.unwrap();
+    assert_eq!(found, kernel.uplinks(&["up0".into()]).await.unwrap());
+    assert_eq!((found.len(), found[0].name.as_str(), found[0].mtu), (1, "up0", 1400));
+    assert_eq!(found[0].v4, Some("192.0.2.1".parse().unwrap()));
+    assert_eq!(found[0].v6, Some("2001:db8::1".parse().unwrap()));
+    assert!(kernel.uplinks(&["nowhere0".into()]).await.is_err());
+    node::prepare_node(&found).unwrap();
+    for key in ["net/ipv4/ip_forward", "net/ipv6/conf/all/forwarding"] {
+        assert_eq!(std::fs::read_to_string(format!("/proc/sys/{key}")).unwrap().trim(), "1");
+    }
+    assert_eq!(std::fs::read_to_string("/proc/sys/net/ipv6/conf/up0/accept_ra").unwrap().trim(), "2");
+    assert!(kernel.list().await.unwrap().is_empty());
+}
+
+async fn figures() {
+    let mut node = Node::start().await;
+    let pods: Vec<_> = (0..20).map(|n| Pod::new(&format!("p{n}"))).collect();
+    for (kind, context) in [("unlimited", context()), ("limited", limited())] {
+        let (mut adds, mut dels) = (Vec::new(), Vec::new());
+        for pod in &pods {
+            let start = Instant::now();
+            node.add_with(pod, &context).await;
+            adds.push(start.elapsed());
+        }
+        for pod in &pods {
+            let start = Instant::now();
+            node.del(pod).await;
+            dels.push(start.elapsed());
+        }
+        adds.sort();
+        dels.sort();
+        println!("{kind}: ADD median {:?} (max {:?}), DEL median {:?}", adds[10], adds[19], dels[10]);
+    }
+    node.assert_nothing_left();
+}
