@@ -103,18 +103,7 @@ impl Store {
 
     /// On disk when this returns.
     pub fn save<T: Serialize>(&self, key: &Key, record: &T) -> Result<(), StoreError> {
-        let path = self.path(key);
-        let text = serde_json::to_vec_pretty(record).map_err(|source| StoreError::Corrupt {
-            path: path.clone(),
-            what: "a record",
-            source,
-        })?;
-        let temporary = path.with_extension("json.tmp");
-        let written = File::create(&temporary)
-            .and_then(|mut file| file.write_all(&text).and_then(|()| file.sync_all()))
-            .and_then(|()| fs::rename(&temporary, &path))
-            .and_then(|()| sync_dir(&self.endpoints));
-        written.map_err(at(&path))
+        write_json(&self.path(key), record)
     }
 
     /// Succeeds also where there is none.
@@ -138,6 +127,34 @@ impl Store {
     /// A queued DEL was carried out.
     pub fn done(&self, pending: &Path) -> Result<(), StoreError> {
         remove(pending)
+    }
+}
+
+/// Writes a file whole: temporary file, sync, rename, sync of the directory. On disk when this returns.
+pub fn write_json<T: Serialize + ?Sized>(path: &Path, value: &T) -> Result<(), StoreError> {
+    let text = serde_json::to_vec_pretty(value).map_err(|source| StoreError::Corrupt {
+        path: path.into(),
+        what: "a record",
+        source,
+    })?;
+    let temporary = path.with_extension("json.tmp");
+    let written = File::create(&temporary)
+        .and_then(|mut file| file.write_all(&text).and_then(|()| file.sync_all()))
+        .and_then(|()| fs::rename(&temporary, path))
+        .and_then(|()| path.parent().map_or(Ok(()), sync_dir));
+    written.map_err(at(path))
+}
+
+/// `None` where there is no such file.
+pub fn read_json<T: DeserializeOwned>(path: &Path) -> Result<Option<T>, StoreError> {
+    match fs::read(path) {
+        Err(e) if e.kind() == io::ErrorKind::NotFound => Ok(None),
+        Err(e) => Err(at(path)(e)),
+        Ok(text) => serde_json::from_slice(&text).map(Some).map_err(|source| StoreError::Corrupt {
+            path: path.into(),
+            what: "what the daemon remembers",
+            source,
+        }),
     }
 }
 

@@ -11,11 +11,13 @@ pub struct Endpoint {
     pub ipv6: Addr,
     /// Row of `POLICY`; stable over generations.
     pub policy: u32,
-    pub identity: u32,
+    /// Of its addresses: a rule may tell the two apart.
+    pub identity_v4: u32,
+    pub identity_v6: u32,
     /// The `ifb` that paces what leaves the pod; 0: none.
     pub ifb_ifindex: u32,
     pub mac: [u8; 6],
     pub reserved: u16,
 }
 
-assert_size!(Endpoint = 52);
+assert_size!(Endpoint = 56);

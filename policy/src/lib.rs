@@ -6,6 +6,23 @@
 //!                                    Interner  └─▶ tables, identities (written to the kernel as they are)
 //! ```
 
+mod admit;
+mod atom;
+mod compile;
+mod evaluate;
+mod explain;
+mod interner;
 mod objects;
+mod prefix;
+mod rulebook;
+pub mod selector;
+mod tables;
 
+pub use admit::admit;
+pub use compile::{CompileError, Compiled, compile};
+pub use evaluate::Decision;
+pub use explain::explain;
+pub use interner::{Interner, KEPT_GENERATIONS};
 pub use objects::{NodeInfo, Objects, Sourced};
+pub use rulebook::{RuleBook, RuleEntry};
+pub use tables::Tables;

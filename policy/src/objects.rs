@@ -1,6 +1,8 @@
 //! What the compiler reads: a snapshot of all objects of the cluster that policy can see.
 
-use bulkhead_api::objects::{BandwidthClassSpec, NetworkGroupSpec, PartitionSpec};
+use crate::{prefix::Prefix, selector};
+use bulkhead_api::objects::{BandwidthClassSpec, DEFAULT_PARTITION, NetworkGroupSpec, PartitionSpec};
+use bulkhead_ebpf_abi::Addr;
 use ipnetwork::IpNetwork;
 use std::{collections::BTreeMap, net::IpAddr};
 
@@ -31,4 +33,55 @@ pub struct NodeInfo {
     pub addresses: Vec<IpAddr>,
     pub control_plane: bool,
     pub labels: BTreeMap<String, String>,
+}
+
+/// The label that the API server sets on every namespace.
+const NAMESPACE_NAME_LABEL: &str = "kubernetes.io/metadata.name";
+
+impl Objects {
+    /// The partition that new pods of a namespace belong to: the one that names it, else the first (by name) whose
+    /// selector matches it, else the default partition.
+    pub fn partition_of_namespace(&self, namespace: &str) -> &str {
+        let named = self.partitions.iter().find(|(_, p)| p.spec.namespaces.iter().any(|n| n == namespace));
+        let found = named.or_else(|| {
+            let labels = self.labels(namespace);
+            self.partitions.iter().find(|(_, p)| selects(&p.spec, &labels))
+        });
+        found.map_or(DEFAULT_PARTITION, |(name, _)| name)
+    }
+
+    /// The partition whose range holds the address; none for addresses of nodes and outside the cluster.
+    pub fn partition_of_address(&self, address: IpAddr) -> Option<&str> {
+        let address = Addr::from_ip(address);
+        if self.nodes.values().flat_map(|n| &n.addresses).any(|a| Addr::from_ip(*a) == address) {
+            return None;
+        }
+        let mut best: Option<(u8, &str)> = None;
+        for (name, cidr) in self.ranges() {
+            let prefix = Prefix::of(*cidr);
+            if prefix.contains(address) && best.is_none_or(|(length, _)| prefix.length > length) {
+                best = Some((prefix.length, name));
+            }
+        }
+        best.map(|(_, name)| name)
+    }
+
+    /// All pod ranges with their partition: by name, the default partition's last.
+    pub(crate) fn ranges(&self) -> impl Iterator<Item = (&str, &IpNetwork)> {
+        let partitions =
+            self.partitions.iter().flat_map(|(n, p)| p.spec.pod_cidrs.iter().map(move |c| (n.as_str(), c)));
+        partitions.chain(self.default_pod_cidrs.iter().map(|c| (DEFAULT_PARTITION, c)))
+    }
+
+    /// Labels of a namespace, also of one that no source has told of yet.
+    pub(crate) fn labels(&self, namespace: &str) -> BTreeMap<String, String> {
+        let mut labels = self.namespaces.get(namespace).cloned().unwrap_or_default();
+        labels.entry(NAMESPACE_NAME_LABEL.into()).or_insert_with(|| namespace.into());
+        labels
+    }
+}
+
+/// Whether the partition asks for a namespace with these labels.
+pub(crate) fn selects(spec: &PartitionSpec, labels: &BTreeMap<String, String>) -> bool {
+    spec.namespace_selector.as_ref().is_some_and(|s| selector::matches(s, labels))
 }

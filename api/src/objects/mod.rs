@@ -9,6 +9,7 @@ mod bgp;
 mod network_group;
 mod partition;
 mod quantity;
+mod validate;
 
 pub use address::*;
 pub use bandwidth::*;
@@ -16,6 +17,7 @@ pub use bgp::*;
 pub use network_group::*;
 pub use partition::*;
 pub use quantity::*;
+pub use validate::*;
 
 pub use ipnetwork::IpNetwork;
 pub use k8s_openapi::apimachinery::pkg::apis::meta::v1::{LabelSelector, LabelSelectorRequirement};

@@ -143,8 +143,8 @@ fn pod_side(record: &EndpointRecord, found: &Found, list: &mut Mismatches) {
 fn policy(record: &EndpointRecord, wired: Wired, found: &Found, list: &mut Mismatches) {
     list.require(found.attached, || format!("{} has no programs attached", record.host_interface));
     list.same("endpoint entry", found.endpoint, Some(record.endpoint(wired.ifb_ifindex)));
-    for address in &record.addresses {
-        let identity = found.identities.get(address).copied();
-        list.same(format_args!("identity of {address}"), identity, Some(record.identity_entry()));
+    for (address, entry) in record.identity_entries() {
+        let identity = found.identities.get(&address).copied();
+        list.same(format_args!("identity of {address}"), identity, Some(entry));
     }
 }

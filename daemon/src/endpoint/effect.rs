@@ -32,8 +32,7 @@ pub enum Effect {
     /// The index of the `ifb` is filled in when it is known.
     SetEndpoint(Endpoint),
     SetAddresses {
-        addresses: Vec<IpAddr>,
-        identity: Identity,
+        entries: Vec<(IpAddr, Identity)>,
     },
     AttachPrograms {
         ifname: String,
@@ -65,7 +64,7 @@ pub fn plan(record: &EndpointRecord, sources: Sources) -> Vec<Effect> {
         }),
         Effect::Shape { ifb: record.ifb(), limits: record.limits },
         Effect::SetEndpoint(record.endpoint(0)),
-        Effect::SetAddresses { addresses: record.addresses.clone(), identity: record.identity_entry() },
+        Effect::SetAddresses { entries: record.identity_entries().collect() },
         Effect::AttachPrograms { ifname: host.clone() },
         Effect::OpenHostSide {
             ifname: host,
@@ -177,9 +176,9 @@ impl Effect {
                 let endpoint = Endpoint { ifb_ifindex: wired.ifb_ifindex, ..*endpoint };
                 world.maps.set_endpoint(wired.host_ifindex, &endpoint)?;
             }
-            Self::SetAddresses { addresses, identity } => {
-                for &address in addresses {
-                    world.maps.set_address(address, *identity)?;
+            Self::SetAddresses { entries } => {
+                for &(address, identity) in entries {
+                    world.maps.set_address(address, identity)?;
                 }
             }
             Self::AttachPrograms { ifname } => world.maps.attach_pod(ifname, wired.host_ifindex)?,
@@ -206,11 +205,12 @@ impl Effect {
                     world.maps.remove_endpoint(wired.host_ifindex)?;
                 }
             }
-            Self::SetAddresses { addresses, .. } => {
-                for &address in addresses {
+            Self::SetAddresses { entries } => {
+                let addresses: Vec<_> = entries.iter().map(|(address, _)| *address).collect();
+                for &address in &addresses {
                     world.maps.remove_address(address)?;
                 }
-                world.maps.forget_flows(addresses)?;
+                world.maps.forget_flows(&addresses)?;
             }
             Self::AttachPrograms { ifname } => world.maps.detach_pod(ifname)?,
         }

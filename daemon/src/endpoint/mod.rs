@@ -112,6 +112,7 @@ impl<N: Net, C: BlockClaims> Endpoints<N, C> {
         &mut self,
         maps: &mut M,
         pod: &PodContext,
+        identity_of: impl Fn(IpAddr) -> u32,
         request: &Attach,
     ) -> Result<Attachment, ErrorReply> {
         let key = Key::of(&request.id)
@@ -130,7 +131,8 @@ impl<N: Net, C: BlockClaims> Endpoints<N, C> {
                 self.allocate(pod).await?
             }
         };
-        let record = EndpointRecord::new(&key, request, pod, addresses, self.node.mtu);
+        let identities = addresses.iter().map(|a| identity_of(*a)).collect();
+        let record = EndpointRecord::new(&key, request, pod, addresses, identities, self.node.mtu);
         self.wire(maps, key, record).await
     }
 
@@ -180,21 +182,22 @@ impl<N: Net, C: BlockClaims> Endpoints<N, C> {
         }
     }
 
-    /// Changes a live pod's policy row and identity.
+    /// Changes a live pod's policy row and identities.
     pub async fn set_identity<M: PodMaps>(
         &mut self,
         maps: &mut M,
         id: &AttachmentId,
         policy: u32,
-        identity: u32,
+        identity_of: impl Fn(IpAddr) -> u32,
     ) -> Result<(), Cause> {
         let key = Key::of(id)?;
         let Some(entry) = self.entries.get_mut(&key) else { return Ok(()) };
-        if (entry.record.policy, entry.record.identity) == (policy, identity) {
+        let identities: Vec<_> = entry.record.addresses.iter().map(|a| identity_of(*a)).collect();
+        if entry.record.policy == policy && entry.record.identities == identities {
             return Ok(());
         }
         entry.record.policy = policy;
-        entry.record.identity = identity;
+        entry.record.identities = identities;
         if let Some(wired) = entry.wired {
             reconcile::program(maps, &entry.record, wired)?;
         }

@@ -48,7 +48,6 @@ impl<N: Net, C: BlockClaims> Endpoints<N, C> {
                 let before = entry.record.clone();
                 if let Some(pod) = context(&entry.record) {
                     entry.record.policy = pod.policy;
-                    entry.record.identity = pod.identity;
                     entry.record.limits = pod.limits;
                     entry.record.bandwidth_class = pod.bandwidth_class;
                 }
@@ -255,9 +254,9 @@ pub(super) fn program<M: PodMaps>(
     record: &EndpointRecord,
     wired: Wired,
 ) -> Result<(), DatapathError> {
-    for &address in &record.addresses {
-        if maps.address(address)? != Some(record.identity_entry()) {
-            maps.set_address(address, record.identity_entry())?;
+    for (address, entry) in record.identity_entries() {
+        if maps.address(address)? != Some(entry) {
+            maps.set_address(address, entry)?;
         }
     }
     let endpoint = record.endpoint(wired.ifb_ifindex);

@@ -5,7 +5,9 @@ use crate::{
     net::{self, IFB_PREFIX, Limits, Mac, Names, Sources},
     store::Key,
 };
-use bulkhead_api::messages::{Attach, Attachment, AttachmentId, EndpointInfo, Interface, PodRef, PodRoute};
+use bulkhead_api::messages::{
+    Attach, Attachment, AttachmentId, EndpointInfo, Interface, PodRef, PodRoute, RuntimeBandwidth,
+};
 use bulkhead_ebpf_abi::{Addr, Endpoint, IDENTITY_LOCAL_POD, Identity};
 use ipnetwork::IpNetwork;
 use serde::{Deserialize, Serialize};
@@ -19,7 +21,6 @@ pub struct PodContext {
     pub ranges: Vec<IpNetwork>,
     /// Row of the `POLICY` map.
     pub policy: u32,
-    pub identity: u32,
     pub limits: Limits,
     pub bandwidth_class: Option<String>,
 }
@@ -42,21 +43,32 @@ pub struct EndpointRecord {
     pub netns: PathBuf,
     pub partition: String,
     pub policy: u32,
-    pub identity: u32,
     /// At most one of each family, IPv4 first.
     pub addresses: Vec<IpAddr>,
+    /// Identity of each address.
+    pub identities: Vec<u32>,
     pub host_interface: String,
     pub host_mac: Mac,
     pub pod_mac: Mac,
     pub mtu: u32,
     #[serde(default)]
     pub limits: Limits,
+    /// What the runtime asked for.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub runtime_bandwidth: Option<RuntimeBandwidth>,
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub bandwidth_class: Option<String>,
 }
 
 impl EndpointRecord {
-    pub fn new(key: &Key, request: &Attach, pod: &PodContext, addresses: Vec<IpAddr>, mtu: u32) -> Self {
+    pub fn new(
+        key: &Key,
+        request: &Attach,
+        pod: &PodContext,
+        addresses: Vec<IpAddr>,
+        identities: Vec<u32>,
+        mtu: u32,
+    ) -> Self {
         let names = Names::of(key.as_str());
         Self {
             id: request.id.clone(),
@@ -64,13 +76,14 @@ impl EndpointRecord {
             netns: request.netns.clone().into(),
             partition: pod.partition.clone(),
             policy: pod.policy,
-            identity: pod.identity,
             addresses,
+            identities,
             host_interface: names.host,
             host_mac: names.host_mac,
             pod_mac: names.pod_mac,
             mtu,
             limits: pod.limits,
+            runtime_bandwidth: request.bandwidth,
             bandwidth_class: pod.bandwidth_class.clone(),
         }
     }
@@ -100,20 +113,26 @@ impl EndpointRecord {
             let address = self.addresses.iter().find(|a| family.holds(net::host_network(**a)));
             address.map_or(Addr::default(), |a| Addr::from_ip(*a))
         };
+        let identity_of = |address: Addr| {
+            let found = self.identity_entries().find(|(a, _)| Addr::from_ip(*a) == address);
+            found.map_or(0, |(_, identity)| identity.id)
+        };
         Endpoint {
             ipv4: of(Family::V4),
             ipv6: of(Family::V6),
             policy: self.policy,
-            identity: self.identity,
+            identity_v4: identity_of(of(Family::V4)),
+            identity_v6: identity_of(of(Family::V6)),
             ifb_ifindex,
             mac: self.pod_mac.0,
             reserved: 0,
         }
     }
 
-    /// The exact entry of each of its addresses.
-    pub fn identity_entry(&self) -> Identity {
-        Identity { id: self.identity, flags: IDENTITY_LOCAL_POD }
+    /// The exact entries of its addresses.
+    pub fn identity_entries(&self) -> impl Iterator<Item = (IpAddr, Identity)> + '_ {
+        let entry = |(&a, &id): (&IpAddr, &u32)| (a, Identity { id, flags: IDENTITY_LOCAL_POD });
+        self.addresses.iter().zip(&self.identities).map(entry)
     }
 }
 
@@ -126,7 +145,7 @@ impl From<&EndpointRecord> for EndpointInfo {
             addresses: record.addresses.clone(),
             host_interface: record.host_interface.clone(),
             mac: record.pod_mac.to_string(),
-            identity: record.identity,
+            identity: record.identities.first().copied().unwrap_or_default(),
             bandwidth_class: record.bandwidth_class.clone(),
             ingress_rate: record.limits.ingress.map(|l| l.rate_bits),
             egress_rate: record.limits.egress.map(|l| l.rate_bits),

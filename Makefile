@@ -1,0 +1,49 @@
+# The front door. `make` alone says what there is.
+
+SHELL := bash
+.SHELLFLAGS := -euo pipefail -c
+.DEFAULT_GOAL := help
+.ONESHELL:
+.PHONY: help deps build demo test lint
+
+MUSL := x86_64-unknown-linux-musl
+TARGET := $(abspath $(or $(CARGO_TARGET_DIR),target))
+export CARGO_TARGET_DIR := $(TARGET)
+# Where the lab looks for the programs it runs.
+PROGRAMS = $(TARGET)/$(1):$(TARGET)/$(MUSL)/cni
+# An invocation of its own, so that the plugin is built with its own features only.
+BUILD_CNI := cargo build --locked --profile cni --target $(MUSL) -p bulkhead-cni
+
+help: ## This list
+	@grep -hE '^[a-z]+:.*## ' $(MAKEFILE_LIST) | sed -E 's/^([a-z]+):.*## /  make \1\t/' | expand -t 16
+
+deps: ## Install what is missing: Debian packages, Rust components, bpf-linker
+	@deploy/install-build-deps.sh
+
+build: deps ## All programs, release: bulkheadd, bulkhead, bulkhead-cni, bulkhead-demo
+	@echo "==> building (release)"
+	cargo build --locked --release --bin bulkheadd --bin bulkhead --bin bulkhead-demo
+	$(BUILD_CNI)
+
+demo: build ## A data centre on this machine, the whole job in ten steps; KEEP=1 leaves it up
+	@BULKHEAD_BIN_PATH=$(call PROGRAMS,release) $(TARGET)/release/bulkhead-demo $(if $(KEEP),--keep)
+
+test: deps ## Everything that tests: units, eBPF by test-run, the lab, interoperation with BIRD
+	@SECONDS=0
+	echo "==> building what the suites execute"
+	cargo build --locked --bins
+	$(BUILD_CNI)
+	echo "==> testing"
+	BULKHEAD_BIN_PATH=$(call PROGRAMS,debug) cargo test --locked --no-fail-fast
+	echo "==> all tests held ($$((SECONDS / 60)) min $$((SECONDS % 60)) s)"
+
+lint: deps ## Format, clippy with warnings denied, the crate walls
+	@echo "==> format"
+	cargo fmt --all --check
+	echo "==> clippy"
+	cargo clippy --locked --all-targets -- -D warnings
+	echo "==> clippy, eBPF programs"
+	RUSTC_BOOTSTRAP=1 RUSTFLAGS='--cfg=bpf_target_arch="x86_64" -Cpanic=abort' cargo clippy --locked --release \
+		-p bulkhead-ebpf-programs --target bpfel-unknown-none -Z build-std=core -- -D warnings
+	echo "==> crate walls"
+	tests/crate-walls.sh

@@ -1,0 +1,112 @@
+//! The connections of one neighbour: one, or two while they collide. Output waits here, input does not.
+
+use super::socket;
+use crate::fsm::ConnId;
+use std::future::poll_fn;
+use std::io::{self, ErrorKind};
+use std::task::{Context, Poll};
+use tokio::net::TcpStream;
+
+#[derive(Debug, PartialEq)]
+pub(super) enum LinkEvent {
+    Received(ConnId, Vec<u8>),
+    /// The connection is gone already.
+    Closed(ConnId, Option<ErrorKind>),
+    /// Some output went out.
+    Sent,
+}
+
+#[derive(Debug, Default)]
+pub(super) struct Links(Vec<Link>);
+
+#[derive(Debug)]
+struct Link {
+    id: ConnId,
+    stream: TcpStream,
+    output: Vec<u8>,
+}
+
+const READ_SIZE: usize = 64 * 1024;
+
+impl Links {
+    pub fn add(&mut self, id: ConnId, stream: TcpStream) {
+        self.0.push(Link { id, stream, output: Vec::new() });
+    }
+
+    /// Queues `bytes`; a connection that is gone swallows them.
+    pub fn send(&mut self, id: ConnId, bytes: &[u8]) {
+        if let Some(link) = self.0.iter_mut().find(|link| link.id == id) {
+            link.output.extend_from_slice(bytes);
+        }
+    }
+
+    /// Closes after what is queued. Without anything queued, at once.
+    pub fn close(&mut self, id: ConnId) {
+        let Some(index) = self.0.iter().position(|link| link.id == id) else {
+            return;
+        };
+        let Link { stream, output, .. } = self.0.swap_remove(index);
+        if !output.is_empty() {
+            tokio::spawn(socket::finish(stream, output));
+        }
+    }
+
+    /// Octets that wait to be sent.
+    pub fn backlog(&self) -> usize {
+        self.0.iter().map(|link| link.output.len()).sum()
+    }
+
+    /// Waits until something happens on any connection. May be dropped and called again.
+    pub async fn next(&mut self) -> LinkEvent {
+        poll_fn(|context| self.poll(context)).await
+    }
+
+    fn poll(&mut self, context: &mut Context<'_>) -> Poll<LinkEvent> {
+        for index in 0..self.0.len() {
+            let link = &mut self.0[index];
+            if let Poll::Ready(read) = link.poll_read(context) {
+                let id = link.id;
+                return Poll::Ready(match read {
+                    Ok(bytes) if !bytes.is_empty() => LinkEvent::Received(id, bytes),
+                    ended => {
+                        self.0.swap_remove(index);
+                        LinkEvent::Closed(id, ended.err().map(|error| error.kind()))
+                    }
+                });
+            }
+        }
+        let sent = self.0.iter_mut().fold(false, |sent, link| link.poll_write(context) | sent);
+        if sent { Poll::Ready(LinkEvent::Sent) } else { Poll::Pending }
+    }
+}
+
+impl Link {
+    /// Nothing read is the end of the stream.
+    fn poll_read(&mut self, context: &mut Context<'_>) -> Poll<io::Result<Vec<u8>>> {
+        loop {
+            std::task::ready!(self.stream.poll_read_ready(context))?;
+            let mut bytes = Vec::with_capacity(READ_SIZE);
+            match self.stream.try_read_buf(&mut bytes) {
+                Err(error) if error.kind() == ErrorKind::WouldBlock => continue,
+                read => return Poll::Ready(read.map(|_| bytes)),
+            }
+        }
+    }
+
+    /// Whether anything was written. An error is left to be found by reading: the other end may have
+    /// said why before it closed.
+    fn poll_write(&mut self, context: &mut Context<'_>) -> bool {
+        let mut sent = false;
+        while !self.output.is_empty() && self.stream.poll_write_ready(context).is_ready() {
+            match self.stream.try_write(&self.output) {
+                Ok(count) => {
+                    self.output.drain(..count);
+                    sent = true;
+                }
+                Err(error) if error.kind() == ErrorKind::WouldBlock => {}
+                Err(_) => self.output.clear(),
+            }
+        }
+        sent
+    }
+}

@@ -1,0 +1,26 @@
+//! Sockets and clocks around [`Neighbour`](crate::neighbour::Neighbour), on tokio.
+//!
+//! ```text
+//!   Speaker ──watch: what to announce──▶ one task per neighbour ──▶ Neighbour (pure)
+//!      │  └────commands, one queue─────▶   │        ▲
+//!      └─ listeners ──accepted streams─────┘        └─ Links: sockets with bounded output
+//! ```
+//!
+//! Decides nothing about the protocol. A stop, a panic or a kill closes connections without NOTIFICATION,
+//! so that neighbours keep the routes (RFC 4724); routes are taken back only by [`Speaker::withdraw_all`],
+//! by a smaller set, and from a neighbour that is taken out of the configuration.
+
+mod config;
+mod links;
+mod listener;
+mod socket;
+mod speaker;
+mod status;
+mod task;
+
+pub use config::{PeerConfig, SpeakerConfig};
+pub use speaker::{Speaker, SpeakerError};
+pub use status::{Community, Direction, PeerStatus, RouteView};
+
+#[cfg(test)]
+mod tests;

@@ -1,0 +1,229 @@
+//! The task of one neighbour: waits, feeds [`Neighbour`], and does what its effects say.
+
+use super::config::{PeerConfig, SpeakerConfig};
+use super::links::{LinkEvent, Links};
+use super::socket;
+use super::status::{self, PeerStatus, RouteView};
+use crate::fsm::{ConnId, Connection, Input, Stop};
+use crate::neighbour::{Effect, Intent, Neighbour, Note};
+use std::future::{Future, pending};
+use std::io::{self, ErrorKind};
+use std::net::SocketAddr;
+use std::pin::Pin;
+use std::time::Duration;
+use tokio::net::TcpStream;
+use tokio::sync::{mpsc, oneshot, watch};
+use tokio::time::{Instant, sleep_until};
+
+pub(super) enum Command {
+    Incoming(TcpStream),
+    /// Leave with Cease: the peer is no neighbour any more.
+    Deconfigure,
+    Status(oneshot::Sender<PeerStatus>),
+    Advertised(oneshot::Sender<Vec<RouteView>>),
+    Received(oneshot::Sender<Vec<RouteView>>),
+    /// Answer once all that is to be announced or withdrawn went out.
+    Flush(oneshot::Sender<()>),
+}
+
+/// Octets of UPDATEs that may wait in one connection's output.
+const OUTPUT_LIMIT: usize = 64 * 1024;
+
+type Dial = Pin<Box<dyn Future<Output = io::Result<TcpStream>> + Send>>;
+
+pub(super) struct Task {
+    config: PeerConfig,
+    neighbour: Neighbour,
+    links: Links,
+    dial: Option<Dial>,
+    commands: mpsc::Receiver<Command>,
+    intent: watch::Receiver<Intent>,
+    flushes: Vec<oneshot::Sender<()>>,
+    epoch: Instant,
+    next_id: u64,
+    leaving: bool,
+}
+
+/// What woke the task.
+enum Wake {
+    Command(Command),
+    Dialled(io::Result<TcpStream>),
+    Link(LinkEvent),
+    Other,
+    /// The speaker is gone.
+    Orphaned,
+}
+
+impl Task {
+    pub fn new(
+        speaker: &SpeakerConfig,
+        config: PeerConfig,
+        commands: mpsc::Receiver<Command>,
+        mut intent: watch::Receiver<Intent>,
+    ) -> Task {
+        intent.mark_changed();
+        Task {
+            neighbour: Neighbour::new(config.settings(speaker), config.next_hops(), Duration::ZERO),
+            config,
+            links: Links::default(),
+            dial: None,
+            commands,
+            intent,
+            flushes: Vec::new(),
+            epoch: Instant::now(),
+            next_id: 1,
+            leaving: false,
+        }
+    }
+
+    /// Ends when told to leave, or with the speaker.
+    pub async fn run(mut self) {
+        self.feed(Input::Start);
+        while !self.leaving {
+            self.advertise();
+            let wake = self.wait().await;
+            match wake {
+                Wake::Command(command) => self.command(command),
+                Wake::Orphaned => return,
+                Wake::Dialled(Ok(stream)) => self.adopt(stream, Input::Connected),
+                Wake::Dialled(Err(error)) => self.feed(Input::ConnectFailed(error.kind())),
+                Wake::Link(LinkEvent::Received(id, bytes)) => self.feed(Input::Received(id, bytes)),
+                Wake::Link(LinkEvent::Closed(id, kind)) => self.feed(Input::Closed(id, kind)),
+                Wake::Link(LinkEvent::Sent) | Wake::Other => {}
+            }
+            // After what was received: a process that was held up must not take that for silence.
+            if self.neighbour.deadline().is_some_and(|deadline| deadline <= self.now()) {
+                self.feed(Input::TimerTick);
+            }
+        }
+    }
+
+    fn now(&self) -> Duration {
+        self.epoch.elapsed()
+    }
+
+    async fn wait(&mut self) -> Wake {
+        let deadline = self.neighbour.deadline().map(|deadline| self.epoch + deadline);
+        let dialled = async {
+            match &mut self.dial {
+                Some(dial) => dial.await,
+                None => pending().await,
+            }
+        };
+        let timer = async {
+            match deadline {
+                Some(deadline) => sleep_until(deadline).await,
+                None => pending().await,
+            }
+        };
+        let wake = tokio::select! {
+            biased;
+            command = self.commands.recv() => command.map_or(Wake::Orphaned, Wake::Command),
+            result = dialled => Wake::Dialled(result),
+            event = self.links.next() => Wake::Link(event),
+            changed = self.intent.changed() => match changed {
+                Ok(()) => {
+                    self.intent.mark_changed();
+                    Wake::Other
+                }
+                Err(_) => Wake::Orphaned,
+            },
+            () = timer => Wake::Other,
+        };
+        if matches!(wake, Wake::Dialled(_)) {
+            self.dial = None;
+        }
+        wake
+    }
+
+    /// Hands out what is due, as far as the output has room.
+    fn advertise(&mut self) {
+        if self.intent.has_changed().unwrap_or(false) {
+            let intent = self.intent.borrow_and_update().clone();
+            let effects = self.neighbour.set_intent(intent);
+            self.perform(effects);
+        }
+        let room = OUTPUT_LIMIT.saturating_sub(self.links.backlog());
+        let effects = self.neighbour.advertise(self.now(), room);
+        self.perform(effects);
+        if self.neighbour.is_settled() && self.links.backlog() == 0 {
+            for flush in self.flushes.drain(..) {
+                // Who asked may have given up.
+                let _ = flush.send(());
+            }
+        }
+    }
+
+    fn command(&mut self, command: Command) {
+        // An answer that nobody waits for any more may be lost.
+        match command {
+            Command::Incoming(stream) => self.adopt(stream, Input::Incoming),
+            Command::Deconfigure => {
+                self.feed(Input::Stop(Stop::Deconfigured));
+                self.leaving = true;
+            }
+            Command::Status(reply) => {
+                let _ = reply.send(PeerStatus::of(&self.config, &self.neighbour, self.now()));
+            }
+            Command::Advertised(reply) => {
+                let _ = reply.send(status::advertised(&self.config.name, &self.neighbour));
+            }
+            Command::Received(reply) => {
+                let _ = reply.send(status::received(&self.config.name, &self.neighbour));
+            }
+            Command::Flush(reply) => self.flushes.push(reply),
+        }
+    }
+
+    fn adopt(&mut self, stream: TcpStream, input: fn(Connection) -> Input) {
+        let local = match stream.local_addr() {
+            Ok(local) => local.ip(),
+            Err(error) => {
+                tracing::debug!(peer = %self.config.name, %error, "connection lost at once");
+                self.feed(Input::ConnectFailed(ErrorKind::NotConnected));
+                return;
+            }
+        };
+        let id = ConnId(self.next_id);
+        self.next_id += 1;
+        self.links.add(id, stream);
+        self.feed(input(Connection { id, local }));
+    }
+
+    fn feed(&mut self, input: Input) {
+        let effects = self.neighbour.handle(self.now(), input);
+        self.perform(effects);
+    }
+
+    fn perform(&mut self, effects: Vec<Effect>) {
+        for effect in effects {
+            match effect {
+                Effect::Connect => {
+                    let peer = SocketAddr::new(self.config.address, self.config.port);
+                    self.dial = Some(Box::pin(socket::dial(peer, self.config.local_address)));
+                }
+                Effect::Send(id, bytes) => self.links.send(id, &bytes),
+                Effect::Close(id) => self.links.close(id),
+                Effect::Note(note) => self.log(&note),
+            }
+        }
+    }
+
+    fn log(&self, note: &Note) {
+        let peer = self.config.name.as_str();
+        match note {
+            Note::Up(negotiated) => {
+                let graceful_restart = negotiated.restart.is_some();
+                let hold_time = negotiated.hold_time;
+                tracing::info!(peer, address = %self.config.address, hold_time, graceful_restart, "session up");
+            }
+            Note::Down(down) => {
+                tracing::warn!(peer, reason = %down.reason, "session down");
+            }
+            Note::Malformed(why) => {
+                tracing::warn!(peer, %why, "malformed UPDATE: its routes count as withdrawn");
+            }
+            Note::Withheld(why) => tracing::warn!(peer, "{why}"),
+        }
+    }
+}

@@ -1,0 +1,288 @@
+//! The driver against a peer played by the test, on loopback and ports that the kernel chooses.
+//!
+//! A green run says nothing about real routers: `tests/suites/bgp_bird.rs` does.
+
+use super::speaker::PeerTable;
+use super::*;
+use crate::fsm::StateName;
+use crate::wire::{Capability, Context, Framer, Message, Notification, Open, Update};
+use crate::{Family, RouteAttributes};
+use ipnetwork::IpNetwork;
+use std::collections::{BTreeMap, BTreeSet};
+use std::net::{IpAddr, Ipv4Addr, SocketAddr};
+use std::time::Duration;
+use tokio::io::{AsyncReadExt, AsyncWriteExt};
+use tokio::net::{TcpListener, TcpStream};
+use tokio::time::timeout;
+
+const DEADLINE: Duration = Duration::from_secs(20);
+const CONTEXT: Context = Context { four_octet_as: true, external: true };
+
+async fn within<T>(what: impl Future<Output = T>) -> T {
+    timeout(DEADLINE, what).await.expect("in time")
+}
+
+async fn speaker(listen: Vec<SocketAddr>) -> Speaker {
+    let config = SpeakerConfig {
+        asn: 65010,
+        router_id: Ipv4Addr::new(10, 0, 0, 10),
+        listen,
+        restart_time: 60,
+        restarting: false,
+        forwarding_preserved: false,
+    };
+    Speaker::start(config).await.expect("a speaker")
+}
+
+/// A router without a listening speaker towards it.
+struct Router(TcpListener);
+
+impl Router {
+    async fn new() -> Router {
+        Router(TcpListener::bind("127.0.0.1:0").await.unwrap())
+    }
+
+    fn config(&self, name: &str) -> PeerConfig {
+        let address = self.0.local_addr().unwrap();
+        PeerConfig {
+            name: name.to_owned(),
+            address: address.ip(),
+            port: address.port(),
+            asn: 65020,
+            hold_time: 90,
+            connect_retry: 1,
+            families: vec![Family::Ipv4Unicast],
+            local_address: None,
+            next_hop_ipv4: None,
+            next_hop_ipv6: None,
+        }
+    }
+
+    async fn accept(&self) -> Session {
+        let (stream, _) = within(self.0.accept()).await.unwrap();
+        Session { stream, framer: Framer::default() }
+    }
+
+    async fn establish(&self) -> Session {
+        let mut session = self.accept().await;
+        session.establish().await;
+        session
+    }
+}
+
+struct Session {
+    stream: TcpStream,
+    framer: Framer,
+}
+
+impl Session {
+    async fn send(&mut self, message: Message) {
+        self.stream.write_all(&message.encode(CONTEXT)).await.unwrap();
+    }
+
+    /// `None` at the end of the stream, also where it was reset.
+    async fn receive(&mut self) -> Option<Message> {
+        loop {
+            if let Some(message) = self.framer.next(CONTEXT) {
+                return Some(message.unwrap());
+            }
+            let mut bytes = vec![0; 65536];
+            match within(self.stream.read(&mut bytes)).await {
+                Ok(0) | Err(_) => return None,
+                Ok(count) => self.framer.push(&bytes[..count]),
+            }
+        }
+    }
+
+    async fn establish(&mut self) {
+        assert!(matches!(self.receive().await, Some(Message::Open(_))));
+        let capabilities = vec![Capability::FourOctetAs(65020)];
+        let router_id = Ipv4Addr::new(10, 0, 0, 20);
+        self.send(Message::Open(Open { asn: 65020, hold_time: 90, router_id, capabilities })).await;
+        assert_eq!(self.receive().await, Some(Message::Keepalive));
+        self.send(Message::Keepalive).await;
+    }
+
+    /// The next message that is not a KEEPALIVE.
+    async fn update(&mut self) -> Update {
+        loop {
+            match self.receive().await {
+                Some(Message::Keepalive) => {}
+                Some(Message::Update(update)) => return update,
+                other => panic!("no UPDATE but {other:?}"),
+            }
+        }
+    }
+}
+
+fn routes(prefixes: &[&str]) -> BTreeMap<IpNetwork, RouteAttributes> {
+    prefixes.iter().map(|prefix| (prefix.parse().unwrap(), RouteAttributes::default())).collect()
+}
+
+fn announced(update: &Update) -> Vec<String> {
+    let reach = update.announced.iter().flat_map(|announced| &announced.reach);
+    reach.flat_map(|reach| &reach.prefixes).map(ToString::to_string).collect()
+}
+
+fn withdrawn(update: &Update) -> Vec<String> {
+    update.unreach.iter().flat_map(|unreach| &unreach.prefixes).map(ToString::to_string).collect()
+}
+
+const IPV4_END: Option<Family> = Some(Family::Ipv4Unicast);
+
+#[tokio::test]
+async fn a_stop_closes_without_notification() {
+    let (router, speaker) = (Router::new().await, speaker(Vec::new()).await);
+    speaker.set_peers(vec![router.config("leaf")]);
+    let mut session = router.establish().await;
+    assert_eq!(session.update().await.is_end_of_rib(), IPV4_END);
+    within(speaker.stop()).await;
+    assert_eq!(session.receive().await, None);
+}
+
+#[tokio::test]
+async fn a_peer_that_is_taken_out_is_told_and_an_unchanged_one_keeps_its_session() {
+    let (stays, goes) = (Router::new().await, Router::new().await);
+    let speaker = speaker(Vec::new()).await;
+    speaker.set_peers(vec![stays.config("stays"), goes.config("goes")]);
+    let mut staying = stays.establish().await;
+    let mut going = goes.establish().await;
+    assert_eq!(going.update().await.is_end_of_rib(), IPV4_END);
+    speaker.set_peers(vec![stays.config("stays")]);
+    assert_eq!(going.receive().await, Some(Message::Notification(Notification::new(6, 3))));
+    assert_eq!(going.receive().await, None);
+    assert_eq!(staying.update().await.is_end_of_rib(), IPV4_END);
+    speaker.announce(routes(&["10.1.0.0/26"]));
+    assert_eq!(announced(&staying.update().await), ["10.1.0.0/26"]);
+    let names: Vec<String> = speaker.peers().await.into_iter().map(|peer| peer.name).collect();
+    assert_eq!(names, ["stays"]);
+}
+
+#[tokio::test]
+async fn a_peer_whose_configuration_changes_starts_anew_without_notification() {
+    let (router, speaker) = (Router::new().await, speaker(Vec::new()).await);
+    speaker.set_peers(vec![router.config("leaf")]);
+    let mut session = router.establish().await;
+    assert_eq!(session.update().await.is_end_of_rib(), IPV4_END);
+    speaker.set_peers(vec![PeerConfig { hold_time: 30, ..router.config("leaf") }]);
+    assert_eq!(session.receive().await, None);
+    router.establish().await;
+}
+
+#[tokio::test]
+async fn withdraw_all_takes_everything_back_and_stays_so() {
+    let (router, speaker) = (Router::new().await, speaker(Vec::new()).await);
+    speaker.announce(routes(&["10.1.0.0/26", "10.2.0.0/26"]));
+    speaker.set_peers(vec![router.config("leaf")]);
+    let mut session = router.establish().await;
+    assert_eq!(announced(&session.update().await), ["10.1.0.0/26", "10.2.0.0/26"]);
+    assert_eq!(session.update().await.is_end_of_rib(), IPV4_END);
+    within(speaker.withdraw_all()).await;
+    assert_eq!(withdrawn(&session.update().await), ["10.1.0.0/26", "10.2.0.0/26"]);
+    speaker.announce(routes(&["10.3.0.0/26"]));
+    assert_eq!(speaker.advertised().await, []);
+    within(speaker.stop()).await;
+    assert_eq!(session.receive().await, None, "nothing was announced afterwards");
+}
+
+#[tokio::test]
+async fn what_is_told_of_a_peer_is_what_is_on_the_wire() {
+    let (router, speaker) = (Router::new().await, speaker(Vec::new()).await);
+    let attributes = RouteAttributes { communities: vec![(65010 << 16) | 100] };
+    speaker.announce(BTreeMap::from([("10.1.0.9/26".parse().unwrap(), attributes)]));
+    speaker.set_peers(vec![router.config("leaf")]);
+    let mut session = router.establish().await;
+    assert_eq!(announced(&session.update().await), ["10.1.0.0/26"], "host bits are not announced");
+    let status = speaker.peers().await.remove(0);
+    assert_eq!(status.state, StateName::Established);
+    assert_eq!((status.advertised, status.received, status.graceful_restart), (1, 0, false));
+    assert_eq!((status.families, status.last_error), (vec![Family::Ipv4Unicast], None));
+    let view = speaker.advertised().await.remove(0);
+    assert_eq!(view.prefix.to_string(), "10.1.0.0/26");
+    assert_eq!(view.next_hop, IpAddr::from([127, 0, 0, 1]));
+    assert_eq!((view.as_path, view.peer.as_str()), (vec![65010], "leaf"));
+    assert_eq!(view.communities[0].to_string(), "65010:100");
+}
+
+#[tokio::test]
+async fn a_refused_attempt_is_told_in_words() {
+    let (router, speaker) = (Router::new().await, speaker(Vec::new()).await);
+    let config = router.config("leaf");
+    drop(router);
+    speaker.set_peers(vec![config]);
+    let error = within(async {
+        loop {
+            if let Some(error) = speaker.peers().await.remove(0).last_error {
+                return error;
+            }
+            tokio::task::yield_now().await;
+        }
+    });
+    assert_eq!(error.await, "cannot connect: connection refused");
+}
+
+#[tokio::test]
+async fn a_peer_that_reads_late_gets_every_route() {
+    let (router, speaker) = (Router::new().await, speaker(Vec::new()).await);
+    let prefix = |n: u32| IpNetwork::new(IpAddr::from((0x0a00_0000 + n * 4).to_be_bytes()), 30).unwrap();
+    // Communities that differ make a message for each route: some megabytes, more than sockets hold.
+    let attributes = |n: u32| RouteAttributes { communities: (0..64).map(|c| n * 64 + c).collect() };
+    let count = 20_000;
+    speaker.announce((0..count).map(|n| (prefix(n), attributes(n))).collect());
+    speaker.set_peers(vec![router.config("leaf")]);
+    let mut session = router.establish().await;
+    // Until it stops: what was handed out but not taken is bounded.
+    let handed_out = within(async {
+        let mut before = 0;
+        loop {
+            tokio::time::sleep(Duration::from_millis(200)).await;
+            let now = speaker.peers().await[0].advertised;
+            if now == before && now > 0 {
+                return now;
+            }
+            before = now;
+        }
+    });
+    assert!(handed_out.await < count as usize, "a peer that does not read is not written to without end");
+    let mut seen = BTreeSet::new();
+    loop {
+        let update = session.update().await;
+        if update.is_end_of_rib().is_some() {
+            break;
+        }
+        seen.extend(announced(&update));
+    }
+    assert_eq!(seen.len(), count as usize);
+}
+
+#[tokio::test]
+async fn a_port_that_is_taken_is_a_clear_error() {
+    let other_daemon = TcpListener::bind("127.0.0.1:0").await.unwrap();
+    let taken = other_daemon.local_addr().unwrap();
+    let config = SpeakerConfig {
+        asn: 65010,
+        router_id: Ipv4Addr::new(10, 0, 0, 10),
+        listen: vec![taken],
+        restart_time: 60,
+        restarting: false,
+        forwarding_preserved: false,
+    };
+    let error = Speaker::start(config).await.expect_err("the port is taken");
+    let words = error.to_string();
+    assert_eq!(
+        words,
+        format!("{taken} is taken by another process: is another BGP daemon running on this node?")
+    );
+}
+
+#[tokio::test]
+async fn a_connection_from_an_address_that_is_no_peers_is_rejected() {
+    let listener = TcpListener::bind("127.0.0.1:0").await.unwrap();
+    let address = listener.local_addr().unwrap();
+    let task = tokio::spawn(listener::run(listener, PeerTable::default()));
+    let stream = TcpStream::connect(address).await.unwrap();
+    let mut session = Session { stream, framer: Framer::default() };
+    assert_eq!(session.receive().await, Some(Message::Notification(Notification::new(6, 5))));
+    assert_eq!(session.receive().await, None);
+    task.abort();
+}

@@ -1,0 +1,10 @@
+//! Routes of one neighbour: what it is to hold against what it was sent, and what it sent.
+//!
+//! Pure trackers. They know neither session nor time, and their answer depends on what they hold, never on
+//! the way they came to it.
+
+mod adj_rib_in;
+mod adj_rib_out;
+
+pub use adj_rib_in::{AdjRibIn, Route};
+pub use adj_rib_out::{AdjRibOut, Batch};

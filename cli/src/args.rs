@@ -1,0 +1,112 @@
+//! What can be typed.
+
+use bulkhead_api::messages::ExplainRequest;
+use clap::{CommandFactory, Parser, Subcommand, ValueEnum, error::ErrorKind};
+use std::path::PathBuf;
+
+/// Look into Bulkhead on this node: who is connected, what may pass, and why not.
+#[derive(Parser, Debug)]
+#[command(name = "bulkhead", version)]
+pub struct Args {
+    /// The daemon's socket
+    #[arg(long, global = true, env = "BULKHEAD_SOCKET", default_value = "/run/bulkhead/bulkheadd.sock")]
+    pub socket: PathBuf,
+
+    /// Tables for people, JSON for programs
+    #[arg(short, long, global = true, value_enum, default_value_t = Output::Table)]
+    pub output: Output,
+
+    #[command(subcommand)]
+    pub command: Command,
+}
+
+#[derive(Clone, Copy, Debug, PartialEq, Eq, ValueEnum)]
+pub enum Output {
+    Table,
+    Json,
+}
+
+#[derive(Subcommand, Debug)]
+pub enum Command {
+    /// The daemon, the generation in force, and objects that were refused
+    Status,
+    /// Pods of this node
+    Endpoints,
+    /// Partitions, their ranges and this node's blocks of them
+    Partitions,
+    /// Packets dropped on this node, by reason and rule
+    Drops,
+    /// What happens to a flow, and which rule decides
+    Explain(Explain),
+    /// Border Gateway Protocol
+    #[command(subcommand)]
+    Bgp(BgpCommand),
+}
+
+#[derive(Subcommand, Debug)]
+pub enum BgpCommand {
+    /// Sessions and their states
+    Peers,
+    /// Routes advertised and received
+    Routes,
+    /// Withdraw what this node announces, until the daemon starts again
+    DrainRoutes,
+}
+
+#[derive(clap::Args, Debug)]
+pub struct Explain {
+    /// Who opens the connection: an address, or namespace/pod of this node
+    pub from: String,
+    /// Who is called: an address, or namespace/pod of this node
+    pub to: String,
+    /// tcp, udp, sctp, icmp, icmpv6 or a number
+    #[arg(long, default_value = "tcp")]
+    pub protocol: String,
+    /// Destination port; for ICMP its type [default for ICMP: echo request]
+    #[arg(long)]
+    pub port: Option<u16>,
+}
+
+impl Explain {
+    pub fn request(&self) -> Result<ExplainRequest, clap::Error> {
+        let protocol = self.protocol.to_ascii_lowercase();
+        let port = self.port.or(match protocol.as_str() {
+            "icmp" | "1" => Some(8),
+            "icmpv6" | "58" => Some(128),
+            "tcp" | "6" | "udp" | "17" | "sctp" | "132" => None,
+            // Others have no ports.
+            _ => Some(0),
+        });
+        let Some(port) = port else {
+            let message = format!("{protocol} has ports: say which with --port");
+            return Err(Args::command().error(ErrorKind::MissingRequiredArgument, message));
+        };
+        Ok(ExplainRequest { from: self.from.clone(), to: self.to.clone(), protocol, port })
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn request(protocol: &str, port: Option<u16>) -> Option<(String, u16)> {
+        let explain = Explain { from: "a".into(), to: "b".into(), protocol: protocol.to_string(), port };
+        explain.request().ok().map(|r| (r.protocol, r.port))
+    }
+
+    #[test]
+    fn the_arguments_are_consistent() {
+        Args::command().debug_assert();
+    }
+
+    #[test]
+    fn a_port_is_asked_for_where_the_protocol_has_ports() {
+        assert_eq!(request("TCP", Some(80)), Some(("tcp".into(), 80)));
+        assert_eq!(request("tcp", None), None);
+        assert_eq!(request("132", None), None);
+        assert_eq!(request("icmp", None), Some(("icmp".into(), 8)));
+        assert_eq!(request("icmpv6", None), Some(("icmpv6".into(), 128)));
+        assert_eq!(request("icmp", Some(0)), Some(("icmp".into(), 0)));
+        assert_eq!(request("47", None), Some(("47".into(), 0)));
+    }
+}

@@ -1,0 +1,156 @@
+//! The program as people and scripts run it, against a socket that answers by a script.
+
+#![allow(clippy::unwrap_used)]
+
+#[path = "../../api/tests/responder/mod.rs"]
+mod responder;
+
+use responder::{Answer, Responder};
+use serde_json::{Value, json};
+use std::{
+    path::Path,
+    process::{Command, Stdio},
+};
+
+struct Outcome {
+    status: i32,
+    out: String,
+    err: String,
+}
+
+fn bulkhead(socket: &Path, arguments: &[&str]) -> Outcome {
+    let done = Command::new(env!("CARGO_BIN_EXE_bulkhead"))
+        .env_clear()
+        .env("BULKHEAD_SOCKET", socket)
+        .args(arguments)
+        .stdin(Stdio::null())
+        .output()
+        .unwrap();
+    Outcome {
+        status: done.status.code().unwrap(),
+        out: String::from_utf8(done.stdout).unwrap(),
+        err: String::from_utf8(done.stderr).unwrap(),
+    }
+}
+
+fn route() -> Value {
+    json!([{
+        "prefix": "10.65.0.0/26",
+        "direction": "advertised",
+        "peer": "leaf",
+        "nextHop": "192.0.2.11",
+        "asPath": [],
+        "communities": [],
+    }])
+}
+
+fn explanation() -> Value {
+    let end = |address: &str| json!({"address": address, "knownAs": ["world"], "identity": 2});
+    json!({
+        "allowed": false,
+        "generation": 12,
+        "from": end("192.0.2.7"),
+        "to": end("10.66.0.2"),
+        "protocol": "tcp",
+        "port": 8080,
+        "decisions": [{
+            "direction": "ingress",
+            "partition": "web",
+            "allowed": false,
+            "audit": false,
+            "rule": {"number": 4, "name": "Partition/web: no rule allows it (default deny)"},
+        }],
+    })
+}
+
+#[test]
+fn every_command_asks_for_its_own_page() {
+    let dir = tempfile::tempdir().unwrap();
+    let daemon = Responder::always(dir.path(), Answer::Json(200, json!([])));
+    for arguments in
+        [vec!["endpoints"], vec!["partitions"], vec!["drops"], vec!["bgp", "peers"], vec!["bgp", "routes"]]
+    {
+        assert_eq!(bulkhead(daemon.socket(), &arguments).status, 0, "{arguments:?}");
+    }
+    bulkhead(daemon.socket(), &["status"]);
+    assert_eq!(bulkhead(daemon.socket(), &["bgp", "drain-routes"]).status, 0);
+    bulkhead(daemon.socket(), &["explain", "shop/web-1", "10.65.0.3", "--protocol", "UDP", "--port", "53"]);
+    let get = |path: &str| (format!("GET {path}"), Value::Null);
+    let flow = json!({"from": "shop/web-1", "to": "10.65.0.3", "protocol": "udp", "port": 53});
+    assert_eq!(
+        daemon.asked(),
+        [
+            get("/v1/endpoints"),
+            get("/v1/partitions"),
+            get("/v1/drops"),
+            get("/v1/bgp/peers"),
+            get("/v1/bgp/routes"),
+            get("/v1/status"),
+            ("POST /v1/bgp/drain-routes".to_string(), json!({})),
+            ("POST /v1/explain".to_string(), flow),
+        ]
+    );
+}
+
+#[test]
+fn a_pipe_gets_a_table_without_colour_or_json() {
+    let dir = tempfile::tempdir().unwrap();
+    let daemon = Responder::always(dir.path(), Answer::Json(200, route()));
+    let table = bulkhead(daemon.socket(), &["bgp", "routes"]);
+    assert_eq!(
+        table.out,
+        "\
+PREFIX        DIRECTION   PEER  NEXT HOP    AS PATH  COMMUNITIES
+10.65.0.0/26  advertised  leaf  192.0.2.11  -        -
+"
+    );
+    let program = bulkhead(daemon.socket(), &["bgp", "routes", "-o", "json"]);
+    assert_eq!((program.status, program.err.as_str()), (0, ""));
+    assert_eq!(serde_json::from_str::<Value>(&program.out).unwrap(), route());
+}
+
+#[test]
+fn a_denied_flow_is_an_answer_and_not_an_error() {
+    let dir = tempfile::tempdir().unwrap();
+    let daemon = Responder::always(dir.path(), Answer::Json(200, explanation()));
+    let told = bulkhead(daemon.socket(), &["explain", "192.0.2.7", "10.66.0.2", "--port", "8080"]);
+    assert_eq!((told.status, told.err.as_str()), (0, ""));
+    assert_eq!(
+        told.out,
+        "\
+192.0.2.7 (world)  ->  10.66.0.2 (world)   tcp/8080
+  ingress  partition web  denied  Partition/web: no rule allows it (default deny)
+denied in generation 12
+"
+    );
+}
+
+#[test]
+fn a_refusal_is_status_1_with_the_daemon_s_words() {
+    let dir = tempfile::tempdir().unwrap();
+    let refusal = json!({"code": 3, "msg": "no pod shop/web-9 on this node", "details": "name its address"});
+    let daemon = Responder::always(dir.path(), Answer::Json(404, refusal));
+    let told = bulkhead(daemon.socket(), &["explain", "shop/web-9", "10.66.0.2", "--port", "8080"]);
+    assert_eq!((told.status, told.out.as_str()), (1, ""));
+    assert_eq!(told.err, "bulkhead: no pod shop/web-9 on this node: name its address\n");
+}
+
+#[test]
+fn no_answer_and_wrong_usage_are_status_2() {
+    let dir = tempfile::tempdir().unwrap();
+    let socket = dir.path().join("none.sock");
+    let down = bulkhead(&socket, &["status"]);
+    assert_eq!((down.status, down.out.as_str()), (2, ""));
+    assert!(down.err.starts_with(&format!("bulkhead: cannot reach the daemon at {}: ", socket.display())));
+    assert!(down.err.ends_with("\nhint: does bulkheadd run on this node? --socket names another socket\n"));
+    let portless = bulkhead(&socket, &["explain", "a/b", "c/d"]);
+    assert_eq!(portless.status, 2);
+    assert!(portless.err.contains("tcp has ports: say which with --port"), "{}", portless.err);
+    assert_eq!(bulkhead(&socket, &["reboot"]).status, 2);
+}
+
+#[test]
+fn the_version_is_told_without_a_daemon() {
+    let told = bulkhead(Path::new("/nonexistent"), &["--version"]);
+    assert_eq!((told.status, told.out), (0, format!("bulkhead {}\n", env!("CARGO_PKG_VERSION"))));
+}

@@ -1,0 +1,200 @@
+//! The speaker of this node, kept in step with the objects in force and the blocks the node owns.
+//!
+//! Stopping is restarting: [`Bgp::stop`] closes the sessions without a word, and the routers keep the routes until the
+//! next daemon has announced them again. Withdrawal is [`Bgp::drain`], or a block that is released.
+
+use crate::{
+    announce::{self, Routes},
+    net::Sources,
+    source::Snapshot,
+    store,
+};
+use bulkhead_api::messages::{BgpPeerInfo, BgpRouteInfo, ErrorReply, ObjectError, code};
+use bulkhead_bgp::{Family, Speaker, SpeakerConfig};
+use ipnetwork::IpNetwork;
+use std::{
+    collections::BTreeMap,
+    net::{Ipv4Addr, Ipv6Addr, SocketAddr},
+    path::PathBuf,
+};
+use tracing::{error, info};
+
+const PORT: u16 = 179;
+
+/// What a speaker cannot change while it runs.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+struct Fixed {
+    asn: u32,
+    restart_time: u16,
+}
+
+pub struct Bgp {
+    node: String,
+    uplink: Sources,
+    /// Remembers what was last announced: a restart, and not a first start, when there is something in it.
+    announced: PathBuf,
+    /// The pins were found and verified: packets were forwarded all the time (RFC 4724 F bit).
+    forwarding_preserved: bool,
+    speaker: Option<(Speaker, Fixed)>,
+    routes: Routes,
+    drained: bool,
+}
+
+impl Bgp {
+    pub fn new(node: String, uplink: Sources, announced: PathBuf, forwarding_preserved: bool) -> Self {
+        Self {
+            node,
+            uplink,
+            announced,
+            forwarding_preserved,
+            speaker: None,
+            routes: Routes::new(),
+            drained: false,
+        }
+    }
+
+    /// Brings sessions and announcements in line. Call it once a generation that covers `blocks` is live.
+    pub async fn apply(
+        &mut self,
+        snapshot: &Snapshot,
+        blocks: &BTreeMap<IpNetwork, String>,
+    ) -> Vec<ObjectError> {
+        let Some(configuration) = &snapshot.bgp else {
+            if let Some((speaker, _)) = self.speaker.take() {
+                info!("no BGPConfiguration any more: withdrawing and closing all sessions");
+                speaker.withdraw_all().await;
+                speaker.stop().await;
+            }
+            return Vec::new();
+        };
+        if let Some(error) = announce::check_configuration(configuration) {
+            return vec![error];
+        }
+        let fixed =
+            Fixed { asn: configuration.spec.asn, restart_time: configuration.spec.restart_time_seconds };
+        if let Err(message) = self.run(fixed).await {
+            let object = Some("BGPConfiguration/default".to_string());
+            return vec![ObjectError { file: configuration.file.clone(), object, field: None, message }];
+        }
+        let info = snapshot.policy.nodes.get(&self.node);
+        let (peers, errors) = announce::peers(&self.node, info, self.uplink, &snapshot.bgp_peers);
+        self.announce(announce::routes(blocks, &snapshot.policy, &configuration.spec));
+        if let Some((speaker, _)) = &self.speaker {
+            speaker.set_peers(peers);
+            speaker.initial_routes_complete();
+        }
+        errors
+    }
+
+    /// Starts the speaker, or starts it again where what it cannot change has changed.
+    async fn run(&mut self, fixed: Fixed) -> Result<(), String> {
+        if self.speaker.as_ref().is_some_and(|(_, running)| *running == fixed) {
+            return Ok(());
+        }
+        let restarting = match self.speaker.take() {
+            Some((speaker, _)) => {
+                speaker.stop().await;
+                true
+            }
+            None => store::read_json::<Vec<IpNetwork>>(&self.announced)
+                .is_ok_and(|a| a.is_some_and(|a| !a.is_empty())),
+        };
+        let router_id =
+            self.uplink.v4.ok_or("the uplink has no IPv4 address to take the BGP identifier from")?;
+        let config = SpeakerConfig {
+            asn: fixed.asn,
+            router_id,
+            listen: vec![
+                SocketAddr::from((Ipv4Addr::UNSPECIFIED, PORT)),
+                SocketAddr::from((Ipv6Addr::UNSPECIFIED, PORT)),
+            ],
+            restart_time: fixed.restart_time,
+            restarting,
+            forwarding_preserved: self.forwarding_preserved,
+        };
+        info!(asn = fixed.asn, %router_id, restarting, self.forwarding_preserved, "starting the BGP speaker");
+        let speaker = Speaker::start(config).await.map_err(|e| e.to_string())?;
+        self.speaker = Some((speaker, fixed));
+        self.routes.clear();
+        Ok(())
+    }
+
+    fn announce(&mut self, routes: Routes) {
+        if self.drained || routes == self.routes {
+            return;
+        }
+        let prefixes: Vec<&IpNetwork> = routes.keys().collect();
+        if let Err(e) = store::write_json(&self.announced, &prefixes) {
+            error!(error = %e, "cannot remember what is announced; a restart would not keep it");
+        }
+        if let Some((speaker, _)) = &self.speaker {
+            speaker.announce(routes.clone());
+        }
+        self.routes = routes;
+    }
+
+    /// Withdraws everything until the daemon starts again: the node is to be taken out of service.
+    pub async fn drain(&mut self) -> Result<(), ErrorReply> {
+        let Some((speaker, _)) = &self.speaker else {
+            return Err(ErrorReply {
+                code: code::INVALID_CONFIG,
+                msg: "this node announces nothing".into(),
+                details: "there is no BGPConfiguration in force".into(),
+            });
+        };
+        speaker.withdraw_all().await;
+        self.drained = true;
+        self.routes.clear();
+        store::write_json(&self.announced, &Vec::<IpNetwork>::new()).map_err(|e| ErrorReply {
+            code: code::IO_FAILURE,
+            msg: "withdrawn, but that cannot be remembered".into(),
+            details: e.to_string(),
+        })
+    }
+
+    /// Closes the sessions without NOTIFICATION.
+    pub async fn stop(&mut self) {
+        if let Some((speaker, _)) = self.speaker.take() {
+            speaker.stop().await;
+        }
+    }
+
+    pub async fn peers(&self) -> Vec<BgpPeerInfo> {
+        let Some((speaker, _)) = &self.speaker else { return Vec::new() };
+        let of_peer = |p: bulkhead_bgp::PeerStatus| BgpPeerInfo {
+            name: p.name,
+            address: p.address,
+            asn: p.asn,
+            state: p.state.to_string(),
+            since_seconds: p.since.as_secs(),
+            families: p.families.iter().map(family_name).collect(),
+            advertised: p.advertised,
+            received: p.received,
+            graceful_restart: p.graceful_restart,
+            last_error: p.last_error,
+        };
+        speaker.peers().await.into_iter().map(of_peer).collect()
+    }
+
+    pub async fn routes(&self) -> Vec<BgpRouteInfo> {
+        let Some((speaker, _)) = &self.speaker else { return Vec::new() };
+        let of_route = |direction: &str, r: bulkhead_bgp::RouteView| BgpRouteInfo {
+            prefix: r.prefix,
+            direction: direction.to_string(),
+            peer: r.peer,
+            next_hop: r.next_hop,
+            as_path: r.as_path,
+            communities: r.communities.iter().map(|c| format!("{}:{}", c >> 16, c & 0xffff)).collect(),
+        };
+        let advertised = speaker.advertised().await.into_iter().map(|r| of_route("advertised", r));
+        let received = speaker.received().await.into_iter().map(|r| of_route("received", r));
+        advertised.chain(received).collect()
+    }
+}
+
+fn family_name(family: &Family) -> String {
+    match family {
+        Family::Ipv4Unicast => "IPv4".into(),
+        Family::Ipv6Unicast => "IPv6".into(),
+    }
+}

@@ -1,0 +1,100 @@
+//! The CNI verbs: what the plugin asks, in terms of what is in force.
+
+use super::{Node, identity_of, policy_of};
+use crate::endpoint::PodContext;
+use bulkhead_api::{
+    messages::{Attach, Attachment, Check, Detach, ErrorReply, Gc, code},
+    objects::DEFAULT_PARTITION,
+};
+use tracing::{info, warn};
+
+impl Node {
+    pub async fn add(&mut self, request: &Attach) -> Result<Attachment, ErrorReply> {
+        self.ready().map_err(|e| ErrorReply { code: code::TRY_AGAIN_LATER, ..e })?;
+        let context = self.context(request)?;
+        let compiled = self.compiled.as_ref().ok_or_else(starting)?;
+        let identity = |address| identity_of(compiled, &context.partition, address);
+        let attachment = self.endpoints.add(&mut self.datapath, &context, identity, request).await?;
+        info!(
+            pod = %format_args!("{}/{}", request.pod.namespace, request.pod.name),
+            partition = context.partition,
+            addresses = ?attachment.addresses,
+            "pod wired"
+        );
+        self.announce_blocks().await;
+        Ok(attachment)
+    }
+
+    pub async fn del(&mut self, request: &Detach) -> Result<(), ErrorReply> {
+        self.endpoints.del(&mut self.datapath, request).await?;
+        info!(container = request.id.container_id, "pod removed");
+        self.release_blocks().await;
+        Ok(())
+    }
+
+    pub async fn check(&mut self, request: &Check) -> Result<(), ErrorReply> {
+        self.endpoints.check(&self.datapath, request).await
+    }
+
+    pub async fn gc(&mut self, request: &Gc) -> Result<(), ErrorReply> {
+        self.endpoints.gc(&mut self.datapath, request).await?;
+        self.release_blocks().await;
+        Ok(())
+    }
+
+    fn context(&self, request: &Attach) -> Result<PodContext, ErrorReply> {
+        let objects = &self.in_force.policy;
+        let partition = objects.partition_of_namespace(&request.pod.namespace);
+        let ranges = match objects.partitions.get(partition) {
+            Some(p) => &p.spec.pod_cidrs,
+            None => &objects.default_pod_cidrs,
+        };
+        if ranges.is_empty() {
+            return Err(ErrorReply {
+                code: code::NO_ADDRESS,
+                msg: format!("partition {partition} has no pod range"),
+                details: if partition == DEFAULT_PARTITION {
+                    "set `podCIDRs` in the node's configuration".into()
+                } else {
+                    "set its spec.podCIDRs".into()
+                },
+            });
+        }
+        let bandwidth =
+            self.bandwidth(&request.pod, partition, request.bandwidth).map_err(|e| ErrorReply {
+                code: code::INVALID_CONFIG,
+                msg: "the pod's bandwidth is refused".into(),
+                details: e.to_string(),
+            })?;
+        let compiled = self.compiled.as_ref().ok_or_else(starting)?;
+        Ok(PodContext {
+            partition: partition.to_string(),
+            ranges: ranges.clone(),
+            policy: policy_of(compiled, partition),
+            limits: bandwidth.limits,
+            bandwidth_class: bandwidth.class,
+        })
+    }
+
+    /// After a pod went: a block without pods has no reason to be announced here.
+    async fn release_blocks(&mut self) {
+        if let Err(e) = self.endpoints.release_empty_blocks().await {
+            warn!(error = %e, "a block without pods stays claimed");
+        }
+        self.announce_blocks().await;
+    }
+
+    /// After a pod came or went: a block may have been claimed or released.
+    async fn announce_blocks(&mut self) {
+        let errors = self.bgp.apply(&self.in_force, self.endpoints.blocks()).await;
+        self.errors.extend(errors.into_iter().filter(|e| !self.errors.contains(e)).collect::<Vec<_>>());
+    }
+}
+
+fn starting() -> ErrorReply {
+    ErrorReply {
+        code: code::TRY_AGAIN_LATER,
+        msg: "no policy is in force yet".into(),
+        details: "the daemon is starting".into(),
+    }
+}

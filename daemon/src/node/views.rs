@@ -1,0 +1,147 @@
+//! What people ask: status, endpoints, partitions, drops, explain. Reads, never changes.
+
+use super::Node;
+use bulkhead_api::{
+    messages::{
+        DropInfo, EndpointInfo, ErrorReply, ExplainRequest, Explanation, PartitionInfo, RuleInfo, Status,
+        code,
+    },
+    objects::{DEFAULT_PARTITION, IpNetwork, Isolation, PartitionSpec},
+};
+use bulkhead_ebpf_abi::{
+    DIR_EGRESS, PROTO_ICMP, PROTO_ICMPV6, PROTO_SCTP, PROTO_TCP, PROTO_UDP, RULE_NONE, drop_reason_text,
+};
+use bulkhead_policy::{Compiled, explain};
+use std::net::IpAddr;
+
+impl Node {
+    pub fn status(&self) -> Result<Status, ErrorReply> {
+        Ok(Status {
+            node: self.config.node.clone(),
+            version: env!("CARGO_PKG_VERSION").into(),
+            generation: self.datapath.running_generation().map_err(kernel_error)?,
+            generation_since: self.generation_since,
+            last_change_millis: self.last_change_millis,
+            endpoints: self.endpoints.iter().count(),
+            connections: self.datapath.flow_count().map_err(kernel_error)?,
+            bandwidth: "tbf".into(),
+            uplinks: self.uplinks.iter().map(|u| u.name.clone()).collect(),
+            errors: self.errors.clone(),
+        })
+    }
+
+    pub fn endpoints(&self) -> Vec<EndpointInfo> {
+        self.endpoints.iter().map(|record| record.into()).collect()
+    }
+
+    pub fn partitions(&self) -> Vec<PartitionInfo> {
+        let objects = &self.in_force.policy;
+        let mut partitions: Vec<_> = objects
+            .partitions
+            .iter()
+            .map(|(name, p)| self.partition(name, Some(&p.spec), &p.spec.pod_cidrs))
+            .collect();
+        partitions.push(self.partition(DEFAULT_PARTITION, None, &objects.default_pod_cidrs));
+        partitions
+    }
+
+    fn partition(&self, name: &str, spec: Option<&PartitionSpec>, ranges: &[IpNetwork]) -> PartitionInfo {
+        let isolation = spec.map_or(Isolation::Open, |s| s.isolation);
+        let in_range = |ip: &IpAddr| ranges.iter().any(|r| r.contains(*ip));
+        let pods: Vec<_> = self.endpoints.iter().filter(|e| e.partition == name).collect();
+        PartitionInfo {
+            name: name.to_string(),
+            policy_id: spec.map_or(0, |s| s.policy_id),
+            isolation: format!("{isolation:?}"),
+            namespaces: spec.map(|s| s.namespaces.clone()).unwrap_or_default(),
+            pod_cidrs: ranges.to_vec(),
+            blocks: self.endpoints.blocks().iter().filter(|(_, p)| *p == name).map(|(b, _)| *b).collect(),
+            endpoints: pods.len(),
+            strays: pods.iter().filter(|e| !e.addresses.iter().all(in_range)).count(),
+        }
+    }
+
+    pub fn drops(&self) -> Result<Vec<DropInfo>, ErrorReply> {
+        let drops = self.datapath.drops().map_err(kernel_error)?;
+        let of_drop = |(key, counter): (bulkhead_ebpf_abi::DropKey, bulkhead_ebpf_abi::Counter)| DropInfo {
+            reason: drop_reason_text(key.reason).into(),
+            rule: (key.rule != RULE_NONE).then(|| self.rule(key.rule)),
+            partition: self.partition_of_policy(key.policy).filter(|_| key.rule != RULE_NONE),
+            direction: if u32::from(key.dir) == DIR_EGRESS { "egress" } else { "ingress" }.into(),
+            packets: counter.packets,
+            bytes: counter.bytes,
+        };
+        let mut drops: Vec<_> = drops.into_iter().map(of_drop).collect();
+        drops.sort_by(|a, b| b.packets.cmp(&a.packets));
+        Ok(drops)
+    }
+
+    fn rule(&self, number: u32) -> RuleInfo {
+        match self.compiled.as_ref().and_then(|c| c.rules.get(number)) {
+            Some(entry) => RuleInfo { number, name: entry.name.clone(), file: entry.file.clone() },
+            None => RuleInfo { number, name: format!("a rule that is gone ({number})"), file: None },
+        }
+    }
+
+    fn partition_of_policy(&self, policy: u32) -> Option<String> {
+        let policies = &self.compiled.as_ref()?.policies;
+        policies.iter().find(|(_, number)| **number == policy).map(|(name, _)| name.clone())
+    }
+
+    pub fn explain(&self, request: &ExplainRequest) -> Result<Explanation, ErrorReply> {
+        let compiled: &Compiled =
+            self.compiled.as_ref().ok_or_else(|| refused("no policy is in force yet".into()))?;
+        // A pod by name has an address of each family: take the one the other end has.
+        let from = self.address(&request.from, request.to.parse().ok())?;
+        let to = self.address(&request.to, Some(from))?;
+        if from.is_ipv4() != to.is_ipv4() {
+            return Err(refused(format!("{from} and {to} are not of one IP version")));
+        }
+        let protocol = protocol(&request.protocol, from)?;
+        let mut explanation = explain(compiled, &self.in_force.policy, from, to, protocol, request.port);
+        explanation.generation = self.datapath.running_generation().map_err(kernel_error)?;
+        explanation.protocol.clone_from(&request.protocol);
+        for end in [&mut explanation.from, &mut explanation.to] {
+            let record = self.endpoints.iter().find(|r| r.addresses.contains(&end.address));
+            end.pod = record.map(|r| format!("{}/{}", r.pod.namespace, r.pod.name));
+        }
+        Ok(explanation)
+    }
+
+    /// An address as written, or the address of `namespace/name`, of the family of `like` where there is a choice.
+    fn address(&self, text: &str, like: Option<IpAddr>) -> Result<IpAddr, ErrorReply> {
+        if let Ok(address) = text.parse() {
+            return Ok(address);
+        }
+        let Some((namespace, name)) = text.split_once('/') else {
+            return Err(refused(format!("`{text}` is neither an address nor namespace/pod")));
+        };
+        let record = self.endpoints.iter().find(|r| r.pod.namespace == namespace && r.pod.name == name);
+        let record = record.ok_or_else(|| {
+            refused(format!("no pod {text} on this node: ask its own node, or give the pod's address"))
+        })?;
+        let family = |a: &&IpAddr| like.is_none_or(|l| l.is_ipv4() == a.is_ipv4());
+        let found = record.addresses.iter().find(family).or(record.addresses.first());
+        found.copied().ok_or_else(|| refused(format!("pod {text} has no address")))
+    }
+}
+
+fn protocol(text: &str, address: IpAddr) -> Result<u8, ErrorReply> {
+    match text.to_ascii_lowercase().as_str() {
+        "tcp" => Ok(PROTO_TCP),
+        "udp" => Ok(PROTO_UDP),
+        "sctp" => Ok(PROTO_SCTP),
+        "icmp" | "icmpv6" => Ok(if address.is_ipv4() { PROTO_ICMP } else { PROTO_ICMPV6 }),
+        number => number
+            .parse()
+            .map_err(|_| refused(format!("`{text}` is not tcp, udp, sctp, icmp, icmpv6 or a number"))),
+    }
+}
+
+fn refused(msg: String) -> ErrorReply {
+    ErrorReply { code: code::INVALID_CONFIG, msg, details: String::new() }
+}
+
+fn kernel_error(e: crate::datapath::DatapathError) -> ErrorReply {
+    ErrorReply { code: code::IO_FAILURE, msg: "cannot read the kernel's maps".into(), details: e.to_string() }
+}

@@ -1,0 +1,131 @@
+//! The HTTP/JSON API on the unix socket. Every handler takes the node, asks it one thing, and gives the answer back.
+
+use crate::node::Node;
+use axum::{
+    Json, Router,
+    extract::State,
+    http::StatusCode,
+    response::{IntoResponse, Response},
+    routing::{get, post},
+};
+use bulkhead_api::messages::{Attach, Check, Detach, ErrorReply, ExplainRequest, Gc, code};
+use serde::Serialize;
+use std::{fs, io, os::unix::fs::PermissionsExt, path::Path, sync::Arc};
+use tokio::{net::UnixListener, sync::Mutex};
+
+/// One change at a time: the node is a single state.
+pub type Shared = Arc<Mutex<Node>>;
+
+/// Listens, taking the place of a socket that nobody serves any more.
+///
+/// # Errors
+/// `AddrInUse` when another daemon answers on it.
+pub fn bind(path: &Path) -> io::Result<UnixListener> {
+    if std::os::unix::net::UnixStream::connect(path).is_ok() {
+        return Err(io::Error::new(
+            io::ErrorKind::AddrInUse,
+            "another bulkheadd serves this socket: stop it first",
+        ));
+    }
+    if let Some(parent) = path.parent() {
+        fs::create_dir_all(parent)?;
+    }
+    match fs::remove_file(path) {
+        Err(e) if e.kind() != io::ErrorKind::NotFound => return Err(e),
+        _ => {}
+    }
+    let listener = UnixListener::bind(path)?;
+    fs::set_permissions(path, fs::Permissions::from_mode(0o600))?;
+    Ok(listener)
+}
+
+pub fn router(node: Shared) -> Router {
+    Router::new()
+        .route("/v1/cni/add", post(add))
+        .route("/v1/cni/del", post(del))
+        .route("/v1/cni/check", post(check))
+        .route("/v1/cni/gc", post(gc))
+        .route("/v1/cni/status", get(cni_status))
+        .route("/v1/status", get(status))
+        .route("/v1/endpoints", get(endpoints))
+        .route("/v1/partitions", get(partitions))
+        .route("/v1/drops", get(drops))
+        .route("/v1/explain", post(explain))
+        .route("/v1/bgp/peers", get(bgp_peers))
+        .route("/v1/bgp/routes", get(bgp_routes))
+        .route("/v1/bgp/drain-routes", post(drain_routes))
+        .with_state(node)
+}
+
+#[derive(Serialize)]
+struct Done {}
+
+fn reply<T: Serialize>(result: Result<T, ErrorReply>) -> Response {
+    match result {
+        Ok(value) => Json(value).into_response(),
+        Err(error) => (status_of(&error), Json(error)).into_response(),
+    }
+}
+
+fn status_of(error: &ErrorReply) -> StatusCode {
+    match error.code {
+        code::UNKNOWN_CONTAINER => StatusCode::NOT_FOUND,
+        code::INVALID_CONFIG | code::INVALID_ENVIRONMENT | code::DECODE_FAILURE => StatusCode::BAD_REQUEST,
+        code::TRY_AGAIN_LATER | code::NOT_AVAILABLE | code::LIMITED_CONNECTIVITY => {
+            StatusCode::SERVICE_UNAVAILABLE
+        }
+        _ => StatusCode::INTERNAL_SERVER_ERROR,
+    }
+}
+
+async fn add(State(node): State<Shared>, Json(request): Json<Attach>) -> Response {
+    reply(node.lock().await.add(&request).await)
+}
+
+async fn del(State(node): State<Shared>, Json(request): Json<Detach>) -> Response {
+    reply(node.lock().await.del(&request).await.map(|()| Done {}))
+}
+
+async fn check(State(node): State<Shared>, Json(request): Json<Check>) -> Response {
+    reply(node.lock().await.check(&request).await.map(|()| Done {}))
+}
+
+async fn gc(State(node): State<Shared>, Json(request): Json<Gc>) -> Response {
+    reply(node.lock().await.gc(&request).await.map(|()| Done {}))
+}
+
+async fn cni_status(State(node): State<Shared>) -> Response {
+    reply(node.lock().await.ready().map(|()| Done {}))
+}
+
+async fn status(State(node): State<Shared>) -> Response {
+    reply(node.lock().await.status())
+}
+
+async fn endpoints(State(node): State<Shared>) -> Response {
+    reply(Ok(node.lock().await.endpoints()))
+}
+
+async fn partitions(State(node): State<Shared>) -> Response {
+    reply(Ok(node.lock().await.partitions()))
+}
+
+async fn drops(State(node): State<Shared>) -> Response {
+    reply(node.lock().await.drops())
+}
+
+async fn explain(State(node): State<Shared>, Json(request): Json<ExplainRequest>) -> Response {
+    reply(node.lock().await.explain(&request))
+}
+
+async fn bgp_peers(State(node): State<Shared>) -> Response {
+    reply(Ok(node.lock().await.bgp.peers().await))
+}
+
+async fn bgp_routes(State(node): State<Shared>) -> Response {
+    reply(Ok(node.lock().await.bgp.routes().await))
+}
+
+async fn drain_routes(State(node): State<Shared>) -> Response {
+    reply(node.lock().await.bgp.drain().await.map(|()| Done {}))
+}

@@ -1,0 +1,257 @@
+//! A directory of YAML files as source: the same kinds as the API server's, without Kubernetes.
+//!
+//! A file that cannot be read as objects leaves what it held before in force; its error is told once. Files are read
+//! when their writer closes or renames them, so that a half-written one is not seen; names that begin with a dot or do
+//! not end in `.yaml`, `.yml` or `.json` are passed over.
+
+use super::{Object, Observed, Snapshot, parse};
+use bulkhead_api::messages::ObjectError;
+use notify::{
+    EventKind, RecursiveMode, Watcher,
+    event::{AccessKind, AccessMode, ModifyKind},
+};
+use std::{
+    collections::BTreeMap,
+    fs, io,
+    os::unix::fs::MetadataExt,
+    path::{Path, PathBuf},
+    time::{Duration, Instant},
+};
+use tokio::sync::{mpsc, watch};
+use tracing::warn;
+
+/// Looks at the directory also without an event: a network file system has none.
+const RESCAN: Duration = Duration::from_secs(10);
+
+/// What a file looked like when it was read.
+type Stamp = (i64, i64, u64, u64);
+
+#[derive(Debug)]
+struct File {
+    stamp: Stamp,
+    /// Of its last readable version.
+    objects: Vec<Object>,
+    error: Option<ObjectError>,
+}
+
+/// The directory as last seen. No watching in here: [`Directory::scan`] is called by whoever knows when.
+#[derive(Debug)]
+pub struct Directory {
+    path: PathBuf,
+    files: BTreeMap<String, File>,
+}
+
+impl Directory {
+    pub fn new(path: impl Into<PathBuf>) -> Self {
+        Self { path: path.into(), files: BTreeMap::new() }
+    }
+
+    /// Reads what has changed; says whether anything had.
+    ///
+    /// # Errors
+    /// When the directory itself cannot be listed; what was known stays.
+    pub fn scan(&mut self) -> io::Result<bool> {
+        let mut changed = false;
+        let mut present = Vec::new();
+        for entry in fs::read_dir(&self.path)? {
+            let entry = entry?;
+            let Some(name) = entry.file_name().to_str().map(str::to_string) else { continue };
+            if !is_object_file(&name) {
+                continue;
+            }
+            changed |= self.scan_file(&name, &entry.path());
+            present.push(name);
+        }
+        let before = self.files.len();
+        self.files.retain(|name, _| present.contains(name));
+        Ok(changed || before != self.files.len())
+    }
+
+    fn scan_file(&mut self, name: &str, path: &Path) -> bool {
+        let stamp = match fs::metadata(path) {
+            Ok(m) if m.is_file() => (m.mtime(), m.mtime_nsec(), m.ino(), m.len()),
+            _ => return false,
+        };
+        if self.files.get(name).is_some_and(|f| f.stamp == stamp) {
+            return false;
+        }
+        let parsed = fs::read_to_string(path)
+            .map_err(|e| ObjectError {
+                file: Some(name.to_string()),
+                object: None,
+                field: None,
+                message: format!("cannot be read: {e}"),
+            })
+            .and_then(|text| parse(name, &text));
+        let file = self.files.entry(name.to_string()).or_insert_with(|| File {
+            stamp,
+            objects: Vec::new(),
+            error: None,
+        });
+        file.stamp = stamp;
+        match parsed {
+            Ok(objects) => (file.objects, file.error) = (objects, None),
+            Err(error) => file.error = Some(error),
+        }
+        true
+    }
+
+    /// All objects of all files. An object that stands twice is refused where it stands second.
+    pub fn snapshot(&self) -> (Snapshot, Vec<ObjectError>) {
+        let mut snapshot = Snapshot::default();
+        let mut errors = Vec::new();
+        let mut first_seen: BTreeMap<String, &str> = BTreeMap::new();
+        for (name, file) in &self.files {
+            errors.extend(file.error.clone());
+            for object in &file.objects {
+                let key = object.key();
+                if let Some(other) = first_seen.get(&key) {
+                    errors.push(ObjectError {
+                        file: Some(name.clone()),
+                        object: Some(key),
+                        field: Some("metadata.name".into()),
+                        message: format!("stands in {other} already: remove one of the two"),
+                    });
+                    continue;
+                }
+                first_seen.insert(key, name);
+                insert(&mut snapshot, object.clone());
+            }
+        }
+        (snapshot, errors)
+    }
+}
+
+fn insert(snapshot: &mut Snapshot, object: Object) {
+    match object {
+        Object::Partition(name, o) => drop(snapshot.policy.partitions.insert(name, o)),
+        Object::NetworkGroup(name, o) => drop(snapshot.policy.network_groups.insert(name, o)),
+        Object::BandwidthClass(name, o) => drop(snapshot.policy.bandwidth_classes.insert(name, o)),
+        Object::BgpPeer(name, o) => drop(snapshot.bgp_peers.insert(name, o)),
+        Object::BgpConfiguration(_, o) => snapshot.bgp = Some(o),
+        Object::Namespace(name, labels) => drop(snapshot.policy.namespaces.insert(name, labels)),
+        Object::Pod(key, pod) => drop(snapshot.pods.insert(key, pod)),
+        Object::Node(name, node) => drop(snapshot.policy.nodes.insert(name, node)),
+    }
+}
+
+fn is_object_file(name: &str) -> bool {
+    !name.starts_with('.') && [".yaml", ".yml", ".json"].iter().any(|end| name.ends_with(end))
+}
+
+/// Reads the directory now, and again after every change, until the receiver is gone.
+///
+/// # Errors
+/// When the directory cannot be listed or watched at the start.
+pub fn watch(path: &Path) -> io::Result<watch::Receiver<Observed>> {
+    let (wake, mut woken) = mpsc::channel::<()>(1);
+    let mut watcher = notify::recommended_watcher(move |event: notify::Result<notify::Event>| {
+        if event.map_or(true, |e| is_finished_change(&e.kind)) {
+            // Full: a scan is due already.
+            let _ = wake.try_send(());
+        }
+    })
+    .map_err(io::Error::other)?;
+    watcher.watch(path, RecursiveMode::NonRecursive).map_err(io::Error::other)?;
+    let mut directory = Directory::new(path);
+    directory.scan()?;
+    let (sender, receiver) = watch::channel(observe(&directory));
+    tokio::spawn(async move {
+        let _watcher = watcher;
+        loop {
+            tokio::select! {
+                _ = woken.recv() => {}
+                () = tokio::time::sleep(RESCAN) => {}
+                () = sender.closed() => return,
+            }
+            match directory.scan() {
+                Ok(true) => drop(sender.send_replace(observe(&directory))),
+                Ok(false) => {}
+                Err(e) => {
+                    warn!(path = %directory.path.display(), error = %e, "cannot list the objects; what is in force stays")
+                }
+            }
+        }
+    });
+    Ok(receiver)
+}
+
+fn observe(directory: &Directory) -> Observed {
+    let noticed = Instant::now();
+    let (snapshot, errors) = directory.snapshot();
+    Observed { snapshot, errors, noticed }
+}
+
+fn is_finished_change(kind: &EventKind) -> bool {
+    matches!(
+        kind,
+        EventKind::Access(AccessKind::Close(AccessMode::Write))
+            | EventKind::Modify(ModifyKind::Name(_))
+            | EventKind::Remove(_)
+            | EventKind::Other
+    )
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    const GROUP: &str = "apiVersion: bulkhead.dev/v1alpha1\nkind: NetworkGroup\nmetadata: {name: vms}\nspec: {cidrs: [10.0.0.0/8]}\n";
+
+    fn names(directory: &Directory) -> Vec<String> {
+        directory.snapshot().0.policy.network_groups.into_keys().collect()
+    }
+
+    #[test]
+    fn a_file_that_breaks_leaves_its_objects_in_force_and_one_error() {
+        let dir = tempfile::tempdir().unwrap();
+        let file = dir.path().join("vms.yaml");
+        fs::write(&file, GROUP).unwrap();
+        let mut directory = Directory::new(dir.path());
+        assert!(directory.scan().unwrap());
+        fs::write(&file, &GROUP[..GROUP.len() - 8]).unwrap();
+        assert!(directory.scan().unwrap());
+        assert_eq!(names(&directory), ["vms"]);
+        assert_eq!(directory.snapshot().1.len(), 1);
+        assert!(!directory.scan().unwrap(), "the same broken file is no news");
+        fs::write(&file, GROUP.replace("vms", "machines")).unwrap();
+        directory.scan().unwrap();
+        assert_eq!((names(&directory), directory.snapshot().1), (vec!["machines".to_string()], vec![]));
+    }
+
+    #[test]
+    fn a_removed_file_takes_its_objects_along() {
+        let dir = tempfile::tempdir().unwrap();
+        fs::write(dir.path().join("vms.yaml"), GROUP).unwrap();
+        fs::write(dir.path().join(".vms.yaml.swp"), "x: [").unwrap();
+        let mut directory = Directory::new(dir.path());
+        directory.scan().unwrap();
+        fs::remove_file(dir.path().join("vms.yaml")).unwrap();
+        assert!(directory.scan().unwrap());
+        assert_eq!(directory.snapshot(), (Snapshot::default(), vec![]));
+    }
+
+    #[test]
+    fn an_object_that_stands_twice_is_refused_in_the_second_file() {
+        let dir = tempfile::tempdir().unwrap();
+        fs::write(dir.path().join("a.yaml"), GROUP).unwrap();
+        fs::write(dir.path().join("b.yaml"), GROUP).unwrap();
+        let mut directory = Directory::new(dir.path());
+        directory.scan().unwrap();
+        let errors = directory.snapshot().1;
+        assert_eq!(errors.len(), 1);
+        assert_eq!(
+            errors[0].to_string(),
+            "b.yaml: NetworkGroup/vms: metadata.name: stands in a.yaml already: remove one of the two"
+        );
+    }
+
+    #[tokio::test]
+    async fn a_written_file_is_observed_without_a_rescan() {
+        let dir = tempfile::tempdir().unwrap();
+        let mut observed = watch(dir.path()).unwrap();
+        fs::write(dir.path().join("vms.yaml"), GROUP).unwrap();
+        tokio::time::timeout(RESCAN / 2, observed.changed()).await.unwrap().unwrap();
+        assert!(observed.borrow().snapshot.policy.network_groups.contains_key("vms"));
+    }
+}

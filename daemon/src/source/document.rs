@@ -1,0 +1,231 @@
+//! One YAML file into objects, or into an error that names file, object and field.
+
+use super::PodInfo;
+use bulkhead_api::{
+    messages::ObjectError,
+    objects::{
+        API_VERSION, BGPConfiguration, BGPConfigurationSpec, BGPPeer, BGPPeerSpec, BandwidthClass,
+        BandwidthClassSpec, NetworkGroup, NetworkGroupSpec, Partition, PartitionSpec,
+    },
+};
+use bulkhead_policy::{NodeInfo, Sourced};
+use k8s_openapi::api::core::v1;
+use serde::de::DeserializeOwned;
+use serde_json::Value;
+use std::{collections::BTreeMap, net::IpAddr};
+
+/// A label of the nodes that run the API server.
+const CONTROL_PLANE_LABEL: &str = "node-role.kubernetes.io/control-plane";
+const KINDS: &str = "Partition, NetworkGroup, BandwidthClass, BGPPeer and BGPConfiguration of bulkhead.dev/v1alpha1, \
+                     Namespace, Pod and Node of v1";
+
+#[derive(Clone, Debug, PartialEq)]
+pub enum Object {
+    Partition(String, Sourced<PartitionSpec>),
+    NetworkGroup(String, Sourced<NetworkGroupSpec>),
+    BandwidthClass(String, Sourced<BandwidthClassSpec>),
+    BgpPeer(String, Sourced<BGPPeerSpec>),
+    BgpConfiguration(String, Sourced<BGPConfigurationSpec>),
+    Namespace(String, BTreeMap<String, String>),
+    Pod((String, String), PodInfo),
+    Node(String, NodeInfo),
+}
+
+impl Object {
+    /// `Partition/web`: what may stand only once in a source.
+    pub fn key(&self) -> String {
+        match self {
+            Self::Partition(name, _) => format!("Partition/{name}"),
+            Self::NetworkGroup(name, _) => format!("NetworkGroup/{name}"),
+            Self::BandwidthClass(name, _) => format!("BandwidthClass/{name}"),
+            Self::BgpPeer(name, _) => format!("BGPPeer/{name}"),
+            Self::BgpConfiguration(name, _) => format!("BGPConfiguration/{name}"),
+            Self::Namespace(name, _) => format!("Namespace/{name}"),
+            Self::Pod((namespace, name), _) => format!("Pod/{namespace}/{name}"),
+            Self::Node(name, _) => format!("Node/{name}"),
+        }
+    }
+}
+
+/// All objects of a file, or the first thing that is wrong with it. `file` is its name within the directory.
+pub fn parse(file: &str, text: &str) -> Result<Vec<Object>, ObjectError> {
+    documents(text)
+        .into_iter()
+        .filter_map(|(line, document)| parse_document(file, line, document).transpose())
+        .collect()
+}
+
+/// The documents of a file with the line each begins on.
+fn documents(text: &str) -> Vec<(usize, &str)> {
+    let mut documents = Vec::new();
+    let (mut start, mut start_line, mut offset) = (0, 1, 0);
+    for (number, line) in text.split_inclusive('\n').enumerate() {
+        let end = offset + line.len();
+        if line.trim_end() == "---" {
+            documents.push((start_line, &text[start..offset]));
+            (start, start_line) = (end, number + 2);
+        }
+        offset = end;
+    }
+    documents.push((start_line, &text[start..]));
+    documents
+}
+
+fn parse_document(file: &str, first_line: usize, text: &str) -> Result<Option<Object>, ObjectError> {
+    let error = |line: usize, object: Option<String>, field: Option<String>, message: String| ObjectError {
+        file: Some(format!("{file}:{line}")),
+        object,
+        field,
+        message,
+    };
+    let value: Option<Value> = serde_saphyr::from_str(text).map_err(|e| {
+        let line = e.location().map_or(first_line, |l| first_line + l.line() as usize - 1);
+        error(line, None, None, format!("not valid YAML: {}", without_snippet(&e.to_string())))
+    })?;
+    let Some(value) = value.filter(|v| !v.is_null()) else { return Ok(None) };
+    // The line of the document's first word: where the object begins.
+    let line = first_line + text.lines().take_while(|l| l.trim().is_empty() || l.starts_with('#')).count();
+    let text_of = |path: &str| value.pointer(path).and_then(Value::as_str).map(str::to_string);
+    let (api_version, kind) = (text_of("/apiVersion"), text_of("/kind"));
+    let (Some(api_version), Some(kind)) = (api_version, kind) else {
+        return Err(error(line, None, Some("kind".into()), "an object needs apiVersion and kind".into()));
+    };
+    let Some(name) = text_of("/metadata/name").filter(|n| !n.is_empty()) else {
+        return Err(error(line, Some(kind), Some("metadata.name".into()), "an object needs a name".into()));
+    };
+    let origin = Some(format!("{file}:{line}"));
+    typed(&api_version, &kind, &name, value, origin)
+        .map(Some)
+        .map_err(|(field, message)| error(line, Some(format!("{kind}/{name}")), field, message))
+}
+
+type FieldError = (Option<String>, String);
+
+fn typed(
+    api_version: &str,
+    kind: &str,
+    name: &str,
+    value: Value,
+    file: Option<String>,
+) -> Result<Object, FieldError> {
+    let name = name.to_string();
+    Ok(match (api_version, kind) {
+        (API_VERSION, "Partition") => {
+            Object::Partition(name, Sourced { spec: read::<Partition>(value)?.spec, file })
+        }
+        (API_VERSION, "NetworkGroup") => {
+            Object::NetworkGroup(name, Sourced { spec: read::<NetworkGroup>(value)?.spec, file })
+        }
+        (API_VERSION, "BandwidthClass") => {
+            Object::BandwidthClass(name, Sourced { spec: read::<BandwidthClass>(value)?.spec, file })
+        }
+        (API_VERSION, "BGPPeer") => {
+            Object::BgpPeer(name, Sourced { spec: read::<BGPPeer>(value)?.spec, file })
+        }
+        (API_VERSION, "BGPConfiguration") => {
+            if name != "default" {
+                let message =
+                    format!("there is one BGPConfiguration, and its name is `default`, not `{name}`");
+                return Err((Some("metadata.name".into()), message));
+            }
+            Object::BgpConfiguration(name, Sourced { spec: read::<BGPConfiguration>(value)?.spec, file })
+        }
+        ("v1", "Namespace") => {
+            let mut labels = read::<v1::Namespace>(value)?.metadata.labels.unwrap_or_default();
+            // The API server sets this label on every namespace.
+            labels.entry("kubernetes.io/metadata.name".into()).or_insert_with(|| name.clone());
+            Object::Namespace(name, labels)
+        }
+        ("v1", "Pod") => {
+            let metadata = read::<v1::Pod>(value)?.metadata;
+            let namespace = metadata.namespace.unwrap_or_else(|| "default".into());
+            let (labels, annotations) =
+                (metadata.labels.unwrap_or_default(), metadata.annotations.unwrap_or_default());
+            Object::Pod((namespace, name), PodInfo { labels, annotations })
+        }
+        ("v1", "Node") => Object::Node(name, node(read::<v1::Node>(value)?)?),
+        _ => {
+            let message = format!("{api_version} {kind} is not a kind of this source: it reads {KINDS}");
+            return Err((Some("kind".into()), message));
+        }
+    })
+}
+
+fn read<T: DeserializeOwned>(value: Value) -> Result<T, FieldError> {
+    serde_path_to_error::deserialize(value).map_err(|e| {
+        let path = e.path().to_string();
+        let field = (path != ".").then_some(path);
+        (field, e.into_inner().to_string())
+    })
+}
+
+fn node(node: v1::Node) -> Result<NodeInfo, FieldError> {
+    let labels = node.metadata.labels.unwrap_or_default();
+    let mut addresses = Vec::new();
+    let listed = node.status.and_then(|s| s.addresses).unwrap_or_default();
+    for (i, address) in listed.into_iter().enumerate().filter(|(_, a)| a.type_.ends_with("IP")) {
+        let ip: IpAddr = address.address.parse().map_err(|_| {
+            let field = format!("status.addresses[{i}].address");
+            (Some(field), format!("`{}` is not an IP address", address.address))
+        })?;
+        addresses.push(ip);
+    }
+    let control_plane = labels.contains_key(CONTROL_PLANE_LABEL);
+    Ok(NodeInfo { addresses, control_plane, labels })
+}
+
+/// The parser's message without the excerpt of the text it adds below.
+fn without_snippet(message: &str) -> &str {
+    message.lines().next().unwrap_or(message)
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn message(text: &str) -> String {
+        parse("web.yaml", text).unwrap_err().to_string()
+    }
+
+    #[test]
+    fn a_file_may_hold_several_documents_and_comments() {
+        let text = "# groups\n---\napiVersion: bulkhead.dev/v1alpha1\nkind: NetworkGroup\nmetadata: {name: vms}\n\
+                    spec: {cidrs: [10.0.0.0/8]}\n---\n# empty\n---\napiVersion: v1\nkind: Namespace\nmetadata: {name: web}\n";
+        let objects = parse("a.yaml", text).unwrap();
+        assert_eq!(
+            objects.iter().map(Object::key).collect::<Vec<_>>(),
+            ["NetworkGroup/vms", "Namespace/web"]
+        );
+        let Object::NetworkGroup(_, group) = &objects[0] else { panic!("{objects:?}") };
+        assert_eq!(group.file.as_deref(), Some("a.yaml:3"));
+    }
+
+    #[test]
+    fn bad_yaml_names_file_and_line() {
+        let text = "apiVersion: v1\nkind: Namespace\nmetadata: {name: [\n";
+        let m = message(text);
+        assert!(m.starts_with("web.yaml:") && m.contains("not valid YAML"), "{m}");
+    }
+
+    #[test]
+    fn an_unknown_field_is_named_with_its_object() {
+        let text = "apiVersion: bulkhead.dev/v1alpha1\nkind: Partition\nmetadata: {name: web}\n\
+                    spec: {policyID: 1, podCIDRs: [10.0.0.0/8], ingress: [{form: []}]}\n";
+        let m = message(text);
+        assert!(m.starts_with("web.yaml:1: Partition/web: spec.ingress[0]"), "{m}");
+        assert!(m.contains("form"), "{m}");
+    }
+
+    #[test]
+    fn a_bad_cidr_names_its_field() {
+        let text = "apiVersion: bulkhead.dev/v1alpha1\nkind: NetworkGroup\nmetadata: {name: vms}\nspec: {cidrs: [10.0.0.0/33]}\n";
+        let m = message(text);
+        assert!(m.starts_with("web.yaml:1: NetworkGroup/vms: spec.cidrs[0]: "), "{m}");
+    }
+
+    #[test]
+    fn an_unknown_kind_is_refused_with_the_known_ones() {
+        let m = message("apiVersion: v1\nkind: Service\nmetadata: {name: x}\n");
+        assert!(m.contains("v1 Service is not a kind of this source") && m.contains("NetworkGroup"), "{m}");
+    }
+}

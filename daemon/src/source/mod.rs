@@ -1,0 +1,42 @@
+//! Where objects come from. A source sends whole snapshots; what follows cannot tell one source from another.
+//!
+//! ```text
+//! directory ──scan──▶ files ──document──▶ objects ──▶ Observed ──watch channel──▶ node
+//! ```
+
+mod directory;
+mod document;
+
+pub use directory::{Directory, watch};
+pub use document::{Object, parse};
+
+use bulkhead_api::{
+    messages::ObjectError,
+    objects::{BGPConfigurationSpec, BGPPeerSpec},
+};
+use bulkhead_policy::{Objects, Sourced};
+use std::{collections::BTreeMap, time::Instant};
+
+/// Everything a source knows, readable objects only.
+#[derive(Clone, Debug, PartialEq, Default)]
+pub struct Snapshot {
+    pub policy: Objects,
+    /// By (namespace, name).
+    pub pods: BTreeMap<(String, String), PodInfo>,
+    pub bgp_peers: BTreeMap<String, Sourced<BGPPeerSpec>>,
+    pub bgp: Option<Sourced<BGPConfigurationSpec>>,
+}
+
+#[derive(Clone, Debug, PartialEq, Eq, Default)]
+pub struct PodInfo {
+    pub labels: BTreeMap<String, String>,
+    pub annotations: BTreeMap<String, String>,
+}
+
+/// A snapshot, what could not be read into it, and when the change was noticed.
+#[derive(Clone, Debug)]
+pub struct Observed {
+    pub snapshot: Snapshot,
+    pub errors: Vec<ObjectError>,
+    pub noticed: Instant,
+}

@@ -1,0 +1,138 @@
+//! Every address that a rule can tell from the world, as prefixes with the atoms that hold in them.
+//!
+//! Prefixes nest or are disjoint, so one walk in order, with the chain of covering prefixes on a stack, gives each its
+//! atoms: those of the prefix around it, and its own.
+
+use crate::{Objects, atom::Atom, prefix::Prefix};
+use bulkhead_api::objects::RulePeer;
+use bulkhead_ebpf_abi::Addr;
+use std::collections::{BTreeMap, BTreeSet};
+
+/// What is known of the addresses of a prefix.
+#[derive(Clone, Debug, PartialEq, Default)]
+struct Known {
+    partition: Option<String>,
+    atoms: BTreeSet<Atom>,
+}
+
+impl Known {
+    fn atoms(&self) -> Vec<Atom> {
+        let partition = self.partition.iter().flat_map(|p| [Atom::Pod, Atom::Partition(p.clone())]);
+        self.atoms.iter().cloned().chain(partition).collect()
+    }
+
+    fn is_world(&self) -> bool {
+        self.partition.is_none() && self.atoms.is_empty()
+    }
+}
+
+/// What a prefix changes within itself, in the order of application.
+#[derive(Debug, PartialEq, Eq, PartialOrd, Ord)]
+enum Mark {
+    /// Nothing that holds around it holds in it: IPv4 inside `::/0`.
+    Family,
+    Partition(String),
+    Add(Atom),
+    Remove(Atom),
+}
+
+/// Atoms (sorted) by prefix and by address of a node. Empty atoms: the world again, inside a prefix that is not.
+#[derive(Debug, Default)]
+pub(crate) struct Addresses {
+    pub prefixes: BTreeMap<Prefix, Vec<Atom>>,
+    pub nodes: BTreeMap<Addr, Vec<Atom>>,
+}
+
+impl Addresses {
+    pub fn of(objects: &Objects, local_node: &str) -> Self {
+        let known = walk(marks(objects));
+        let mut nodes: BTreeMap<Addr, BTreeSet<Atom>> = BTreeMap::new();
+        for (name, node) in &objects.nodes {
+            for address in node.addresses.iter().map(|a| Addr::from_ip(*a)) {
+                let atoms = nodes.entry(address).or_insert_with(|| {
+                    // A node's address is no pod's, also inside a partition's range.
+                    longest(&known, address).map(|k| k.atoms.clone()).unwrap_or_default()
+                });
+                atoms.insert(Atom::Node);
+                if name == local_node {
+                    atoms.insert(Atom::LocalNode);
+                }
+                if node.control_plane {
+                    atoms.insert(Atom::ControlPlane);
+                }
+            }
+        }
+        Self {
+            prefixes: known.into_iter().map(|(p, k)| (p, k.atoms())).collect(),
+            nodes: nodes.into_iter().map(|(a, atoms)| (a, atoms.into_iter().collect())).collect(),
+        }
+    }
+}
+
+/// The value of the longest prefix that holds the address.
+pub(crate) fn longest<T>(prefixes: &BTreeMap<Prefix, T>, address: Addr) -> Option<&T> {
+    (0..=128).rev().find_map(|length| prefixes.get(&Prefix::of_address(address, length)))
+}
+
+fn marks(objects: &Objects) -> BTreeMap<Prefix, BTreeSet<Mark>> {
+    let mut marks: BTreeMap<Prefix, BTreeSet<Mark>> = BTreeMap::new();
+    marks.entry(Prefix::V4).or_default().insert(Mark::Family);
+    let mut ranges: BTreeSet<Prefix> = BTreeSet::new();
+    for (partition, cidr) in objects.ranges() {
+        // Of two partitions with one range, the first has it: `Objects::partition_of_address` says the same.
+        if ranges.insert(Prefix::of(*cidr)) {
+            marks.entry(Prefix::of(*cidr)).or_default().insert(Mark::Partition(partition.into()));
+        }
+    }
+    for (name, group) in &objects.network_groups {
+        for cidr in &group.spec.cidrs {
+            marks.entry(Prefix::of(*cidr)).or_default().insert(Mark::Add(Atom::Group(name.clone())));
+        }
+    }
+    for block in objects.partitions.values().flat_map(|p| peers(&p.spec)).filter_map(|p| p.ip_block.as_ref())
+    {
+        let atom = Atom::block(block);
+        let cidr = Prefix::of(block.cidr);
+        if block.except.iter().any(|e| Prefix::of(*e).covers(cidr)) {
+            continue;
+        }
+        marks.entry(cidr).or_default().insert(Mark::Add(atom.clone()));
+        for except in block.except.iter().map(|e| Prefix::of(*e)).filter(|e| cidr.covers(*e)) {
+            marks.entry(except).or_default().insert(Mark::Remove(atom.clone()));
+        }
+    }
+    for address in &objects.cluster_dns {
+        let prefix = Prefix::of_address(Addr::from_ip(*address), 128);
+        marks.entry(prefix).or_default().insert(Mark::Add(Atom::ClusterDns));
+    }
+    marks
+}
+
+fn peers(spec: &bulkhead_api::objects::PartitionSpec) -> impl Iterator<Item = &RulePeer> {
+    spec.ingress.iter().flat_map(|r| &r.from).chain(spec.egress.iter().flat_map(|r| &r.to))
+}
+
+fn walk(marks: BTreeMap<Prefix, BTreeSet<Mark>>) -> BTreeMap<Prefix, Known> {
+    let mut around: Vec<(Prefix, Known)> = Vec::new();
+    let mut result = BTreeMap::new();
+    for (prefix, marks) in marks {
+        while around.last().is_some_and(|(outer, _)| !outer.spans(prefix)) {
+            around.pop();
+        }
+        let outer = around.last().map(|(_, known)| known.clone()).unwrap_or_default();
+        let mut known = outer.clone();
+        for mark in marks {
+            match mark {
+                Mark::Family => known = Known::default(),
+                Mark::Partition(name) => known.partition = Some(name),
+                Mark::Add(atom) => drop(known.atoms.insert(atom)),
+                Mark::Remove(atom) => drop(known.atoms.remove(&atom)),
+            }
+        }
+        if !(known.is_world() && outer.is_world()) {
+            result.insert(prefix, known.clone());
+        }
+        around.push((prefix, known));
+    }
+    result
+}

@@ -1,0 +1,91 @@
+//! Reads the tables as the kernel does: look-up by look-up, from the very same values.
+
+use crate::{Compiled, atom::Atom, prefix::Prefix};
+use bulkhead_ebpf_abi::{
+    Addr, CELL_KEEP, ID_WORLD, Identity, POLICY_AUDIT, POLICY_OPEN, PORT_SLOTS, RULE_NONE, VERDICT_ALLOW,
+    port_slot,
+};
+use std::net::IpAddr;
+
+/// What one end of a flow decides.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct Decision {
+    /// The true verdict, also where it is only recorded.
+    pub allowed: bool,
+    /// `isolation: Audit`: a deny drops nothing.
+    pub audit: bool,
+    /// `established: Keep`.
+    pub keep: bool,
+    /// See [`crate::RuleBook`]; `RULE_NONE` for a policy that does not exist.
+    pub rule: u32,
+    /// Admits packets of unknown origin.
+    pub open: bool,
+}
+
+impl Decision {
+    const NONE: Self = Self { allowed: false, audit: false, keep: false, rule: RULE_NONE, open: false };
+
+    /// Whether the packet goes on.
+    pub fn passes(self) -> bool {
+        self.allowed || self.audit
+    }
+}
+
+impl Compiled {
+    /// Who an address is, as the kernel's maps say it. Of local pods they hold [`Self::pod_identity`] besides.
+    pub fn identity(&self, address: IpAddr) -> Identity {
+        let address = Addr::from_ip(address);
+        let of_prefix = || {
+            let mut prefixes = (0..=128).rev().map(|length| Prefix::of_address(address, length));
+            prefixes.find_map(|p| self.prefixes.get(&(p.address, p.length)))
+        };
+        self.exact.get(&address).or_else(of_prefix).copied().unwrap_or(Identity { id: ID_WORLD, flags: 0 })
+    }
+
+    /// Identity of a pod with this address: what rules see of the address where it lies in the partition's range,
+    /// else (a stray) the partition alone. None: there is no such partition.
+    ///
+    /// Two addresses of one pod may differ in this, where a rule's CIDR or a group holds one of them.
+    pub fn pod_identity(&self, partition: &str, address: IpAddr) -> Option<u32> {
+        let id = self.identity(address).id;
+        let here = |atom: &Atom| matches!(atom, Atom::Partition(p) if p == partition);
+        let in_range = self.identities.get(&id).is_some_and(|atoms| atoms.iter().any(here));
+        if in_range { Some(id) } else { self.pod_identities.get(partition).copied() }
+    }
+
+    /// Decides as the kernel does. `dir` is `DIR_EGRESS` or `DIR_INGRESS`; the port is that of the responder, or the
+    /// ICMP type.
+    pub fn evaluate(&self, policy: u32, dir: u32, peer_identity: u32, proto: u8, port: u16) -> Decision {
+        self.look_up(policy, dir, peer_identity, proto, port).unwrap_or(Decision::NONE)
+    }
+
+    fn look_up(&self, policy: u32, dir: u32, peer: u32, proto: u8, port: u16) -> Option<Decision> {
+        let tables = &self.tables;
+        let policy = tables.policies.get(policy as usize)?.get(dir as usize)?;
+        let class = tables.classes.get(peer as usize).copied().unwrap_or(0);
+        let class = if class < policy.row_count { class } else { 0 };
+        let row = *tables.rows.get((policy.row_base + class) as usize)?;
+        let (slot, port) = port_slot(proto, port);
+        let directory = tables.port_directories.get((policy.port_table * PORT_SLOTS + slot) as usize)?;
+        let page = tables.port_pages.get(directory[usize::from(port >> 8)] as usize)?;
+        let cell = tables.cells.get(row as usize + usize::from(page[usize::from(port & 0xff)]))?;
+        Some(Decision {
+            allowed: cell.verdict == VERDICT_ALLOW,
+            audit: policy.flags & POLICY_AUDIT != 0,
+            keep: cell.flags & CELL_KEEP != 0,
+            rule: cell.rule,
+            open: policy.flags & POLICY_OPEN != 0,
+        })
+    }
+
+    /// Groups and prefixes of rules that hold the address, `node`, `localNode`, `controlPlane`, `clusterDNS`; `world`
+    /// where there is nothing to say, not even a partition.
+    pub fn known_as(&self, address: IpAddr) -> Vec<String> {
+        let atoms = self.identities.get(&self.identity(address).id).map(Vec::as_slice).unwrap_or_default();
+        if atoms.is_empty() {
+            return vec!["world".into()];
+        }
+        let said = |a: &&Atom| !matches!(a, Atom::Pod | Atom::Partition(_));
+        atoms.iter().filter(said).map(ToString::to_string).collect()
+    }
+}

@@ -1,0 +1,81 @@
+//! Objects written short, for tests.
+#![allow(
+    dead_code,
+    clippy::unwrap_used,
+    clippy::expect_used,
+    reason = "every test file uses a part; a wrong text is a wrong test"
+)]
+
+use bulkhead_api::objects::{BandwidthClassSpec, NetworkGroupSpec, PartitionSpec};
+use bulkhead_policy::{Compiled, Decision, Interner, NodeInfo, Objects, Sourced, compile};
+use std::net::IpAddr;
+
+pub const NODE: &str = "node-1";
+
+pub fn ip(text: &str) -> IpAddr {
+    text.parse().unwrap()
+}
+
+pub fn sourced<T>(spec: T, name: &str) -> Sourced<T> {
+    Sourced { spec, file: Some(format!("{name}.yaml")) }
+}
+
+/// A partition from its spec in YAML.
+pub fn partition(yaml: &str) -> PartitionSpec {
+    serde_saphyr::from_str(yaml).unwrap_or_else(|e| panic!("{e}\n{yaml}"))
+}
+
+/// Three nodes (the first one local, the third of the control plane), default ranges, one DNS address in them, groups.
+pub fn cluster() -> Objects {
+    let node = |addresses: &[&str], control_plane| NodeInfo {
+        addresses: addresses.iter().map(|a| ip(a)).collect(),
+        control_plane,
+        ..NodeInfo::default()
+    };
+    let mut objects = Objects {
+        default_pod_cidrs: vec!["10.64.0.0/16".parse().unwrap(), "fd00:64::/64".parse().unwrap()],
+        cluster_dns: vec![ip("10.64.0.10"), ip("fd00:64::10")],
+        ..Objects::default()
+    };
+    objects.nodes.insert(NODE.into(), node(&["192.168.0.1", "fd00:1::1"], false));
+    objects.nodes.insert("node-2".into(), node(&["192.168.0.2", "fd00:1::2"], false));
+    objects.nodes.insert("node-3".into(), node(&["192.168.0.3", "fd00:1::3"], true));
+    for (name, cidrs) in [("vms", vec!["172.16.0.0/12", "2001:db8::/32"]), ("db", vec!["172.16.5.0/24"])] {
+        let spec = NetworkGroupSpec { cidrs: cidrs.iter().map(|c| c.parse().unwrap()).collect() };
+        objects.network_groups.insert(name.into(), sourced(spec, name));
+    }
+    let web = "{policyID: 1, namespaces: [web], podCIDRs: [10.65.0.0/16, fd00:65::/64]}";
+    add(&mut objects, "web", web);
+    add(&mut objects, "pay", "{policyID: 2, namespaces: [pay], podCIDRs: [10.66.0.0/16, fd00:66::/64]}");
+    objects
+}
+
+pub fn add(objects: &mut Objects, name: &str, yaml: &str) {
+    objects.partitions.insert(name.into(), sourced(partition(yaml), name));
+}
+
+pub fn add_class(objects: &mut Objects, name: &str, yaml: &str) {
+    let spec: BandwidthClassSpec = serde_saphyr::from_str(yaml).unwrap();
+    objects.bandwidth_classes.insert(name.into(), sourced(spec, name));
+}
+
+/// The cluster with rules in partition `web`, given as YAML fields of its spec.
+pub fn web_with(fields: &str) -> Objects {
+    let mut objects = cluster();
+    let yaml = format!("policyID: 1\nnamespaces: [web]\npodCIDRs: [10.65.0.0/16, 'fd00:65::/64']\n{fields}");
+    add(&mut objects, "web", &yaml);
+    objects
+}
+
+pub fn compiled(objects: &Objects) -> Compiled {
+    compile(objects, &mut Interner::default(), NODE).unwrap()
+}
+
+/// What this partition decides about a peer.
+pub fn decide(c: &Compiled, partition: &str, dir: u32, peer: &str, proto: u8, port: u16) -> Decision {
+    c.evaluate(c.policies[partition], dir, c.identity(ip(peer)).id, proto, port)
+}
+
+pub fn rule_name(c: &Compiled, decision: Decision) -> &str {
+    &c.rules.get(decision.rule).unwrap().name
+}

@@ -1,0 +1,89 @@
+//! What `explain` says, whole.
+#![allow(clippy::unwrap_used, reason = "a failed look-up is a failed test")]
+
+mod common;
+
+use bulkhead_ebpf_abi::*;
+use bulkhead_policy::explain;
+use common::*;
+
+fn told(
+    objects: &bulkhead_policy::Objects,
+    from: &str,
+    to: &str,
+    proto: u8,
+    port: u16,
+) -> (bool, Vec<String>) {
+    let explanation = explain(&compiled(objects), objects, ip(from), ip(to), proto, port);
+    let line = |d: &bulkhead_api::messages::ExplainedDecision| {
+        let verdict = if d.allowed { "allow" } else { "deny" };
+        format!("{} {} {verdict}: {}", d.partition, d.direction, d.rule.name)
+    };
+    (explanation.allowed, explanation.decisions.iter().map(line).collect())
+}
+
+#[test]
+fn both_ends_decide_and_both_must_say_yes() {
+    let mut objects = web_with("egress: [{name: to-pay, to: [{partition: pay}]}]");
+    let half = (
+        false,
+        vec![
+            "web egress allow: Partition/web egress \"to-pay\"".to_string(),
+            "pay ingress deny: no rule allows it".to_string(),
+        ],
+    );
+    assert_eq!(told(&objects, "10.65.0.1", "10.66.0.1", PROTO_TCP, 80), half);
+    add(
+        &mut objects,
+        "pay",
+        "{policyID: 2, podCIDRs: [10.66.0.0/16], ingress: [{name: from-web, from: [{partition: web}]}]}",
+    );
+    let (allowed, decisions) = told(&objects, "10.65.0.1", "10.66.0.1", PROTO_TCP, 80);
+    assert!(allowed);
+    assert_eq!(decisions[1], "pay ingress allow: Partition/pay ingress \"from-web\"");
+}
+
+#[test]
+fn an_end_outside_the_cluster_and_a_node_decide_nothing() {
+    let objects = cluster();
+    let from_vm = told(&objects, "172.16.9.9", "10.65.0.1", PROTO_TCP, 20880);
+    assert_eq!(from_vm, (false, vec!["web ingress deny: no rule allows it".to_string()]));
+    assert_eq!(told(&objects, "172.16.9.9", "8.8.8.8", PROTO_TCP, 1), (true, vec![]));
+    let probe = told(&objects, "192.168.0.1", "10.65.0.1", PROTO_TCP, 80);
+    assert_eq!(probe, (true, vec!["web ingress allow: a node reaches its own pods".to_string()]));
+}
+
+#[test]
+fn the_world_reaches_the_default_partition() {
+    let expected = (true, vec!["default ingress allow: the partition is open".to_string()]);
+    assert_eq!(told(&cluster(), "172.16.9.9", "10.64.0.1", PROTO_UDP, 9), expected);
+}
+
+#[test]
+fn an_audited_deny_passes_and_is_told() {
+    let objects = web_with("isolation: Audit");
+    let explanation = explain(&compiled(&objects), &objects, ip("8.8.8.8"), ip("10.65.0.1"), PROTO_TCP, 80);
+    assert!(explanation.allowed);
+    assert_eq!((explanation.decisions[0].allowed, explanation.decisions[0].audit), (false, true));
+}
+
+#[test]
+fn an_end_is_told_with_its_partition_its_groups_and_its_rules_file() {
+    let objects = web_with("ingress: [{name: vms, from: [{networkGroup: vms}], ports: [{port: 20880}]}]");
+    let c = compiled(&objects);
+    let e = explain(&c, &objects, ip("172.16.5.5"), ip("10.65.0.1"), PROTO_TCP, 20880);
+    assert_eq!(e.from.known_as, ["NetworkGroup/db", "NetworkGroup/vms"]);
+    assert_eq!((e.from.partition, e.to.partition.as_deref()), (None, Some("web")));
+    assert_eq!(e.to.known_as, Vec::<String>::new());
+    assert_eq!((e.from.identity, e.to.identity), (c.identity(ip("172.16.5.5")).id, c.pod_identities["web"]));
+    assert_eq!((e.protocol.as_str(), e.port), ("tcp", 20880));
+    let rule = &e.decisions[0].rule;
+    assert_eq!(
+        (rule.name.as_str(), rule.file.as_deref()),
+        ("Partition/web ingress \"vms\"", Some("web.yaml"))
+    );
+    assert_eq!(explain(&c, &objects, ip("8.8.8.8"), ip("10.65.0.1"), PROTO_TCP, 1).from.known_as, ["world"]);
+    let node = explain(&c, &objects, ip("192.168.0.3"), ip("10.65.0.1"), PROTO_ICMP, 8);
+    assert_eq!(node.from.known_as, ["node", "controlPlane"]);
+    assert_eq!(node.protocol, "icmp");
+}

@@ -1,0 +1,144 @@
+//! Bytes a second as they stand on the wire: Ethernet header to payload, without preamble and checksum.
+//!
+//! The window begins with the first byte that arrives, so that a burst or a slow start counts in full.
+
+use crate::{Context, Netns, Result};
+use nix::sys::socket::{getsockopt, setsockopt, sockopt};
+use std::{
+    io::{self, Read, Write},
+    net::{SocketAddr, TcpListener, TcpStream, UdpSocket},
+    sync::atomic::{AtomicBool, Ordering},
+    thread,
+    time::{Duration, Instant},
+};
+
+/// Where nothing arrives at all.
+const NOTHING: Duration = Duration::from_secs(3);
+const ETHERNET: u64 = 14;
+/// A datagram of this payload fills an MTU of 1500 over IPv4.
+const DATAGRAM: u64 = 1472;
+/// Datagrams handed to the kernel at once (`UDP_SEGMENT`).
+const BATCH: u64 = 16;
+pub const SLICE: Duration = Duration::from_millis(100);
+
+/// What arrived, Ethernet bytes.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Rate {
+    pub bytes: u64,
+    pub window: Duration,
+    /// By [`SLICE`], the first one from the first byte on.
+    pub slices: Vec<u64>,
+}
+
+impl Rate {
+    pub fn bits_per_second(&self) -> f64 {
+        self.bytes as f64 * 8.0 / self.window.as_secs_f64()
+    }
+}
+
+/// TCP as fast as it goes from `from` to `address` in `to`.
+pub fn tcp(from: &Netns, to: &Netns, address: SocketAddr, window: Duration) -> Result<Rate> {
+    let listener = to.run(|| TcpListener::bind(address).during(|| format!("binding {address}")))?;
+    let mut client = from.run(|| {
+        TcpStream::connect_timeout(&address, NOTHING).during(|| format!("connecting to {address}"))
+    })?;
+    let (mut server, _) = listener.accept()?;
+    server.set_read_timeout(Some(NOTHING))?;
+    client.set_write_timeout(Some(NOTHING))?;
+    // With timestamps in its 12 bytes of options, which TCP_MAXSEG has subtracted already.
+    let segment = u64::from(getsockopt(&client, sockopt::TcpMaxSeg)?);
+    let headers = ETHERNET + if address.is_ipv4() { 20 } else { 40 } + 20 + 12;
+    let on_wire = move |payload: u64| payload + payload.div_ceil(segment) * headers;
+    thread::scope(|scope| {
+        let sender = scope.spawn(move || {
+            let block = vec![0x5a; 128 * 1024];
+            // Ends when the receiver, having seen enough, closes.
+            while client.write_all(&block).is_ok() {}
+        });
+        let mut buffer = vec![0; 512 * 1024];
+        let measured = measure(window, || server.read(&mut buffer).map(|n| n as u64));
+        drop(server);
+        sender.join().unwrap_or_else(|p| std::panic::resume_unwind(p));
+        measured.map(|slices| total(&slices, window, on_wire))
+    })
+}
+
+/// UDP at `offered` bits a second (payload), which must be more than the limit under test.
+pub fn udp(from: &Netns, to: &Netns, address: SocketAddr, window: Duration, offered: u64) -> Result<Rate> {
+    let inbox = to.run(|| UdpSocket::bind(address).during(|| format!("binding {address}")))?;
+    setsockopt(&inbox, sockopt::RcvBufForce, &(16 << 20))?;
+    setsockopt(&inbox, sockopt::UdpGroSegment, &true)?;
+    inbox.set_read_timeout(Some(NOTHING))?;
+    let any = if address.is_ipv4() { "0.0.0.0:0" } else { "[::]:0" };
+    let outbox = from.run(|| Ok(UdpSocket::bind(any)?))?;
+    outbox.connect(address).during(|| format!("a way to {address}"))?;
+    let datagram = if address.is_ipv4() { DATAGRAM } else { DATAGRAM - 20 };
+    setsockopt(&outbox, sockopt::UdpGsoSegment, &(datagram as i32))?;
+    let headers = 1500 - datagram + ETHERNET;
+    let on_wire = move |payload: u64| payload + payload.div_ceil(datagram) * headers;
+    let stop = AtomicBool::new(false);
+    thread::scope(|scope| {
+        let sender = scope.spawn(|| offer(&outbox, datagram * BATCH, offered, &stop));
+        let mut buffer = vec![0; 65_536];
+        let measured = measure(window, || inbox.recv(&mut buffer).map(|n| n as u64));
+        stop.store(true, Ordering::Release);
+        sender.join().unwrap_or_else(|p| std::panic::resume_unwind(p))?;
+        measured.map(|slices| total(&slices, window, on_wire))
+    })
+}
+
+/// Sends batches at an even pace; a batch that the kernel drops is not sent again.
+fn offer(socket: &UdpSocket, batch: u64, bits_per_second: u64, stop: &AtomicBool) -> Result<()> {
+    let block = vec![0x5a; batch as usize];
+    let start = Instant::now();
+    let mut offered: u64 = 0;
+    while !stop.load(Ordering::Acquire) {
+        match socket.send(&block) {
+            Ok(_) => {}
+            Err(e) if e.raw_os_error() == Some(libc::ENOBUFS) => {}
+            Err(e) => return Err(e).during(|| "offering datagrams".into()),
+        }
+        offered += batch * 8;
+        let due = start + Duration::from_nanos(offered.saturating_mul(1_000_000_000) / bits_per_second);
+        thread::sleep(due.saturating_duration_since(Instant::now()));
+    }
+    Ok(())
+}
+
+/// Payload bytes by slice, over `window` from the first byte.
+fn measure(window: Duration, mut receive: impl FnMut() -> io::Result<u64>) -> Result<Vec<u64>> {
+    let first = receive().during(|| "waiting for the first byte".into())?;
+    let start = Instant::now();
+    let count = usize::try_from(window.as_nanos() / SLICE.as_nanos()).unwrap_or(1);
+    let mut slices = vec![0; count];
+    slices[0] = first;
+    loop {
+        let bytes = receive().during(|| "receiving".into())?;
+        let slice = (start.elapsed().as_nanos() / SLICE.as_nanos()) as usize;
+        match slices.get_mut(slice) {
+            Some(slice) if bytes > 0 => *slice += bytes,
+            Some(_) => return crate::unmet("the sender closed before the window was over"),
+            None => return Ok(slices),
+        }
+    }
+}
+
+fn total(payload: &[u64], window: Duration, on_wire: impl Fn(u64) -> u64) -> Rate {
+    Rate {
+        bytes: on_wire(payload.iter().sum()),
+        window,
+        slices: payload.iter().map(|p| on_wire(*p)).collect(),
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_full_segment_counts_1514_bytes() {
+        let rate = total(&[1448, 1448], Duration::from_secs(1), |p| p + p.div_ceil(1448) * 66);
+        assert_eq!((rate.bytes, rate.slices), (2 * 1514, vec![1514, 1514]));
+        assert_eq!(rate.window, Duration::from_secs(1));
+    }
+}
