@@ -143,22 +143,22 @@ impl Shaper for Fake {
 
 impl PodMaps for Fake {
     fn set_endpoint(&mut self, ifindex: u32, endpoint: &Endpoint) -> Result<(), DatapathError> {
-        self.map("set_endpoint", |s| drop(s.endpoints.insert(ifindex, *endpoint)))
+        self.map("set_endpoint", |s| s.endpoints.extend([(ifindex, *endpoint)]))
     }
     fn remove_endpoint(&mut self, ifindex: u32) -> Result<(), DatapathError> {
-        self.map("remove_endpoint", |s| drop(s.endpoints.remove(&ifindex)))
+        self.map("remove_endpoint", |s| s.endpoints.retain(|i, _| *i != ifindex))
     }
     fn set_address(&mut self, address: IpAddr, identity: Identity) -> Result<(), DatapathError> {
-        self.map("set_address", |s| drop(s.addresses.insert(address, identity)))
+        self.map("set_address", |s| s.addresses.extend([(address, identity)]))
     }
     fn remove_address(&mut self, address: IpAddr) -> Result<(), DatapathError> {
-        self.map("remove_address", |s| drop(s.addresses.remove(&address)))
+        self.map("remove_address", |s| s.addresses.retain(|a, _| *a != address))
     }
     fn attach_pod(&mut self, ifname: &str, _: u32) -> Result<(), DatapathError> {
-        self.map("attach_pod", |s| drop(s.attached.insert(ifname.into())))
+        self.map("attach_pod", |s| s.attached.extend([ifname.into()]))
     }
     fn detach_pod(&mut self, ifname: &str) -> Result<(), DatapathError> {
-        self.map("detach_pod", |s| drop(s.attached.remove(ifname)))
+        self.map("detach_pod", |s| s.attached.retain(|n| n != ifname))
     }
     fn forget_flows(&mut self, _: &[IpAddr]) -> Result<usize, DatapathError> {
         self.map("forget_flows", |_| {}).map(|()| 0)

@@ -25,7 +25,7 @@ impl Node {
     }
 
     async fn add(&mut self, name: &str) -> Result<Attachment, ErrorReply> {
-        self.endpoints.add(&mut self.fake.clone(), &context(), &attach(name)).await
+        self.endpoints.add(&mut self.fake.clone(), &context(), |_| 17, &attach(name)).await
     }
 
     async fn del(&mut self, name: &str) -> Result<(), ErrorReply> {
@@ -52,7 +52,6 @@ fn context() -> PodContext {
         partition: "web".into(),
         ranges: vec!["10.65.0.0/28".parse().unwrap(), "fd00:65::/120".parse().unwrap()],
         policy: 3,
-        identity: 17,
         limits: Limits { ingress: limit, egress: limit },
         bandwidth_class: Some("low".into()),
     }
@@ -104,7 +103,7 @@ async fn a_pod_loses_its_interface_before_it_loses_its_policy() {
 async fn whichever_effect_fails_everything_is_undone() {
     for step in STEPS {
         let mut node = Node::new().await;
-        node.fake.with(|s| drop(s.failing.insert(step)));
+        node.fake.with(|s| s.failing.extend([step]));
         let error = node.add("a").await.unwrap_err();
         assert!(error.details.contains(step) || error.details.contains("injected"), "{step}: {error}");
         node.assert_nothing_left();
@@ -146,7 +145,7 @@ async fn an_add_after_a_failed_undo_wires_with_the_same_address() {
 async fn a_del_that_fails_can_be_repeated() {
     let mut node = Node::new().await;
     node.add("a").await.unwrap();
-    node.fake.with(|s| drop(s.failing.insert("delete")));
+    node.fake.with(|s| s.failing.extend(["delete"]));
     assert_eq!(node.del("a").await.unwrap_err().code, code::WIRING);
     assert_eq!(node.records(), 1);
     node.fake.with(|s| s.failing.clear());
@@ -176,16 +175,17 @@ async fn identity_and_limits_change_live_and_on_disk() {
     node.add("a").await.unwrap();
     let id = attach("a").id;
     let mut maps = node.fake.clone();
-    node.endpoints.set_identity(&mut maps, &id, 4, 18).await.unwrap();
+    node.endpoints.set_identity(&mut maps, &id, 4, |a| 18 + u32::from(a.is_ipv6())).await.unwrap();
     node.endpoints.set_limits(&mut maps, &id, Limits::default(), None).await.unwrap();
     node.fake.with(|s| {
         let entry = s.endpoints.values().next().unwrap();
-        assert_eq!((entry.policy, entry.identity, entry.ifb_ifindex), (4, 18, 0));
-        assert!(s.addresses.values().all(|i| i.id == 18) && s.addresses.len() == 2);
+        assert_eq!((entry.policy, entry.ifb_ifindex), (4, 0));
+        assert_eq!((entry.identity_v4, entry.identity_v6), (18, 19));
+        assert_eq!(s.addresses.values().map(|i| i.id).collect::<Vec<_>>(), [18, 19]);
         assert_eq!(s.links.len(), 1, "the ifb is gone");
         s.calls.clear();
     });
-    node.endpoints.set_identity(&mut maps, &id, 4, 18).await.unwrap();
+    node.endpoints.set_identity(&mut maps, &id, 4, |a| 18 + u32::from(a.is_ipv6())).await.unwrap();
     assert!(node.fake.with(|s| s.calls.is_empty()), "no change, no write");
     let again = load(node.dir.path(), &node.fake).await;
     assert_eq!(again.get(&id), node.endpoints.get(&id));
@@ -197,12 +197,12 @@ async fn a_start_gives_pods_what_the_controller_says_now() {
     node.add("a").await.unwrap();
     let mut maps = node.fake.clone();
     node.endpoints = load(node.dir.path(), &node.fake).await;
-    let now = PodContext { policy: 9, identity: 99, limits: Limits::default(), ..context() };
+    let now = PodContext { policy: 9, limits: Limits::default(), ..context() };
     let report = node.endpoints.reconcile(&mut maps, |_| Some(now.clone())).await.unwrap();
     assert_eq!((report.adopted, report.ownerless), (1, vec![format!("interface {}", ifb(&node))]));
     node.fake.with(|s| {
         let entry = s.endpoints.values().next().unwrap();
-        assert_eq!((entry.policy, entry.identity, entry.ifb_ifindex), (9, 99, 0));
+        assert_eq!((entry.policy, entry.ifb_ifindex), (9, 0));
     });
 }
 
@@ -228,7 +228,7 @@ async fn a_file_under_another_pods_name_is_refused_by_name() {
 #[allow(dead_code)]
 fn futures_can_be_sent<M: PodMaps + Send + Sync>(e: &mut Endpoints<Kernel, ClaimFiles>, m: &mut M) {
     fn check<T: Send>(_: T) {}
-    check(e.add(m, &context(), &attach("a")));
+    check(e.add(m, &context(), |_| 17, &attach("a")));
     check(e.reconcile(m, |_| None));
     check(e.gc(m, &Gc { valid: vec![] }));
 }
