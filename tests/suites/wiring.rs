@@ -76,6 +76,14 @@ async fn pods_reach_each_other() {
         until("a reaches the node", || a.pings(own.parse().unwrap()));
     }
     assert_eq!(json("ip netns exec a ip -j link show dev eth0")[0]["mtu"], 1400);
+    assert!(!a.run("ip -6 addr show dev eth0").contains("fe80"), "no link-local address");
+    let sysctl = |key: &str| std::fs::read_to_string(format!("/proc/sys/net/{key}")).unwrap();
+    let host = node.host_name(&a);
+    assert_eq!(sysctl(&format!("ipv4/conf/{host}/rp_filter")).trim(), "0");
+    assert_eq!(sysctl(&format!("ipv6/conf/{host}/forwarding")).trim(), "1");
+    assert_eq!(a.run("cat /proc/sys/net/ipv6/conf/eth0/accept_ra").trim(), "0");
+    let route = run(&format!("ip route get {}", node.endpoints.get(&a.id()).unwrap().addresses[0]));
+    assert!(route.contains("src 192.0.2.1"), "{route}");
     node.del(&a).await;
     node.del(&b).await;
     node.assert_nothing_left();
@@ -281,6 +289,7 @@ async fn add_over_existing() {
 async fn closed_until_attached() {
     let mut node = Node::start().await;
     let pod = Pod::new("a");
+    node.maps.watch = true;
     node.add(&pod).await;
     assert_eq!(node.maps.attached.len(), 1);
     assert!(node.maps.open_at_attach.is_empty(), "{:?}", node.maps.open_at_attach);

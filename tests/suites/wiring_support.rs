@@ -47,6 +47,8 @@ pub fn in_fresh_namespaces() -> Option<ExitCode> {
 pub fn prepare_namespace() {
     run("mount -t tmpfs tmpfs /run");
     run("ip link set lo up");
+    // As distributions have it; the host sides must not inherit it.
+    run("sysctl -qw net.ipv4.conf.default.rp_filter=1");
     run("ip link add up0 mtu 1400 type veth peer name router0");
     run("ip link set router0 up");
     run("ip link set up0 up");
@@ -240,7 +242,8 @@ pub struct FakeMaps {
     pub endpoints: BTreeMap<u32, Endpoint>,
     pub addresses: BTreeMap<IpAddr, Identity>,
     pub attached: BTreeSet<String>,
-    /// Interfaces that were up when programs were attached.
+    /// Look whether interfaces are up when programs are attached.
+    pub watch: bool,
     pub open_at_attach: Vec<String>,
 }
 
@@ -272,7 +275,8 @@ impl PodMaps for FakeMaps {
         Ok(())
     }
     fn attach_pod(&mut self, ifname: &str, _: u32) -> Result<(), DatapathError> {
-        let up = json(&format!("ip -j link show dev {ifname}"))[0]["flags"].to_string().contains("\"UP\"");
+        let up = self.watch
+            && json(&format!("ip -j link show dev {ifname}"))[0]["flags"].to_string().contains("\"UP\"");
         if up {
             self.open_at_attach.push(ifname.into());
         }

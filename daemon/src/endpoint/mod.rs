@@ -8,8 +8,12 @@
 
 mod check;
 mod effect;
+#[cfg(test)]
+mod fake;
 mod reconcile;
 mod record;
+#[cfg(test)]
+mod tests;
 
 pub use effect::{Cause, Effect, Failure, Wired, plan};
 pub use reconcile::Reconciled;

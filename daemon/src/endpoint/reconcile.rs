@@ -26,6 +26,13 @@ pub struct Reconciled {
     pub errors: Vec<String>,
 }
 
+/// What was there before anything was touched.
+struct Seen {
+    links: BTreeMap<String, Link>,
+    routes: BTreeSet<OwnRoute>,
+    pins: BTreeSet<String>,
+}
+
 impl<N: Net, C: BlockClaims> Endpoints<N, C> {
     /// Brings kernel, maps and records together. `context` says what a pod may now; `None` leaves it as recorded.
     pub async fn reconcile<M: PodMaps>(
@@ -35,13 +42,12 @@ impl<N: Net, C: BlockClaims> Endpoints<N, C> {
     ) -> Result<Reconciled, Cause> {
         let mut report = Reconciled::default();
         self.replay_pending(maps, &mut report).await?;
-        let links: BTreeMap<String, Link> =
-            self.net.list().await?.into_iter().map(|l| (l.name.clone(), l)).collect();
-        let routes = self.net.list_routes().await?;
-        self.remember_unreadable(&links, &routes);
+        let links = self.net.list().await?.into_iter().map(|l| (l.name.clone(), l)).collect();
+        let seen = Seen { links, routes: self.net.list_routes().await?, pins: maps.attached()? };
+        self.remember_unreadable(&seen);
         for key in self.entries.keys().cloned().collect::<Vec<_>>() {
             let Some(entry) = self.entries.get_mut(&key) else { continue };
-            let link = links.get(&entry.record.host_interface);
+            let link = seen.links.get(&entry.record.host_interface);
             let stands = link.is_some_and(|l| l.up && l.mac == entry.record.host_mac);
             let id = entry.record.id.clone();
             if stands && let Some(link) = link {
@@ -51,7 +57,7 @@ impl<N: Net, C: BlockClaims> Endpoints<N, C> {
                     entry.record.limits = pod.limits;
                     entry.record.bandwidth_class = pod.bandwidth_class;
                 }
-                match self.adopt(maps, &key, link, &before, &links, &routes).await {
+                match self.adopt(maps, &key, link, &before, &seen).await {
                     Ok(()) => report.adopted += 1,
                     Err(error) => report.errors.push(format!("{}: {error}", id.container_id)),
                 }
@@ -113,10 +119,10 @@ impl<N: Net, C: BlockClaims> Endpoints<N, C> {
     }
 
     /// Addresses of pods whose records cannot be read are known by their routes.
-    fn remember_unreadable(&mut self, links: &BTreeMap<String, Link>, routes: &BTreeSet<OwnRoute>) {
+    fn remember_unreadable(&mut self, seen: &Seen) {
         for key in &self.unreadable {
-            let index = links.get(&Names::of(key.as_str()).host).map(|l| l.index);
-            for route in routes.iter().filter(|r| index.is_some() && r.ifindex == index) {
+            let index = seen.links.get(&Names::of(key.as_str()).host).map(|l| l.index);
+            for route in seen.routes.iter().filter(|r| index.is_some() && r.ifindex == index) {
                 self.ipam.restore(route.dst.ip());
             }
         }
@@ -129,15 +135,14 @@ impl<N: Net, C: BlockClaims> Endpoints<N, C> {
         key: &Key,
         link: &Link,
         before: &EndpointRecord,
-        links: &BTreeMap<String, Link>,
-        routes: &BTreeSet<OwnRoute>,
+        seen: &Seen,
     ) -> Result<(), Cause> {
         let Some(Entry { record, wired: known }) = self.entries.get_mut(key) else { return Ok(()) };
         let ifb = record.ifb();
         let mut wired = Wired {
             host_ifindex: link.index,
             pod_ifindex: link.peer,
-            ifb_ifindex: links.get(&ifb).map_or(0, |l| l.index),
+            ifb_ifindex: seen.links.get(&ifb).map_or(0, |l| l.index),
         };
         *known = Some(wired);
         if record.limits != Limits::default() || before.limits != Limits::default() {
@@ -147,10 +152,10 @@ impl<N: Net, C: BlockClaims> Endpoints<N, C> {
         }
         program(maps, record, wired)?;
         *known = Some(wired);
-        if !maps.attached()?.contains(&record.host_interface) {
+        if !seen.pins.contains(&record.host_interface) {
             maps.attach_pod(&record.host_interface, link.index)?;
         }
-        let routed = |a| routes.contains(&OwnRoute { dst: host_network(a), ifindex: Some(link.index) });
+        let routed = |a| seen.routes.contains(&OwnRoute { dst: host_network(a), ifindex: Some(link.index) });
         if !record.addresses.iter().all(|a| routed(*a)) {
             let sources = self.node.sources;
             let host = HostSide { addresses: record.addresses.clone(), pod_mac: record.pod_mac, sources };
@@ -248,20 +253,14 @@ impl<N: Net, C: BlockClaims> Endpoints<N, C> {
     }
 }
 
-/// The maps as the record says; entries that are right are not written.
+/// The maps as the record says.
 pub(super) fn program<M: PodMaps>(
     maps: &mut M,
     record: &EndpointRecord,
     wired: Wired,
 ) -> Result<(), DatapathError> {
     for (address, entry) in record.identity_entries() {
-        if maps.address(address)? != Some(entry) {
-            maps.set_address(address, entry)?;
-        }
+        maps.set_address(address, entry)?;
     }
-    let endpoint = record.endpoint(wired.ifb_ifindex);
-    if maps.endpoints()?.get(&wired.host_ifindex) != Some(&endpoint) {
-        maps.set_endpoint(wired.host_ifindex, &endpoint)?;
-    }
-    Ok(())
+    maps.set_endpoint(wired.host_ifindex, &record.endpoint(wired.ifb_ifindex))
 }

@@ -6,19 +6,21 @@ use super::{
     netlink::Request,
     routes::{neighbour, route},
 };
-use netlink_packet_core::{NLM_F_CREATE, NLM_F_EXCL, NLM_F_REPLACE};
+use netlink_packet_core::{DefaultNla, Emitable, NLA_F_NESTED, NLM_F_CREATE, NLM_F_EXCL, NLM_F_REPLACE};
 use netlink_packet_route::{
     AddressFamily, RouteNetlinkMessage as Message,
     address::{AddressAttribute, AddressHeaderFlags, AddressMessage},
     link::{
-        AfSpecInet6, AfSpecUnspec, In6AddrGenMode, InfoData, InfoKind, InfoVeth, LinkAttribute, LinkFlags,
-        LinkInfo, LinkMessage,
+        AfSpecInet, AfSpecInet6, AfSpecUnspec, In6AddrGenMode, InfoData, InfoKind, InfoVeth, LinkAttribute,
+        LinkFlags, LinkInfo, LinkMessage,
     },
     route::RouteScope,
 };
 use std::{fs::File, net::IpAddr, os::fd::AsRawFd, path::Path};
 
 const LOOPBACK: u32 = 1;
+const IFLA_INET_CONF: u16 = 1;
+const IPV4_DEVCONF_RP_FILTER: u16 = 8;
 
 impl Links for Kernel {
     async fn create_pair(&self, pair: &Pair) -> Result<PairIndex, NetError> {
@@ -26,7 +28,7 @@ impl Links for Kernel {
         let objects = self
             .batch(vec![
                 new_link("make the pair of interfaces", veth(pair, &netns), NLM_F_EXCL),
-                without_link_local("configure the host side", by_name(&pair.host)),
+                without_link_local("configure the host side", unfiltered(by_name(&pair.host))),
                 get_link("find the host side", &pair.host),
             ])
             .await
@@ -135,12 +137,31 @@ pub(super) fn get_link(what: &'static str, name: &str) -> Request {
     Request::new(what, Message::GetLink(by_name(name)), 0)
 }
 
+/// No reverse path filter, whatever the node's default: the programs know the pod's address better, and the filter does
+/// not know of their marks.
+fn unfiltered(mut link: LinkMessage) -> LinkMessage {
+    let off = DefaultNla::new(IPV4_DEVCONF_RP_FILTER, 0u32.to_ne_bytes().to_vec());
+    let mut value = vec![0; off.buffer_len()];
+    off.emit(&mut value);
+    let conf = AfSpecInet::Other(DefaultNla::new(IFLA_INET_CONF | NLA_F_NESTED, value));
+    link.attributes.push(LinkAttribute::AfSpecUnspec(vec![AfSpecUnspec::Inet(vec![conf])]));
+    link
+}
+
 /// Before the interface is up: no link-local address, hence no duplicate address detection and no router solicitation.
 pub(super) fn without_link_local(what: &'static str, mut link: LinkMessage) -> Request {
     let none = AfSpecInet6::AddrGenMode(In6AddrGenMode::None);
-    link.attributes.push(LinkAttribute::AfSpecUnspec(vec![AfSpecUnspec::Inet6(vec![none])]));
+    let inet6 = AfSpecUnspec::Inet6(vec![none]);
+    match link.attributes.iter_mut().find_map(af_spec) {
+        Some(families) => families.push(inet6),
+        None => link.attributes.push(LinkAttribute::AfSpecUnspec(vec![inet6])),
+    }
     // A kernel without IPv6 has nothing to switch off.
     Request::new(what, Message::SetLink(link), 0).fine_if(&[libc::EAFNOSUPPORT])
+}
+
+fn af_spec(attribute: &mut LinkAttribute) -> Option<&mut Vec<AfSpecUnspec>> {
+    if let LinkAttribute::AfSpecUnspec(families) = attribute { Some(families) } else { None }
 }
 
 pub(super) fn up(mut link: LinkMessage) -> LinkMessage {

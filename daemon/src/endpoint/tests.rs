@@ -1,0 +1,234 @@
+use super::{fake::Fake, *};
+use crate::{
+    ipam::ClaimFiles,
+    net::{Kernel, Limit, Sources},
+};
+use bulkhead_api::messages::PodRef;
+
+struct Node {
+    dir: tempfile::TempDir,
+    fake: Fake,
+    endpoints: Endpoints<Fake, ClaimFiles>,
+}
+
+async fn load(dir: &Path, fake: &Fake) -> Endpoints<Fake, ClaimFiles> {
+    let claims = ClaimFiles::new(dir.join("blocks")).unwrap();
+    let node = NodeNet { mtu: 1500, sources: Sources::default() };
+    Endpoints::load(fake.clone(), claims, &dir.join("state"), "n1", node).await.unwrap().0
+}
+
+impl Node {
+    async fn new() -> Self {
+        let (dir, fake) = (tempfile::tempdir().unwrap(), Fake::default());
+        let endpoints = load(dir.path(), &fake).await;
+        Self { dir, fake, endpoints }
+    }
+
+    async fn add(&mut self, name: &str) -> Result<Attachment, ErrorReply> {
+        self.endpoints.add(&mut self.fake.clone(), &context(), |_| 17, &attach(name)).await
+    }
+
+    async fn del(&mut self, name: &str) -> Result<(), ErrorReply> {
+        let detach = Detach { id: attach(name).id, netns: None };
+        self.endpoints.del(&mut self.fake.clone(), &detach).await
+    }
+
+    fn records(&self) -> usize {
+        std::fs::read_dir(self.dir.path().join("state/endpoints")).unwrap().count()
+    }
+
+    fn assert_nothing_left(&self) {
+        self.fake.with(|s| {
+            assert!(s.links.is_empty() && s.routes.iter().all(|r| r.ifindex.is_none()), "{s:?}");
+            assert!(s.endpoints.is_empty() && s.addresses.is_empty() && s.attached.is_empty(), "{s:?}");
+        });
+        assert_eq!((self.records(), self.endpoints.iter().count()), (0, 0));
+    }
+}
+
+fn context() -> PodContext {
+    let limit = Some(Limit { rate_bits: 1_000_000_000, burst_bytes: 131_072 });
+    PodContext {
+        partition: "web".into(),
+        ranges: vec!["10.65.0.0/28".parse().unwrap(), "fd00:65::/120".parse().unwrap()],
+        policy: 3,
+        limits: Limits { ingress: limit, egress: limit },
+        bandwidth_class: Some("low".into()),
+    }
+}
+
+fn attach(name: &str) -> Attach {
+    Attach {
+        id: AttachmentId { container_id: name.into(), ifname: "eth0".into() },
+        netns: format!("/run/netns/{name}"),
+        pod: PodRef { namespace: "web".into(), name: name.into(), uid: None },
+        bandwidth: None,
+    }
+}
+
+const STEPS: [&str; 8] = [
+    "set_blocks",
+    "create_pair",
+    "configure_pod",
+    "shape",
+    "set_endpoint",
+    "set_address",
+    "attach_pod",
+    "open",
+];
+
+#[tokio::test]
+async fn effects_come_in_an_order_that_fails_closed() {
+    let mut node = Node::new().await;
+    node.add("a").await.unwrap();
+    let mut calls = node.fake.with(|s| s.calls.clone());
+    calls.dedup();
+    assert_eq!(calls, STEPS);
+}
+
+#[tokio::test]
+async fn a_pod_loses_its_interface_before_it_loses_its_policy() {
+    let mut node = Node::new().await;
+    node.add("a").await.unwrap();
+    node.fake.with(|s| s.calls.clear());
+    node.del("a").await.unwrap();
+    let calls = node.fake.with(|s| s.calls.clone());
+    let at = |call| calls.iter().position(|c| *c == call).unwrap();
+    assert!(at("delete") < at("detach_pod") && at("delete") < at("remove_endpoint"), "{calls:?}");
+    assert!(calls.contains(&"forget_flows"));
+    node.assert_nothing_left();
+}
+
+#[tokio::test]
+async fn whichever_effect_fails_everything_is_undone() {
+    for step in STEPS {
+        let mut node = Node::new().await;
+        node.fake.with(|s| s.failing.extend([step]));
+        let error = node.add("a").await.unwrap_err();
+        assert!(error.details.contains(step) || error.details.contains("injected"), "{step}: {error}");
+        node.assert_nothing_left();
+        // 15 usable addresses: none was lost.
+        node.fake.with(|s| s.failing.clear());
+        for n in 0..15 {
+            node.add(&format!("p{n}")).await.unwrap();
+        }
+    }
+}
+
+#[tokio::test]
+async fn a_failing_undo_keeps_every_error_and_the_record_for_a_later_attempt() {
+    let mut node = Node::new().await;
+    let failing = ["open", "detach_pod", "clear_egress", "remove_address"];
+    node.fake.with(|s| s.failing.extend(failing));
+    let error = node.add("a").await.unwrap_err();
+    for call in ["open", "detach_pod", "clear_egress", "remove_address"] {
+        assert!(error.details.contains(call), "{call}: {error}");
+    }
+    assert_eq!(node.records(), 1);
+    node.fake.with(|s| s.failing.clear());
+    node.del("a").await.unwrap();
+    node.assert_nothing_left();
+}
+
+#[tokio::test]
+async fn an_add_after_a_failed_undo_wires_with_the_same_address() {
+    let mut node = Node::new().await;
+    node.fake.with(|s| s.failing.extend(["open", "detach_pod"]));
+    node.add("a").await.unwrap_err();
+    let address = node.endpoints.get(&attach("a").id).unwrap().addresses.clone();
+    node.fake.with(|s| s.failing.clear());
+    let attachment = node.add("a").await.unwrap();
+    assert_eq!(attachment.addresses.iter().map(|n| n.ip()).collect::<Vec<_>>(), address);
+}
+
+#[tokio::test]
+async fn a_del_that_fails_can_be_repeated() {
+    let mut node = Node::new().await;
+    node.add("a").await.unwrap();
+    node.fake.with(|s| s.failing.extend(["delete"]));
+    assert_eq!(node.del("a").await.unwrap_err().code, code::WIRING);
+    assert_eq!(node.records(), 1);
+    node.fake.with(|s| s.failing.clear());
+    node.del("a").await.unwrap();
+    node.del("a").await.unwrap();
+    node.del("never wired").await.unwrap();
+    node.assert_nothing_left();
+}
+
+#[tokio::test]
+async fn exhaustion_has_its_own_code_and_says_what_to_do() {
+    let mut node = Node::new().await;
+    for n in 0..15 {
+        node.add(&format!("p{n}")).await.unwrap();
+    }
+    let error = node.add("late").await.unwrap_err();
+    assert_eq!(error.code, code::NO_ADDRESS);
+    for part in ["web", "10.65.0.0/28", "podCIDRs"] {
+        assert!(error.details.contains(part), "{error}");
+    }
+    assert_eq!(node.records(), 15);
+}
+
+#[tokio::test]
+async fn identity_and_limits_change_live_and_on_disk() {
+    let mut node = Node::new().await;
+    node.add("a").await.unwrap();
+    let id = attach("a").id;
+    let mut maps = node.fake.clone();
+    node.endpoints.set_identity(&mut maps, &id, 4, |a| 18 + u32::from(a.is_ipv6())).await.unwrap();
+    node.endpoints.set_limits(&mut maps, &id, Limits::default(), None).await.unwrap();
+    node.fake.with(|s| {
+        let entry = s.endpoints.values().next().unwrap();
+        assert_eq!((entry.policy, entry.ifb_ifindex), (4, 0));
+        assert_eq!((entry.identity_v4, entry.identity_v6), (18, 19));
+        assert_eq!(s.addresses.values().map(|i| i.id).collect::<Vec<_>>(), [18, 19]);
+        assert_eq!(s.links.len(), 1, "the ifb is gone");
+        s.calls.clear();
+    });
+    node.endpoints.set_identity(&mut maps, &id, 4, |a| 18 + u32::from(a.is_ipv6())).await.unwrap();
+    assert!(node.fake.with(|s| s.calls.is_empty()), "no change, no write");
+    let again = load(node.dir.path(), &node.fake).await;
+    assert_eq!(again.get(&id), node.endpoints.get(&id));
+}
+
+#[tokio::test]
+async fn a_start_gives_pods_what_the_controller_says_now() {
+    let mut node = Node::new().await;
+    node.add("a").await.unwrap();
+    let mut maps = node.fake.clone();
+    node.endpoints = load(node.dir.path(), &node.fake).await;
+    let now = PodContext { policy: 9, limits: Limits::default(), ..context() };
+    let report = node.endpoints.reconcile(&mut maps, |_| Some(now.clone())).await.unwrap();
+    assert_eq!((report.adopted, report.ownerless), (1, vec![format!("interface {}", ifb(&node))]));
+    node.fake.with(|s| {
+        let entry = s.endpoints.values().next().unwrap();
+        assert_eq!((entry.policy, entry.ifb_ifindex), (9, 0));
+    });
+}
+
+fn ifb(node: &Node) -> String {
+    node.endpoints.get(&attach("a").id).unwrap().ifb()
+}
+
+#[tokio::test]
+async fn a_file_under_another_pods_name_is_refused_by_name() {
+    let mut node = Node::new().await;
+    node.add("a").await.unwrap();
+    let dir = node.dir.path().join("state/endpoints");
+    std::fs::copy(dir.join("a-eth0.json"), dir.join("b-eth0.json")).unwrap();
+    let claims = ClaimFiles::new(node.dir.path().join("blocks")).unwrap();
+    let net = NodeNet { mtu: 1500, sources: Sources::default() };
+    let (endpoints, errors) =
+        Endpoints::load(node.fake.clone(), claims, &node.dir.path().join("state"), "n1", net).await.unwrap();
+    assert_eq!(endpoints.iter().count(), 1);
+    assert!(errors[0].to_string().contains("b-eth0.json"), "{errors:?}");
+}
+
+/// The daemon runs these in tasks.
+#[allow(dead_code)]
+fn futures_can_be_sent<M: PodMaps + Send + Sync>(e: &mut Endpoints<Kernel, ClaimFiles>, m: &mut M) {
+    fn check<T: Send>(_: T) {}
+    check(e.add(m, &context(), |_| 17, &attach("a")));
+    check(e.reconcile(m, |_| None));
+    check(e.gc(m, &Gc { valid: vec![] }));
+}
