@@ -99,7 +99,7 @@ fn outside() -> Result<Ended> {
 }
 
 fn spawn_inner(pipe: i32) -> Result<Child> {
-    let mut inner = Command::new("/proc/self/exe");
+    let mut inner = Command::new(env::current_exe()?);
     inner.args(env::args_os().skip(1)).env(PIPE, pipe.to_string()).env("TMPDIR", format!("{WORK}/tmp"));
     // SAFETY: between fork and exec only async-signal-safe system calls are made (prctl, fcntl).
     unsafe {

@@ -1,11 +1,10 @@
 //! One long-lived TCP connection that carries a counter, so that a missing, doubled or foreign byte shows.
 
-use super::LastHeard;
+use super::{LastHeard, retransmits};
 use crate::{Context, Error, Netns, Result};
 use std::{
     io::{self, Read, Write},
     net::{Shutdown, SocketAddr, TcpListener, TcpStream},
-    os::fd::AsRawFd,
     sync::{
         Arc,
         atomic::{AtomicBool, AtomicU64, Ordering},
@@ -168,24 +167,4 @@ fn read(mut socket: TcpStream, shared: &Shared) -> Result<()> {
             Err(e) => return Err(e).during(|| "reading from a long-lived connection".into()),
         }
     }
-}
-
-fn retransmits(socket: &TcpStream) -> Result<u32> {
-    // SAFETY: all-zero is a valid `tcp_info` (integers only).
-    let mut info: libc::tcp_info = unsafe { std::mem::zeroed() };
-    let mut length = size_of::<libc::tcp_info>() as libc::socklen_t;
-    // SAFETY: the kernel writes at most `length` bytes into `info`, which is that large.
-    let result = unsafe {
-        libc::getsockopt(
-            socket.as_raw_fd(),
-            libc::IPPROTO_TCP,
-            libc::TCP_INFO,
-            (&raw mut info).cast(),
-            &mut length,
-        )
-    };
-    if result != 0 {
-        return Err(io::Error::last_os_error()).during(|| "reading TCP_INFO".into());
-    }
-    Ok(info.tcpi_total_retrans)
 }

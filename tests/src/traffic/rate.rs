@@ -2,6 +2,7 @@
 //!
 //! The window begins with the first byte that arrives, so that a burst or a slow start counts in full.
 
+use super::{first_in_line, retransmits};
 use crate::{Context, Netns, Result};
 use nix::sys::socket::{getsockopt, setsockopt, sockopt};
 use std::{
@@ -28,6 +29,8 @@ pub struct Rate {
     pub window: Duration,
     /// By [`SLICE`], the first one from the first byte on.
     pub slices: Vec<u64>,
+    /// TCP segments sent again.
+    pub retransmits: u32,
 }
 
 impl Rate {
@@ -52,14 +55,19 @@ pub fn tcp(from: &Netns, to: &Netns, address: SocketAddr, window: Duration) -> R
     thread::scope(|scope| {
         let sender = scope.spawn(move || {
             let block = vec![0x5a; 128 * 1024];
+            first_in_line();
             // Ends when the receiver, having seen enough, closes.
             while client.write_all(&block).is_ok() {}
+            retransmits(&client)
         });
-        let mut buffer = vec![0; 512 * 1024];
-        let measured = measure(window, || server.read(&mut buffer).map(|n| n as u64));
-        drop(server);
-        sender.join().unwrap_or_else(|p| std::panic::resume_unwind(p));
-        measured.map(|slices| total(&slices, window, on_wire))
+        let receiver = scope.spawn(move || {
+            first_in_line();
+            let mut buffer = vec![0; 512 * 1024];
+            measure(window, || server.read(&mut buffer).map(|n| n as u64))
+        });
+        let measured = receiver.join().unwrap_or_else(|p| std::panic::resume_unwind(p))?;
+        let retransmits = sender.join().unwrap_or_else(|p| std::panic::resume_unwind(p))?;
+        Ok(Rate { retransmits, ..total(&measured, window, on_wire) })
     })
 }
 
@@ -79,8 +87,12 @@ pub fn udp(from: &Netns, to: &Netns, address: SocketAddr, window: Duration, offe
     let stop = AtomicBool::new(false);
     thread::scope(|scope| {
         let sender = scope.spawn(|| offer(&outbox, datagram * BATCH, offered, &stop));
-        let mut buffer = vec![0; 65_536];
-        let measured = measure(window, || inbox.recv(&mut buffer).map(|n| n as u64));
+        let receiver = scope.spawn(|| {
+            first_in_line();
+            let mut buffer = vec![0; 65_536];
+            measure(window, || inbox.recv(&mut buffer).map(|n| n as u64))
+        });
+        let measured = receiver.join().unwrap_or_else(|p| std::panic::resume_unwind(p));
         stop.store(true, Ordering::Release);
         sender.join().unwrap_or_else(|p| std::panic::resume_unwind(p))?;
         measured.map(|slices| total(&slices, window, on_wire))
@@ -89,6 +101,7 @@ pub fn udp(from: &Netns, to: &Netns, address: SocketAddr, window: Duration, offe
 
 /// Sends batches at an even pace; a batch that the kernel drops is not sent again.
 fn offer(socket: &UdpSocket, batch: u64, bits_per_second: u64, stop: &AtomicBool) -> Result<()> {
+    first_in_line();
     let block = vec![0x5a; batch as usize];
     let start = Instant::now();
     let mut offered: u64 = 0;
@@ -128,6 +141,7 @@ fn total(payload: &[u64], window: Duration, on_wire: impl Fn(u64) -> u64) -> Rat
         bytes: on_wire(payload.iter().sum()),
         window,
         slices: payload.iter().map(|p| on_wire(*p)).collect(),
+        retransmits: 0,
     }
 }
 
