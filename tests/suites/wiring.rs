@@ -92,9 +92,9 @@ async fn pods_reach_each_other() {
 async fn add_is_idempotent() {
     let mut node = Node::start().await;
     let pod = Pod::new("a");
-    let first = node.endpoints.add(&mut node.maps, &context(), &pod.attach()).await.unwrap();
+    let first = node.try_add(&context(), &pod.attach()).await.unwrap();
     let before = (run("ip -d addr"), pod.run("ip -d addr"), run("ip route"), run("ip -6 route"));
-    let second = node.endpoints.add(&mut node.maps, &context(), &pod.attach()).await.unwrap();
+    let second = node.try_add(&context(), &pod.attach()).await.unwrap();
     assert_eq!(first, second);
     assert_eq!(before, (run("ip -d addr"), pod.run("ip -d addr"), run("ip route"), run("ip -6 route")));
     node.del(&pod).await;
@@ -111,7 +111,7 @@ async fn add_wires_again() {
     let other = Pod { name: "b".into() };
     run("ip netns add b");
     let moved = Attach { netns: other.path(), ..pod.attach() };
-    node.endpoints.add(&mut node.maps, &context(), &moved).await.unwrap();
+    node.try_add(&context(), &moved).await.unwrap();
     until("the node reaches the pod in its new namespace", || {
         attempt(&format!("ping -n -c 1 -W 1 {}", first[1])).0
     });
@@ -247,7 +247,7 @@ async fn failure_leaves_nothing() {
     loop {
         let mut node = Node::start().await;
         node.trap.set(failures + 1);
-        let result = node.endpoints.add(&mut node.maps, &limited(), &pod.attach()).await;
+        let result = node.try_add(&limited(), &pod.attach()).await;
         if !node.trap.went_off() {
             node.del(&pod).await;
             break;
@@ -270,7 +270,7 @@ async fn add_without_namespace() {
     let mut node = Node::start().await;
     let pod = Pod::new("a");
     let request = Attach { netns: "/run/netns/nowhere".into(), ..pod.attach() };
-    let error = node.endpoints.add(&mut node.maps, &context(), &request).await.unwrap_err();
+    let error = node.try_add(&context(), &request).await.unwrap_err();
     assert_eq!(error.code, code::INVALID_ENVIRONMENT);
     assert!(error.details.contains("/run/netns/nowhere"), "{error}");
     node.assert_nothing_left();
@@ -280,7 +280,7 @@ async fn add_over_existing() {
     let mut node = Node::start().await;
     let pod = Pod::new("a");
     pod.run("ip link add eth0 type veth peer name other0");
-    let error = node.endpoints.add(&mut node.maps, &context(), &pod.attach()).await.unwrap_err();
+    let error = node.try_add(&context(), &pod.attach()).await.unwrap_err();
     assert!(error.details.contains("already"), "{error}");
     assert!(pod.run("ip -o link").contains("other0"));
     node.assert_nothing_left();

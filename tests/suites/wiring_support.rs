@@ -1,6 +1,6 @@
 //! What the wiring suite stands on: a private node, pods, a fake eBPF side, and failures on demand.
 
-use bulkhead_api::messages::{Attach, AttachmentId, Detach, PodRef};
+use bulkhead_api::messages::{Attach, Attachment, AttachmentId, Detach, ErrorReply, PodRef};
 use bulkhead_daemon::{
     datapath::{DatapathError, PodMaps},
     endpoint::{Endpoints, NodeNet, PodContext, Reconciled},
@@ -139,7 +139,6 @@ pub fn context() -> PodContext {
         partition: "web".into(),
         ranges: vec!["10.65.0.0/24".parse().unwrap(), "fd00:65::/120".parse().unwrap()],
         policy: 3,
-        identity: 17,
         limits: Limits::default(),
         bandwidth_class: None,
     }
@@ -335,8 +334,16 @@ impl Node {
     }
 
     pub async fn add_with(&mut self, pod: &Pod, context: &PodContext) -> Vec<IpAddr> {
-        let attachment = self.endpoints.add(&mut self.maps, context, &pod.attach()).await.unwrap();
+        let attachment = self.try_add(context, &pod.attach()).await.unwrap();
         attachment.addresses.iter().map(|a| a.ip()).collect()
+    }
+
+    pub async fn try_add(
+        &mut self,
+        context: &PodContext,
+        request: &Attach,
+    ) -> Result<Attachment, ErrorReply> {
+        self.endpoints.add(&mut self.maps, context, |_| 17, request).await
     }
 
     pub async fn del(&mut self, pod: &Pod) {
