@@ -25,6 +25,6 @@ pub mod rib;
 pub mod wire;
 
 #[cfg(feature = "tokio")]
-pub use driver::{PeerConfig, PeerStatus, RouteView, Speaker, SpeakerConfig, SpeakerError};
+pub use driver::{Direction, PeerConfig, PeerStatus, RouteView, Speaker, SpeakerConfig, SpeakerError};
 pub use export::RouteAttributes;
 pub use family::Family;

@@ -178,17 +178,16 @@ impl Bgp {
 
     pub async fn routes(&self) -> Vec<BgpRouteInfo> {
         let Some((speaker, _)) = &self.speaker else { return Vec::new() };
-        let of_route = |direction: &str, r: bulkhead_bgp::RouteView| BgpRouteInfo {
+        let of_route = |r: bulkhead_bgp::RouteView| BgpRouteInfo {
             prefix: r.prefix,
-            direction: direction.to_string(),
+            direction: r.direction.to_string(),
             peer: r.peer,
             next_hop: r.next_hop,
             as_path: r.as_path,
             communities: r.communities.iter().map(|c| format!("{}:{}", c >> 16, c & 0xffff)).collect(),
         };
-        let advertised = speaker.advertised().await.into_iter().map(|r| of_route("advertised", r));
-        let received = speaker.received().await.into_iter().map(|r| of_route("received", r));
-        advertised.chain(received).collect()
+        let (advertised, received) = (speaker.advertised().await, speaker.received().await);
+        advertised.into_iter().chain(received).map(of_route).collect()
     }
 }
 

@@ -55,7 +55,7 @@ async fn run(config: Config) -> Result<(), Box<dyn Error>> {
     let mut terminate = signal(SignalKind::terminate())?;
     let mut interrupt = signal(SignalKind::interrupt())?;
     let listener = server::bind(&config.socket).map_err(|e| format!("{}: {e}", config.socket.display()))?;
-    let mut observed = source::watch(&config.objects)
+    let mut observed = source::watch(&config.objects, &config.state_dir.join("objects.json"))
         .map_err(|e| format!("cannot watch the objects in {}: {e}", config.objects.display()))?;
     let socket = config.socket.clone();
     let node = Arc::new(Mutex::new(Node::open(config).await?));

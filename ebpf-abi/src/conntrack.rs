@@ -40,7 +40,10 @@ pub struct Flow {
     /// `PATH_*`; binds both directions.
     pub path: u8,
     pub version: u8,
-    pub reserved: [u8; 3],
+    pub reserved: u8,
+    /// Where the initiator speaks from this node's own address: the origin mark it came with (it is masqueraded).
+    /// 0: its address says who it is, or it is the node itself (`FLOW_OWN_NODE`).
+    pub origin: u16,
 }
 
 pub const FLOW_VERSION: u8 = 1;
@@ -77,9 +80,11 @@ pub struct FragmentKey {
 pub struct FragmentPorts {
     pub src_port: u16,
     pub dst_port: u16,
+    /// First byte of the datagram behind the first fragment: what begins before it overlaps.
+    pub end: u16,
     /// ICMP type of the first fragment.
     pub icmp_type: u8,
-    pub reserved: [u8; 3],
+    pub reserved: u8,
 }
 
 assert_size!(FlowKey = 40, Admission = 8, Flow = 48, FragmentKey = 40, FragmentPorts = 8);

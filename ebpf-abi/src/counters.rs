@@ -43,9 +43,9 @@ drop_reasons! {
     DROP_SPOOFED_POD = 3, "spoofed source from pod";
     /// A local pod's or this node's address came in from an uplink.
     DROP_SPOOFED_UPLINK = 4, "spoofed source from uplink";
-    /// Shorter than its headers say.
+    /// Ends before its headers do.
     DROP_TRUNCATED = 5, "truncated packet";
-    /// A header that contradicts itself.
+    /// A header that contradicts itself or the packet's length.
     DROP_MALFORMED = 6, "malformed packet";
     /// Neither IPv4, IPv6 nor ARP.
     DROP_NOT_IP = 7, "not IP";

@@ -1,11 +1,50 @@
+//! The kernel side: what happens to a packet at each hook.
+//!
+//! ```text
+//!             pod                              pod
+//!              │ tcx ingress of the host side   ▲ tcx egress of the host side
+//!          from_pod                           to_pod
+//!              │ (ifb: paced)                   │
+//!              ▼                                │
+//!   uplink ──from_uplink──▶ host stack: routing, translation
+//! ```
+//! Entry points here only put the parts in order. Every packet ends in `Next` (the kernel goes on with it), a drop that
+//! is counted, or a redirect. Nothing here may let a packet pass because a look-up failed.
 #![no_std]
 #![no_main]
 
+mod address;
+mod conntrack;
+mod counters;
+mod endpoint;
+mod fragment;
+mod identity;
+mod maps;
+mod origin;
+mod parse;
+mod policy;
+mod skb;
+mod uplink;
+mod verdict;
+
 use aya_ebpf::{macros::classifier, programs::TcContext};
 
+/// What a pod sends, before the host sees it.
 #[classifier]
-pub fn from_pod(_ctx: TcContext) -> i32 {
-    -1
+pub fn from_pod(ctx: TcContext) -> i32 {
+    endpoint::from_pod(&ctx)
+}
+
+/// What the host hands to a pod, after routing and translation.
+#[classifier]
+pub fn to_pod(ctx: TcContext) -> i32 {
+    endpoint::to_pod(&ctx)
+}
+
+/// What comes from the network outside.
+#[classifier]
+pub fn from_uplink(ctx: TcContext) -> i32 {
+    uplink::from_uplink(&ctx)
 }
 
 #[cfg(not(test))]

@@ -1,6 +1,10 @@
 //! What a lab could have left on the machine, looked for from outside when it is over.
 
-use crate::{Context, Error, Result, enter::BPFFS, enter::Ended, until};
+use crate::{
+    Context, Result,
+    enter::{BPFFS, Ended},
+    unmet, until,
+};
 use aya::{
     maps::{MapInfo, loaded_maps},
     programs::{ProgramInfo, loaded_programs},
@@ -26,7 +30,7 @@ impl Machine {
         for line in read("/proc/self/mountinfo")?.lines() {
             things.insert(format!("mount {}", line.split(' ').nth(4).unwrap_or(line)));
         }
-        for dir in ["/run", "/run/netns", BPFFS] {
+        for dir in ["/run/netns", BPFFS] {
             // Where the directory is not there, nothing is in it.
             for entry in fs::read_dir(dir).into_iter().flatten().flatten() {
                 things.insert(format!("file {}", entry.path().display()));
@@ -37,18 +41,21 @@ impl Machine {
 
     /// Fails by naming the first thing that a lab has left.
     pub fn nothing_left(&self, ended: &Ended) -> Result<()> {
-        until("the lab is gone", DEADLINE, || {
-            if let Some(process) = process_in(&ended.pid_namespace)? {
-                return Err(Error::Unmet(format!("process {process}")));
-            }
-            if let Some(thing) = Self::now()?.things.difference(&self.things).next() {
-                return Err(Error::Unmet(thing.clone()));
-            }
-            match ended.told.iter().find(|told| is_loaded(told)) {
-                Some(object) => Err(Error::Unmet(object.clone())),
-                None => Ok(Some(())),
-            }
-        })
+        until("the lab is gone", DEADLINE, || self.nothing_left_now(ended).map(Some))
+    }
+
+    /// As [`Machine::nothing_left`], at this moment.
+    pub fn nothing_left_now(&self, ended: &Ended) -> Result<()> {
+        if let Some(process) = process_in(&ended.pid_namespace)? {
+            return unmet(format!("process {process}"));
+        }
+        if let Some(thing) = Self::now()?.things.difference(&self.things).next() {
+            return unmet(thing);
+        }
+        match ended.told.iter().find(|told| is_loaded(told)) {
+            Some(object) => unmet(object),
+            None => Ok(()),
+        }
     }
 }
 

@@ -20,7 +20,7 @@ mod task;
 
 pub use config::{PeerConfig, SpeakerConfig};
 pub use speaker::{Speaker, SpeakerError};
-pub use status::{Community, Direction, PeerStatus, RouteView};
+pub use status::{Direction, PeerStatus, RouteView};
 
 #[cfg(test)]
 mod tests;

@@ -64,16 +64,6 @@ impl fmt::Display for Direction {
     }
 }
 
-/// RFC 1997, shown as `65000:100`.
-#[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord)]
-pub struct Community(pub u32);
-
-impl fmt::Display for Community {
-    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        write!(f, "{}:{}", self.0 >> 16, self.0 & 0xffff)
-    }
-}
-
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct RouteView {
     pub prefix: IpNetwork,
@@ -83,7 +73,8 @@ pub struct RouteView {
     pub next_hop: IpAddr,
     /// Nearest first; members of sets are not told apart.
     pub as_path: Vec<u32>,
-    pub communities: Vec<Community>,
+    /// RFC 1997: the AS number in the upper half.
+    pub communities: Vec<u32>,
     /// Received, kept while the peer restarts.
     pub stale: bool,
 }
@@ -95,7 +86,7 @@ pub(super) fn advertised(peer: &str, neighbour: &Neighbour) -> Vec<RouteView> {
         peer: peer.to_owned(),
         next_hop: export.next_hop,
         as_path: export.attributes.as_path.asns().collect(),
-        communities: export.attributes.communities.iter().copied().map(Community).collect(),
+        communities: export.attributes.communities.clone(),
         stale: false,
     };
     neighbour.advertised().map(view).collect()
@@ -108,7 +99,7 @@ pub(super) fn received(peer: &str, neighbour: &Neighbour) -> Vec<RouteView> {
         peer: peer.to_owned(),
         next_hop: route.next_hop,
         as_path: route.attributes.as_path.asns().collect(),
-        communities: route.attributes.communities.iter().copied().map(Community).collect(),
+        communities: route.attributes.communities.clone(),
         stale: route.stale,
     };
     neighbour.received().iter().map(view).collect()

@@ -8,6 +8,7 @@ use crate::fsm::StateName;
 use crate::wire::{Capability, Context, Framer, Message, Notification, Open, Update};
 use crate::{Family, RouteAttributes};
 use ipnetwork::IpNetwork;
+use nix::sys::socket::{getsockopt, sockopt};
 use std::collections::{BTreeMap, BTreeSet};
 use std::net::{IpAddr, Ipv4Addr, SocketAddr};
 use std::time::Duration;
@@ -141,6 +142,32 @@ async fn a_stop_closes_without_notification() {
 }
 
 #[tokio::test]
+async fn the_last_handle_stops_the_speaker_without_notification() {
+    let (router, speaker) = (Router::new().await, speaker(Vec::new()).await);
+    speaker.set_peers(vec![router.config("leaf")]);
+    let mut session = router.establish().await;
+    assert_eq!(session.update().await.is_end_of_rib(), IPV4_END);
+    drop(speaker.clone());
+    speaker.announce(routes(&["10.1.0.0/26"]));
+    assert_eq!(announced(&session.update().await), ["10.1.0.0/26"], "a clone is only a handle");
+    drop(speaker);
+    assert_eq!(session.receive().await, None);
+}
+
+#[tokio::test]
+async fn connections_are_marked_as_network_control_and_do_not_wait_to_send() {
+    let router = Router::new().await;
+    let dialled = socket::dial(router.0.local_addr().unwrap(), Some(IpAddr::from([127, 0, 0, 1])));
+    let dialled = dialled.await.unwrap();
+    let (accepted, _) = router.0.accept().await.unwrap();
+    socket::accepted(&accepted).unwrap();
+    for stream in [dialled, accepted] {
+        assert_eq!(getsockopt(&stream, sockopt::Ipv4Tos).unwrap(), 0xc0);
+        assert!(stream.nodelay().unwrap());
+    }
+}
+
+#[tokio::test]
 async fn a_peer_that_is_taken_out_is_told_and_an_unchanged_one_keeps_its_session() {
     let (stays, goes) = (Router::new().await, Router::new().await);
     let speaker = speaker(Vec::new()).await;
@@ -201,7 +228,7 @@ async fn what_is_told_of_a_peer_is_what_is_on_the_wire() {
     assert_eq!(view.prefix.to_string(), "10.1.0.0/26");
     assert_eq!(view.next_hop, IpAddr::from([127, 0, 0, 1]));
     assert_eq!((view.as_path, view.peer.as_str()), (vec![65010], "leaf"));
-    assert_eq!(view.communities[0].to_string(), "65010:100");
+    assert_eq!(view.communities, [(65010 << 16) | 100]);
 }
 
 #[tokio::test]

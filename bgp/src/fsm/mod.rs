@@ -10,9 +10,9 @@
 //!        └─── an error that waiting may mend: NOTIFICATION sent or received ───────────────┘
 //! ```
 //!
-//! Connect to OpenConfirm is one state here ([`state::Opening`]), because two connections may be on their
+//! Connect to OpenConfirm is one state here (`state::Opening`), because two connections may be on their
 //! way at once, one dialled and one accepted; the name that is shown is that of the more advanced. Section
-//! 6.8 decides which of them stays. What only an established session has lives in [`state::Established`].
+//! 6.8 decides which of them stays. What only an established session has lives in `state::Established`.
 //!
 //! No socket, clock or log in here, and no wish of its own about time: [`Peer::deadline`] says when
 //! [`Input::TimerTick`] is due; a tick too many does nothing.

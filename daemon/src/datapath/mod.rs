@@ -1,12 +1,44 @@
 //! The kernel side as the daemon sees it: programs, maps, pins, generations.
+//!
+//! ```text
+//! open ──▶ adopt or make maps ──▶ load programs ──▶ point pinned links to them
+//! apply ─▶ idle half: write, read back ─▶ identities: add ─▶ switch ─┐ (grace period)
+//! settle ─────────────────────────────────── identities: remove ◀────┘
+//! ```
+//! One daemon owns the pins. Nothing here decides what the tables say; it must never leave a moment in which a hook runs
+//! with half a generation, or an interface without its hook.
 
-use bulkhead_ebpf_abi::{Endpoint, Identity};
+mod generation;
+mod identities;
+mod links;
+mod load;
+mod pins;
+mod pods;
+mod read;
+mod sys;
+mod table;
+mod values;
+
+pub use generation::Generation;
+pub use identities::{Identities, Prefix};
+pub use links::Hook;
+pub use load::Opened;
+pub use read::Flows;
+
+use bulkhead_ebpf_abi::{
+    Addr, Cell, Counter, DropKey, Endpoint, Flow, FlowKey, Identity, PolicyDir, PortDirectory, PortPage,
+    Sizes,
+};
+use identities::Removals;
 use std::{
     collections::{BTreeMap, BTreeSet},
     io,
     net::IpAddr,
+    os::fd::OwnedFd,
     path::PathBuf,
 };
+use table::{HashMap, Table};
+use values::Raw;
 
 /// The eBPF object that build.rs made.
 pub static OBJECT: &[u8] = aya::include_bytes_aligned!(env!("BULKHEAD_EBPF_OBJECT"));
@@ -18,12 +50,19 @@ pub enum DatapathError {
     Map { what: String, source: aya::maps::MapError },
     #[error("{what}: {source}")]
     Program { what: String, source: aya::programs::ProgramError },
+    #[error("{what}: {source}")]
+    Kernel { what: String, source: io::Error },
     #[error("{what} {path}: {source}", path = path.display())]
     Pin { what: &'static str, path: PathBuf, source: io::Error },
     #[error("cannot load the eBPF object: {0}")]
     Load(#[from] aya::EbpfError),
     #[error("pinned maps have layout version {found}, this daemon needs {needed}")]
     Version { found: u32, needed: u32 },
+    #[error(
+        "pinned map {map} has {what} {found}, this daemon is set to {needed}: \
+         start it with the former sizes, or drain the node and remove the pins"
+    )]
+    Incompatible { map: &'static str, what: &'static str, found: u32, needed: u32 },
     #[error("{table} needs {needed} entries and has room for {room}")]
     TooLarge { table: &'static str, needed: usize, room: u32 },
     #[error("{0}")]
@@ -46,11 +85,47 @@ pub trait PodMaps {
     fn detach_pod(&mut self, ifname: &str) -> Result<(), DatapathError>;
     /// Forgets every connection of these addresses; says how many there were.
     fn forget_flows(&mut self, addresses: &[IpAddr]) -> Result<usize, DatapathError>;
-
     /// Every endpoint entry there is, by interface index (CHECK and the reconcile at start read these three).
     fn endpoints(&self) -> Result<BTreeMap<u32, Endpoint>, DatapathError>;
     /// The exact entry of an address.
     fn address(&self, address: IpAddr) -> Result<Option<Identity>, DatapathError>;
     /// Names of the pod interfaces whose links are pinned, both of them.
     fn attached(&self) -> Result<BTreeSet<String>, DatapathError>;
+}
+
+/// The loaded programs and maps of this node.
+///
+/// # Memory
+/// Maps of [`Sizes::DEFAULT`] take 18.3 MiB of the kernel's memory, used or not (both halves): port directories 6, port
+/// pages, rows and cells 4 each (an array's entries are rounded up to 8 bytes), classes and policies the rest. A
+/// connection takes some 150 bytes, used or not: 262,144 of them 38 MiB. Identities, endpoints and drop counters take
+/// what is used. This struct holds a copy of both halves as far as they are filled.
+pub struct Datapath {
+    pins: pins::Pins,
+    object: aya::Ebpf,
+    sizes: Sizes,
+    generation: aya::maps::Array<aya::maps::MapData, u32>,
+    tables: MapTables,
+    exact: HashMap<Addr, Identity>,
+    prefixes: aya::maps::lpm_trie::LpmTrie<aya::maps::MapData, Raw<Addr>, Raw<Identity>>,
+    endpoints: HashMap<u32, Endpoint>,
+    conntrack: HashMap<FlowKey, Flow>,
+    conntrack_fd: OwnedFd,
+    drops: aya::maps::PerCpuHashMap<aya::maps::MapData, Raw<DropKey>, Raw<Counter>>,
+    /// What both identity maps hold: this daemon alone writes them.
+    identities: Identities,
+    /// What each half holds; `None`: it must be read first.
+    shadow: [Option<generation::Half>; 2],
+    /// What follows the last switch once no packet is left in the generation before.
+    pending: Option<Removals>,
+}
+
+/// The tables of generations.
+struct MapTables {
+    classes: Table<u32>,
+    policies: Table<PolicyDir>,
+    port_directories: Table<PortDirectory>,
+    port_pages: Table<PortPage>,
+    rows: Table<u32>,
+    cells: Table<Cell>,
 }

@@ -103,10 +103,12 @@ pub fn compile(
     Ok(Compiled { tables, prefixes, exact, rules, policies, pod_identities, identities })
 }
 
-/// The partition to name when an identity cannot be numbered.
+/// The partition to name when an identity cannot be numbered: its last atom, if it is a pod's.
 fn owner(atoms: &[Atom]) -> &str {
-    let name = |atom| if let Atom::Partition(name) = atom { Some(name.as_str()) } else { None };
-    atoms.iter().find_map(name).unwrap_or(DEFAULT_PARTITION)
+    match atoms.last() {
+        Some(Atom::Partition(name)) => name,
+        _ => DEFAULT_PARTITION,
+    }
 }
 
 fn tables(policies: &[rules::Policy], numbers: &Interner) -> Result<Tables, CompileError> {

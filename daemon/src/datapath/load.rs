@@ -1,0 +1,251 @@
+//! From nothing, or from the pins of a daemon before us, to a [`Datapath`].
+
+use super::{
+    Datapath, DatapathError, MapTables, OBJECT,
+    generation::Half,
+    identities::{Identities, Removals},
+    links::{self, Hook},
+    pins::{self, Pins},
+    table::{Table, typed},
+    values::Raw,
+};
+use aya::{
+    Ebpf, EbpfLoader,
+    maps::{Array, Map, MapData, MapInfo},
+};
+use bulkhead_ebpf_abi::{
+    ABI_VERSION, Addr, Cell, Counter, DropKey, Endpoint, Flow, FlowKey, FragmentKey, FragmentPorts, Identity,
+    PORT_SLOTS, PolicyDir, PortDirectory, PortPage, Sizes,
+};
+use std::{
+    fs,
+    os::fd::{AsFd, OwnedFd},
+    path::Path,
+};
+
+/// Pods of one node, with room for those that come before others have gone.
+const ENDPOINTS: u32 = 4096;
+/// Datagrams in pieces at one time.
+const FRAGMENTS: u32 = 4096;
+/// Different (reason, rule, policy, direction).
+const DROP_COUNTERS: u32 = 16_384;
+
+pub struct Opened {
+    pub datapath: Datapath,
+    /// The maps of a daemon before us were there, complete and of this layout: what is in force still is.
+    pub adopted: bool,
+}
+
+/// A map as it must be.
+struct Shape {
+    name: &'static str,
+    key: usize,
+    value: usize,
+    entries: u32,
+}
+
+const fn shape<K, V>(name: &'static str, entries: u32) -> Shape {
+    Shape { name, key: size_of::<K>(), value: size_of::<V>(), entries }
+}
+
+fn shapes(sizes: &Sizes, conntrack: u32) -> Vec<Shape> {
+    // Identities are fewer than the addresses that have them.
+    let addresses = sizes.identities.saturating_mul(2);
+    let halves = |half: u32| half.saturating_mul(2);
+    vec![
+        shape::<u32, u32>("GENERATION", 1),
+        shape::<u32, u32>("ABI", 1),
+        shape::<Addr, Identity>("IDENTITY_EXACT", addresses),
+        shape::<[u8; 20], Identity>("IDENTITY_PREFIX", addresses),
+        shape::<u32, Endpoint>("ENDPOINT", ENDPOINTS),
+        shape::<u32, u32>("CLASS", halves(sizes.identities)),
+        shape::<u32, PolicyDir>("POLICY", halves(sizes.policies.saturating_mul(2))),
+        shape::<u32, PortDirectory>("PORT_DIR", halves(sizes.port_tables.saturating_mul(PORT_SLOTS))),
+        shape::<u32, PortPage>("PORT_PAGE", halves(sizes.port_pages)),
+        shape::<u32, u32>("ROW", halves(sizes.rows)),
+        shape::<u32, Cell>("CELL", halves(sizes.cells)),
+        shape::<FlowKey, Flow>("CONNTRACK", conntrack),
+        shape::<FragmentKey, FragmentPorts>("FRAGMENT", FRAGMENTS),
+        shape::<DropKey, Counter>("DROPS", DROP_COUNTERS),
+    ]
+}
+
+impl Datapath {
+    /// Loads the programs on the maps pinned under `pin_dir`, or on new ones, and points pinned links to them.
+    ///
+    /// # Errors
+    /// [`DatapathError::Version`] and [`DatapathError::Incompatible`] where the pins are not to be adopted; they are left
+    /// as they are, and what is attached runs on.
+    pub fn open(pin_dir: &Path, sizes: Sizes, conntrack_entries: u32) -> Result<Opened, DatapathError> {
+        let pins = Pins::new(pin_dir);
+        pins.prepare()?;
+        let shapes = shapes(&sizes, conntrack_entries);
+        let adopted = adoptable(&pins, &shapes)?;
+        let mut object = load(&pins, &sizes, &shapes)?;
+        for hook in Hook::ALL {
+            load_program(&mut object, &pins, hook)?;
+        }
+        let mut abi: Array<MapData, u32> = take(&mut object, "ABI")?;
+        let mut datapath = Self::with_maps(pins, object, sizes, adopted)?;
+        datapath.update_links()?;
+        abi.set(0, ABI_VERSION, 0)
+            .map_err(|source| DatapathError::Map { what: "writing the layout version".into(), source })?;
+        Ok(Opened { datapath, adopted })
+    }
+
+    fn with_maps(pins: Pins, mut object: Ebpf, sizes: Sizes, adopted: bool) -> Result<Self, DatapathError> {
+        let o = &mut object;
+        let tables = MapTables {
+            classes: table(o, "CLASS", sizes.identities)?,
+            policies: table(o, "POLICY", sizes.policies * 2)?,
+            port_directories: table(o, "PORT_DIR", sizes.port_tables * PORT_SLOTS)?,
+            port_pages: table(o, "PORT_PAGE", sizes.port_pages)?,
+            rows: table(o, "ROW", sizes.rows)?,
+            cells: table(o, "CELL", sizes.cells)?,
+        };
+        // New maps are zero, and nothing has been switched; of adopted ones both is to be found out.
+        let fresh = || (!adopted).then(Half::default);
+        let conntrack = take_map(o, "CONNTRACK")?;
+        let mut datapath = Self {
+            pins,
+            sizes,
+            generation: take(o, "GENERATION")?,
+            tables,
+            exact: take(o, "IDENTITY_EXACT")?,
+            prefixes: take(o, "IDENTITY_PREFIX")?,
+            endpoints: take(o, "ENDPOINT")?,
+            conntrack_fd: owned_fd(&conntrack)?,
+            conntrack: typed("CONNTRACK", conntrack)?,
+            drops: take(o, "DROPS")?,
+            identities: Identities::default(),
+            shadow: [fresh(), fresh()],
+            pending: adopted.then(Removals::default),
+            object,
+        };
+        datapath.identities = datapath.read_identities()?;
+        Ok(datapath)
+    }
+
+    /// Removes links, programs and maps: the node's pods have no network, and no policy, after it.
+    pub fn remove_pins(pin_dir: &Path) -> Result<(), DatapathError> {
+        Pins::new(pin_dir).clear()
+    }
+}
+
+/// Are there maps of a daemon before us? Those of a start that never finished are removed.
+fn adoptable(pins: &Pins, shapes: &[Shape]) -> Result<bool, DatapathError> {
+    match pinned_version(pins)? {
+        Some(ABI_VERSION) => {}
+        Some(found) if found != 0 => return Err(DatapathError::Version { found, needed: ABI_VERSION }),
+        _ => {
+            pins.clear_maps()?;
+            return Ok(false);
+        }
+    }
+    for shape in shapes {
+        let info = MapInfo::from_pin(pins.map(shape.name))
+            .map_err(|source| DatapathError::Map { what: format!("pinned map {}", shape.name), source })?;
+        for (what, found, needed) in [
+            ("key size", info.key_size(), shape.key as u32),
+            ("value size", info.value_size(), shape.value as u32),
+            ("room for entries", info.max_entries(), shape.entries),
+        ] {
+            if found != needed {
+                return Err(DatapathError::Incompatible { map: shape.name, what, found, needed });
+            }
+        }
+    }
+    Ok(true)
+}
+
+fn pinned_version(pins: &Pins) -> Result<Option<u32>, DatapathError> {
+    let path = pins.map("ABI");
+    if !path.exists() {
+        return Ok(None);
+    }
+    let read = || {
+        let map = Map::from_map_data(MapData::from_pin(&path)?)?;
+        Array::<_, u32>::try_from(map)?.get(&0, 0)
+    };
+    read()
+        .map(Some)
+        .map_err(|source| DatapathError::Map { what: "reading the pinned layout version".into(), source })
+}
+
+fn load(pins: &Pins, sizes: &Sizes, shapes: &[Shape]) -> Result<Ebpf, DatapathError> {
+    let mut loader = EbpfLoader::new();
+    for shape in shapes {
+        loader.map_max_entries(shape.name, shape.entries);
+        loader.map_pin_path(shape.name, pins.map(shape.name));
+    }
+    loader
+        .override_global("HALF_IDENTITIES", &sizes.identities, true)
+        .override_global("HALF_POLICIES", &sizes.policies, true)
+        .override_global("HALF_PORT_TABLES", &sizes.port_tables, true)
+        .override_global("HALF_PORT_PAGES", &sizes.port_pages, true)
+        .override_global("HALF_ROWS", &sizes.rows, true)
+        .override_global("HALF_CELLS", &sizes.cells, true);
+    Ok(loader.load(OBJECT)?)
+}
+
+/// Loads a program and puts its pin in the place of the one before.
+fn load_program(object: &mut Ebpf, pins: &Pins, hook: Hook) -> Result<(), DatapathError> {
+    let program = links::program(object, hook)?;
+    program
+        .load()
+        .map_err(|source| DatapathError::Program { what: format!("loading {}", hook.name()), source })?;
+    let path = pins.program(hook);
+    let new = path.with_file_name(format!("{}-new", hook.name()));
+    pins::unpin(&new)?;
+    program.pin(&new).map_err(|e| pins::error("cannot pin", &new, std::io::Error::other(e)))?;
+    fs::rename(&new, &path).map_err(|e| pins::error("cannot replace", &path, e))
+}
+
+fn take<M>(object: &mut Ebpf, name: &'static str) -> Result<M, DatapathError>
+where
+    M: TryFrom<Map, Error = aya::maps::MapError>,
+{
+    typed(name, take_map(object, name)?)
+}
+
+/// A descriptor of our own: aya keeps that of a typed map to itself.
+fn owned_fd(map: &Map) -> Result<OwnedFd, DatapathError> {
+    match map {
+        Map::LruHashMap(data) => data
+            .fd()
+            .as_fd()
+            .try_clone_to_owned()
+            .map_err(|source| DatapathError::Kernel { what: "map CONNTRACK".into(), source }),
+        _ => Err(DatapathError::Other("map CONNTRACK is no LRU hash".into())),
+    }
+}
+
+fn table<T: super::values::Entry>(
+    object: &mut Ebpf,
+    name: &'static str,
+    half: u32,
+) -> Result<Table<T>, DatapathError> {
+    Table::new(name, take_map(object, name)?, half)
+}
+
+fn take_map(object: &mut Ebpf, name: &'static str) -> Result<Map, DatapathError> {
+    object.take_map(name).ok_or_else(|| DatapathError::Other(format!("the object has no map {name}")))
+}
+
+impl Datapath {
+    /// Both identity maps as the kernel holds them.
+    pub fn read_identities(&self) -> Result<Identities, DatapathError> {
+        let failed = |source| DatapathError::Map { what: "reading identities".into(), source };
+        let mut identities = Identities::default();
+        for entry in self.exact.iter() {
+            let (Raw(addr), Raw(identity)) = entry.map_err(failed)?;
+            identities.exact.insert(addr, identity);
+        }
+        for entry in self.prefixes.iter() {
+            let (key, Raw(identity)) = entry.map_err(failed)?;
+            let length = u8::try_from(key.prefix_len()).unwrap_or(128);
+            identities.prefixes.insert((key.data().0, length), identity);
+        }
+        Ok(identities)
+    }
+}

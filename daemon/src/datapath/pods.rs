@@ -1,0 +1,93 @@
+//! What wiring does to the kernel's maps and hooks.
+
+use super::{
+    Datapath, DatapathError, PodMaps, generation::absent_is_fine, links::Hook, pins::unpin, values::Raw,
+};
+use aya::maps::MapError;
+use bulkhead_ebpf_abi::{Addr, Endpoint, Identity};
+use std::{
+    collections::{BTreeMap, BTreeSet},
+    net::IpAddr,
+};
+
+impl PodMaps for Datapath {
+    fn set_endpoint(&mut self, ifindex: u32, endpoint: &Endpoint) -> Result<(), DatapathError> {
+        self.endpoints
+            .insert(Raw(ifindex), Raw(*endpoint), 0)
+            .map_err(|source| DatapathError::Map { what: format!("endpoint of interface {ifindex}"), source })
+    }
+
+    fn remove_endpoint(&mut self, ifindex: u32) -> Result<(), DatapathError> {
+        absent_is_fine(self.endpoints.remove(&Raw(ifindex)))
+            .map_err(|source| DatapathError::Map { what: format!("endpoint of interface {ifindex}"), source })
+    }
+
+    fn set_address(&mut self, address: IpAddr, identity: Identity) -> Result<(), DatapathError> {
+        if identity.id >= self.sizes.identities {
+            let (needed, room) = (identity.id as usize + 1, self.sizes.identities);
+            return Err(DatapathError::TooLarge { table: "CLASS", needed, room });
+        }
+        self.set_exact(Addr::from_ip(address), identity)
+    }
+
+    fn remove_address(&mut self, address: IpAddr) -> Result<(), DatapathError> {
+        self.remove_exact(Addr::from_ip(address))
+    }
+
+    fn attach_pod(&mut self, ifname: &str, ifindex: u32) -> Result<(), DatapathError> {
+        // What enters the pod first: a half-attached pod must not be reachable.
+        self.attach(ifname, ifindex, Hook::ToPod)?;
+        let attached = self.attach(ifname, ifindex, Hook::FromPod);
+        if attached.is_err() {
+            // The first error is the one to report.
+            let _ = self.detach_pod(ifname);
+        }
+        attached
+    }
+
+    fn detach_pod(&mut self, ifname: &str) -> Result<(), DatapathError> {
+        let first = unpin(&self.pins.link(ifname, Hook::FromPod));
+        unpin(&self.pins.link(ifname, Hook::ToPod)).and(first)
+    }
+
+    fn forget_flows(&mut self, addresses: &[IpAddr]) -> Result<usize, DatapathError> {
+        let gone: BTreeSet<Addr> = addresses.iter().copied().map(Addr::from_ip).collect();
+        let mut keys = Vec::new();
+        for flow in self.flows() {
+            let (key, _) = flow?;
+            if gone.contains(&key.low) || gone.contains(&key.high) {
+                keys.push(key);
+            }
+        }
+        for key in &keys {
+            absent_is_fine(self.conntrack.remove(&Raw(*key)))
+                .map_err(|source| DatapathError::Map { what: "forgetting a connection".into(), source })?;
+        }
+        Ok(keys.len())
+    }
+
+    fn endpoints(&self) -> Result<BTreeMap<u32, Endpoint>, DatapathError> {
+        self.endpoints
+            .iter()
+            .map(|entry| entry.map(|(Raw(ifindex), Raw(endpoint))| (ifindex, endpoint)))
+            .collect::<Result<_, _>>()
+            .map_err(|source| DatapathError::Map { what: "reading endpoints".into(), source })
+    }
+
+    fn address(&self, address: IpAddr) -> Result<Option<Identity>, DatapathError> {
+        match self.exact.get(&Raw(Addr::from_ip(address)), 0) {
+            Ok(Raw(identity)) => Ok(Some(identity)),
+            Err(MapError::KeyNotFound) => Ok(None),
+            Err(source) => {
+                Err(DatapathError::Map { what: format!("reading the identity of {address}"), source })
+            }
+        }
+    }
+
+    fn attached(&self) -> Result<BTreeSet<String>, DatapathError> {
+        let pinned = self.links_pinned()?;
+        let has = |name: &str, hook: Hook| pinned.iter().any(|(n, h)| n == name && *h == hook);
+        let both = |name: &&String| has(name, Hook::FromPod) && has(name, Hook::ToPod);
+        Ok(pinned.iter().map(|(name, _)| name).filter(both).cloned().collect())
+    }
+}

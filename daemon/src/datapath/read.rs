@@ -1,0 +1,85 @@
+//! What the kernel knows: drops, connections, endpoints.
+
+use super::{Datapath, DatapathError, sys, values::Raw};
+use aya::maps::MapError;
+use bulkhead_ebpf_abi::{Counter, DropKey, Flow, FlowKey};
+use std::{
+    collections::VecDeque,
+    os::fd::{AsFd, BorrowedFd},
+};
+
+impl Datapath {
+    /// Why packets were dropped and how often, summed over all CPUs, since the maps were made.
+    pub fn drops(&self) -> Result<Vec<(DropKey, Counter)>, DatapathError> {
+        let mut drops = Vec::new();
+        for entry in self.drops.iter() {
+            let (Raw(key), values) =
+                entry.map_err(|source| DatapathError::Map { what: "reading drops".into(), source })?;
+            let sum = values.iter().fold(Counter::default(), |sum, Raw(cpu)| Counter {
+                packets: sum.packets + cpu.packets,
+                bytes: sum.bytes + cpu.bytes,
+            });
+            drops.push((key, sum));
+        }
+        drops.sort_unstable_by_key(|(key, _)| *key);
+        Ok(drops)
+    }
+
+    pub fn flow(&self, key: &FlowKey) -> Result<Option<Flow>, DatapathError> {
+        match self.conntrack.get(&Raw(*key), 0) {
+            Ok(Raw(flow)) => Ok(Some(flow)),
+            Err(MapError::KeyNotFound) => Ok(None),
+            Err(source) => Err(DatapathError::Map { what: "reading a connection".into(), source }),
+        }
+    }
+
+    /// Every connection, in no order. One that comes or goes meanwhile may be seen or not.
+    pub fn flows(&self) -> Flows<'_> {
+        Flows {
+            map: self.conntrack_fd.as_fd(),
+            cursor: None,
+            room: Flows::ROOM,
+            more: true,
+            read: VecDeque::new(),
+        }
+    }
+
+    pub fn flow_count(&self) -> Result<usize, DatapathError> {
+        self.flows().try_fold(0, |count, flow| flow.map(|_| count + 1))
+    }
+}
+
+/// Iterates over the connection table, thousands at a time.
+pub struct Flows<'a> {
+    map: BorrowedFd<'a>,
+    cursor: Option<u64>,
+    room: u32,
+    more: bool,
+    read: VecDeque<(FlowKey, Flow)>,
+}
+
+impl Flows<'_> {
+    const ROOM: u32 = 4096;
+}
+
+impl Iterator for Flows<'_> {
+    type Item = Result<(FlowKey, Flow), DatapathError>;
+
+    fn next(&mut self) -> Option<Self::Item> {
+        while self.read.is_empty() && self.more {
+            match sys::read_batch(self.map, &mut self.cursor, self.room) {
+                Ok((entries, more)) => {
+                    self.read = entries.into();
+                    self.more = more;
+                }
+                // A bucket that holds more than there was room for.
+                Err(e) if e.raw_os_error() == Some(libc::ENOSPC) => self.room *= 2,
+                Err(source) => {
+                    self.more = false;
+                    return Some(Err(DatapathError::Kernel { what: "reading connections".into(), source }));
+                }
+            }
+        }
+        self.read.pop_front().map(Ok)
+    }
+}

@@ -1,0 +1,169 @@
+//! The calls of bpf(2) that aya does not offer: batches (Linux 5.6), the interface of a pinned link (6.6); and the wait
+//! for packets in flight. Nothing here knows what the bytes mean.
+
+use std::{
+    ffi::CString,
+    io,
+    mem::MaybeUninit,
+    os::{
+        fd::{AsFd, AsRawFd, BorrowedFd, FromRawFd, OwnedFd},
+        unix::ffi::OsStrExt,
+    },
+    path::Path,
+};
+
+const OBJ_GET: libc::c_long = 7;
+const OBJ_GET_INFO_BY_FD: libc::c_long = 15;
+const MAP_LOOKUP_BATCH: libc::c_long = 24;
+const MAP_UPDATE_BATCH: libc::c_long = 26;
+
+/// Plain bytes to the kernel: any bit pattern is a value, no padding, no pointer.
+///
+/// # Safety
+/// The implementor promises just that.
+pub unsafe trait Plain: Copy + 'static {}
+
+/// `batch` of `union bpf_attr`.
+#[repr(C)]
+#[derive(Default)]
+struct Batch {
+    in_batch: u64,
+    out_batch: u64,
+    keys: u64,
+    values: u64,
+    count: u32,
+    map_fd: u32,
+    elem_flags: u64,
+    flags: u64,
+}
+
+/// # Safety
+/// `attr` is laid out as the command wants it, and its pointers are valid for what the command does with them.
+unsafe fn bpf<T>(command: libc::c_long, attr: &mut T) -> io::Result<libc::c_long> {
+    // SAFETY: by contract of this function.
+    let result = unsafe { libc::syscall(libc::SYS_bpf, command, &raw mut *attr, size_of::<T>()) };
+    if result < 0 { Err(io::Error::last_os_error()) } else { Ok(result) }
+}
+
+fn fd_number(map: BorrowedFd<'_>) -> u32 {
+    // A borrowed descriptor is never negative.
+    map.as_raw_fd().unsigned_abs()
+}
+
+/// Writes `values` to consecutive entries of an array from `first` on.
+pub fn write_array<V: Plain>(map: BorrowedFd<'_>, first: u32, values: &[V]) -> io::Result<()> {
+    let Ok(count) = u32::try_from(values.len()) else { return Err(io::ErrorKind::InvalidInput.into()) };
+    let keys: Vec<u32> = (first..).take(values.len()).collect();
+    let mut attr = Batch {
+        keys: keys.as_ptr() as u64,
+        values: values.as_ptr() as u64,
+        count,
+        map_fd: fd_number(map),
+        ..Batch::default()
+    };
+    if count == 0 {
+        return Ok(());
+    }
+    // SAFETY: both slices hold `count` entries of the map's key and value sizes, and outlive the call.
+    unsafe { bpf(MAP_UPDATE_BATCH, &mut attr) }?;
+    if attr.count == count { Ok(()) } else { Err(io::ErrorKind::WriteZero.into()) }
+}
+
+/// Reads `count` consecutive entries of an array from `first` on.
+pub fn read_array<V: Plain>(map: BorrowedFd<'_>, first: u32, count: u32) -> io::Result<Vec<V>> {
+    // The kernel goes on behind the key it is given.
+    let mut cursor = first.checked_sub(1).map(u64::from);
+    let (values, _) = read_batch::<u32, V>(map, &mut cursor, count)?;
+    if values.len() == count as usize {
+        Ok(values.into_iter().map(|(_, value)| value).collect())
+    } else {
+        Err(io::ErrorKind::UnexpectedEof.into())
+    }
+}
+
+/// The next entries behind `cursor` (`None`: from the beginning), at most `room`; and whether there may be more.
+///
+/// # Errors
+/// `ENOSPC`: a hash bucket holds more than `room`; nothing was read.
+pub fn read_batch<K: Plain, V: Plain>(
+    map: BorrowedFd<'_>,
+    cursor: &mut Option<u64>,
+    room: u32,
+) -> io::Result<(Vec<(K, V)>, bool)> {
+    let mut keys = vec![MaybeUninit::<K>::zeroed(); room as usize];
+    let mut values = vec![MaybeUninit::<V>::zeroed(); room as usize];
+    let from = cursor.unwrap_or_default();
+    let mut to = 0u64;
+    let mut attr = Batch {
+        in_batch: if cursor.is_some() { &raw const from as u64 } else { 0 },
+        out_batch: &raw mut to as u64,
+        keys: keys.as_mut_ptr() as u64,
+        values: values.as_mut_ptr() as u64,
+        count: room,
+        map_fd: fd_number(map),
+        ..Batch::default()
+    };
+    // SAFETY: both vectors have room for `room` entries of the map's key and value sizes; a cursor is at most 8 bytes.
+    let more = match unsafe { bpf(MAP_LOOKUP_BATCH, &mut attr) } {
+        Ok(_) => true,
+        Err(e) if e.raw_os_error() == Some(libc::ENOENT) => false,
+        Err(e) => return Err(e),
+    };
+    *cursor = Some(to);
+    let read = keys.iter().zip(&values).take(attr.count as usize);
+    // SAFETY: plain bytes, zeroed at first: every pattern is a value.
+    let entries = read.map(|(k, v)| unsafe { (k.assume_init(), v.assume_init()) }).collect();
+    Ok((entries, more))
+}
+
+/// The interface that a pinned tcx link is attached to; 0 if it is gone. `None`: nothing is pinned there.
+pub fn pinned_link_interface(path: &Path) -> io::Result<Option<u32>> {
+    #[repr(C)]
+    #[derive(Default)]
+    struct Get {
+        path: u64,
+        fd: u32,
+        flags: u32,
+    }
+    /// `struct bpf_link_info` up to the union's `tcx`.
+    #[repr(C)]
+    #[derive(Default)]
+    struct LinkInfo {
+        kind: u32,
+        id: u32,
+        program: u32,
+        hole: u32,
+        ifindex: u32,
+        attach_type: u32,
+    }
+    #[repr(C)]
+    struct Info {
+        fd: u32,
+        len: u32,
+        info: u64,
+    }
+    let name = CString::new(path.as_os_str().as_bytes())?;
+    // SAFETY: a string that outlives the call.
+    let fd = match unsafe { bpf(OBJ_GET, &mut Get { path: name.as_ptr() as u64, ..Get::default() }) } {
+        // SAFETY: the kernel has just made this descriptor for us.
+        Ok(fd) => unsafe { OwnedFd::from_raw_fd(fd as i32) },
+        Err(e) if e.kind() == io::ErrorKind::NotFound => return Ok(None),
+        Err(e) => return Err(e),
+    };
+    let mut info = LinkInfo::default();
+    let mut attr =
+        Info { fd: fd_number(fd.as_fd()), len: size_of::<LinkInfo>() as u32, info: &raw mut info as u64 };
+    // SAFETY: the kernel writes at most `len` bytes to `info`.
+    unsafe { bpf(OBJ_GET_INFO_BY_FD, &mut attr) }?;
+    Ok(Some(info.ifindex))
+}
+
+/// Returns when every packet that was in a program before the call has left it (an RCU grace period).
+pub fn wait_for_packets_in_flight() -> io::Result<()> {
+    const GLOBAL: libc::c_int = 1;
+    // SAFETY: takes three numbers.
+    match unsafe { libc::syscall(libc::SYS_membarrier, GLOBAL, 0, 0) } {
+        0 => Ok(()),
+        _ => Err(io::Error::last_os_error()),
+    }
+}

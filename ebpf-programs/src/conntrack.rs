@@ -1,0 +1,229 @@
+//! Connections: one entry a flow and node, each end's decision in it.
+//!
+//! ```text
+//!                no entry ──────────────────────────────▶ decide in the packet's direction, make the entry
+//!                SYN or echo request against the entry ─▶ the same: a new flow
+//! packet ──▶     this end admitted it in this generation ▶ pass
+//!                ... in another one, Keep ──────────────▶ re-stamp, pass
+//!                ... in another one, or never ──────────▶ decide in the initiator's direction: re-stamp, or cut
+//! ```
+//! Each end asks its own policy only: at a hook of the initiator's pod its egress, at one of the responder's its ingress.
+
+mod decide;
+mod key;
+
+use crate::{
+    maps::CONNTRACK,
+    parse::{self, Packet, TCP_FIN, TCP_RST},
+    policy::Answer,
+    verdict::Verdict,
+};
+use aya_ebpf::{helpers::generated::bpf_jiffies64, programs::TcContext};
+use bulkhead_ebpf_abi::{
+    Admission, DIR_EGRESS, DIR_INGRESS, DROP_CONNTRACK_FULL, DROP_REVOKED, FLOW_ANSWERED, FLOW_CLOSING,
+    FLOW_INITIATOR_LOW, FLOW_KEEP_EGRESS, FLOW_KEEP_INGRESS, FLOW_OWN_NODE, FLOW_VERSION, Flow, PATH_STACK,
+    PROTO_TCP,
+};
+use decide::{Peer, ask, peer_of_flow, peer_of_packet};
+use key::Key;
+
+/// What is decided on besides the packet: whose policy, which generation, which side of the pod.
+#[repr(C)]
+pub struct At {
+    pub policy: u32,
+    pub generation: u32,
+    /// `DIR_EGRESS`: the pod sends the packet; `DIR_INGRESS`: it is for the pod.
+    pub dir: u32,
+    /// The origin mark the packet came with.
+    pub origin: u32,
+    pub bytes: u32,
+}
+
+impl At {
+    #[inline(always)]
+    pub fn from_pod(&self) -> bool {
+        self.dir == DIR_EGRESS
+    }
+}
+
+#[inline(never)]
+pub fn admit(ctx: &TcContext, at: &At, packet: &Packet) -> Verdict {
+    if packet.is_icmp() && !packet.is_echo_request() && !packet.is_echo_reply() {
+        return icmp(ctx, at, packet);
+    }
+    let (key, from_low) = Key::of(packet);
+    let Some(flow) = CONNTRACK.get_ptr_mut(key.as_abi()) else {
+        return open(at, packet, &key, from_low);
+    };
+    // SAFETY: a live entry; two CPUs may write it at once, which costs a count or a bit that the next packet sets again.
+    let flow = unsafe { &mut *flow };
+    let forward = (flow.flags & FLOW_INITIATOR_LOW != 0) == from_low;
+    if starts_another(at, packet, flow, forward) {
+        return open(at, packet, &key, from_low);
+    }
+    known(at, packet, &key, flow, forward)
+}
+
+/// Errors belong to the flow they speak of; all else of ICMP but echo has no flow.
+#[inline(always)]
+fn icmp(ctx: &TcContext, at: &At, packet: &Packet) -> Verdict {
+    if packet.is_icmp_error() && speaks_of_known(ctx, packet) {
+        return Verdict::PASS;
+    }
+    let peer = peer_of_packet(at, packet);
+    if peer == Peer::OWN_NODE {
+        return Verdict::PASS;
+    }
+    match ask(at, at.dir, peer, packet.proto, packet.service_port(), decide::FIRST) {
+        Ok(_) => Verdict::PASS,
+        Err(verdict) => verdict,
+    }
+}
+
+#[inline(never)]
+fn speaks_of_known(ctx: &TcContext, packet: &Packet) -> bool {
+    let mut inner = Packet::EMPTY;
+    if !parse::quoted(ctx, packet, &mut inner) {
+        return false;
+    }
+    let (key, _) = Key::of(&inner);
+    CONNTRACK.get_ptr(key.as_abi()).is_some()
+}
+
+/// Is this packet the beginning of a flow that only shares its key with the entry?
+#[inline(always)]
+fn starts_another(at: &At, packet: &Packet, flow: &Flow, forward: bool) -> bool {
+    if !forward {
+        return packet.is_syn() || packet.is_echo_request();
+    }
+    // Behind this node's own address somebody else may speak now.
+    let by_mark = flow.flags & FLOW_OWN_NODE != 0 || flow.origin != 0;
+    by_mark && !at.from_pod() && at.origin != u32::from(flow.origin)
+}
+
+#[inline(always)]
+fn known(at: &At, packet: &Packet, key: &Key, flow: &mut Flow, forward: bool) -> Verdict {
+    let end = if forward == at.from_pod() { DIR_EGRESS } else { DIR_INGRESS };
+    let keep = if end == DIR_EGRESS { FLOW_KEEP_EGRESS } else { FLOW_KEEP_INGRESS };
+    // A connection begun again is asked about again, by each end for itself.
+    let again = forward && packet.is_syn();
+    if flow.flags & FLOW_OWN_NODE == 0 {
+        let admitted = flow.admitted[end as usize].generation;
+        if admitted != at.generation || again {
+            if admitted != 0 && flow.flags & keep != 0 && !again {
+                flow.admitted[end as usize].generation = at.generation;
+            } else {
+                let renewed = admitted != 0 && !again;
+                let verdict = renew(at, packet, flow, end, keep, renewed);
+                if !verdict.passes() {
+                    forget(packet, key, admitted, again);
+                    return verdict;
+                }
+            }
+        }
+    }
+    touch(at, packet, flow, forward, again);
+    Verdict::PASS
+}
+
+/// Asks this end's policy in the initiator's direction, and stamps.
+#[inline(always)]
+fn renew(at: &At, packet: &Packet, flow: &mut Flow, end: u32, keep: u8, renewed: bool) -> Verdict {
+    let reason = if renewed { DROP_REVOKED } else { decide::FIRST };
+    match ask(at, end, peer_of_flow(at, packet, flow, end), packet.proto, flow.service_port, reason) {
+        Ok(answer) => {
+            flow.flags = if answer.keeps() { flow.flags | keep } else { flow.flags & !keep };
+            flow.admitted[end as usize] = Admission { generation: at.generation, rule: answer.rule() };
+            Verdict::PASS
+        }
+        Err(verdict) => verdict,
+    }
+}
+
+/// What becomes of the entry when its flow is refused.
+///
+/// A TCP connection that was cut keeps its entry: it remembers who began it, so that the other direction cannot carry
+/// the connection on under a rule of its own. It is asked about with every packet, and lives again if a later
+/// generation allows it. A datagram against the direction is a flow of its own, so its entry goes.
+#[inline(always)]
+fn forget(packet: &Packet, key: &Key, admitted: u32, again: bool) {
+    if admitted == 0 || (packet.proto != PROTO_TCP && !again) {
+        let _ = CONNTRACK.remove(key.as_abi());
+    }
+}
+
+#[inline(always)]
+fn touch(at: &At, packet: &Packet, flow: &mut Flow, forward: bool, again: bool) {
+    let mut flags = flow.flags;
+    if again {
+        flags &= !(FLOW_ANSWERED | FLOW_CLOSING);
+    }
+    if !forward {
+        flags |= FLOW_ANSWERED;
+    }
+    if packet.tcp_flags & (TCP_FIN | TCP_RST) != 0 {
+        flags |= FLOW_CLOSING;
+    }
+    if flags != flow.flags {
+        flow.flags = flags;
+    }
+    // SAFETY: takes nothing and returns a number.
+    flow.last_seen = unsafe { bpf_jiffies64() };
+    // Of a flow between two pods of this node both hooks see each packet: the sender's counts.
+    let both_ends_here = flow.admitted[0].generation != 0 && flow.admitted[1].generation != 0;
+    if at.from_pod() || !both_ends_here {
+        flow.packets += 1;
+        flow.bytes += u64::from(at.bytes);
+    }
+}
+
+/// Decides in the packet's direction and makes the entry.
+#[inline(never)]
+fn open(at: &At, packet: &Packet, key: &Key, from_low: bool) -> Verdict {
+    let peer = peer_of_packet(at, packet);
+    let mut flow = Flow {
+        // SAFETY: takes nothing and returns a number.
+        last_seen: unsafe { bpf_jiffies64() },
+        admitted: [Admission { generation: 0, rule: 0 }; 2],
+        packets: 1,
+        bytes: u64::from(at.bytes),
+        service_port: packet.service_port(),
+        flags: if from_low { FLOW_INITIATOR_LOW } else { 0 },
+        path: PATH_STACK,
+        version: FLOW_VERSION,
+        reserved: 0,
+        origin: peer.origin(),
+    };
+    if peer == Peer::OWN_NODE {
+        flow.flags |= FLOW_OWN_NODE;
+    } else {
+        match ask(at, at.dir, peer, packet.proto, packet.service_port(), decide::FIRST) {
+            Ok(answer) => stamp(&mut flow, at, answer),
+            Err(verdict) => return verdict,
+        }
+    }
+    // A reply without its request is let through or not, but is no connection.
+    if packet.is_echo_reply() {
+        return Verdict::PASS;
+    }
+    if packet.tcp_flags & (TCP_FIN | TCP_RST) != 0 {
+        flow.flags |= FLOW_CLOSING;
+    }
+    match CONNTRACK.insert(key.as_abi(), flow, 0) {
+        Ok(()) => Verdict::PASS,
+        Err(_) => Verdict::drop(DROP_CONNTRACK_FULL),
+    }
+}
+
+#[inline(always)]
+fn stamp(flow: &mut Flow, at: &At, answer: Answer) {
+    let admission = Admission { generation: at.generation, rule: answer.rule() };
+    // Not indexed: the verifier likes constants on the stack.
+    if at.dir == DIR_INGRESS {
+        flow.admitted[1] = admission;
+        flow.flags |= if answer.keeps() { FLOW_KEEP_INGRESS } else { 0 };
+    } else {
+        flow.admitted[0] = admission;
+        flow.flags |= if answer.keeps() { FLOW_KEEP_EGRESS } else { 0 };
+    }
+}

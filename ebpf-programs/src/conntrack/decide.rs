@@ -1,0 +1,87 @@
+//! Who the other end is to a pod's policy, and what that policy says.
+
+use super::At;
+use crate::{
+    counters,
+    identity::identity,
+    parse::Packet,
+    policy::{self, Answer},
+    verdict::Verdict,
+};
+use bulkhead_ebpf_abi::{
+    AUDIT_POLICY, DIR_EGRESS, DROP_POLICY, DROP_UNKNOWN_ORIGIN, Flow, ID_WORLD, IDENTITY_LOCAL_NODE,
+    ORIGIN_NONE, ORIGIN_UNKNOWN, RULE_NONE,
+};
+
+/// The reason of a refusal that cuts nothing.
+pub const FIRST: u8 = DROP_POLICY;
+
+/// The other end: an identity, by its address or, behind this node's own address, by the mark.
+#[derive(Clone, Copy, PartialEq, Eq)]
+#[repr(transparent)]
+pub struct Peer(u64);
+
+impl Peer {
+    /// This node itself; no identity is 0.
+    pub const OWN_NODE: Self = Self(0);
+    const BY_MARK: u64 = 1 << 32;
+    const UNKNOWN: Self = Self(Self::BY_MARK | ORIGIN_UNKNOWN as u64);
+
+    #[inline(always)]
+    fn by_address(identity: u32) -> Self {
+        Self(u64::from(identity))
+    }
+
+    #[inline(always)]
+    fn by_mark(origin: u32) -> Self {
+        if origin == ORIGIN_NONE { Self::OWN_NODE } else { Self(Self::BY_MARK | u64::from(origin)) }
+    }
+
+    /// For the flow's entry; 0 where the address says it.
+    #[inline(always)]
+    pub fn origin(self) -> u16 {
+        if self.0 & Self::BY_MARK != 0 { self.0 as u16 } else { 0 }
+    }
+
+    #[inline(always)]
+    fn identity(self) -> u32 {
+        if self == Self::UNKNOWN { ID_WORLD } else { self.0 as u32 }
+    }
+}
+
+/// Of a packet without a flow.
+#[inline(always)]
+pub fn peer_of_packet(at: &At, packet: &Packet) -> Peer {
+    if at.from_pod() {
+        return Peer::by_address(identity(&packet.dst).id());
+    }
+    let who = identity(&packet.src);
+    if who.has(IDENTITY_LOCAL_NODE) { Peer::by_mark(at.origin) } else { Peer::by_address(who.id()) }
+}
+
+/// The other end of a flow: of the initiator's end (`DIR_EGRESS`) the responder, and the other way round.
+#[inline(always)]
+pub fn peer_of_flow(at: &At, packet: &Packet, flow: &Flow, end: u32) -> Peer {
+    if end != DIR_EGRESS && flow.origin != 0 {
+        return Peer::by_mark(u32::from(flow.origin));
+    }
+    let other = if at.from_pod() { &packet.dst } else { &packet.src };
+    Peer::by_address(identity(other).id())
+}
+
+/// What the pod's policy says of `peer` in direction `dir`. An audited refusal is counted and turned into a yes.
+#[inline(always)]
+pub fn ask(at: &At, dir: u32, peer: Peer, proto: u8, port: u16, refusal: u8) -> Result<Answer, Verdict> {
+    let service = u32::from(proto) << 16 | u32::from(port);
+    let answer = policy::decide(at.generation, at.policy.wrapping_mul(2) | dir, peer.identity(), service);
+    let known = peer != Peer::UNKNOWN || answer.is_open();
+    if known && answer.allows() {
+        return Ok(answer);
+    }
+    let rule = if known { answer.rule() } else { RULE_NONE };
+    if answer.audits() {
+        counters::count(u32::from(AUDIT_POLICY), rule, at.policy, dir, at.bytes);
+        return Ok(answer);
+    }
+    Err(Verdict::drop_by(if known { refusal } else { DROP_UNKNOWN_ORIGIN }, rule))
+}

@@ -1,0 +1,63 @@
+//! Every map, and the sizes that the loader decides.
+//!
+//! Entries here are placeholders: the loader sets them from `Sizes` (twice a half for the tables of generations).
+
+use crate::address::Address;
+use aya_ebpf::{
+    Global,
+    bindings::BPF_F_NO_PREALLOC,
+    macros::map,
+    maps::{Array, HashMap, LpmTrie, LruHashMap, PerCpuHashMap},
+};
+use bulkhead_ebpf_abi::{
+    Addr, Cell, Counter, DropKey, Endpoint, Flow, FlowKey, FragmentKey, FragmentPorts, Identity, PolicyDir,
+    PortDirectory, PortPage, Sizes,
+};
+
+/// The live generation; read once a packet.
+#[map]
+pub static GENERATION: Array<u32> = Array::with_max_entries(1, 0);
+/// Layout version; written by the loader when all else stands.
+#[map]
+pub static ABI: Array<u32> = Array::with_max_entries(1, 0);
+
+#[map]
+pub static IDENTITY_EXACT: HashMap<Addr, Identity> = HashMap::with_max_entries(1, BPF_F_NO_PREALLOC);
+#[map]
+pub static IDENTITY_PREFIX: LpmTrie<Address, Identity> = LpmTrie::with_max_entries(1, BPF_F_NO_PREALLOC);
+#[map]
+pub static ENDPOINT: HashMap<u32, Endpoint> = HashMap::with_max_entries(1, BPF_F_NO_PREALLOC);
+
+#[map]
+pub static CLASS: Array<u32> = Array::with_max_entries(1, 0);
+#[map]
+pub static POLICY: Array<PolicyDir> = Array::with_max_entries(1, 0);
+#[map]
+pub static PORT_DIR: Array<PortDirectory> = Array::with_max_entries(1, 0);
+#[map]
+pub static PORT_PAGE: Array<PortPage> = Array::with_max_entries(1, 0);
+#[map]
+pub static ROW: Array<u32> = Array::with_max_entries(1, 0);
+#[map]
+pub static CELL: Array<Cell> = Array::with_max_entries(1, 0);
+
+#[map]
+pub static CONNTRACK: LruHashMap<FlowKey, Flow> = LruHashMap::with_max_entries(1, 0);
+#[map]
+pub static FRAGMENT: LruHashMap<FragmentKey, FragmentPorts> = LruHashMap::with_max_entries(1, 0);
+#[map]
+pub static DROPS: PerCpuHashMap<DropKey, Counter> = PerCpuHashMap::with_max_entries(1, BPF_F_NO_PREALLOC);
+
+/// Entries of one half. Constants to the verifier: the loader writes them before the programs are checked.
+#[unsafe(no_mangle)]
+pub static HALF_IDENTITIES: Global<u32> = Global::new(Sizes::DEFAULT.identities);
+#[unsafe(no_mangle)]
+pub static HALF_POLICIES: Global<u32> = Global::new(Sizes::DEFAULT.policies);
+#[unsafe(no_mangle)]
+pub static HALF_PORT_TABLES: Global<u32> = Global::new(Sizes::DEFAULT.port_tables);
+#[unsafe(no_mangle)]
+pub static HALF_PORT_PAGES: Global<u32> = Global::new(Sizes::DEFAULT.port_pages);
+#[unsafe(no_mangle)]
+pub static HALF_ROWS: Global<u32> = Global::new(Sizes::DEFAULT.rows);
+#[unsafe(no_mangle)]
+pub static HALF_CELLS: Global<u32> = Global::new(Sizes::DEFAULT.cells);

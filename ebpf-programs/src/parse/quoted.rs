@@ -1,0 +1,107 @@
+//! The packet that an ICMP error speaks of.
+
+use super::Packet;
+use crate::{address::Address, skb};
+use aya_ebpf::programs::TcContext;
+use bulkhead_ebpf_abi::{PROTO_ICMP, PROTO_ICMPV6, PROTO_SCTP, PROTO_TCP, PROTO_UDP};
+
+/// RFC 791 without options, and what follows it in `V4Quote::ports` where there are none.
+#[repr(C, align(8))]
+struct V4Quote {
+    version_ihl: u8,
+    tos: u8,
+    total: u16,
+    id: u16,
+    fragment: u16,
+    ttl: u8,
+    proto: u8,
+    checksum: u16,
+    src: u32,
+    dst: u32,
+}
+
+#[repr(C, align(8))]
+struct V6Quote {
+    version: u32,
+    payload: u16,
+    next: u8,
+    hops: u8,
+    src: [u64; 2],
+    dst: [u64; 2],
+}
+
+/// Bytes of the ICMP header before the quoted packet.
+const ERROR: u32 = 8;
+
+/// Fills addresses, protocol and ports of `inner` from what the error `packet` quotes. False where there is nothing
+/// that a flow could be found by: cut short, a later fragment, extension headers.
+#[inline(never)]
+pub fn quoted(ctx: &TcContext, packet: &Packet, inner: &mut Packet) -> bool {
+    let at = packet.transport + ERROR;
+    let found = if packet.ipv6 { v6(ctx, at, inner) } else { v4(ctx, at, inner) };
+    // An error goes to the sender of what it quotes.
+    found && inner.src == packet.dst && ports(ctx, inner)
+}
+
+#[inline(always)]
+fn v4(ctx: &TcContext, at: u32, inner: &mut Packet) -> bool {
+    let mut head = V4Quote {
+        version_ihl: 0,
+        tos: 0,
+        total: 0,
+        id: 0,
+        fragment: 0,
+        ttl: 0,
+        proto: 0,
+        checksum: 0,
+        src: 0,
+        dst: 0,
+    };
+    // SAFETY: 20 bytes into 24.
+    if !unsafe { skb::load::<20>(ctx, at, (&raw mut head).cast()) } {
+        return false;
+    }
+    inner.src = Address::v4(head.src);
+    inner.dst = Address::v4(head.dst);
+    inner.proto = head.proto;
+    inner.transport = at + u32::from(head.version_ihl & 0xf) * 4;
+    head.version_ihl >> 4 == 4 && head.version_ihl & 0xf >= 5 && u16::from_be(head.fragment) & 0x1fff == 0
+}
+
+#[inline(always)]
+fn v6(ctx: &TcContext, at: u32, inner: &mut Packet) -> bool {
+    let mut head = V6Quote { version: 0, payload: 0, next: 0, hops: 0, src: [0; 2], dst: [0; 2] };
+    // SAFETY: 40 bytes into 40.
+    if !unsafe { skb::load::<40>(ctx, at, (&raw mut head).cast()) } {
+        return false;
+    }
+    inner.src = Address(head.src);
+    inner.dst = Address(head.dst);
+    inner.proto = head.next;
+    inner.transport = at + 40;
+    u32::from_be(head.version) >> 28 == 6
+}
+
+#[inline(always)]
+fn ports(ctx: &TcContext, inner: &mut Packet) -> bool {
+    let mut words = 0u64;
+    // SAFETY: eight bytes into eight.
+    if !unsafe { skb::load::<8>(ctx, inner.transport, (&raw mut words).cast()) } {
+        return false;
+    }
+    let words = u64::from_be(words);
+    match inner.proto {
+        PROTO_TCP | PROTO_UDP | PROTO_SCTP => {
+            inner.src_port = (words >> 48) as u16;
+            inner.dst_port = (words >> 32) as u16;
+        }
+        PROTO_ICMP | PROTO_ICMPV6 => {
+            inner.icmp_type = (words >> 56) as u8;
+            inner.src_port = (words >> 16) as u16;
+            inner.dst_port = inner.src_port;
+            return inner.is_echo_request() || inner.is_echo_reply();
+        }
+        _ => {}
+    }
+    true
+}

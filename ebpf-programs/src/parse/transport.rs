@@ -1,0 +1,49 @@
+//! Ports, flags, ICMP type and identifier.
+
+use super::{Packet, Part, cut_short};
+use crate::skb;
+use aya_ebpf::programs::TcContext;
+use bulkhead_ebpf_abi::{PROTO_ICMP, PROTO_ICMPV6, PROTO_SCTP, PROTO_TCP, PROTO_UDP};
+
+/// 0, or the reason to drop. A later fragment has no transport header; its ports come from its first.
+#[inline(always)]
+pub fn transport(ctx: &TcContext, packet: &mut Packet, end: u32) -> u32 {
+    if packet.part == Part::Later {
+        return 0;
+    }
+    let shortest = match packet.proto {
+        PROTO_TCP => 20,
+        PROTO_SCTP => 12,
+        PROTO_UDP | PROTO_ICMP | PROTO_ICMPV6 => 8,
+        _ => 0,
+    };
+    if packet.transport + shortest > end {
+        return u32::from(cut_short(packet));
+    }
+    if shortest == 0 {
+        return 0;
+    }
+    let mut words = 0u64;
+    // SAFETY: eight bytes into eight.
+    if !unsafe { skb::load::<8>(ctx, packet.transport, (&raw mut words).cast()) } {
+        return u32::from(cut_short(packet));
+    }
+    let words = u64::from_be(words);
+    if packet.is_icmp() {
+        packet.icmp_type = (words >> 56) as u8;
+        if packet.is_echo_request() || packet.is_echo_reply() {
+            packet.src_port = (words >> 16) as u16;
+            packet.dst_port = packet.src_port;
+        }
+        return 0;
+    }
+    packet.src_port = (words >> 48) as u16;
+    packet.dst_port = (words >> 32) as u16;
+    if packet.proto == PROTO_TCP {
+        // SAFETY: one byte into one.
+        if !unsafe { skb::load::<1>(ctx, packet.transport + 13, &raw mut packet.tcp_flags) } {
+            return u32::from(cut_short(packet));
+        }
+    }
+    0
+}

@@ -1,0 +1,62 @@
+//! The few fields of a packet's context that the hooks read and write, and reading of its bytes.
+//!
+//! Whole fields, always: the verifier refuses the narrower accesses that a compiler would make of them.
+
+use aya_ebpf::{helpers::generated::bpf_skb_load_bytes, programs::TcContext};
+use core::ptr::{read_volatile, write_volatile};
+
+pub const ETHERNET: u32 = 14;
+pub const ETHERTYPE_IPV4: u16 = 0x0800;
+pub const ETHERTYPE_ARP: u16 = 0x0806;
+pub const ETHERTYPE_IPV6: u16 = 0x86dd;
+
+macro_rules! field {
+    ($ctx:expr, $name:ident) => {
+        // SAFETY: the kernel hands every program a valid context.
+        unsafe { read_volatile(&raw const (*$ctx.skb.skb).$name) }
+    };
+}
+
+/// Zero where a VLAN tag lies on the frame: no hook of ours carries one.
+#[inline(always)]
+pub fn ethertype(ctx: &TcContext) -> u16 {
+    if field!(ctx, vlan_present) == 0 { u16::from_be(field!(ctx, protocol) as u16) } else { 0 }
+}
+
+/// With the Ethernet header.
+#[inline(always)]
+pub fn len(ctx: &TcContext) -> u32 {
+    field!(ctx, len)
+}
+
+#[inline(always)]
+pub fn ifindex(ctx: &TcContext) -> u32 {
+    field!(ctx, ifindex)
+}
+
+#[inline(always)]
+pub fn mark(ctx: &TcContext) -> u32 {
+    field!(ctx, mark)
+}
+
+#[inline(always)]
+pub fn set_mark(ctx: &TcContext, mark: u32) {
+    // SAFETY: as above; programs of this type may write the mark.
+    unsafe { write_volatile(&raw mut (*ctx.skb.skb).mark, mark) }
+}
+
+/// Is this one packet for the stack, and many on the wire? Then its length fields may be 0.
+#[inline(always)]
+pub fn is_gso(ctx: &TcContext) -> bool {
+    field!(ctx, gso_size) != 0
+}
+
+/// Copies `N` bytes at `offset` to `to`; linear or not. False if the packet ends before.
+///
+/// # Safety
+/// `to` is valid for writes of `N` bytes.
+#[inline(always)]
+pub unsafe fn load<const N: u32>(ctx: &TcContext, offset: u32, to: *mut u8) -> bool {
+    // SAFETY: by contract of this function.
+    unsafe { bpf_skb_load_bytes(ctx.skb.skb.cast(), offset, to.cast(), N) == 0 }
+}

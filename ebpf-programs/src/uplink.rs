@@ -1,0 +1,36 @@
+//! The hook of an uplink: marks where packets come from, and lets nobody outside speak as this node or its pods.
+//!
+//! Policy is not asked here: what is for a pod is decided at the pod, what is for the node (BGP, BFD, SSH) is the node's.
+
+use crate::{
+    counters,
+    identity::identity,
+    origin,
+    parse::{self, Packet},
+    skb,
+    verdict::{NEXT, Verdict},
+};
+use aya_ebpf::programs::TcContext;
+use bulkhead_ebpf_abi::{
+    DIR_INGRESS, DROP_SPOOFED_UPLINK, IDENTITY_LOCAL_NODE, IDENTITY_LOCAL_POD, ORIGIN_UNKNOWN,
+};
+
+#[inline(always)]
+pub fn from_uplink(ctx: &TcContext) -> i32 {
+    let ethertype = skb::ethertype(ctx);
+    if ethertype != skb::ETHERTYPE_IPV4 && ethertype != skb::ETHERTYPE_IPV6 {
+        return NEXT;
+    }
+    let mut packet = Packet::EMPTY;
+    if !parse::addresses(ctx, &mut packet, ethertype) {
+        // The stack judges it; whatever comes of it has no known origin.
+        origin::write(ctx, ORIGIN_UNKNOWN);
+        return NEXT;
+    }
+    let who = identity(&packet.src);
+    if who.has(IDENTITY_LOCAL_NODE | IDENTITY_LOCAL_POD) {
+        return counters::drop(Verdict::drop(DROP_SPOOFED_UPLINK), 0, DIR_INGRESS, skb::len(ctx));
+    }
+    origin::write(ctx, who.id());
+    NEXT
+}

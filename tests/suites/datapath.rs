@@ -1,0 +1,68 @@
+//! The kernel side, packet by packet: programs are run on made-up packets (`BPF_PROG_TEST_RUN`) without attaching them,
+//! and on real interfaces where that alone shows what must be true. Everything in namespaces of its own.
+
+#[path = "datapath/node.rs"]
+mod node;
+#[path = "datapath/packet.rs"]
+mod packet;
+#[path = "datapath/rules.rs"]
+mod rules;
+#[path = "datapath/sandbox.rs"]
+mod sandbox;
+
+#[path = "datapath/adoption.rs"]
+mod adoption;
+#[path = "datapath/connections.rs"]
+mod connections;
+#[path = "datapath/decisions.rs"]
+mod decisions;
+#[path = "datapath/fragments.rs"]
+mod fragments;
+#[path = "datapath/generations.rs"]
+mod generations;
+#[path = "datapath/icmp.rs"]
+mod icmp;
+#[path = "datapath/interfaces.rs"]
+mod interfaces;
+#[path = "datapath/origins.rs"]
+mod origins;
+#[path = "datapath/parsing.rs"]
+mod parsing;
+#[path = "datapath/sources.rs"]
+mod sources;
+
+use libtest_mimic::Arguments;
+use std::process::ExitCode;
+
+/// Tests by their functions: a name is the sentence that must be true.
+macro_rules! trials {
+    ($module:ident: $($test:ident),+ $(,)?) => {
+        pub fn trials() -> Vec<libtest_mimic::Trial> {
+            vec![$(libtest_mimic::Trial::test(concat!(stringify!($module), "::", stringify!($test)), || {
+                $test();
+                Ok(())
+            })),+]
+        }
+    };
+}
+pub(crate) use trials;
+
+fn main() -> ExitCode {
+    let arguments = Arguments::from_args();
+    let sandbox = if arguments.list { None } else { Some(sandbox::enter()) };
+    let tests = [
+        parsing::trials(),
+        sources::trials(),
+        decisions::trials(),
+        connections::trials(),
+        icmp::trials(),
+        fragments::trials(),
+        origins::trials(),
+        generations::trials(),
+        adoption::trials(),
+        interfaces::trials(),
+    ];
+    let conclusion = libtest_mimic::run(&arguments, tests.into_iter().flatten().collect());
+    drop(sandbox);
+    conclusion.exit_code()
+}

@@ -1,0 +1,207 @@
+//! A daemon that starts finds what the one before it left, and nothing stops meanwhile.
+
+use crate::{
+    node::{A, End, Node, POLICY_A, V4, VM, ifindex},
+    packet::{SYN, TCP, tcp},
+    rules::{Port, Rules, SIZES},
+    sandbox::{pin_dir, run},
+};
+use aya::programs::{SchedClassifier, TcAttachType};
+use bulkhead_daemon::datapath::{Datapath, DatapathError, Hook, PodMaps};
+use bulkhead_ebpf_abi::{ABI_VERSION, Sizes};
+use std::{fs, path::PathBuf};
+
+crate::trials! {
+    adoption:
+    a_first_start_adopts_nothing,
+    generation_flows_and_endpoints_are_adopted,
+    a_generation_after_adoption_writes_only_what_differs_and_decides,
+    links_stay_attached_and_run_the_new_programs,
+    links_of_interfaces_that_are_gone_are_forgotten,
+    an_interface_made_again_under_its_name_is_attached_again,
+    pins_of_another_layout_are_refused_and_left_alone,
+    pins_of_other_sizes_are_refused_and_left_alone,
+    a_start_that_never_finished_is_begun_again,
+    a_folder_that_is_not_on_a_bpf_file_system_is_refused,
+    removing_pins_leaves_nothing,
+}
+
+fn rules() -> Rules {
+    Rules::none().egress(POLICY_A, VM, Port::Tcp80, 70)
+}
+
+fn connect(node: &Node, port: u16) -> End {
+    node.send(A, &tcp((V4.a, port), (V4.vm, 80), SYN)).end
+}
+
+fn a_first_start_adopts_nothing() {
+    assert!(!Node::empty().adopted);
+}
+
+fn generation_flows_and_endpoints_are_adopted() {
+    let mut node = Node::new(rules());
+    node.apply(&rules());
+    assert_eq!(connect(&node, 5), End::Next);
+    let (flow, identities) = (node.flow((V4.a, 5), (V4.vm, 80), TCP), node.datapath.read_identities());
+    let endpoints = node.datapath.endpoints().expect("endpoints");
+    let pins = node.pins.clone();
+    drop(node);
+    let node = Node::open(pins);
+    assert!(node.adopted);
+    assert_eq!(node.datapath.running_generation().expect("generation"), 2);
+    assert_eq!(node.flow((V4.a, 5), (V4.vm, 80), TCP), flow);
+    assert_eq!(node.datapath.read_identities().expect("identities"), identities.expect("identities"));
+    assert_eq!(node.datapath.endpoints().expect("endpoints"), endpoints);
+    assert_eq!(connect(&node, 6), End::Next);
+}
+
+fn a_generation_after_adoption_writes_only_what_differs_and_decides() {
+    let node = Node::new(rules());
+    let pins = node.pins.clone();
+    drop(node);
+    let mut node = Node::open(pins);
+    assert_eq!(node.apply(&Rules::none()), 2);
+    assert!(matches!(connect(&node, 5), End::Drop(..)));
+    assert_eq!(node.apply(&rules()), 3);
+    assert_eq!(connect(&node, 5), End::Next);
+}
+
+/// A veth of its own.
+struct Veth(&'static str);
+
+impl Veth {
+    fn new(name: &'static str) -> Self {
+        run("ip", &["link", "add", name, "type", "veth", "peer", "name", &format!("{name}p")]);
+        Self(name)
+    }
+
+    fn programs(&self, side: TcAttachType) -> Vec<u32> {
+        let (_, programs) = SchedClassifier::query_tcx(self.0, side).expect("a query");
+        programs.iter().map(|p| p.id()).collect()
+    }
+}
+
+impl Drop for Veth {
+    fn drop(&mut self) {
+        run("ip", &["link", "del", self.0]);
+    }
+}
+
+fn program_id(pins: &std::path::Path, hook: Hook) -> u32 {
+    let program = SchedClassifier::from_pin(pins.join("programs").join(hook.name())).expect("a program");
+    program.info().expect("its info").id()
+}
+
+fn links_stay_attached_and_run_the_new_programs() {
+    let veth = Veth::new("ad.100");
+    let mut node = Node::empty();
+    node.datapath.attach_pod(veth.0, ifindex(veth.0)).expect("attached");
+    node.datapath.attach_pod(veth.0, ifindex(veth.0)).expect("attached again");
+    node.datapath.attach_uplink("lo", 1).expect("attached");
+    let all: Vec<_> = [(veth.0, Hook::FromPod), (veth.0, Hook::ToPod), ("lo", Hook::FromUplink)]
+        .map(|(name, hook)| (name.to_string(), hook))
+        .into();
+    let pins = node.pins.clone();
+    let first = program_id(&pins, Hook::FromPod);
+    for start in 0..3 {
+        assert_eq!(node.datapath.links_pinned().expect("links"), all, "start {start}");
+        assert_eq!(veth.programs(TcAttachType::Ingress), [program_id(&pins, Hook::FromPod)]);
+        assert_eq!(veth.programs(TcAttachType::Egress), [program_id(&pins, Hook::ToPod)]);
+        drop(node);
+        assert_eq!(veth.programs(TcAttachType::Ingress), [program_id(&pins, Hook::FromPod)]);
+        node = Node::open(pins.clone());
+    }
+    assert_ne!(program_id(&pins, Hook::FromPod), first);
+    for _ in 0..2 {
+        node.datapath.detach_pod(veth.0).expect("detached");
+        node.datapath.detach_uplink("lo").expect("detached");
+    }
+    assert!(
+        veth.programs(TcAttachType::Ingress).is_empty() && veth.programs(TcAttachType::Egress).is_empty()
+    );
+    assert!(node.datapath.links_pinned().expect("links").is_empty());
+}
+
+fn links_of_interfaces_that_are_gone_are_forgotten() {
+    let veth = Veth::new("gone0");
+    let mut node = Node::empty();
+    node.datapath.attach_pod(veth.0, ifindex(veth.0)).expect("attached");
+    drop(veth);
+    assert!(node.datapath.links_pinned().expect("links").is_empty());
+    let pins = node.pins.clone();
+    drop(node);
+    let node = Node::open(pins.clone());
+    assert!(node.adopted);
+    assert_eq!(fs::read_dir(pins.join("links")).expect("a folder").count(), 0);
+}
+
+fn an_interface_made_again_under_its_name_is_attached_again() {
+    let mut node = Node::empty();
+    for _ in 0..2 {
+        let veth = Veth::new("again0");
+        node.datapath.attach_pod(veth.0, ifindex(veth.0)).expect("attached");
+        assert_eq!(veth.programs(TcAttachType::Egress), [program_id(&node.pins, Hook::ToPod)]);
+        let wrong = node.datapath.attach_pod(veth.0, ifindex(veth.0) + 1000);
+        assert!(wrong.is_err());
+    }
+}
+
+fn refusal(pins: &PathBuf, sizes: Sizes, flows: u32) -> DatapathError {
+    Datapath::open(pins, sizes, flows).err().expect("a refusal")
+}
+
+fn pins_of_another_layout_are_refused_and_left_alone() {
+    let node = Node::new(rules());
+    let path = node.pins.join("maps/ABI");
+    let map =
+        aya::maps::Map::from_map_data(aya::maps::MapData::from_pin(&path).expect("a map")).expect("a map");
+    let mut abi: aya::maps::Array<_, u32> = map.try_into().expect("an array");
+    abi.set(0, ABI_VERSION + 1, 0).expect("written");
+    let refused = refusal(&node.pins, SIZES, 1024);
+    assert!(matches!(refused, DatapathError::Version { found, needed } if found == needed + 1), "{refused}");
+    assert_eq!(connect(&node, 5), End::Next);
+}
+
+fn pins_of_other_sizes_are_refused_and_left_alone() {
+    let node = Node::new(rules());
+    let refused = refusal(&node.pins, Sizes { rows: SIZES.rows * 2, ..SIZES }, 1024).to_string();
+    assert!(refused.contains("ROW") && refused.contains("1024") && refused.contains("2048"), "{refused}");
+    let refused = refusal(&node.pins, SIZES, 4096).to_string();
+    assert!(refused.contains("CONNTRACK"), "{refused}");
+    assert_eq!(connect(&node, 5), End::Next);
+}
+
+fn a_start_that_never_finished_is_begun_again() {
+    let node = Node::new(rules());
+    let pins = node.pins.clone();
+    drop(node);
+    fs::remove_file(pins.join("maps/ABI")).expect("removed");
+    let mut node = Node::open(pins);
+    assert!(!node.adopted);
+    assert_eq!(node.datapath.running_generation().expect("generation"), 0);
+    node.wire();
+    node.apply(&rules());
+    assert_eq!(connect(&node, 5), End::Next);
+}
+
+fn a_folder_that_is_not_on_a_bpf_file_system_is_refused() {
+    let folder = tempfile::tempdir().expect("a folder");
+    let refused = refusal(&folder.path().join("pins"), SIZES, 1024).to_string();
+    assert!(refused.contains("BPF file system"), "{refused}");
+}
+
+fn removing_pins_leaves_nothing() {
+    let veth = Veth::new("last0");
+    let mut node = Node::empty();
+    node.datapath.attach_pod(veth.0, ifindex(veth.0)).expect("attached");
+    let pins = node.pins.clone();
+    drop(node);
+    for _ in 0..2 {
+        Datapath::remove_pins(&pins).expect("removed");
+        assert!(!pins.exists());
+    }
+    assert!(
+        veth.programs(TcAttachType::Ingress).is_empty() && veth.programs(TcAttachType::Egress).is_empty()
+    );
+    assert!(pin_dir() != pins);
+}

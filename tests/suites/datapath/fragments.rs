@@ -1,0 +1,145 @@
+//! Later fragments follow their first; what could rewrite or hide ports is dropped.
+
+use crate::{
+    node::{A, B, End, FAMILIES, Node, POLICY_A, POLICY_B, V6, VM},
+    packet::{Packet, SYN, icmp, tcp, udp},
+    rules::{Port, Rules},
+};
+use bulkhead_ebpf_abi::{
+    DROP_FRAGMENT, DROP_FRAGMENT_TINY, DROP_MALFORMED, DROP_POLICY, RULE_DEFAULT_DENY, RULE_NONE,
+};
+
+crate::trials! {
+    fragments:
+    later_fragments_follow_their_first,
+    later_fragments_without_their_first_are_dropped,
+    fragments_of_a_refused_first_are_dropped,
+    a_first_fragment_without_its_ports_is_dropped,
+    fragments_that_overlap_the_first_are_dropped,
+    both_hooks_of_one_node_see_the_same_fragments,
+    an_atomic_fragment_is_a_whole_packet,
+    fragments_that_cannot_be_are_malformed,
+    echo_in_fragments_is_one_flow,
+}
+
+fn to_vm() -> Node {
+    Node::new(
+        Rules::none()
+            .egress(POLICY_A, VM, Port::Tcp80, 70)
+            .egress(POLICY_A, VM, Port::Udp53, 71)
+            .egress(POLICY_A, VM, Port::Echo, 72)
+            .egress(POLICY_A, B, Port::Udp53, 73)
+            .ingress(POLICY_B, A, Port::Udp53, 74),
+    )
+}
+
+const ORPHAN: End = End::Drop(DROP_FRAGMENT, RULE_NONE);
+const TINY: End = End::Drop(DROP_FRAGMENT_TINY, RULE_NONE);
+
+fn datagram(f: crate::node::Family, port: u16) -> Packet {
+    udp((f.a, 5), (f.vm, port)).payload(3000)
+}
+
+fn later_fragments_follow_their_first() {
+    let node = to_vm();
+    for f in FAMILIES {
+        let whole = datagram(f, 53);
+        assert_eq!(node.send(A, &whole.fragment(9, 0, 1480)).end, End::Next);
+        assert_eq!(node.send(A, &whole.fragment(9, 1480, 2960)).end, End::Next);
+        assert_eq!(node.send(A, &whole.fragment(9, 2960, 3008)).end, End::Next);
+        assert_eq!(node.flow((f.a, 5), (f.vm, 53), 17).expect("an entry").packets, 3);
+    }
+}
+
+fn later_fragments_without_their_first_are_dropped() {
+    let node = to_vm();
+    for f in FAMILIES {
+        let whole = datagram(f, 53);
+        assert_eq!(node.send(A, &whole.fragment(9, 1480, 2960)).end, ORPHAN);
+        assert_eq!(node.send(A, &whole.fragment(9, 0, 1480)).end, End::Next);
+        // Of another datagram.
+        assert_eq!(node.send(A, &whole.fragment(10, 1480, 2960)).end, ORPHAN);
+    }
+}
+
+fn fragments_of_a_refused_first_are_dropped() {
+    let node = to_vm();
+    for f in FAMILIES {
+        let whole = datagram(f, 54);
+        let end = node.send(A, &whole.fragment(9, 0, 1480)).end;
+        assert_eq!(end, End::Drop(DROP_POLICY, RULE_DEFAULT_DENY));
+        assert_eq!(node.send(A, &whole.fragment(9, 1480, 3008)).end, ORPHAN);
+    }
+}
+
+fn a_first_fragment_without_its_ports_is_dropped() {
+    let node = to_vm();
+    for f in FAMILIES {
+        let stream = tcp((f.a, 5), (f.vm, 80), SYN).payload(100);
+        for length in [8, 16] {
+            assert_eq!(node.send(A, &stream.fragment(9, 0, length)).end, TINY, "{length} bytes");
+        }
+        assert_eq!(node.send(A, &stream.fragment(9, 0, 24)).end, End::Next);
+    }
+    // The transport header hidden behind another header of the chain (RFC 7112).
+    let mut hidden = udp((V6.a, 5), (V6.vm, 53));
+    hidden.proto = 60;
+    hidden.payload = [vec![17, 0, 0, 0, 0, 0, 0, 0], hidden.payload, vec![0; 64]].concat();
+    assert_eq!(node.send(A, &hidden.fragment(9, 0, 8)).end, TINY);
+}
+
+fn fragments_that_overlap_the_first_are_dropped() {
+    let node = to_vm();
+    for f in FAMILIES {
+        let whole = datagram(f, 53);
+        assert_eq!(node.send(A, &whole.fragment(9, 0, 1480)).end, End::Next);
+        for start in [8, 16, 1472] {
+            assert_eq!(node.send(A, &whole.fragment(9, start, 2960)).end, TINY, "from {start}");
+        }
+    }
+}
+
+fn both_hooks_of_one_node_see_the_same_fragments() {
+    let node = to_vm();
+    for f in FAMILIES {
+        let whole = udp((f.a, 5), (f.b, 53)).payload(3000);
+        for (from, to) in [(0, 1480), (1480, 2960), (2960, 3008)] {
+            assert_eq!(node.pass(A, &whole.fragment(9, from, to)), [End::Next; 2]);
+        }
+    }
+}
+
+fn an_atomic_fragment_is_a_whole_packet() {
+    let node = to_vm();
+    let mut packet = udp((V6.a, 5), (V6.vm, 53));
+    packet.fragment = Some((9, 0, false));
+    assert_eq!(node.send(A, &packet).end, End::Next);
+}
+
+fn fragments_that_cannot_be_are_malformed() {
+    let node = to_vm();
+    for f in FAMILIES {
+        let malformed = End::Drop(DROP_MALFORMED, RULE_NONE);
+        let whole = datagram(f, 53);
+        // Not the last, and no multiple of eight.
+        assert_eq!(node.send(A, &whole.fragment(9, 0, 1481)).end, malformed);
+        // Beyond 65,535.
+        let mut far = whole.fragment(9, 1480, 2960);
+        far.fragment = Some((9, 65_528, false));
+        assert_eq!(node.send(A, &far).end, malformed);
+        // Of nothing.
+        let mut empty = whole.fragment(9, 1480, 2960);
+        empty.payload.clear();
+        assert_eq!(node.send(A, &empty).end, malformed);
+    }
+}
+
+fn echo_in_fragments_is_one_flow() {
+    let node = to_vm();
+    for f in FAMILIES {
+        let whole = icmp(f.a, f.vm, f.echo, 7, &[0; 3000]);
+        assert_eq!(node.send(A, &whole.fragment(9, 0, 1480)).end, End::Next);
+        assert_eq!(node.send(A, &whole.fragment(9, 1480, 3008)).end, End::Next);
+    }
+    assert_eq!(node.datapath.flow_count().expect("count"), 2);
+}

@@ -1,0 +1,239 @@
+//! One store changes the whole node; live connections are asked about again.
+
+use crate::{
+    node::{A, B, End, FAMILIES, NODE, Node, POLICY_A, POLICY_B, V4, VM, WORLD, addr},
+    packet::{ACK, Packet, SYN, TCP, icmp, tcp, udp},
+    rules::{Port, Rules, SIZES},
+};
+use bulkhead_daemon::datapath::{DatapathError, Generation, Identities, PodMaps};
+use bulkhead_ebpf_abi::{
+    Cell, DROP_POLICY, DROP_REVOKED, IDENTITY_LOCAL_POD, Identity, ORIGIN_NONE, RULE_DEFAULT_DENY,
+};
+
+crate::trials! {
+    generations:
+    a_connection_still_allowed_is_restamped,
+    a_connection_no_longer_allowed_is_cut_at_both_ends,
+    a_cut_connection_is_not_carried_on_from_the_other_end,
+    a_cut_connection_lives_again_when_it_is_allowed_again,
+    a_renewed_decision_is_made_in_the_initiators_direction,
+    a_connection_that_is_kept_survives_but_no_new_one_begins,
+    the_nodes_own_connections_survive_every_generation,
+    a_switch_is_whole_and_numbers_go_on,
+    tables_too_large_change_nothing,
+    shrinking_tables_leave_nothing_behind,
+    identities_come_before_the_switch_and_go_behind_it,
+    a_pods_own_entry_is_not_the_generations_to_change,
+}
+
+const DENIED: End = End::Drop(DROP_POLICY, RULE_DEFAULT_DENY);
+const CUT: End = End::Drop(DROP_REVOKED, RULE_DEFAULT_DENY);
+
+fn a_to_b() -> Rules {
+    Rules::none().egress(POLICY_A, B, Port::Tcp80, 70).ingress(POLICY_B, A, Port::Tcp80, 71).egress(
+        POLICY_A,
+        VM,
+        Port::Tcp80,
+        72,
+    )
+}
+
+fn a_connection_still_allowed_is_restamped() {
+    let mut node = Node::new(a_to_b());
+    for f in FAMILIES {
+        node.pass(A, &tcp((f.a, 5), (f.b, 80), SYN));
+    }
+    let generation = node.apply(&a_to_b().egress(POLICY_A, VM, Port::Udp53, 73));
+    for f in FAMILIES {
+        assert_eq!(node.pass(B, &tcp((f.b, 80), (f.a, 5), ACK)), [End::Next; 2]);
+        let flow = node.flow((f.a, 5), (f.b, 80), TCP).expect("an entry");
+        assert_eq!(flow.admitted.map(|a| (a.generation, a.rule)), [(generation, 70), (generation, 71)]);
+    }
+}
+
+fn a_connection_no_longer_allowed_is_cut_at_both_ends() {
+    for f in FAMILIES {
+        let (request, reply) = (tcp((f.a, 5), (f.b, 80), ACK), tcp((f.b, 80), (f.a, 5), ACK));
+        for left in [
+            Rules::none().egress(POLICY_A, B, Port::Tcp80, 70),
+            Rules::none().ingress(POLICY_B, A, Port::Tcp80, 71),
+        ] {
+            let mut node = Node::new(a_to_b());
+            node.pass(A, &tcp((f.a, 5), (f.b, 80), SYN));
+            assert_eq!(node.pass(A, &request), [End::Next; 2]);
+            node.apply(&left);
+            let [_, request] = node.pass(A, &request);
+            let [_, reply] = node.pass(B, &reply);
+            assert_eq!((request, reply), (CUT, CUT));
+        }
+    }
+}
+
+fn a_cut_connection_is_not_carried_on_from_the_other_end() {
+    // The vm may reach pod a at its client port, too.
+    let both = Rules::none().egress(POLICY_A, VM, Port::Tcp80, 70).ingress(POLICY_A, VM, Port::Other, 71);
+    for f in FAMILIES {
+        let mut node = Node::new(both.clone());
+        node.send(A, &tcp((f.a, 5), (f.vm, 80), SYN));
+        node.apply(&Rules::none().ingress(POLICY_A, VM, Port::Other, 71));
+        for _ in 0..3 {
+            assert_eq!(node.deliver(A, &tcp((f.vm, 80), (f.a, 5), ACK), VM).end, CUT);
+            assert_eq!(node.send(A, &tcp((f.a, 5), (f.vm, 80), ACK)).end, CUT);
+        }
+        // A connection of its own is another matter.
+        assert_eq!(node.deliver(A, &tcp((f.vm, 80), (f.a, 5), SYN), VM).end, End::Next);
+        assert_eq!(node.send(A, &tcp((f.a, 5), (f.vm, 80), ACK)).end, End::Next);
+    }
+}
+
+fn a_cut_connection_lives_again_when_it_is_allowed_again() {
+    for f in FAMILIES {
+        let mut node = Node::new(a_to_b());
+        node.send(A, &tcp((f.a, 5), (f.vm, 80), SYN));
+        node.apply(&Rules::none());
+        assert_eq!(node.send(A, &tcp((f.a, 5), (f.vm, 80), ACK)).end, CUT);
+        node.apply(&a_to_b());
+        assert_eq!(node.deliver(A, &tcp((f.vm, 80), (f.a, 5), ACK), VM).end, End::Next);
+    }
+}
+
+fn a_renewed_decision_is_made_in_the_initiators_direction() {
+    let rules = Rules::none().ingress(POLICY_B, VM, Port::Udp53, 70).ingress(POLICY_B, VM, Port::Echo, 71);
+    for f in FAMILIES {
+        let mut node = Node::new(rules.clone());
+        let packets: [(Packet, Packet); 2] = [
+            (udp((f.vm, 5), (f.b, 53)), udp((f.b, 53), (f.vm, 5))),
+            (icmp(f.vm, f.b, f.echo, 5, &[]), icmp(f.b, f.vm, f.echo_reply, 5, &[])),
+        ];
+        for (request, _) in &packets {
+            assert_eq!(node.deliver(B, request, VM).end, End::Next);
+        }
+        // The reply comes first; pod b's egress, which allows nothing, is not asked.
+        node.apply(&rules);
+        for (_, reply) in &packets {
+            assert_eq!(node.send(B, reply).end, End::Next);
+        }
+        node.apply(&Rules::none());
+        for (_, reply) in &packets {
+            assert_eq!(node.send(B, reply).end, CUT);
+            // A datagram has no connection that outlives its refusal.
+            assert_eq!(node.send(B, reply).end, DENIED);
+        }
+    }
+}
+
+fn a_connection_that_is_kept_survives_but_no_new_one_begins() {
+    for f in FAMILIES {
+        let mut node = Node::new(Rules::none().egress_keep(POLICY_A, VM, Port::Tcp80, 70));
+        node.send(A, &tcp((f.a, 5), (f.vm, 80), SYN));
+        let generation = node.apply(&Rules::none());
+        assert_eq!(node.send(A, &tcp((f.a, 5), (f.vm, 80), ACK)).end, End::Next);
+        assert_eq!(node.deliver(A, &tcp((f.vm, 80), (f.a, 5), ACK), VM).end, End::Next);
+        let flow = node.flow((f.a, 5), (f.vm, 80), TCP).expect("an entry");
+        assert_eq!((flow.admitted[0].generation, flow.admitted[0].rule), (generation, 70));
+        assert_eq!(node.send(A, &tcp((f.a, 6), (f.vm, 80), SYN)).end, DENIED);
+        assert_eq!(node.send(A, &tcp((f.a, 5), (f.vm, 80), SYN)).end, DENIED);
+    }
+}
+
+fn the_nodes_own_connections_survive_every_generation() {
+    for f in FAMILIES {
+        let mut node = Node::new(Rules::none().ingress(POLICY_A, NODE, Port::Tcp80, 70));
+        assert_eq!(node.deliver(A, &tcp((f.node, 5), (f.a, 80), SYN), ORIGIN_NONE).end, End::Next);
+        node.apply(&Rules::none());
+        assert_eq!(node.send(A, &tcp((f.a, 80), (f.node, 5), ACK)).end, End::Next);
+        assert_eq!(node.deliver(A, &tcp((f.node, 5), (f.a, 80), ACK), ORIGIN_NONE).end, End::Next);
+    }
+}
+
+fn a_switch_is_whole_and_numbers_go_on() {
+    let mut node = Node::new(a_to_b());
+    for round in 0..20u16 {
+        let (rules, end) = if round % 2 == 0 { (Rules::none(), DENIED) } else { (a_to_b(), End::Next) };
+        let generation = node.apply(&rules);
+        assert_eq!(generation, u32::from(round) + 2);
+        assert_eq!(node.datapath.running_generation().expect("generation"), generation);
+        for f in FAMILIES {
+            assert_eq!(node.send(A, &tcp((f.a, 100 + round), (f.vm, 80), SYN)).end, end);
+        }
+    }
+}
+
+fn tables_too_large_change_nothing() {
+    let mut node = Node::new(a_to_b());
+    let good = a_to_b().tables();
+    let (mut prefixes, exact) = (node.prefixes.clone(), node.exact.clone());
+    for what in ["CLASS", "POLICY", "PORT_DIR", "PORT_PAGE", "ROW", "CELL", "identity"] {
+        let mut tables = good.clone();
+        match what {
+            "CLASS" => tables.classes.resize(SIZES.identities as usize + 1, 0),
+            "POLICY" => tables.policies.resize(SIZES.policies as usize + 1, Default::default()),
+            "PORT_DIR" => tables.port_directories.resize(7, [0; 256]),
+            "PORT_PAGE" => tables.port_pages.resize(SIZES.port_pages as usize + 1, [0; 256]),
+            "ROW" => tables.rows.resize(SIZES.rows as usize + 1, 0),
+            "CELL" => tables.cells.resize(SIZES.cells as usize + 1, Cell::default()),
+            _ => {
+                prefixes.insert((addr("198.51.100.0"), 120), Identity { id: SIZES.identities, flags: 0 });
+            }
+        }
+        let refused =
+            node.datapath.apply(&Generation { tables: &tables, prefixes: &prefixes, exact: &exact });
+        assert!(matches!(refused, Err(DatapathError::TooLarge { .. })), "{what}: {refused:?}");
+        assert_eq!(node.datapath.running_generation().expect("generation"), 1);
+        assert_eq!(node.send(A, &tcp((V4.a, 5), (V4.vm, 80), SYN)).end, End::Next);
+    }
+    assert_eq!(node.apply(&a_to_b()), 2);
+}
+
+fn shrinking_tables_leave_nothing_behind() {
+    // Identity 39 has a row of its own, then no class at all: the world's row decides.
+    let mut node = Node::new(Rules::none());
+    node.exact.insert(addr("198.51.100.1"), Identity { id: 39, flags: 0 });
+    let rules = Rules::none().egress(POLICY_A, 39, Port::Tcp80, 70);
+    node.apply(&rules);
+    node.apply(&rules);
+    assert_eq!(node.send(A, &tcp((V4.a, 1), ("198.51.100.1", 80), SYN)).end, End::Next);
+    let mut tables = rules.tables();
+    tables.classes.truncate(39);
+    let (prefixes, exact) = (node.prefixes.clone(), node.exact.clone());
+    node.datapath
+        .apply(&Generation { tables: &tables, prefixes: &prefixes, exact: &exact })
+        .expect("applied");
+    assert_eq!(node.send(A, &tcp((V4.a, 2), ("198.51.100.1", 80), SYN)).end, DENIED);
+}
+
+fn identities_come_before_the_switch_and_go_behind_it() {
+    let mut node = Node::new(Rules::none());
+    let inner = (addr("192.0.2.0"), 96 + 28);
+    node.prefixes.insert(inner, Identity { id: 33, flags: 0 });
+    node.exact.insert(addr("198.51.100.1"), Identity { id: 34, flags: 0 });
+    node.apply(&Rules::none().egress(POLICY_A, 33, Port::Tcp80, 70).egress(POLICY_A, 34, Port::Tcp80, 71));
+    assert_eq!(node.send(A, &tcp((V4.a, 1), (V4.vm, 80), SYN)).end, End::Next);
+    assert_eq!(node.send(A, &tcp((V4.a, 1), ("198.51.100.1", 80), SYN)).end, End::Next);
+    node.prefixes.remove(&inner);
+    node.exact.remove(&addr("198.51.100.1"));
+    node.apply(&Rules::none().egress(POLICY_A, VM, Port::Udp53, 70).egress(POLICY_A, WORLD, Port::Udp53, 70));
+    assert!(node.datapath.read_identities().expect("identities").prefixes.contains_key(&inner));
+    node.datapath.settle().expect("settled");
+    let held = node.datapath.read_identities().expect("identities");
+    assert_eq!(held.prefixes, node.prefixes);
+    assert_eq!(node.send(A, &udp((V4.a, 1), (V4.vm, 53))).end, End::Next);
+    assert_eq!(node.send(A, &udp((V4.a, 1), ("198.51.100.1", 53))).end, End::Next);
+}
+
+fn a_pods_own_entry_is_not_the_generations_to_change() {
+    let mut node = Node::new(Rules::none());
+    let pod = Identity { id: A, flags: IDENTITY_LOCAL_POD };
+    node.exact.insert(addr(V4.a), Identity { id: VM, flags: 0 });
+    node.apply(&Rules::none());
+    node.exact.clear();
+    node.apply(&Rules::none());
+    node.datapath.settle().expect("settled");
+    let Identities { exact, .. } = node.datapath.read_identities().expect("identities");
+    assert_eq!(exact.get(&addr(V4.a)), Some(&pod));
+    assert_eq!(exact.len(), 4, "two pods, two families; the node's addresses are gone");
+    for address in [V4.a, V4.a] {
+        node.datapath.remove_address(address.parse().expect("address")).expect("removed");
+    }
+    assert_eq!(node.datapath.read_identities().expect("identities").exact.len(), 3);
+}

@@ -1,0 +1,161 @@
+//! What only real interfaces show: the `ifb` that paces what leaves a pod gives the packet back to where it was taken.
+
+use crate::{
+    node::{A, FAMILIES, Family, MAC_A, NODE, Node, POLICY_A, V4, ifindex},
+    packet::{Packet, UDP, udp},
+    rules::{Port, Rules},
+    sandbox::run,
+};
+use bulkhead_daemon::datapath::PodMaps;
+use bulkhead_ebpf_abi::{DROP_POLICY, ORIGIN_SHIFT};
+use std::{
+    io,
+    mem::{size_of, zeroed},
+    net::{IpAddr, UdpSocket},
+    os::fd::{AsRawFd, FromRawFd, OwnedFd},
+    time::Duration,
+};
+
+crate::trials! {
+    interfaces:
+    what_leaves_a_pod_is_paced_by_its_ifb_and_comes_back_marked_and_decided_once,
+}
+
+const DEADLINE: Duration = Duration::from_secs(5);
+
+/// The host's side of a pod's link, the pod's side, and the pod's `ifb` with a `tbf`.
+struct Link;
+
+impl Link {
+    const HOST: &str = "pace0";
+    const POD: &str = "pace0p";
+    const IFB: &str = "pace0i";
+
+    fn new() -> Self {
+        run("ip", &["link", "add", Self::HOST, "type", "veth", "peer", "name", Self::POD]);
+        run("ip", &["link", "add", Self::IFB, "type", "ifb"]);
+        for name in [Self::POD, Self::IFB, Self::HOST] {
+            run("ip", &["link", "set", name, "up"]);
+        }
+        let tbf = ["rate", "100mbit", "burst", "20kb", "latency", "50ms"];
+        run("tc", &[&["qdisc", "add", "dev", Self::IFB, "root", "tbf"], &tbf[..]].concat());
+        for f in FAMILIES {
+            let length = if f.a == V4.a { 32 } else { 128 };
+            run("ip", &["address", "add", &format!("{}/{length}", f.node), "dev", Self::HOST, "nodad"]);
+            run("ip", &["route", "add", &format!("{}/{length}", f.a), "dev", Self::HOST]);
+        }
+        Self
+    }
+
+    fn paced(&self) -> u64 {
+        let text = run("tc", &["-s", "-j", "qdisc", "show", "dev", Self::IFB]);
+        let value: serde_json::Value = serde_json::from_str(&text).expect("JSON");
+        value[0]["packets"].as_u64().expect("a count")
+    }
+}
+
+impl Drop for Link {
+    fn drop(&mut self) {
+        run("ip", &["link", "del", Self::HOST]);
+        run("ip", &["link", "del", Self::IFB]);
+    }
+}
+
+fn mac_of(name: &str) -> [u8; 6] {
+    let text = run("ip", &["-j", "link", "show", "dev", name]);
+    let value: serde_json::Value = serde_json::from_str(&text).expect("JSON");
+    let octets: Vec<u8> = value[0]["address"]
+        .as_str()
+        .expect("an address")
+        .split(':')
+        .map(|octet| u8::from_str_radix(octet, 16).expect("hexadecimal"))
+        .collect();
+    octets.try_into().expect("six octets")
+}
+
+/// Puts a frame on the pod's side of the link, as the pod would.
+fn transmit(interface: &str, packet: &Packet, to: [u8; 6]) {
+    let mut frame = packet.clone().from_mac(MAC_A).frame();
+    frame[..6].copy_from_slice(&to);
+    // SAFETY: plain numbers; the descriptor is ours.
+    let socket = unsafe {
+        let fd = libc::socket(libc::AF_PACKET, libc::SOCK_RAW | libc::SOCK_CLOEXEC, 0);
+        assert!(fd >= 0, "{}", io::Error::last_os_error());
+        OwnedFd::from_raw_fd(fd)
+    };
+    // SAFETY: all zero is an address.
+    let mut address: libc::sockaddr_ll = unsafe { zeroed() };
+    address.sll_family = libc::AF_PACKET as u16;
+    address.sll_ifindex = ifindex(interface) as i32;
+    // SAFETY: frame and address outlive the call.
+    let sent = unsafe {
+        libc::sendto(
+            socket.as_raw_fd(),
+            frame.as_ptr().cast(),
+            frame.len(),
+            0,
+            (&raw const address).cast(),
+            size_of::<libc::sockaddr_ll>() as u32,
+        )
+    };
+    assert_eq!(sent, frame.len() as isize, "{}", io::Error::last_os_error());
+}
+
+/// The next datagram's mark.
+fn receive_mark(socket: &UdpSocket) -> u32 {
+    const SO_RCVMARK: libc::c_int = 75;
+    let (mut data, mut control) = ([0u8; 64], [0u64; 8]);
+    let on: libc::c_int = 1;
+    // SAFETY: every buffer outlives its call; the kernel writes one control message of four bytes at most.
+    unsafe {
+        let set =
+            libc::setsockopt(socket.as_raw_fd(), libc::SOL_SOCKET, SO_RCVMARK, (&raw const on).cast(), 4);
+        assert_eq!(set, 0, "{}", io::Error::last_os_error());
+        let mut part = libc::iovec { iov_base: data.as_mut_ptr().cast(), iov_len: data.len() };
+        let mut message: libc::msghdr = zeroed();
+        message.msg_iov = &raw mut part;
+        message.msg_iovlen = 1;
+        message.msg_control = control.as_mut_ptr().cast();
+        message.msg_controllen = size_of::<[u64; 8]>();
+        let read = libc::recvmsg(socket.as_raw_fd(), &raw mut message, 0);
+        assert!(read >= 0, "nothing arrived: {}", io::Error::last_os_error());
+        let header = libc::CMSG_FIRSTHDR(&raw const message);
+        assert!(!header.is_null() && (*header).cmsg_type == libc::SO_MARK, "no mark came with it");
+        libc::CMSG_DATA(header).cast::<u32>().read_unaligned()
+    }
+}
+
+fn datagram(f: Family, port: u16) -> Packet {
+    let mut packet = udp((f.a, 5), (f.node, port));
+    packet.checksum_udp();
+    packet
+}
+
+fn what_leaves_a_pod_is_paced_by_its_ifb_and_comes_back_marked_and_decided_once() {
+    let link = Link::new();
+    let mut node = Node::empty();
+    node.wire_as(Link::HOST, ifindex(Link::IFB));
+    node.apply(&Rules::none().egress(POLICY_A, NODE, Port::Udp53, 70));
+    node.datapath.attach_pod(Link::HOST, ifindex(Link::HOST)).expect("attached");
+    let mac = mac_of(Link::HOST);
+    for (i, f) in FAMILIES.into_iter().enumerate() {
+        let address: IpAddr = f.node.parse().expect("an address");
+        let [allowed, denied] = [53, 54].map(|port| {
+            let socket = UdpSocket::bind((address, port)).expect("a socket");
+            socket.set_read_timeout(Some(DEADLINE)).expect("a deadline");
+            socket
+        });
+        transmit(Link::POD, &datagram(f, 54), mac);
+        transmit(Link::POD, &datagram(f, 53), mac);
+        assert_eq!(receive_mark(&allowed), A << ORIGIN_SHIFT);
+        denied.set_nonblocking(true).expect("set");
+        assert!(denied.recv(&mut [0; 64]).is_err(), "what came first and was refused never arrived");
+        assert!(link.paced() > i as u64);
+        assert_eq!(node.flow((f.a, 5), (f.node, 53), UDP).expect("an entry").packets, 1);
+    }
+    let drops = node.datapath.drops().expect("drops");
+    let refused: Vec<_> = drops.iter().filter(|(key, _)| key.reason == DROP_POLICY).collect();
+    assert_eq!(refused.len(), 1);
+    assert_eq!(refused[0].1.packets, 2);
+    node.datapath.detach_pod(Link::HOST).expect("detached");
+}

@@ -1,0 +1,151 @@
+//! Where a packet came into the host is known at its way out, whatever the host's stack made of its addresses.
+
+use crate::{
+    node::{A, B, End, FAMILIES, Family, NODE, Node, POLICY_A, POLICY_B, V4, VM, WORLD},
+    packet::{ACK, SYN, TCP, icmp, tcp, udp},
+    rules::{Port, Rules},
+};
+use bulkhead_ebpf_abi::{
+    DROP_POLICY, DROP_UNKNOWN_ORIGIN, FLOW_OWN_NODE, ORIGIN_NONE, ORIGIN_UNKNOWN, POLICY_AUDIT, POLICY_OPEN,
+    RULE_DEFAULT_DENY, RULE_NONE, origin_of,
+};
+
+crate::trials! {
+    origins:
+    pods_and_uplinks_mark_what_they_bring_in,
+    a_forged_mark_is_overwritten_and_the_lower_half_kept,
+    what_cannot_be_read_from_an_uplink_is_of_unknown_origin,
+    the_node_reaches_its_own_pods_and_gets_its_replies,
+    masqueraded_traffic_never_passes_as_the_node,
+    a_masqueraded_connection_is_decided_by_who_began_it,
+    unknown_origin_enters_open_partitions_only,
+    audit_records_unknown_origin_and_lets_it_pass,
+    another_origin_behind_the_same_address_and_port_is_another_flow,
+}
+
+const DENIED: End = End::Drop(DROP_POLICY, RULE_DEFAULT_DENY);
+
+fn pods_and_uplinks_mark_what_they_bring_in() {
+    let node = Node::new(Rules::none().egress(POLICY_A, VM, Port::Tcp80, 70));
+    for f in FAMILIES {
+        assert_eq!(node.send(A, &tcp((f.a, 5), (f.vm, 80), SYN)).origin, A);
+        assert_eq!(node.uplink(&tcp((f.vm, 5), (f.a, 80), SYN).frame(), 0).origin, VM);
+        assert_eq!(node.uplink(&tcp((f.world, 5), (f.a, 80), SYN).frame(), 0).origin, WORLD);
+    }
+    assert_eq!(origin_of(0xffff), ORIGIN_UNKNOWN);
+}
+
+fn a_forged_mark_is_overwritten_and_the_lower_half_kept() {
+    let node = Node::new(Rules::none().egress(POLICY_A, VM, Port::Tcp80, 70));
+    for f in FAMILIES {
+        for forged in [0, NODE, B, ORIGIN_UNKNOWN] {
+            let mark = forged << 16 | 0x4001;
+            let frame = tcp((f.a, 5), (f.vm, 80), SYN).from_mac(crate::node::MAC_A).frame();
+            assert_eq!(node.send_raw(A, &frame, mark).mark, A << 16 | 0x4001);
+            let frame = tcp((f.vm, 5), (f.a, 80), SYN).frame();
+            assert_eq!(node.uplink(&frame, mark).mark, VM << 16 | 0x4001);
+        }
+    }
+}
+
+fn what_cannot_be_read_from_an_uplink_is_of_unknown_origin() {
+    let node = Node::new(Rules::none());
+    for f in FAMILIES {
+        let whole = tcp((f.vm, 5), (f.a, 80), SYN).frame();
+        let cut = node.uplink(&whole[..30], 0);
+        assert_eq!((cut.end, cut.origin), (End::Next, ORIGIN_UNKNOWN));
+        let mut broken = whole.clone();
+        broken[14] = 0x11;
+        let broken = node.uplink(&broken, 0);
+        assert_eq!((broken.end, broken.origin), (End::Next, ORIGIN_UNKNOWN));
+        // What only its transport header makes unreadable is the host's business, and its source is known.
+        let short = node.uplink(&tcp((f.vm, 5), (f.a, 80), SYN).frame()[..whole.len() - 20], 0);
+        assert_eq!(short.end, End::Next);
+    }
+}
+
+fn the_node_reaches_its_own_pods_and_gets_its_replies() {
+    let node = Node::new(Rules::none());
+    for f in FAMILIES {
+        assert_eq!(node.deliver(A, &tcp((f.node, 5), (f.a, 8080), SYN), ORIGIN_NONE).end, End::Next);
+        let flow = node.flow((f.node, 5), (f.a, 8080), TCP).expect("an entry");
+        assert_ne!(flow.flags & FLOW_OWN_NODE, 0);
+        assert_eq!(node.send(A, &tcp((f.a, 8080), (f.node, 5), SYN | ACK)).end, End::Next);
+        assert_eq!(node.deliver(A, &icmp(f.node, f.a, f.echo, 3, &[]), ORIGIN_NONE).end, End::Next);
+        assert_eq!(node.send(A, &icmp(f.a, f.node, f.echo_reply, 3, &[])).end, End::Next);
+        // The pod opens nothing to the node by it.
+        assert_eq!(node.send(A, &tcp((f.a, 8080), (f.node, 5), SYN)).end, DENIED);
+    }
+    assert_eq!(node.deliver(A, &udp(("169.254.1.1", 5), (V4.a, 9)), ORIGIN_NONE).end, End::Next);
+}
+
+fn masqueraded_traffic_never_passes_as_the_node() {
+    let node = Node::new(Rules::none());
+    for f in FAMILIES {
+        for origin in [B, VM, WORLD] {
+            let end = node.deliver(A, &tcp((f.node, 5), (f.a, 8080), SYN), origin).end;
+            assert_eq!(end, DENIED, "origin {origin}");
+        }
+        let end = node.deliver(A, &tcp((f.node, 5), (f.a, 8080), SYN), ORIGIN_UNKNOWN).end;
+        assert_eq!(end, End::Drop(DROP_UNKNOWN_ORIGIN, RULE_NONE));
+    }
+}
+
+fn a_masqueraded_connection_is_decided_by_who_began_it() {
+    let allowed = Rules::none().ingress(POLICY_B, A, Port::Tcp80, 70);
+    for f in FAMILIES {
+        let mut node = Node::new(allowed.clone());
+        let request = tcp((f.node, 5), (f.b, 80), SYN);
+        let reply = tcp((f.b, 80), (f.node, 5), ACK);
+        assert_eq!(node.deliver(B, &request, VM).end, DENIED);
+        assert_eq!(node.deliver(B, &request, A).end, End::Next);
+        assert_eq!(node.send(B, &reply).end, End::Next);
+        assert_eq!(u32::from(node.flow((f.node, 5), (f.b, 80), TCP).expect("an entry").origin), A);
+        // The reply is the first to ask the next generation; it carries no mark of the initiator.
+        node.apply(&allowed);
+        assert_eq!(node.send(B, &reply).end, End::Next);
+        node.apply(&Rules::none().ingress(POLICY_B, NODE, Port::Tcp80, 70));
+        assert!(matches!(node.send(B, &reply).end, End::Drop(..)));
+    }
+}
+
+fn masqueraded(f: Family) -> crate::packet::Packet {
+    tcp((f.node, 5), (f.b, 80), SYN)
+}
+
+fn unknown_origin_enters_open_partitions_only() {
+    // As the world: what an open partition says of it.
+    let open = Rules::none().flags(POLICY_B, POLICY_OPEN).ingress(POLICY_B, WORLD, Port::Tcp80, 3);
+    let enforced =
+        Rules::none().ingress(POLICY_B, WORLD, Port::Tcp80, 70).ingress(POLICY_B, NODE, Port::Tcp80, 71);
+    for f in FAMILIES {
+        let mut node = Node::new(open.clone());
+        assert_eq!(node.deliver(B, &masqueraded(f), ORIGIN_UNKNOWN).end, End::Next);
+        assert_eq!(node.deliver(B, &tcp((f.node, 5), (f.b, 80), ACK), ORIGIN_UNKNOWN).end, End::Next);
+        assert_eq!(node.send(B, &tcp((f.b, 80), (f.node, 5), ACK)).end, End::Next);
+        node.apply(&enforced);
+        let cut = End::Drop(DROP_UNKNOWN_ORIGIN, RULE_NONE);
+        assert_eq!(node.send(B, &tcp((f.b, 80), (f.node, 5), ACK)).end, cut);
+        assert_eq!(node.deliver(B, &masqueraded(f), ORIGIN_UNKNOWN).end, cut);
+    }
+}
+
+fn audit_records_unknown_origin_and_lets_it_pass() {
+    let node = Node::new(Rules::none().flags(POLICY_B, POLICY_AUDIT));
+    for f in FAMILIES {
+        let outcome = node.deliver(B, &masqueraded(f), ORIGIN_UNKNOWN);
+        assert_eq!((outcome.end, outcome.audited), (End::Next, Some(RULE_NONE)));
+    }
+}
+
+fn another_origin_behind_the_same_address_and_port_is_another_flow() {
+    let node = Node::new(Rules::none().ingress(POLICY_B, A, Port::Udp53, 70));
+    for f in FAMILIES {
+        let packet = udp((f.node, 5), (f.b, 53));
+        assert_eq!(node.deliver(B, &packet, ORIGIN_NONE).end, End::Next);
+        assert_eq!(node.deliver(B, &packet, VM).end, DENIED);
+        assert_eq!(node.deliver(B, &packet, A).end, End::Next);
+        assert_eq!(node.deliver(B, &packet, VM).end, DENIED);
+        assert_eq!(node.deliver(B, &packet, ORIGIN_NONE).end, End::Next);
+    }
+}
