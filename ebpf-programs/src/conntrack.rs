@@ -18,11 +18,11 @@ use crate::{
     policy::Answer,
     verdict::Verdict,
 };
-use aya_ebpf::{helpers::generated::bpf_jiffies64, programs::TcContext};
+use aya_ebpf::{bindings::__sk_buff, helpers::generated::bpf_jiffies64, programs::TcContext};
 use bulkhead_ebpf_abi::{
-    Admission, DIR_EGRESS, DIR_INGRESS, DROP_CONNTRACK_FULL, DROP_REVOKED, FLOW_ANSWERED, FLOW_CLOSING,
-    FLOW_INITIATOR_LOW, FLOW_KEEP_EGRESS, FLOW_KEEP_INGRESS, FLOW_OWN_NODE, FLOW_VERSION, Flow, PATH_STACK,
-    PROTO_TCP,
+    Admission, DIR_EGRESS, DIR_INGRESS, DROP_CONNTRACK_FULL, DROP_MALFORMED, DROP_REVOKED, FLOW_ANSWERED,
+    FLOW_CLOSING, FLOW_INITIATOR_LOW, FLOW_KEEP_EGRESS, FLOW_KEEP_INGRESS, FLOW_OWN_NODE, FLOW_VERSION, Flow,
+    PATH_STACK, PROTO_TCP,
 };
 use decide::{Peer, ask, peer_of_flow, peer_of_packet};
 use key::Key;
@@ -46,8 +46,24 @@ impl At {
     }
 }
 
-#[inline(never)]
+#[inline(always)]
 pub fn admit(ctx: &TcContext, at: &At, packet: &Packet) -> Verdict {
+    Verdict::of(bulkhead_admit(ctx.skb.skb, at, packet))
+}
+
+/// A function of its own to the verifier ("global"): checked once, for any packet, and not again on every path to it.
+#[unsafe(no_mangle)]
+#[inline(never)]
+extern "C" fn bulkhead_admit(skb: *mut __sk_buff, at: *const At, packet: *const Packet) -> u64 {
+    // SAFETY: the caller's; null is what the verifier must be told of.
+    let (Some(at), Some(packet)) = (unsafe { (at.as_ref(), packet.as_ref()) }) else {
+        return Verdict::drop(DROP_MALFORMED).raw();
+    };
+    decide_on(&TcContext::new(skb), at, packet).raw()
+}
+
+#[inline(always)]
+fn decide_on(ctx: &TcContext, at: &At, packet: &Packet) -> Verdict {
     if packet.is_icmp() && !packet.is_echo_request() && !packet.is_echo_reply() {
         return icmp(ctx, at, packet);
     }

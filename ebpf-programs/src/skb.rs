@@ -17,10 +17,16 @@ macro_rules! field {
     };
 }
 
-/// Zero where a VLAN tag lies on the frame: no hook of ours carries one.
+/// The protocol behind the Ethernet header, and behind a VLAN tag that the kernel has taken off.
+#[inline(always)]
+pub fn protocol(ctx: &TcContext) -> u16 {
+    u16::from_be(field!(ctx, protocol) as u16)
+}
+
+/// The same; zero where there was a tag: a pod's link carries none.
 #[inline(always)]
 pub fn ethertype(ctx: &TcContext) -> u16 {
-    if field!(ctx, vlan_present) == 0 { u16::from_be(field!(ctx, protocol) as u16) } else { 0 }
+    if field!(ctx, vlan_present) == 0 { protocol(ctx) } else { 0 }
 }
 
 /// With the Ethernet header.
