@@ -41,7 +41,7 @@ pub struct At {
 
 impl At {
     #[inline(always)]
-    pub fn from_pod(&self) -> bool {
+    pub fn sends(&self) -> bool {
         self.dir == DIR_EGRESS
     }
 }
@@ -114,12 +114,12 @@ fn starts_another(at: &At, packet: &Packet, flow: &Flow, forward: bool) -> bool 
     }
     // Behind this node's own address somebody else may speak now.
     let by_mark = flow.flags & FLOW_OWN_NODE != 0 || flow.origin != 0;
-    by_mark && !at.from_pod() && at.origin != u32::from(flow.origin)
+    by_mark && !at.sends() && at.origin != u32::from(flow.origin)
 }
 
 #[inline(always)]
 fn known(at: &At, packet: &Packet, key: &Key, flow: &mut Flow, forward: bool) -> Verdict {
-    let end = if forward == at.from_pod() { DIR_EGRESS } else { DIR_INGRESS };
+    let end = if forward == at.sends() { DIR_EGRESS } else { DIR_INGRESS };
     let keep = if end == DIR_EGRESS { FLOW_KEEP_EGRESS } else { FLOW_KEEP_INGRESS };
     // A connection begun again is asked about again, by each end for itself.
     let again = forward && packet.is_syn();
@@ -187,7 +187,7 @@ fn touch(at: &At, packet: &Packet, flow: &mut Flow, forward: bool, again: bool) 
     flow.last_seen = unsafe { bpf_jiffies64() };
     // Of a flow between two pods of this node both hooks see each packet: the sender's counts.
     let both_ends_here = flow.admitted[0].generation != 0 && flow.admitted[1].generation != 0;
-    if at.from_pod() || !both_ends_here {
+    if at.sends() || !both_ends_here {
         flow.packets += 1;
         flow.bytes += u64::from(at.bytes);
     }

@@ -57,6 +57,15 @@ pub fn is_gso(ctx: &TcContext) -> bool {
     field!(ctx, gso_size) != 0
 }
 
+/// Eight bytes at `offset`, the first highest; `None` if the packet ends before.
+#[inline(always)]
+pub fn word(ctx: &TcContext, offset: u32) -> Option<u64> {
+    let mut word = 0u64;
+    // SAFETY: eight bytes into eight.
+    let loaded = unsafe { load::<8>(ctx, offset, (&raw mut word).cast()) };
+    if loaded { Some(u64::from_be(word)) } else { None }
+}
+
 /// Copies `N` bytes at `offset` to `to`; linear or not. False if the packet ends before.
 ///
 /// # Safety

@@ -127,7 +127,7 @@ fn receive_mark(socket: &UdpSocket) -> u32 {
 fn datagram(f: Family, port: u16, to: [u8; 6]) -> Vec<u8> {
     let mut packet = udp((f.a, 5), (f.node, port));
     packet.checksum_udp();
-    let mut frame = packet.from_mac(MAC_A).frame();
+    let mut frame = packet.with_mac(MAC_A).frame();
     frame[..6].copy_from_slice(&to);
     frame
 }

@@ -40,7 +40,7 @@ fn a_forged_mark_is_overwritten_and_the_lower_half_kept() {
     for f in FAMILIES {
         for forged in [0, NODE, B, ORIGIN_UNKNOWN] {
             let mark = forged << 16 | 0x4001;
-            let frame = tcp((f.a, 5), (f.vm, 80), SYN).from_mac(crate::node::MAC_A).frame();
+            let frame = tcp((f.a, 5), (f.vm, 80), SYN).with_mac(crate::node::MAC_A).frame();
             assert_eq!(node.send_raw(A, &frame, mark).mark, A << 16 | 0x4001);
             let frame = tcp((f.vm, 5), (f.a, 80), SYN).frame();
             assert_eq!(node.uplink(&frame, mark).mark, VM << 16 | 0x4001);
