@@ -140,8 +140,16 @@ impl Node {
             [(interface_a, MAC_A, POLICY_A, A, V4.a, V6.a), ("pod-b", MAC_B, POLICY_B, B, V4.b, V6.b)]
         {
             let ifb_ifindex = if identity == A { ifb_a } else { 0 };
-            let endpoint =
-                Endpoint { ipv4: addr(v4), ipv6: addr(v6), policy, identity, ifb_ifindex, mac, reserved: 0 };
+            let endpoint = Endpoint {
+                ipv4: addr(v4),
+                ipv6: addr(v6),
+                policy,
+                identity_v4: identity,
+                identity_v6: identity,
+                ifb_ifindex,
+                mac,
+                reserved: 0,
+            };
             self.datapath.set_endpoint(ifindex(name), &endpoint).expect("endpoint");
             for address in [v4, v6] {
                 let identity = Identity { id: identity, flags: IDENTITY_LOCAL_POD };
