@@ -102,7 +102,7 @@ impl Node {
             Some(status) => Err(Error::Command {
                 command: format!("bulkheadd on {}", self.name),
                 status,
-                stderr: self.log_tail(8),
+                stderr: self.log_tail(40),
             }),
         }
     }
@@ -133,7 +133,7 @@ impl Node {
         Err(Error::Command {
             command: format!("bulkheadd on {}", self.name),
             status,
-            stderr: self.log_tail(8),
+            stderr: self.log_tail(40),
         })
     }
 

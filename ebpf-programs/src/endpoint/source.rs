@@ -24,11 +24,11 @@ pub fn is_neighbour_discovery(packet: &Packet) -> bool {
 
 /// `link_control`: what an interface sends before it has an address, or from its link-local one.
 #[inline(always)]
-pub fn is_of(pod: &Endpoint, packet: &Packet, link_control: bool) -> bool {
+pub fn is_of(pod: &Endpoint, packet: &Packet, ipv6: bool, link_control: bool) -> bool {
     if !has_mac(pod, &packet.src_mac) {
         return false;
     }
-    let own = Address::of_value(if packet.ipv6 { &pod.ipv6 } else { &pod.ipv4 });
+    let own = Address::of_value(if ipv6 { &pod.ipv6 } else { &pod.ipv4 });
     // A family the pod has no address of stands as zero: that is "unspecified", not the pod's.
     if packet.src == own && own != Address::ZERO {
         return true;

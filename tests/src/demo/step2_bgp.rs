@@ -9,16 +9,12 @@ use crate::{
 };
 use bulkhead_api::messages::{BgpPeerInfo, PartitionInfo};
 use ipnetwork::IpNetwork;
-use std::{
-    net::IpAddr,
-    time::{Duration, Instant},
-};
+use std::{net::IpAddr, time::Duration};
 
 const SESSION: Duration = Duration::from_secs(20);
 const ROUTE: Duration = Duration::from_secs(10);
 
 pub fn run(lab: &mut Lab) -> Result<Held> {
-    let start = Instant::now();
     for (node, sessions) in lab.nodes.iter().zip(SESSIONS) {
         lab.bird.wait_established(&sessions, SESSION)?;
         peers_established(node)?;
@@ -37,9 +33,8 @@ pub fn run(lab: &mut Lab) -> Result<Held> {
         count += blocks.len();
     }
     Ok(Held::new(format!(
-        "{} sessions, {count} blocks in BIRD and in the kernel, {:.1} s",
-        SESSIONS.len() * 2,
-        start.elapsed().as_secs_f64()
+        "{} sessions, half of them v6; {count} blocks in BIRD and in the kernel",
+        SESSIONS.len() * 2
     )))
 }
 

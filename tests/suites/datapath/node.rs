@@ -159,7 +159,7 @@ impl Node {
     /// From pod a or b, by its source MAC.
     pub fn send(&self, pod: u32, packet: &Packet) -> Outcome {
         let mac = if pod == A { MAC_A } else { MAC_B };
-        self.send_raw(pod, &packet.clone().from_mac(mac).frame(), 0)
+        self.send_raw(pod, &packet.clone().with_mac(mac).frame(), 0)
     }
 
     pub fn send_raw(&self, pod: u32, frame: &[u8], mark: u32) -> Outcome {
