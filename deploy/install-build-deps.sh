@@ -9,7 +9,7 @@
 # RUSTC and CARGO pointing at them; the static plugin then needs Debian's `libstd-rust-web-dev` for musl, or runs dynamic.
 set -euo pipefail
 
-packages=(build-essential ca-certificates iproute2 bird2 llvm-22-dev libzstd-dev zlib1g-dev)
+packages=(build-essential ca-certificates iproute2 iputils-ping bird2 llvm-22-dev libzstd-dev zlib1g-dev)
 bpf_linker=0.13.0
 musl=x86_64-unknown-linux-musl
 

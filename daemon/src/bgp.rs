@@ -184,7 +184,7 @@ impl Bgp {
             peer: r.peer,
             next_hop: r.next_hop,
             as_path: r.as_path,
-            communities: r.communities.iter().map(ToString::to_string).collect(),
+            communities: r.communities.iter().map(|c| format!("{}:{}", c >> 16, c & 0xffff)).collect(),
         };
         let (advertised, received) = (speaker.advertised().await, speaker.received().await);
         advertised.into_iter().chain(received).map(of_route).collect()

@@ -2,13 +2,16 @@
 
 use bulkhead_daemon::{config::Config, node::Node, server, source};
 use clap::Parser;
-use std::{error::Error, io::IsTerminal, path::PathBuf, process::ExitCode, sync::Arc};
+use std::{error::Error, io::IsTerminal, path::PathBuf, process::ExitCode, sync::Arc, time::Duration};
 use tokio::{
     signal::unix::{SignalKind, signal},
     sync::Mutex,
 };
 use tracing::{error, info};
 use tracing_subscriber::EnvFilter;
+
+/// How often queued DELs are looked for.
+const QUEUE_INTERVAL: Duration = Duration::from_secs(5);
 
 /// The node daemon of Bulkhead.
 #[derive(Parser)]
@@ -55,16 +58,22 @@ async fn run(config: Config) -> Result<(), Box<dyn Error>> {
     let mut terminate = signal(SignalKind::terminate())?;
     let mut interrupt = signal(SignalKind::interrupt())?;
     let listener = server::bind(&config.socket).map_err(|e| format!("{}: {e}", config.socket.display()))?;
-    let mut observed = source::watch(&config.objects)
+    let mut observed = source::watch(&config.objects, &config.state_dir.join("objects.json"))
         .map_err(|e| format!("cannot watch the objects in {}: {e}", config.objects.display()))?;
     let socket = config.socket.clone();
     let node = Arc::new(Mutex::new(Node::open(config).await?));
     let server = tokio::spawn(axum::serve(listener, server::router(node.clone())).into_future());
+    observed.mark_changed();
+    let mut queue = tokio::time::interval(QUEUE_INTERVAL);
     loop {
-        let latest = observed.borrow_and_update().clone();
-        node.lock().await.apply(latest).await;
         tokio::select! {
-            changed = observed.changed() => changed?,
+            changed = observed.changed() => {
+                changed?;
+                let latest = observed.borrow_and_update().clone();
+                node.lock().await.apply(latest).await;
+            }
+            // The plugin may have queued a DEL an instant before we listened.
+            _ = queue.tick() => node.lock().await.replay_queued().await,
             _ = terminate.recv() => break,
             _ = interrupt.recv() => break,
         }

@@ -11,7 +11,10 @@ use axum::{
 use bulkhead_api::messages::{Attach, Check, Detach, ErrorReply, ExplainRequest, Gc, code};
 use serde::Serialize;
 use std::{fs, io, os::unix::fs::PermissionsExt, path::Path, sync::Arc};
-use tokio::{net::UnixListener, sync::Mutex};
+use tokio::{
+    net::UnixListener,
+    sync::{Mutex, OwnedMutexGuard},
+};
 
 /// One change at a time: the node is a single state.
 pub type Shared = Arc<Mutex<Node>>;
@@ -78,12 +81,31 @@ fn status_of(error: &ErrorReply) -> StatusCode {
     }
 }
 
+/// Carries a change out to its end, also when the client has gone meanwhile: half a change is nobody's wish.
+async fn change<T, F>(
+    node: Shared,
+    work: impl FnOnce(OwnedMutexGuard<Node>) -> F + Send + 'static,
+) -> Response
+where
+    T: Serialize + Send + 'static,
+    F: Future<Output = Result<T, ErrorReply>> + Send,
+{
+    let task = tokio::spawn(async move { work(node.lock_owned().await).await });
+    reply(task.await.unwrap_or_else(|e| {
+        Err(ErrorReply {
+            code: code::IO_FAILURE,
+            msg: "the request was broken off".into(),
+            details: e.to_string(),
+        })
+    }))
+}
+
 async fn add(State(node): State<Shared>, Json(request): Json<Attach>) -> Response {
-    reply(node.lock().await.add(&request).await)
+    change(node, |mut node| async move { node.add(&request).await }).await
 }
 
 async fn del(State(node): State<Shared>, Json(request): Json<Detach>) -> Response {
-    reply(node.lock().await.del(&request).await.map(|()| Done {}))
+    change(node, |mut node| async move { node.del(&request).await.map(|()| Done {}) }).await
 }
 
 async fn check(State(node): State<Shared>, Json(request): Json<Check>) -> Response {
@@ -91,7 +113,7 @@ async fn check(State(node): State<Shared>, Json(request): Json<Check>) -> Respon
 }
 
 async fn gc(State(node): State<Shared>, Json(request): Json<Gc>) -> Response {
-    reply(node.lock().await.gc(&request).await.map(|()| Done {}))
+    change(node, |mut node| async move { node.gc(&request).await.map(|()| Done {}) }).await
 }
 
 async fn cni_status(State(node): State<Shared>) -> Response {
@@ -127,5 +149,5 @@ async fn bgp_routes(State(node): State<Shared>) -> Response {
 }
 
 async fn drain_routes(State(node): State<Shared>) -> Response {
-    reply(node.lock().await.bgp.drain().await.map(|()| Done {}))
+    change(node, |mut node| async move { node.bgp.drain().await.map(|()| Done {}) }).await
 }

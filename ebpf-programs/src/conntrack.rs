@@ -18,11 +18,11 @@ use crate::{
     policy::Answer,
     verdict::Verdict,
 };
-use aya_ebpf::{helpers::generated::bpf_jiffies64, programs::TcContext};
+use aya_ebpf::{bindings::__sk_buff, helpers::generated::bpf_jiffies64, programs::TcContext};
 use bulkhead_ebpf_abi::{
-    Admission, DIR_EGRESS, DIR_INGRESS, DROP_CONNTRACK_FULL, DROP_REVOKED, FLOW_ANSWERED, FLOW_CLOSING,
-    FLOW_INITIATOR_LOW, FLOW_KEEP_EGRESS, FLOW_KEEP_INGRESS, FLOW_OWN_NODE, FLOW_VERSION, Flow, PATH_STACK,
-    PROTO_TCP,
+    Admission, DIR_EGRESS, DIR_INGRESS, DROP_CONNTRACK_FULL, DROP_MALFORMED, DROP_REVOKED, FLOW_ANSWERED,
+    FLOW_CLOSING, FLOW_INITIATOR_LOW, FLOW_KEEP_EGRESS, FLOW_KEEP_INGRESS, FLOW_OWN_NODE, FLOW_VERSION, Flow,
+    PATH_STACK, PROTO_TCP,
 };
 use decide::{Peer, ask, peer_of_flow, peer_of_packet};
 use key::Key;
@@ -41,13 +41,29 @@ pub struct At {
 
 impl At {
     #[inline(always)]
-    pub fn from_pod(&self) -> bool {
+    pub fn sends(&self) -> bool {
         self.dir == DIR_EGRESS
     }
 }
 
-#[inline(never)]
+#[inline(always)]
 pub fn admit(ctx: &TcContext, at: &At, packet: &Packet) -> Verdict {
+    Verdict::of(bulkhead_admit(ctx.skb.skb, at, packet))
+}
+
+/// A function of its own to the verifier ("global"): checked once, for any packet, and not again on every path to it.
+#[unsafe(no_mangle)]
+#[inline(never)]
+extern "C" fn bulkhead_admit(skb: *mut __sk_buff, at: *const At, packet: *const Packet) -> u64 {
+    // SAFETY: the caller's; null is what the verifier must be told of.
+    let (Some(at), Some(packet)) = (unsafe { (at.as_ref(), packet.as_ref()) }) else {
+        return Verdict::drop(DROP_MALFORMED).raw();
+    };
+    decide_on(&TcContext::new(skb), at, packet).raw()
+}
+
+#[inline(always)]
+fn decide_on(ctx: &TcContext, at: &At, packet: &Packet) -> Verdict {
     if packet.is_icmp() && !packet.is_echo_request() && !packet.is_echo_reply() {
         return icmp(ctx, at, packet);
     }
@@ -98,12 +114,12 @@ fn starts_another(at: &At, packet: &Packet, flow: &Flow, forward: bool) -> bool 
     }
     // Behind this node's own address somebody else may speak now.
     let by_mark = flow.flags & FLOW_OWN_NODE != 0 || flow.origin != 0;
-    by_mark && !at.from_pod() && at.origin != u32::from(flow.origin)
+    by_mark && !at.sends() && at.origin != u32::from(flow.origin)
 }
 
 #[inline(always)]
 fn known(at: &At, packet: &Packet, key: &Key, flow: &mut Flow, forward: bool) -> Verdict {
-    let end = if forward == at.from_pod() { DIR_EGRESS } else { DIR_INGRESS };
+    let end = if forward == at.sends() { DIR_EGRESS } else { DIR_INGRESS };
     let keep = if end == DIR_EGRESS { FLOW_KEEP_EGRESS } else { FLOW_KEEP_INGRESS };
     // A connection begun again is asked about again, by each end for itself.
     let again = forward && packet.is_syn();
@@ -171,7 +187,7 @@ fn touch(at: &At, packet: &Packet, flow: &mut Flow, forward: bool, again: bool) 
     flow.last_seen = unsafe { bpf_jiffies64() };
     // Of a flow between two pods of this node both hooks see each packet: the sender's counts.
     let both_ends_here = flow.admitted[0].generation != 0 && flow.admitted[1].generation != 0;
-    if at.from_pod() || !both_ends_here {
+    if at.sends() || !both_ends_here {
         flow.packets += 1;
         flow.bytes += u64::from(at.bytes);
     }

@@ -63,10 +63,12 @@ fn outbound(ctx: &TcContext, pod: &Endpoint) -> Verdict {
         return Verdict::drop(reason as u8);
     }
     let link_control = source::is_link_control(&packet);
-    if !source::is_of(pod, &packet, link_control) {
+    // Of the ethertype, which the verifier follows: of `packet.ipv6` it knows only that it is some byte.
+    let ipv6 = ethertype == skb::ETHERTYPE_IPV6;
+    if !source::is_of(pod, &packet, ipv6, link_control) {
         return Verdict::drop(DROP_SPOOFED_POD);
     }
-    origin::write(ctx, if packet.ipv6 { pod.identity_v6 } else { pod.identity_v4 });
+    origin::write(ctx, if ipv6 { pod.identity_v6 } else { pod.identity_v4 });
     if link_control {
         return Verdict::PASS;
     }

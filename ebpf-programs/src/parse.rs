@@ -222,14 +222,12 @@ fn extensions(ctx: &TcContext, packet: &mut Packet, end: u32) -> Result<(), u32>
         if !matches!(kind, HOP_BY_HOP | ROUTING | FRAGMENT | AUTHENTICATION | DESTINATION) {
             return Ok(());
         }
-        let mut raw = 0u64;
-        // SAFETY: eight bytes into eight.
-        if packet.transport + 8 > end
-            || !unsafe { skb::load::<8>(ctx, packet.transport, (&raw mut raw).cast()) }
-        {
+        if packet.transport + 8 > end {
             return Err(u32::from(cut_short(packet)));
         }
-        let raw = u64::from_be(raw);
+        let Some(raw) = skb::word(ctx, packet.transport) else {
+            return Err(u32::from(cut_short(packet)));
+        };
         packet.proto = (raw >> 56) as u8;
         let length = u32::from((raw >> 48) as u8);
         match kind {

@@ -17,10 +17,16 @@ macro_rules! field {
     };
 }
 
-/// Zero where a VLAN tag lies on the frame: no hook of ours carries one.
+/// The protocol behind the Ethernet header, and behind a VLAN tag that the kernel has taken off.
+#[inline(always)]
+pub fn protocol(ctx: &TcContext) -> u16 {
+    u16::from_be(field!(ctx, protocol) as u16)
+}
+
+/// The same; zero where there was a tag: a pod's link carries none.
 #[inline(always)]
 pub fn ethertype(ctx: &TcContext) -> u16 {
-    if field!(ctx, vlan_present) == 0 { u16::from_be(field!(ctx, protocol) as u16) } else { 0 }
+    if field!(ctx, vlan_present) == 0 { protocol(ctx) } else { 0 }
 }
 
 /// With the Ethernet header.
@@ -49,6 +55,15 @@ pub fn set_mark(ctx: &TcContext, mark: u32) {
 #[inline(always)]
 pub fn is_gso(ctx: &TcContext) -> bool {
     field!(ctx, gso_size) != 0
+}
+
+/// Eight bytes at `offset`, the first highest; `None` if the packet ends before.
+#[inline(always)]
+pub fn word(ctx: &TcContext, offset: u32) -> Option<u64> {
+    let mut word = 0u64;
+    // SAFETY: eight bytes into eight.
+    let loaded = unsafe { load::<8>(ctx, offset, (&raw mut word).cast()) };
+    if loaded { Some(u64::from_be(word)) } else { None }
 }
 
 /// Copies `N` bytes at `offset` to `to`; linear or not. False if the packet ends before.

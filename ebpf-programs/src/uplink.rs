@@ -17,12 +17,11 @@ use bulkhead_ebpf_abi::{
 
 #[inline(always)]
 pub fn from_uplink(ctx: &TcContext) -> i32 {
-    let ethertype = skb::ethertype(ctx);
-    if ethertype != skb::ETHERTYPE_IPV4 && ethertype != skb::ETHERTYPE_IPV6 {
-        return NEXT;
-    }
+    // A tag is no matter here: the kernel has taken it off, and a VLAN on the uplink gets the packet with its mark.
+    let protocol = skb::protocol(ctx);
+    let is_ip = protocol == skb::ETHERTYPE_IPV4 || protocol == skb::ETHERTYPE_IPV6;
     let mut packet = Packet::EMPTY;
-    if !parse::addresses(ctx, &mut packet, ethertype) {
+    if !is_ip || !parse::addresses(ctx, &mut packet, protocol) {
         // The stack judges it; whatever comes of it has no known origin.
         origin::write(ctx, ORIGIN_UNKNOWN);
         return NEXT;

@@ -25,6 +25,16 @@ impl Verdict {
     }
 
     #[inline(always)]
+    pub fn of(raw: u64) -> Self {
+        Self(raw)
+    }
+
+    #[inline(always)]
+    pub fn raw(self) -> u64 {
+        self.0
+    }
+
+    #[inline(always)]
     pub fn passes(self) -> bool {
         self.0 == 0
     }

@@ -4,17 +4,18 @@ use crate::{prefix::Prefix, selector};
 use bulkhead_api::objects::{BandwidthClassSpec, DEFAULT_PARTITION, NetworkGroupSpec, PartitionSpec};
 use bulkhead_ebpf_abi::Addr;
 use ipnetwork::IpNetwork;
+use serde::{Deserialize, Serialize};
 use std::{collections::BTreeMap, net::IpAddr};
 
 /// An object with the file it came from, where the source has files.
-#[derive(Clone, Debug, PartialEq)]
+#[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
 pub struct Sourced<T> {
     pub spec: T,
     /// `web.yaml`, or `web.yaml:12` (line of the document).
     pub file: Option<String>,
 }
 
-#[derive(Clone, Debug, PartialEq, Default)]
+#[derive(Clone, Debug, PartialEq, Default, Serialize, Deserialize)]
 pub struct Objects {
     pub partitions: BTreeMap<String, Sourced<PartitionSpec>>,
     pub network_groups: BTreeMap<String, Sourced<NetworkGroupSpec>>,
@@ -28,7 +29,7 @@ pub struct Objects {
     pub cluster_dns: Vec<IpAddr>,
 }
 
-#[derive(Clone, Debug, PartialEq, Eq, Default)]
+#[derive(Clone, Debug, PartialEq, Eq, Default, Serialize, Deserialize)]
 pub struct NodeInfo {
     pub addresses: Vec<IpAddr>,
     pub control_plane: bool,

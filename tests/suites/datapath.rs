@@ -1,6 +1,8 @@
 //! The kernel side, packet by packet: programs are run on made-up packets (`BPF_PROG_TEST_RUN`) without attaching them,
 //! and on real interfaces where that alone shows what must be true. Everything in namespaces of its own.
 
+#![allow(clippy::expect_used, clippy::unwrap_used, reason = "a test fails by panicking")]
+
 #[path = "datapath/node.rs"]
 mod node;
 #[path = "datapath/packet.rs"]

@@ -3,7 +3,10 @@
 //! Runs itself again in fresh namespaces and needs root for that. The eBPF side is a fake that remembers; what this suite
 //! does not show is that attached programs pass or drop anything.
 
+#![allow(clippy::unwrap_used, clippy::expect_used, reason = "a suite fails by panicking")]
+
 mod wiring_support;
+mod wiring_tampering;
 
 use bulkhead_api::messages::{Attach, AttachmentId, Check, Gc, code};
 use bulkhead_daemon::{
@@ -27,7 +30,7 @@ fn main() -> ExitCode {
         trial("the same ADD again gets the same answer and touches nothing", add_is_idempotent),
         trial("an ADD whose interface is gone wires again with the same address", add_wires_again),
         trial("CHECK is content with what ADD made", check_passes),
-        trial("CHECK finds every tampering", check_finds_tampering),
+        trial("CHECK finds every tampering", wiring_tampering::check_finds_tampering),
         trial("DEL leaves nothing", del_leaves_nothing),
         trial("DEL succeeds when the namespace is gone, and again", del_without_namespace),
         trial("a failure at any effect leaves nothing", failure_leaves_nothing),
@@ -48,10 +51,7 @@ fn main() -> ExitCode {
     libtest_mimic::run(&arguments, trials).exit_code()
 }
 
-fn trial<F: Future<Output = ()>>(name: &'static str, case: fn() -> F) -> Trial
-where
-    F: 'static,
-{
+fn trial<F: Future<Output = ()> + 'static>(name: &'static str, case: fn() -> F) -> Trial {
     Trial::test(name, move || {
         let runtime = tokio::runtime::Builder::new_current_thread().enable_all().build()?;
         runtime.block_on(case());
@@ -92,9 +92,9 @@ async fn pods_reach_each_other() {
 async fn add_is_idempotent() {
     let mut node = Node::start().await;
     let pod = Pod::new("a");
-    let first = node.endpoints.add(&mut node.maps, &context(), &pod.attach()).await.unwrap();
+    let first = node.try_add(&context(), &pod.attach()).await.unwrap();
     let before = (run("ip -d addr"), pod.run("ip -d addr"), run("ip route"), run("ip -6 route"));
-    let second = node.endpoints.add(&mut node.maps, &context(), &pod.attach()).await.unwrap();
+    let second = node.try_add(&context(), &pod.attach()).await.unwrap();
     assert_eq!(first, second);
     assert_eq!(before, (run("ip -d addr"), pod.run("ip -d addr"), run("ip route"), run("ip -6 route")));
     node.del(&pod).await;
@@ -111,7 +111,7 @@ async fn add_wires_again() {
     let other = Pod { name: "b".into() };
     run("ip netns add b");
     let moved = Attach { netns: other.path(), ..pod.attach() };
-    node.endpoints.add(&mut node.maps, &context(), &moved).await.unwrap();
+    node.try_add(&context(), &moved).await.unwrap();
     until("the node reaches the pod in its new namespace", || {
         attempt(&format!("ping -n -c 1 -W 1 {}", first[1])).0
     });
@@ -120,12 +120,12 @@ async fn add_wires_again() {
     node.assert_nothing_left();
 }
 
-fn check_of(node: &Node, pod: &Pod) -> Check {
+pub fn check_of(node: &Node, pod: &Pod) -> Check {
     let record = node.endpoints.get(&pod.id()).unwrap();
     Check { id: pod.id(), netns: pod.path(), addresses: record.attachment().addresses }
 }
 
-fn limited() -> PodContext {
+pub fn limited() -> PodContext {
     let limit = |rate_bits| Some(Limit { rate_bits, burst_bytes: 200_000 });
     PodContext { limits: Limits { ingress: limit(1_000_000_000), egress: limit(500_000_000) }, ..context() }
 }
@@ -146,74 +146,6 @@ async fn check_passes() {
     node.del(&plain).await;
     node.assert_nothing_left();
 }
-
-/// Each line is one tampering, `|` before what CHECK must say. `HOST`, `IFB`, `V4` and `V6` stand for the pod's own.
-const TAMPERINGS: &str = "
-    ip link del HOST | host interface
-    ip link set HOST down | HOST is down
-    ip link set HOST address 02:00:00:00:00:99 | MAC of HOST
-    ip link set HOST mtu 1300 | MTU of HOST
-    ip route del V4 dev HOST | the route to V4
-    ip -6 route del V6 dev HOST | the route to V6
-    ip neigh del V4 dev HOST | neighbour V4 on HOST
-    ip neigh replace V6 lladdr 02:00:00:00:00:99 dev HOST nud permanent | neighbour V6 on HOST
-    tc qdisc del dev HOST root | rate into the pod
-    tc qdisc change dev IFB root handle 1: tbf rate 2gbit burst 1m limit 4m | rate out of the pod
-    ip link del IFB | rate out of the pod
-    ip netns exec a ip link set eth0 down | eth0 in the pod is down
-    ip netns exec a ip link set eth0 name eth7 | eth0 in the pod is missing
-    ip netns exec a ip link set eth0 address 02:00:00:00:00:99 | MAC of eth0 in the pod
-    ip netns exec a ip addr del V4/32 dev eth0 | no address V4
-    ip netns exec a ip addr del V6/128 dev eth0 | no address V6
-    ip netns exec a ip route del default | no default route by 169.254.1.1
-    ip netns exec a ip -6 route replace default dev eth0 | no default route by fe80::1
-    ip netns exec a ip route change 169.254.1.1 via 169.254.1.2 dev eth0 onlink | no route to its gateway
-    ip netns exec a ip neigh del 169.254.1.1 dev eth0 | neighbour 169.254.1.1 of eth0
-    ip netns exec a ip neigh replace fe80::1 lladdr 02:00:00:00:00:99 dev eth0 nud permanent | neighbour fe80::1 of eth0
-";
-
-async fn check_finds_tampering() {
-    for line in TAMPERINGS.lines().map(str::trim).filter(|l| !l.is_empty()) {
-        let mut node = Node::start().await;
-        let pod = Pod::new("a");
-        let addresses = node.add_with(&pod, &limited()).await;
-        let host = node.host_name(&pod);
-        let fill = |text: &str| {
-            text.replace("HOST", &host)
-                .replace("IFB", &host.replacen("bh", "bi", 1))
-                .replace("V4", &addresses[0].to_string())
-                .replace("V6", &addresses[1].to_string())
-        };
-        let (command, expected) = line.split_once(" | ").unwrap();
-        let check = check_of(&node, &pod);
-        run(&fill(command));
-        let error = node.endpoints.check(&node.maps, &check).await.expect_err(line);
-        assert_eq!(error.code, code::WIRING);
-        assert!(error.details.contains(&fill(expected)), "{line}: {error}");
-        node.del(&pod).await;
-        node.assert_nothing_left();
-    }
-    for (tamper, expected) in MAP_TAMPERINGS {
-        let mut node = Node::start().await;
-        let pod = Pod::new("a");
-        node.add(&pod).await;
-        let check = check_of(&node, &pod);
-        tamper(&mut node.maps);
-        let error = node.endpoints.check(&node.maps, &check).await.expect_err(expected);
-        assert!(error.details.contains(expected), "{expected}: {error}");
-        let told = Check { addresses: vec!["10.99.0.1/32".parse().unwrap()], ..check };
-        let error = node.endpoints.check(&node.maps, &told).await.unwrap_err();
-        assert!(error.details.contains("the runtime holds 10.99.0.1/32"), "{error}");
-        node.del(&pod).await;
-    }
-}
-
-const MAP_TAMPERINGS: [(fn(&mut FakeMaps), &str); 4] = [
-    (|maps| maps.endpoints.clear(), "endpoint entry is None"),
-    (|maps| maps.endpoints.values_mut().for_each(|e| e.policy = 9), "endpoint entry is Some"),
-    (|maps| maps.addresses.values_mut().for_each(|i| i.id = 9), "identity of"),
-    (|maps| maps.attached.clear(), "no programs attached"),
-];
 
 async fn del_leaves_nothing() {
     let mut node = Node::start().await;
@@ -247,7 +179,7 @@ async fn failure_leaves_nothing() {
     loop {
         let mut node = Node::start().await;
         node.trap.set(failures + 1);
-        let result = node.endpoints.add(&mut node.maps, &limited(), &pod.attach()).await;
+        let result = node.try_add(&limited(), &pod.attach()).await;
         if !node.trap.went_off() {
             node.del(&pod).await;
             break;
@@ -270,7 +202,7 @@ async fn add_without_namespace() {
     let mut node = Node::start().await;
     let pod = Pod::new("a");
     let request = Attach { netns: "/run/netns/nowhere".into(), ..pod.attach() };
-    let error = node.endpoints.add(&mut node.maps, &context(), &request).await.unwrap_err();
+    let error = node.try_add(&context(), &request).await.unwrap_err();
     assert_eq!(error.code, code::INVALID_ENVIRONMENT);
     assert!(error.details.contains("/run/netns/nowhere"), "{error}");
     node.assert_nothing_left();
@@ -280,7 +212,7 @@ async fn add_over_existing() {
     let mut node = Node::start().await;
     let pod = Pod::new("a");
     pod.run("ip link add eth0 type veth peer name other0");
-    let error = node.endpoints.add(&mut node.maps, &context(), &pod.attach()).await.unwrap_err();
+    let error = node.try_add(&context(), &pod.attach()).await.unwrap_err();
     assert!(error.details.contains("already"), "{error}");
     assert!(pod.run("ip -o link").contains("other0"));
     node.assert_nothing_left();

@@ -1,6 +1,6 @@
 //! What the wiring suite stands on: a private node, pods, a fake eBPF side, and failures on demand.
 
-use bulkhead_api::messages::{Attach, AttachmentId, Detach, PodRef};
+use bulkhead_api::messages::{Attach, Attachment, AttachmentId, Detach, ErrorReply, PodRef};
 use bulkhead_daemon::{
     datapath::{DatapathError, PodMaps},
     endpoint::{Endpoints, NodeNet, PodContext, Reconciled},
@@ -48,7 +48,7 @@ pub fn prepare_namespace() {
     run("mount -t tmpfs tmpfs /run");
     run("ip link set lo up");
     // As distributions have it; the host sides must not inherit it.
-    run("sysctl -qw net.ipv4.conf.default.rp_filter=1");
+    std::fs::write("/proc/sys/net/ipv4/conf/default/rp_filter", "1").expect("rp_filter");
     run("ip link add up0 mtu 1400 type veth peer name router0");
     run("ip link set router0 up");
     run("ip link set up0 up");
@@ -139,7 +139,6 @@ pub fn context() -> PodContext {
         partition: "web".into(),
         ranges: vec!["10.65.0.0/24".parse().unwrap(), "fd00:65::/120".parse().unwrap()],
         policy: 3,
-        identity: 17,
         limits: Limits::default(),
         bandwidth_class: None,
     }
@@ -335,8 +334,16 @@ impl Node {
     }
 
     pub async fn add_with(&mut self, pod: &Pod, context: &PodContext) -> Vec<IpAddr> {
-        let attachment = self.endpoints.add(&mut self.maps, context, &pod.attach()).await.unwrap();
+        let attachment = self.try_add(context, &pod.attach()).await.unwrap();
         attachment.addresses.iter().map(|a| a.ip()).collect()
+    }
+
+    pub async fn try_add(
+        &mut self,
+        context: &PodContext,
+        request: &Attach,
+    ) -> Result<Attachment, ErrorReply> {
+        self.endpoints.add(&mut self.maps, context, |_| 17, request).await
     }
 
     pub async fn del(&mut self, pod: &Pod) {

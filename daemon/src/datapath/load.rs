@@ -174,6 +174,8 @@ fn pinned_version(pins: &Pins) -> Result<Option<u32>, DatapathError> {
 
 fn load(pins: &Pins, sizes: &Sizes, shapes: &[Shape]) -> Result<Ebpf, DatapathError> {
     let mut loader = EbpfLoader::new();
+    // Nothing in the object depends on the layout of the kernel's own types.
+    loader.btf(None);
     for shape in shapes {
         loader.map_max_entries(shape.name, shape.entries);
         loader.map_pin_path(shape.name, pins.map(shape.name));

@@ -129,3 +129,7 @@ struct MapTables {
     rows: Table<u32>,
     cells: Table<Cell>,
 }
+
+/// The daemon hands it from task to task.
+const fn assert_send<T: Send>() {}
+const _: () = assert_send::<Datapath>();

@@ -32,6 +32,18 @@ impl Node {
         Ok(())
     }
 
+    /// Carries out DELs that the plugin left on disk while nobody answered.
+    pub async fn replay_queued(&mut self) {
+        match self.endpoints.replay_queued(&mut self.datapath).await {
+            Ok(report) if report.removed.is_empty() => {}
+            Ok(report) => {
+                info!(removed = report.removed.len(), "queued DELs carried out");
+                self.release_blocks().await;
+            }
+            Err(e) => warn!(error = %e, "queued DELs wait on"),
+        }
+    }
+
     pub async fn check(&mut self, request: &Check) -> Result<(), ErrorReply> {
         self.endpoints.check(&self.datapath, request).await
     }

@@ -79,6 +79,7 @@ impl Node {
             datapath.attach_uplink(&uplink.name, uplink.ifindex)?;
         }
         let endpoints = Self::load_endpoints(&config, net, &uplinks, &mut datapath).await?;
+        let policy = store::read_json(&config.state_dir.join(IN_FORCE_FILE))?.unwrap_or_default();
         let interner = store::read_json(&config.state_dir.join(INTERNER_FILE))?.unwrap_or_default();
         let bgp =
             Bgp::new(config.node.clone(), sources, config.state_dir.join(ANNOUNCED_FILE), opened.adopted);
@@ -88,7 +89,7 @@ impl Node {
             datapath,
             endpoints,
             interner,
-            in_force: Snapshot::default(),
+            in_force: Snapshot { policy, ..Snapshot::default() },
             compiled: None,
             errors: Vec::new(),
             bgp,
@@ -130,6 +131,11 @@ impl Node {
             match self.switch(&objects) {
                 Ok(()) => {
                     self.in_force.policy = objects;
+                    if let Err(e) =
+                        store::write_json(&self.config.state_dir.join(IN_FORCE_FILE), &self.in_force.policy)
+                    {
+                        error!(error = %e, "cannot remember what is in force; a restart would not keep refused objects' last versions");
+                    }
                     self.last_change_millis = observed.noticed.elapsed().as_millis() as u64;
                 }
                 Err(message) => {
@@ -187,6 +193,7 @@ impl Node {
                 exact: &compiled.exact,
             })
             .map_err(|e| e.to_string())?;
+        self.interner.switched();
         self.generation_since = unix_seconds();
         info!(generation, partitions = objects.partitions.len(), "switched");
         self.compiled = Some(compiled);
@@ -270,6 +277,8 @@ impl Node {
 
 /// Numbers that stand for identities, policies and rules in the kernel.
 const INTERNER_FILE: &str = "interner.json";
+/// The accepted objects: what a refused change leaves in force, also over a restart.
+const IN_FORCE_FILE: &str = "in-force.json";
 /// What was last announced.
 const ANNOUNCED_FILE: &str = "announced.json";
 const DEFAULT_MTU: u32 = 1500;

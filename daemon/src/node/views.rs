@@ -72,7 +72,7 @@ impl Node {
             bytes: counter.bytes,
         };
         let mut drops: Vec<_> = drops.into_iter().map(of_drop).collect();
-        drops.sort_by(|a, b| b.packets.cmp(&a.packets));
+        drops.sort_by_key(|d| std::cmp::Reverse(d.packets));
         Ok(drops)
     }
 

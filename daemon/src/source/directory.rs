@@ -1,10 +1,12 @@
 //! A directory of YAML files as source: the same kinds as the API server's, without Kubernetes.
 //!
 //! A file that cannot be read as objects leaves what it held before in force; its error is told once. Files are read
-//! when their writer closes or renames them, so that a half-written one is not seen; names that begin with a dot or do
+//! when their writer closes or renames them, so that a half-written one is not seen. The last readable version of every
+//! file is on disk, so that a new daemon knows it too. Names that begin with a dot or do
 //! not end in `.yaml`, `.yml` or `.json` are passed over.
 
 use super::{Object, Observed, Snapshot, parse};
+use crate::store::{self, StoreError};
 use bulkhead_api::messages::ObjectError;
 use notify::{
     EventKind, RecursiveMode, Watcher,
@@ -38,12 +40,23 @@ struct File {
 #[derive(Debug)]
 pub struct Directory {
     path: PathBuf,
+    /// Where the last readable versions are kept.
+    memory: PathBuf,
     files: BTreeMap<String, File>,
 }
 
 impl Directory {
-    pub fn new(path: impl Into<PathBuf>) -> Self {
-        Self { path: path.into(), files: BTreeMap::new() }
+    /// Knows what `memory` holds of files that are still there; [`Self::scan`] must follow.
+    ///
+    /// # Errors
+    /// When `memory` is there and cannot be read: to go on without it could loosen what is in force.
+    pub fn open(path: impl Into<PathBuf>, memory: impl Into<PathBuf>) -> Result<Self, StoreError> {
+        let (path, memory) = (path.into(), memory.into());
+        let known = store::read_json::<BTreeMap<String, Vec<Object>>>(&memory)?.unwrap_or_default();
+        let never = Stamp::default();
+        let files =
+            known.into_iter().map(|(n, objects)| (n, File { stamp: never, objects, error: None })).collect();
+        Ok(Self { path, memory, files })
     }
 
     /// Reads what has changed; says whether anything had.
@@ -64,7 +77,19 @@ impl Directory {
         }
         let before = self.files.len();
         self.files.retain(|name, _| present.contains(name));
-        Ok(changed || before != self.files.len())
+        changed |= before != self.files.len();
+        if changed {
+            self.remember();
+        }
+        Ok(changed)
+    }
+
+    fn remember(&self) {
+        let known: BTreeMap<&String, &Vec<Object>> =
+            self.files.iter().map(|(n, f)| (n, &f.objects)).collect();
+        if let Err(e) = store::write_json(&self.memory, &known) {
+            warn!(error = %e, "cannot remember the objects; a restart would not know those of files that broke since");
+        }
     }
 
     fn scan_file(&mut self, name: &str, path: &Path) -> bool {
@@ -143,7 +168,7 @@ fn is_object_file(name: &str) -> bool {
 ///
 /// # Errors
 /// When the directory cannot be listed or watched at the start.
-pub fn watch(path: &Path) -> io::Result<watch::Receiver<Observed>> {
+pub fn watch(path: &Path, memory: &Path) -> io::Result<watch::Receiver<Observed>> {
     let (wake, mut woken) = mpsc::channel::<()>(1);
     let mut watcher = notify::recommended_watcher(move |event: notify::Result<notify::Event>| {
         if event.map_or(true, |e| is_finished_change(&e.kind)) {
@@ -153,7 +178,7 @@ pub fn watch(path: &Path) -> io::Result<watch::Receiver<Observed>> {
     })
     .map_err(io::Error::other)?;
     watcher.watch(path, RecursiveMode::NonRecursive).map_err(io::Error::other)?;
-    let mut directory = Directory::new(path);
+    let mut directory = Directory::open(path, memory).map_err(io::Error::other)?;
     directory.scan()?;
     let (sender, receiver) = watch::channel(observe(&directory));
     tokio::spawn(async move {
@@ -207,7 +232,8 @@ mod tests {
         let dir = tempfile::tempdir().unwrap();
         let file = dir.path().join("vms.yaml");
         fs::write(&file, GROUP).unwrap();
-        let mut directory = Directory::new(dir.path());
+        let state = tempfile::tempdir().unwrap();
+        let mut directory = Directory::open(dir.path(), state.path().join("objects.json")).unwrap();
         assert!(directory.scan().unwrap());
         fs::write(&file, &GROUP[..GROUP.len() - 8]).unwrap();
         assert!(directory.scan().unwrap());
@@ -224,7 +250,8 @@ mod tests {
         let dir = tempfile::tempdir().unwrap();
         fs::write(dir.path().join("vms.yaml"), GROUP).unwrap();
         fs::write(dir.path().join(".vms.yaml.swp"), "x: [").unwrap();
-        let mut directory = Directory::new(dir.path());
+        let state = tempfile::tempdir().unwrap();
+        let mut directory = Directory::open(dir.path(), state.path().join("objects.json")).unwrap();
         directory.scan().unwrap();
         fs::remove_file(dir.path().join("vms.yaml")).unwrap();
         assert!(directory.scan().unwrap());
@@ -232,11 +259,25 @@ mod tests {
     }
 
     #[test]
+    fn a_file_that_broke_before_a_restart_keeps_its_objects_after_it() {
+        let (dir, state) = (tempfile::tempdir().unwrap(), tempfile::tempdir().unwrap());
+        let (file, memory) = (dir.path().join("vms.yaml"), state.path().join("objects.json"));
+        fs::write(&file, GROUP).unwrap();
+        Directory::open(dir.path(), &memory).unwrap().scan().unwrap();
+        fs::write(&file, "kind: [").unwrap();
+        let mut restarted = Directory::open(dir.path(), &memory).unwrap();
+        restarted.scan().unwrap();
+        assert_eq!(names(&restarted), ["vms"]);
+        assert_eq!(restarted.snapshot().1.len(), 1);
+    }
+
+    #[test]
     fn an_object_that_stands_twice_is_refused_in_the_second_file() {
         let dir = tempfile::tempdir().unwrap();
         fs::write(dir.path().join("a.yaml"), GROUP).unwrap();
         fs::write(dir.path().join("b.yaml"), GROUP).unwrap();
-        let mut directory = Directory::new(dir.path());
+        let state = tempfile::tempdir().unwrap();
+        let mut directory = Directory::open(dir.path(), state.path().join("objects.json")).unwrap();
         directory.scan().unwrap();
         let errors = directory.snapshot().1;
         assert_eq!(errors.len(), 1);
@@ -249,7 +290,8 @@ mod tests {
     #[tokio::test]
     async fn a_written_file_is_observed_without_a_rescan() {
         let dir = tempfile::tempdir().unwrap();
-        let mut observed = watch(dir.path()).unwrap();
+        let state = tempfile::tempdir().unwrap();
+        let mut observed = watch(dir.path(), &state.path().join("objects.json")).unwrap();
         fs::write(dir.path().join("vms.yaml"), GROUP).unwrap();
         tokio::time::timeout(RESCAN / 2, observed.changed()).await.unwrap().unwrap();
         assert!(observed.borrow().snapshot.policy.network_groups.contains_key("vms"));

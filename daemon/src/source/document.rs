@@ -10,7 +10,7 @@ use bulkhead_api::{
 };
 use bulkhead_policy::{NodeInfo, Sourced};
 use k8s_openapi::api::core::v1;
-use serde::de::DeserializeOwned;
+use serde::{Deserialize, Serialize, de::DeserializeOwned};
 use serde_json::Value;
 use std::{collections::BTreeMap, net::IpAddr};
 
@@ -19,7 +19,7 @@ const CONTROL_PLANE_LABEL: &str = "node-role.kubernetes.io/control-plane";
 const KINDS: &str = "Partition, NetworkGroup, BandwidthClass, BGPPeer and BGPConfiguration of bulkhead.dev/v1alpha1, \
                      Namespace, Pod and Node of v1";
 
-#[derive(Clone, Debug, PartialEq)]
+#[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
 pub enum Object {
     Partition(String, Sourced<PartitionSpec>),
     NetworkGroup(String, Sourced<NetworkGroupSpec>),

@@ -15,6 +15,7 @@ use bulkhead_api::{
     objects::{BGPConfigurationSpec, BGPPeerSpec},
 };
 use bulkhead_policy::{Objects, Sourced};
+use serde::{Deserialize, Serialize};
 use std::{collections::BTreeMap, time::Instant};
 
 /// Everything a source knows, readable objects only.
@@ -27,7 +28,7 @@ pub struct Snapshot {
     pub bgp: Option<Sourced<BGPConfigurationSpec>>,
 }
 
-#[derive(Clone, Debug, PartialEq, Eq, Default)]
+#[derive(Clone, Debug, PartialEq, Eq, Default, Serialize, Deserialize)]
 pub struct PodInfo {
     pub labels: BTreeMap<String, String>,
     pub annotations: BTreeMap<String, String>,

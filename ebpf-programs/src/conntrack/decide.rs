@@ -52,7 +52,7 @@ impl Peer {
 /// Of a packet without a flow.
 #[inline(always)]
 pub fn peer_of_packet(at: &At, packet: &Packet) -> Peer {
-    if at.from_pod() {
+    if at.sends() {
         return Peer::by_address(identity(&packet.dst).id());
     }
     let who = identity(&packet.src);
@@ -65,7 +65,7 @@ pub fn peer_of_flow(at: &At, packet: &Packet, flow: &Flow, end: u32) -> Peer {
     if end != DIR_EGRESS && flow.origin != 0 {
         return Peer::by_mark(u32::from(flow.origin));
     }
-    let other = if at.from_pod() { &packet.dst } else { &packet.src };
+    let other = if at.sends() { &packet.dst } else { &packet.src };
     Peer::by_address(identity(other).id())
 }
 

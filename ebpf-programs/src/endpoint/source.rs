@@ -24,12 +24,13 @@ pub fn is_neighbour_discovery(packet: &Packet) -> bool {
 
 /// `link_control`: what an interface sends before it has an address, or from its link-local one.
 #[inline(always)]
-pub fn is_of(pod: &Endpoint, packet: &Packet, link_control: bool) -> bool {
+pub fn is_of(pod: &Endpoint, packet: &Packet, ipv6: bool, link_control: bool) -> bool {
     if !has_mac(pod, &packet.src_mac) {
         return false;
     }
-    let (v4, v6) = (Address::of_value(&pod.ipv4), Address::of_value(&pod.ipv6));
-    if (packet.src == v4 || packet.src == v6) && packet.src != Address::ZERO {
+    let own = Address::of_value(if ipv6 { &pod.ipv6 } else { &pod.ipv4 });
+    // A family the pod has no address of stands as zero: that is "unspecified", not the pod's.
+    if packet.src == own && own != Address::ZERO {
         return true;
     }
     link_control && (packet.src.is_link_local() || packet.src == Address::ZERO)

@@ -84,12 +84,9 @@ fn v6(ctx: &TcContext, at: u32, inner: &mut Packet) -> bool {
 
 #[inline(always)]
 fn ports(ctx: &TcContext, inner: &mut Packet) -> bool {
-    let mut words = 0u64;
-    // SAFETY: eight bytes into eight.
-    if !unsafe { skb::load::<8>(ctx, inner.transport, (&raw mut words).cast()) } {
+    let Some(words) = skb::word(ctx, inner.transport) else {
         return false;
-    }
-    let words = u64::from_be(words);
+    };
     match inner.proto {
         PROTO_TCP | PROTO_UDP | PROTO_SCTP => {
             inner.src_port = (words >> 48) as u16;

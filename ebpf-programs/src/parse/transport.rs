@@ -23,12 +23,9 @@ pub fn transport(ctx: &TcContext, packet: &mut Packet, end: u32) -> u32 {
     if shortest == 0 {
         return 0;
     }
-    let mut words = 0u64;
-    // SAFETY: eight bytes into eight.
-    if !unsafe { skb::load::<8>(ctx, packet.transport, (&raw mut words).cast()) } {
+    let Some(words) = skb::word(ctx, packet.transport) else {
         return u32::from(cut_short(packet));
-    }
-    let words = u64::from_be(words);
+    };
     if packet.is_icmp() {
         packet.icmp_type = (words >> 56) as u8;
         if packet.is_echo_request() || packet.is_echo_reply() {

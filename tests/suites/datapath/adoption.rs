@@ -9,7 +9,7 @@ use crate::{
 use aya::programs::{SchedClassifier, TcAttachType};
 use bulkhead_daemon::datapath::{Datapath, DatapathError, Hook, PodMaps};
 use bulkhead_ebpf_abi::{ABI_VERSION, Sizes};
-use std::{fs, path::PathBuf};
+use std::{fs, path::Path};
 
 crate::trials! {
     adoption:
@@ -87,7 +87,7 @@ impl Drop for Veth {
     }
 }
 
-fn program_id(pins: &std::path::Path, hook: Hook) -> u32 {
+fn program_id(pins: &Path, hook: Hook) -> u32 {
     let program = SchedClassifier::from_pin(pins.join("programs").join(hook.name())).expect("a program");
     program.info().expect("its info").id()
 }
@@ -146,7 +146,7 @@ fn an_interface_made_again_under_its_name_is_attached_again() {
     }
 }
 
-fn refusal(pins: &PathBuf, sizes: Sizes, flows: u32) -> DatapathError {
+fn refusal(pins: &Path, sizes: Sizes, flows: u32) -> DatapathError {
     Datapath::open(pins, sizes, flows).err().expect("a refusal")
 }
 

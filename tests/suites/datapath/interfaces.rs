@@ -2,23 +2,24 @@
 
 use crate::{
     node::{A, FAMILIES, Family, MAC_A, NODE, Node, POLICY_A, V4, ifindex},
-    packet::{Packet, UDP, udp},
+    packet::{UDP, udp},
     rules::{Port, Rules},
     sandbox::run,
 };
 use bulkhead_daemon::datapath::PodMaps;
-use bulkhead_ebpf_abi::{DROP_POLICY, ORIGIN_SHIFT};
+use bulkhead_ebpf_abi::{DROP_POLICY, DROP_TRUNCATED, ORIGIN_SHIFT};
 use std::{
     io,
     mem::{size_of, zeroed},
     net::{IpAddr, UdpSocket},
     os::fd::{AsRawFd, FromRawFd, OwnedFd},
-    time::Duration,
+    time::{Duration, Instant},
 };
 
 crate::trials! {
     interfaces:
     what_leaves_a_pod_is_paced_by_its_ifb_and_comes_back_marked_and_decided_once,
+    a_packet_cut_within_its_ip_header_is_dropped,
 }
 
 const DEADLINE: Duration = Duration::from_secs(5);
@@ -74,9 +75,7 @@ fn mac_of(name: &str) -> [u8; 6] {
 }
 
 /// Puts a frame on the pod's side of the link, as the pod would.
-fn transmit(interface: &str, packet: &Packet, to: [u8; 6]) {
-    let mut frame = packet.clone().from_mac(MAC_A).frame();
-    frame[..6].copy_from_slice(&to);
+fn transmit(interface: &str, frame: &[u8]) {
     // SAFETY: plain numbers; the descriptor is ours.
     let socket = unsafe {
         let fd = libc::socket(libc::AF_PACKET, libc::SOCK_RAW | libc::SOCK_CLOEXEC, 0);
@@ -125,10 +124,18 @@ fn receive_mark(socket: &UdpSocket) -> u32 {
     }
 }
 
-fn datagram(f: Family, port: u16) -> Packet {
+fn datagram(f: Family, port: u16, to: [u8; 6]) -> Vec<u8> {
     let mut packet = udp((f.a, 5), (f.node, port));
     packet.checksum_udp();
-    packet
+    let mut frame = packet.with_mac(MAC_A).frame();
+    frame[..6].copy_from_slice(&to);
+    frame
+}
+
+/// Packets dropped for this reason.
+fn dropped(node: &Node, reason: u8) -> u64 {
+    let drops = node.datapath.drops().expect("drops");
+    drops.iter().filter(|(key, _)| key.reason == reason).map(|(_, counter)| counter.packets).sum()
 }
 
 fn what_leaves_a_pod_is_paced_by_its_ifb_and_comes_back_marked_and_decided_once() {
@@ -145,17 +152,41 @@ fn what_leaves_a_pod_is_paced_by_its_ifb_and_comes_back_marked_and_decided_once(
             socket.set_read_timeout(Some(DEADLINE)).expect("a deadline");
             socket
         });
-        transmit(Link::POD, &datagram(f, 54), mac);
-        transmit(Link::POD, &datagram(f, 53), mac);
+        transmit(Link::POD, &datagram(f, 54, mac));
+        transmit(Link::POD, &datagram(f, 53, mac));
         assert_eq!(receive_mark(&allowed), A << ORIGIN_SHIFT);
         denied.set_nonblocking(true).expect("set");
         assert!(denied.recv(&mut [0; 64]).is_err(), "what came first and was refused never arrived");
         assert!(link.paced() > i as u64);
         assert_eq!(node.flow((f.a, 5), (f.node, 53), UDP).expect("an entry").packets, 1);
     }
-    let drops = node.datapath.drops().expect("drops");
-    let refused: Vec<_> = drops.iter().filter(|(key, _)| key.reason == DROP_POLICY).collect();
-    assert_eq!(refused.len(), 1);
-    assert_eq!(refused[0].1.packets, 2);
+    assert_eq!(dropped(&node, DROP_POLICY), 2);
     node.datapath.detach_pod(Link::HOST).expect("detached");
+}
+
+/// Here, because a program's test-run refuses such packets itself.
+fn a_packet_cut_within_its_ip_header_is_dropped() {
+    const POD: &str = "cut0";
+    run("ip", &["link", "add", POD, "type", "veth", "peer", "name", "cut0p"]);
+    for name in [POD, "cut0p"] {
+        run("ip", &["link", "set", name, "up"]);
+    }
+    let mut node = Node::empty();
+    node.wire_as(POD, 0);
+    node.datapath.attach_pod(POD, ifindex(POD)).expect("attached");
+    let mut sent = 0;
+    for f in FAMILIES {
+        let header = if f.a == V4.a { 34 } else { 54 };
+        for length in 15..header {
+            transmit("cut0p", &datagram(f, 53, [2, 0, 0, 0, 0, 1])[..length]);
+            sent += 1;
+        }
+    }
+    let end = Instant::now() + DEADLINE;
+    while dropped(&node, DROP_TRUNCATED) < sent && Instant::now() < end {
+        std::thread::yield_now();
+    }
+    assert_eq!(dropped(&node, DROP_TRUNCATED), sent);
+    node.datapath.detach_pod(POD).expect("detached");
+    run("ip", &["link", "del", POD]);
 }

@@ -140,8 +140,16 @@ impl Node {
             [(interface_a, MAC_A, POLICY_A, A, V4.a, V6.a), ("pod-b", MAC_B, POLICY_B, B, V4.b, V6.b)]
         {
             let ifb_ifindex = if identity == A { ifb_a } else { 0 };
-            let endpoint =
-                Endpoint { ipv4: addr(v4), ipv6: addr(v6), policy, identity, ifb_ifindex, mac, reserved: 0 };
+            let endpoint = Endpoint {
+                ipv4: addr(v4),
+                ipv6: addr(v6),
+                policy,
+                identity_v4: identity,
+                identity_v6: identity,
+                ifb_ifindex,
+                mac,
+                reserved: 0,
+            };
             self.datapath.set_endpoint(ifindex(name), &endpoint).expect("endpoint");
             for address in [v4, v6] {
                 let identity = Identity { id: identity, flags: IDENTITY_LOCAL_POD };
@@ -159,7 +167,7 @@ impl Node {
     /// From pod a or b, by its source MAC.
     pub fn send(&self, pod: u32, packet: &Packet) -> Outcome {
         let mac = if pod == A { MAC_A } else { MAC_B };
-        self.send_raw(pod, &packet.clone().from_mac(mac).frame(), 0)
+        self.send_raw(pod, &packet.clone().with_mac(mac).frame(), 0)
     }
 
     pub fn send_raw(&self, pod: u32, frame: &[u8], mark: u32) -> Outcome {

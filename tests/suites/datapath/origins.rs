@@ -2,7 +2,7 @@
 
 use crate::{
     node::{A, B, End, FAMILIES, Family, NODE, Node, POLICY_A, POLICY_B, V4, VM, WORLD},
-    packet::{ACK, SYN, TCP, icmp, tcp, udp},
+    packet::{ACK, HOST_MAC, SYN, TCP, frame, icmp, tcp, udp},
     rules::{Port, Rules},
 };
 use bulkhead_ebpf_abi::{
@@ -40,7 +40,7 @@ fn a_forged_mark_is_overwritten_and_the_lower_half_kept() {
     for f in FAMILIES {
         for forged in [0, NODE, B, ORIGIN_UNKNOWN] {
             let mark = forged << 16 | 0x4001;
-            let frame = tcp((f.a, 5), (f.vm, 80), SYN).from_mac(crate::node::MAC_A).frame();
+            let frame = tcp((f.a, 5), (f.vm, 80), SYN).with_mac(crate::node::MAC_A).frame();
             assert_eq!(node.send_raw(A, &frame, mark).mark, A << 16 | 0x4001);
             let frame = tcp((f.vm, 5), (f.a, 80), SYN).frame();
             assert_eq!(node.uplink(&frame, mark).mark, VM << 16 | 0x4001);
@@ -52,12 +52,14 @@ fn what_cannot_be_read_from_an_uplink_is_of_unknown_origin() {
     let node = Node::new(Rules::none());
     for f in FAMILIES {
         let whole = tcp((f.vm, 5), (f.a, 80), SYN).frame();
-        let cut = node.uplink(&whole[..30], 0);
-        assert_eq!((cut.end, cut.origin), (End::Next, ORIGIN_UNKNOWN));
         let mut broken = whole.clone();
         broken[14] = 0x11;
         let broken = node.uplink(&broken, 0);
         assert_eq!((broken.end, broken.origin), (End::Next, ORIGIN_UNKNOWN));
+        // Tags within tags: whatever device takes them off, the packet is not this host's own.
+        let tagged = [vec![0, 5, 0x08, 0x00], whole[14..].to_vec()].concat();
+        let tagged = node.uplink(&frame(HOST_MAC, 0x8100, &tagged), 0);
+        assert_eq!((tagged.end, tagged.origin), (End::Next, ORIGIN_UNKNOWN));
         // What only its transport header makes unreadable is the host's business, and its source is known.
         let short = node.uplink(&tcp((f.vm, 5), (f.a, 80), SYN).frame()[..whole.len() - 20], 0);
         assert_eq!(short.end, End::Next);

@@ -81,7 +81,7 @@ pub fn icmp(src: &str, dst: &str, kind: u8, id: u16, body: &[u8]) -> Packet {
 }
 
 impl Packet {
-    pub fn from_mac(mut self, mac: [u8; 6]) -> Self {
+    pub fn with_mac(mut self, mac: [u8; 6]) -> Self {
         self.src_mac = mac;
         self
     }
@@ -138,7 +138,7 @@ impl Packet {
         raw.extend(total.to_be_bytes());
         let (id, offset, more) = self.fragment.unwrap_or_default();
         raw.extend(id.to_be_bytes());
-        raw.extend((offset / 8 | u16::from(more) << 13).to_be_bytes());
+        raw.extend(((offset / 8) | (u16::from(more) << 13)).to_be_bytes());
         raw.extend([self.hop_limit, self.proto, 0, 0]);
         raw.extend(src);
         raw.extend(dst);

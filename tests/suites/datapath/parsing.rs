@@ -17,7 +17,7 @@ crate::trials! {
     every_extension_header_of_ipv6_is_stepped_over,
     a_chain_of_headers_without_end_is_malformed,
     a_header_that_contradicts_itself_is_malformed,
-    a_packet_cut_anywhere_is_dropped_and_never_read_past_its_end,
+    a_packet_cut_behind_its_ip_header_is_dropped,
     a_frame_that_is_not_ip_is_dropped,
     padding_behind_the_packet_is_not_taken_for_ports,
     a_super_packet_longer_than_its_length_field_can_say_passes,
@@ -98,8 +98,8 @@ fn a_chain_of_headers_without_end_is_malformed() {
 
 fn a_header_that_contradicts_itself_is_malformed() {
     let node = to_vm();
-    let v4 = tcp((V4.a, 1), (V4.vm, 80), SYN).from_mac(MAC_A).frame();
-    let v6 = tcp((V6.a, 1), (V6.vm, 80), SYN).from_mac(MAC_A).frame();
+    let v4 = tcp((V4.a, 1), (V4.vm, 80), SYN).with_mac(MAC_A).frame();
+    let v6 = tcp((V6.a, 1), (V6.vm, 80), SYN).with_mac(MAC_A).frame();
     let broken = |frame: &[u8], at: usize, byte: u8| {
         let mut frame = frame.to_vec();
         frame[at] = byte;
@@ -127,38 +127,27 @@ fn a_header_that_contradicts_itself_is_malformed() {
     }
 }
 
-fn a_packet_cut_anywhere_is_dropped_and_never_read_past_its_end() {
+fn a_packet_cut_behind_its_ip_header_is_dropped() {
     let node = to_vm();
     for f in FAMILIES {
-        for packet in
-            [tcp((f.a, 9), (f.vm, 80), SYN), udp((f.a, 9), (f.vm, 53)), sctp((f.a, 9), (f.vm, 3868))]
-        {
-            let whole = packet.from_mac(MAC_A).frame();
-            let header = if f.a == V4.a { 34 } else { 54 };
-            for length in 15..whole.len() {
-                let mut cut = whole[..length].to_vec();
-                if length < header {
-                    let end = node.send_raw(A, &cut, 0).end;
-                    assert_eq!(end, End::Drop(DROP_TRUNCATED, RULE_NONE), "{length} bytes");
-                    continue;
-                }
+        let (header, length_at) = if f.a == V4.a { (34, 17) } else { (54, 19) };
+        for (packet, needed) in [
+            (tcp((f.a, 9), (f.vm, 80), SYN), 20),
+            (udp((f.a, 9), (f.vm, 53)), 8),
+            (sctp((f.a, 9), (f.vm, 3868)), 12),
+        ] {
+            let whole = packet.with_mac(MAC_A).frame();
+            for length in header..whole.len() {
                 // Cut on the way: shorter than it says of itself.
+                let mut cut = whole[..length].to_vec();
                 let end = node.send_raw(A, &cut, 0).end;
                 assert_eq!(end, End::Drop(DROP_MALFORMED, RULE_NONE), "{length} bytes");
-                // Made short: the length is true, the transport header is not whole.
-                let (at, own) = if header == 34 { (17, length - 14) } else { (19, length - 54) };
-                cut[at] = own as u8;
+                // Made short: its length is true, its transport header is not whole.
+                cut[length_at] = (length - if header == 34 { 14 } else { 54 }) as u8;
                 let end = node.send_raw(A, &cut, 0).end;
-                let needed = match whole[if header == 34 { 23 } else { 20 }] {
-                    6 => 20,
-                    17 => 8,
-                    _ => 12,
-                };
-                if length - header < needed {
-                    assert_eq!(end, End::Drop(DROP_TRUNCATED, RULE_NONE), "{length} true bytes");
-                } else {
-                    assert_eq!(end, End::Next, "{length} true bytes");
-                }
+                let short = length - header < needed;
+                let expected = if short { End::Drop(DROP_TRUNCATED, RULE_NONE) } else { End::Next };
+                assert_eq!(end, expected, "{length} true bytes");
             }
         }
     }
@@ -180,7 +169,7 @@ fn a_frame_that_is_not_ip_is_dropped() {
 fn padding_behind_the_packet_is_not_taken_for_ports() {
     let node = to_vm();
     // An IPv4 packet of 20 bytes, padded to the shortest Ethernet frame with what looks like an allowed port.
-    let mut frame = ip(V4.a, V4.vm, 6, Vec::new()).from_mac(MAC_A).frame();
+    let mut frame = ip(V4.a, V4.vm, 6, Vec::new()).with_mac(MAC_A).frame();
     frame.extend(tcp((V4.a, 1), (V4.vm, 80), SYN).payload);
     assert_eq!(node.send_raw(A, &frame, 0).end, End::Drop(DROP_TRUNCATED, RULE_NONE));
 }
@@ -188,7 +177,7 @@ fn padding_behind_the_packet_is_not_taken_for_ports() {
 fn a_super_packet_longer_than_its_length_field_can_say_passes() {
     let node = to_vm();
     for (f, at) in [(V4, 16), (V6, 18)] {
-        let mut frame = tcp((f.a, 77), (f.vm, 80), ACK).payload(3000).from_mac(MAC_A).frame();
+        let mut frame = tcp((f.a, 77), (f.vm, 80), ACK).payload(3000).with_mac(MAC_A).frame();
         frame[at..at + 2].fill(0);
         let single = node.send_raw(A, &frame, 0).end;
         assert!(matches!(single, End::Drop(DROP_MALFORMED | DROP_TRUNCATED, _)), "{single:?}");

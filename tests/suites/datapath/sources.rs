@@ -51,7 +51,7 @@ fn a_mac_that_is_not_the_pods_is_dropped() {
         for byte in 0..6 {
             let mut mac = MAC_A;
             mac[byte] ^= 0x40;
-            let end = node.send_raw(A, &packet.clone().from_mac(mac).frame(), 0).end;
+            let end = node.send_raw(A, &packet.clone().with_mac(mac).frame(), 0).end;
             assert_eq!(end, SPOOFED, "byte {byte}");
         }
     }
@@ -128,7 +128,7 @@ fn multicast_and_broadcast_are_dropped() {
 fn an_interface_without_an_endpoint_passes_nothing() {
     let node = Node::empty();
     for f in FAMILIES {
-        let frame = tcp((f.a, 1), (f.vm, 80), SYN).from_mac(MAC_A).frame();
+        let frame = tcp((f.a, 1), (f.vm, 80), SYN).with_mac(MAC_A).frame();
         for hook in [Hook::FromPod, Hook::ToPod] {
             let end = node.run(hook, "up0", &frame, 0).end;
             assert_eq!(end, End::Drop(DROP_NO_ENDPOINT, RULE_NONE));
