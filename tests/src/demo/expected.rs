@@ -107,3 +107,27 @@ fn party(lab: &Lab, site: usize, other: usize) -> Party {
         Some(_) => OtherNode,
     }
 }
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn the_table_says_one_thing_of_each_pair() {
+        for (n, (from, to, ..)) in TABLE.iter().enumerate() {
+            assert!(
+                !TABLE[..n].iter().any(|(f, t, ..)| f == from && t == to),
+                "{from:?} → {to:?} stands twice"
+            );
+        }
+    }
+
+    #[test]
+    fn every_service_of_the_table_is_asked() {
+        for (from, to, passes, _) in TABLE {
+            if let Only(services) = passes {
+                assert!(services.iter().all(|s| SERVICES.contains(s)), "{from:?} → {to:?}");
+            }
+        }
+    }
+}

@@ -77,3 +77,48 @@ fn wraps(ip: &Outer) -> bool {
         _ => true,
     }
 }
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn frame(from: &str, to: &str, protocol: u8, ports: Option<(u16, u16)>) -> Frame {
+        let ip = Outer { source: from.parse().unwrap(), destination: to.parse().unwrap(), protocol, ports };
+        Frame { ethertype: ETHERTYPE_IPV4, ip: Some(ip) }
+    }
+
+    fn call(vm: &str, pod: &str) -> Vec<Frame> {
+        let there = frame(vm, pod, TCP, Some((40000, DUBBO)));
+        let back = frame(pod, vm, TCP, Some((DUBBO, 40000)));
+        vec![there, back, there, there, back]
+    }
+
+    const VM: &str = "172.30.9.2";
+    const POD: &str = "10.65.0.1";
+
+    fn judged(frames: &[Frame]) -> Result<usize> {
+        bare(frames, &[(VM.parse().unwrap(), POD.parse().unwrap())])
+    }
+
+    #[test]
+    fn a_call_between_the_two_addresses_is_bare() {
+        assert_eq!(judged(&call(VM, POD)).unwrap(), 5);
+    }
+
+    #[test]
+    fn a_translated_call_is_noticed() {
+        assert!(judged(&call("172.30.1.2", POD)).is_err(), "source of the node");
+    }
+
+    #[test]
+    fn a_tunnel_is_noticed() {
+        for tunnel in [
+            frame("172.30.2.2", "172.30.1.2", UDP, Some((50000, 4789))),
+            frame("172.30.2.2", "172.30.1.2", 4, None),
+            frame("172.30.2.2", "172.30.1.2", 47, None),
+            Frame { ethertype: 0x8100, ip: None },
+        ] {
+            assert!(judged(&[call(VM, POD), vec![tunnel]].concat()).is_err(), "{tunnel:?}");
+        }
+    }
+}
