@@ -74,15 +74,17 @@ impl Node {
         let sources = sources(&uplinks);
         let opened = Datapath::open(&config.pin_dir, Sizes::DEFAULT, config.conntrack_entries)?;
         let mut datapath = opened.datapath;
-        info!(adopted = opened.adopted, generation = datapath.running_generation()?, "datapath ready");
+        let generation = datapath.running_generation()?;
+        // Pins without a generation forward nothing.
+        let forwarding = opened.adopted && generation != 0;
+        info!(adopted = opened.adopted, generation, "datapath ready");
         for uplink in &uplinks {
             datapath.attach_uplink(&uplink.name, uplink.ifindex)?;
         }
         let endpoints = Self::load_endpoints(&config, net, &uplinks, &mut datapath).await?;
         let policy = store::read_json(&config.state_dir.join(IN_FORCE_FILE))?.unwrap_or_default();
         let interner = store::read_json(&config.state_dir.join(INTERNER_FILE))?.unwrap_or_default();
-        let bgp =
-            Bgp::new(config.node.clone(), sources, config.state_dir.join(ANNOUNCED_FILE), opened.adopted);
+        let bgp = Bgp::new(config.node.clone(), sources, config.state_dir.join(ANNOUNCED_FILE), forwarding);
         Ok(Self {
             config,
             uplinks,
