@@ -39,7 +39,8 @@ fn main() -> ExitCode {
             Err(_) => ExitCode::from(UNREACHABLE),
         },
         Err(e) => {
-            eprintln!("bulkhead: {e}{}", hint(&e));
+            // Nobody may read this either (`2>&1 | head`).
+            let _ = writeln!(io::stderr(), "bulkhead: {e}{}", hint(&e));
             ExitCode::from(if matches!(e, ClientError::Refused(_)) { REFUSED } else { UNREACHABLE })
         }
     }
