@@ -70,7 +70,7 @@ install_rust() {
 install_bpf_linker() {
     [ "$(bpf-linker --version 2>/dev/null)" = "bpf-linker $bpf_linker" ] && return
     say "building bpf-linker $bpf_linker"
-    LLVM_PREFIX=/usr/lib/llvm-22 CARGO_TARGET_DIR='' \
+    env -u CARGO_TARGET_DIR LLVM_PREFIX=/usr/lib/llvm-22 \
         cargo install bpf-linker --version "$bpf_linker" --locked --force --no-default-features --features llvm-22
     command -v bpf-linker >/dev/null || fail "bpf-linker is installed, but its directory (~/.cargo/bin) is not in PATH"
 }
