@@ -14,6 +14,7 @@ pub mod capture;
 pub mod demo;
 pub mod enter;
 pub mod error;
+pub mod figure;
 pub mod lab;
 pub mod leftovers;
 pub mod link;

@@ -3,6 +3,7 @@
 use super::Held;
 use crate::{
     Lab, Netns, Result,
+    figure::Figure,
     traffic::rate::{self, Rate},
     unmet,
 };
@@ -60,7 +61,9 @@ pub fn run(lab: &mut Lab) -> Result<Held> {
         tally.count,
         tally.worst * 100.0
     );
-    Ok(Held { figure, details })
+    let farthest =
+        Figure::new("bandwidth_farthest_from_class", tally.worst * 100.0, "%").at_most(TOLERANCE * 100.0);
+    Ok(Held { figure, details, figures: vec![farthest] })
 }
 
 /// Too much is a fault at once. Too little may be the fault of a busy machine that cannot send or receive so fast: it is
