@@ -11,8 +11,11 @@ mod table;
 mod units;
 mod views;
 
-use args::{Args, BgpCommand, Command, Output};
-use bulkhead_api::client::{self, ClientError};
+use args::{Args, BgpCommand, Command, Output, PolicyCommand};
+use bulkhead_api::{
+    client::{self, ClientError},
+    messages::Rollback,
+};
 use clap::Parser;
 use paint::Paint;
 use serde::{Serialize, de::DeserializeOwned};
@@ -53,6 +56,17 @@ fn run(args: &Args) -> Result<String, ClientError> {
         Command::Explain(explain) => {
             let request = explain.request().unwrap_or_else(|e| e.exit());
             ask(args, "/v1/explain", Some(&request), |e| views::explain(e, paint))
+        }
+        Command::Policy(PolicyCommand::Generations) => {
+            get(args, "/v1/policy/generations", |g: &Vec<_>| views::generations(g, now(), paint))
+        }
+        Command::Policy(PolicyCommand::Rollback { to }) => {
+            let request = Rollback { to: *to };
+            ask(args, "/v1/policy/rollback", Some(&request), views::generation)
+        }
+        Command::Policy(PolicyCommand::Release) => {
+            let nothing = serde_json::Map::new();
+            ask(args, "/v1/policy/release", Some(&nothing), views::generation)
         }
         Command::Bgp(BgpCommand::Peers) => {
             get(args, "/v1/bgp/peers", |p: &Vec<_>| views::bgp_peers(p, paint))

@@ -57,11 +57,12 @@ fn start() -> Result<(), Box<dyn Error>> {
 async fn run(config: Config) -> Result<(), Box<dyn Error>> {
     let mut terminate = signal(SignalKind::terminate())?;
     let mut interrupt = signal(SignalKind::interrupt())?;
+    std::fs::create_dir_all(&config.state_dir).map_err(|e| format!("{}: {e}", config.state_dir.display()))?;
     let listener = server::bind(&config.socket).map_err(|e| format!("{}: {e}", config.socket.display()))?;
     let mut observed = source::watch(&config.objects, &config.state_dir.join("objects.json"))
         .map_err(|e| format!("cannot watch the objects in {}: {e}", config.objects.display()))?;
     let socket = config.socket.clone();
-    let node = Arc::new(Mutex::new(Node::open(config).await?));
+    let node = Arc::new(Mutex::new(Node::open(config, observed.clone()).await?));
     let server = tokio::spawn(axum::serve(listener, server::router(node.clone())).into_future());
     observed.mark_changed();
     let mut queue = tokio::time::interval(QUEUE_INTERVAL);

@@ -8,7 +8,7 @@ use axum::{
     response::{IntoResponse, Response},
     routing::{get, post},
 };
-use bulkhead_api::messages::{Attach, Check, Detach, ErrorReply, ExplainRequest, Gc, code};
+use bulkhead_api::messages::{Attach, Check, Detach, ErrorReply, ExplainRequest, Gc, Rollback, code};
 use serde::Serialize;
 use std::{fs, io, os::unix::fs::PermissionsExt, path::Path, sync::Arc};
 use tokio::{
@@ -52,6 +52,9 @@ pub fn router(node: Shared) -> Router {
         .route("/v1/status", get(status))
         .route("/v1/endpoints", get(endpoints))
         .route("/v1/partitions", get(partitions))
+        .route("/v1/policy/generations", get(generations))
+        .route("/v1/policy/rollback", post(rollback))
+        .route("/v1/policy/release", post(release))
         .route("/v1/drops", get(drops))
         .route("/v1/explain", post(explain))
         .route("/v1/bgp/peers", get(bgp_peers))
@@ -130,6 +133,18 @@ async fn endpoints(State(node): State<Shared>) -> Response {
 
 async fn partitions(State(node): State<Shared>) -> Response {
     reply(Ok(node.lock().await.partitions()))
+}
+
+async fn generations(State(node): State<Shared>) -> Response {
+    reply(Ok(node.lock().await.generations()))
+}
+
+async fn rollback(State(node): State<Shared>, Json(request): Json<Rollback>) -> Response {
+    change(node, move |mut node| async move { node.rollback(request).await }).await
+}
+
+async fn release(State(node): State<Shared>) -> Response {
+    change(node, |mut node| async move { node.release().await }).await
 }
 
 async fn drops(State(node): State<Shared>) -> Response {

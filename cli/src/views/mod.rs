@@ -3,10 +3,12 @@
 mod bgp;
 mod explain;
 mod node;
+mod policy;
 
 pub use bgp::{bgp_peers, bgp_routes, drained};
 pub use explain::explain;
 pub use node::{drops, endpoints, partitions, status};
+pub use policy::{generation, generations};
 
 use std::fmt::Display;
 

@@ -15,10 +15,11 @@ impl Node {
         let compiled = self.compiled.as_ref().ok_or_else(starting)?;
         let identity = |address| identity_of(compiled, &context.partition, address);
         let attachment = self.endpoints.add(&mut self.datapath, &context, identity, request).await?;
+        let addresses: Vec<_> = attachment.addresses.iter().map(|a| a.ip().to_string()).collect();
         info!(
             pod = %format_args!("{}/{}", request.pod.namespace, request.pod.name),
-            partition = context.partition,
-            addresses = ?attachment.addresses,
+            partition = %context.partition,
+            addresses = %addresses.join(" "),
             "pod wired"
         );
         self.announce_blocks().await;

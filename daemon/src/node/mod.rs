@@ -6,6 +6,7 @@
 //! ```
 
 mod cni;
+mod rollback;
 mod views;
 
 use crate::{
@@ -14,6 +15,7 @@ use crate::{
     config::Config,
     datapath::{Datapath, DatapathError, Generation},
     endpoint::{Cause, Endpoints, LoadError, NodeNet},
+    history::{History, Switched},
     ipam::{ClaimError, ClaimFiles},
     net::{
         GATEWAY_V4, GATEWAY_V6, Kernel, NetError, Sources,
@@ -32,15 +34,19 @@ use std::{
     net::IpAddr,
     time::{SystemTime, UNIX_EPOCH},
 };
+use tokio::sync::watch;
 use tracing::{error, info, warn};
 
 pub struct Node {
     config: Config,
     uplinks: Vec<Uplink>,
+    /// The newest snapshot is asked for again when a hold is released.
+    source: watch::Receiver<Observed>,
     datapath: Datapath,
     endpoints: Endpoints<Kernel, ClaimFiles>,
     interner: Interner,
     in_force: Snapshot,
+    history: History,
     /// None until the first generation of this process is live.
     compiled: Option<Compiled>,
     errors: Vec<ObjectError>,
@@ -67,29 +73,34 @@ pub enum NodeError {
 
 impl Node {
     /// Loads or adopts the datapath and the pods on disk. What is in force in the kernel stays until [`Self::apply`].
-    pub async fn open(config: Config) -> Result<Self, NodeError> {
+    pub async fn open(config: Config, source: watch::Receiver<Observed>) -> Result<Self, NodeError> {
         let net = Kernel::open()?;
         let uplinks = net.uplinks(&config.uplinks).await?;
         prepare_node(&uplinks)?;
         let sources = sources(&uplinks);
         let opened = Datapath::open(&config.pin_dir, Sizes::DEFAULT, config.conntrack_entries)?;
         let mut datapath = opened.datapath;
-        info!(adopted = opened.adopted, generation = datapath.running_generation()?, "datapath ready");
+        let generation = datapath.running_generation()?;
+        // Pins without a generation forward nothing.
+        let forwarding = opened.adopted && generation != 0;
+        info!(adopted = opened.adopted, generation, "datapath ready");
         for uplink in &uplinks {
             datapath.attach_uplink(&uplink.name, uplink.ifindex)?;
         }
         let endpoints = Self::load_endpoints(&config, net, &uplinks, &mut datapath).await?;
-        let policy = store::read_json(&config.state_dir.join(IN_FORCE_FILE))?.unwrap_or_default();
+        let (history, policy) = History::open(&config.state_dir)?;
+        let policy = policy.unwrap_or_default();
         let interner = store::read_json(&config.state_dir.join(INTERNER_FILE))?.unwrap_or_default();
-        let bgp =
-            Bgp::new(config.node.clone(), sources, config.state_dir.join(ANNOUNCED_FILE), opened.adopted);
+        let bgp = Bgp::new(config.node.clone(), sources, config.state_dir.join(ANNOUNCED_FILE), forwarding);
         Ok(Self {
             config,
             uplinks,
+            source,
             datapath,
             endpoints,
             interner,
             in_force: Snapshot { policy, ..Snapshot::default() },
+            history,
             compiled: None,
             errors: Vec::new(),
             bgp,
@@ -123,21 +134,13 @@ impl Node {
     /// Takes over a new snapshot as far as it is valid.
     pub async fn apply(&mut self, observed: Observed) {
         let mut errors = observed.errors;
-        let candidate = self.with_own_node(observed.snapshot.policy);
+        let candidate = self.with_own_node(self.unless_held(observed.snapshot.policy));
         let (objects, refused) = admit(&self.in_force.policy, candidate);
         errors.extend(refused);
         let changed = self.compiled.is_none() || objects != self.in_force.policy;
         if changed {
-            match self.switch(&objects) {
-                Ok(()) => {
-                    self.in_force.policy = objects;
-                    if let Err(e) =
-                        store::write_json(&self.config.state_dir.join(IN_FORCE_FILE), &self.in_force.policy)
-                    {
-                        error!(error = %e, "cannot remember what is in force; a restart would not keep refused objects' last versions");
-                    }
-                    self.last_change_millis = observed.noticed.elapsed().as_millis() as u64;
-                }
+            match self.switch(objects, None) {
+                Ok(()) => self.last_change_millis = observed.noticed.elapsed().as_millis() as u64,
                 Err(message) => {
                     error!(message, "the change is not in force; the running generation stays");
                     errors.push(ObjectError { file: None, object: None, field: None, message });
@@ -147,17 +150,23 @@ impl Node {
         self.in_force.pods = observed.snapshot.pods;
         self.in_force.bgp_peers = observed.snapshot.bgp_peers;
         self.in_force.bgp = observed.snapshot.bgp;
-        errors.extend(self.update_endpoints().await);
+        errors.extend(self.follow().await);
+        for error in errors.iter().filter(|e| !self.errors.contains(e)) {
+            warn!("refused: {error}");
+        }
+        self.errors = errors;
+    }
+
+    /// What follows a switch: pods, announcements, and the end of the former generation.
+    async fn follow(&mut self) -> Vec<ObjectError> {
+        let mut errors = self.update_endpoints().await;
         if self.compiled.is_some() {
             errors.extend(self.bgp.apply(&self.in_force, self.endpoints.blocks()).await);
         }
         if let Err(e) = self.datapath.settle() {
             warn!(error = %e, "cannot remove what only the former generation needed; tried again with the next change");
         }
-        for error in errors.iter().filter(|e| !self.errors.contains(e)) {
-            warn!("refused: {error}");
-        }
-        self.errors = errors;
+        errors
     }
 
     /// What the configuration and the kernel know of the cluster and the objects need not repeat.
@@ -175,10 +184,10 @@ impl Node {
         objects
     }
 
-    /// Compiles and switches the whole node to the result.
-    fn switch(&mut self, objects: &Objects) -> Result<(), String> {
+    /// Compiles and switches the whole node to the result, and remembers it.
+    fn switch(&mut self, objects: Objects, rollback_of: Option<u32>) -> Result<(), String> {
         let mut interner = self.interner.clone();
-        let compiled = compile(objects, &mut interner, &self.config.node).map_err(|e| e.to_string())?;
+        let compiled = compile(&objects, &mut interner, &self.config.node).map_err(|e| e.to_string())?;
         // On disk first: a successor must read the numbers in the kernel as we do.
         if interner != self.interner {
             store::write_json(&self.config.state_dir.join(INTERNER_FILE), &interner)
@@ -197,6 +206,11 @@ impl Node {
         self.generation_since = unix_seconds();
         info!(generation, partitions = objects.partitions.len(), "switched");
         self.compiled = Some(compiled);
+        let switched = Switched { generation, since: self.generation_since, rollback_of };
+        if let Err(e) = self.history.record(switched, &self.in_force.policy, &objects) {
+            error!(error = %e, "cannot remember what is in force; a restart would not keep refused objects' last versions");
+        }
+        self.in_force.policy = objects;
         Ok(())
     }
 
@@ -262,7 +276,8 @@ impl Node {
     /// Removes all that this node's daemon ever made, pods' wiring included.
     pub async fn uninstall(config: Config) -> Result<(), NodeError> {
         let pin_dir = config.pin_dir.clone();
-        let mut node = Self::open(config).await?;
+        let (_, nothing) = watch::channel(Observed::nothing());
+        let mut node = Self::open(config, nothing).await?;
         if let Err(e) = node.endpoints.gc(&mut node.datapath, &Gc { valid: Vec::new() }).await {
             error!("uninstall: {e}");
         }
@@ -277,8 +292,6 @@ impl Node {
 
 /// Numbers that stand for identities, policies and rules in the kernel.
 const INTERNER_FILE: &str = "interner.json";
-/// The accepted objects: what a refused change leaves in force, also over a restart.
-const IN_FORCE_FILE: &str = "in-force.json";
 /// What was last announced.
 const ANNOUNCED_FILE: &str = "announced.json";
 const DEFAULT_MTU: u32 = 1500;

@@ -24,6 +24,7 @@ impl Node {
             last_change_millis: self.last_change_millis,
             endpoints: self.endpoints.iter().count(),
             connections: self.datapath.flow_count().map_err(kernel_error)?,
+            held: self.history.held(),
             bandwidth: "tbf".into(),
             uplinks: self.uplinks.iter().map(|u| u.name.clone()).collect(),
             errors: self.errors.clone(),

@@ -41,3 +41,10 @@ pub struct Observed {
     pub errors: Vec<ObjectError>,
     pub noticed: Instant,
 }
+
+impl Observed {
+    /// A source that has nothing.
+    pub fn nothing() -> Self {
+        Self { snapshot: Snapshot::default(), errors: Vec::new(), noticed: Instant::now() }
+    }
+}
