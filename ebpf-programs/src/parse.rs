@@ -58,7 +58,7 @@ pub struct Packet {
     pub ipv6: bool,
 }
 
-const _: () = assert!(size_of::<Packet>() % 8 == 0);
+const _: () = assert!(size_of::<Packet>().is_multiple_of(8));
 
 impl Packet {
     /// All zero: `Part::Whole`, no ports. By words, because a byte-wise `memset` is what it would become.
