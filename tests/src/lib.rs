@@ -26,6 +26,7 @@ pub mod pod;
 pub mod probe;
 pub mod programs;
 pub mod routes;
+pub mod single;
 pub mod traffic;
 pub mod wait;
 
@@ -39,4 +40,5 @@ pub use netns::Netns;
 pub use node::Node;
 pub use objects::Objects;
 pub use pod::Pod;
+pub use single::Single;
 pub use wait::until;

@@ -2,43 +2,33 @@
 #![allow(clippy::expect_used, reason = "a suite fails by panicking")]
 
 use bulkhead_lab::{
-    Netns, Node, Objects, Pod, Result,
-    enter::{WORK, enter},
-    link::{End, ip_output},
-    node::UPLINK,
+    Netns, Node, Pod, Result, Single, enter,
+    link::ip_output,
     pod::{Call, IFNAME},
-    until, veth,
+    until,
 };
 use libtest_mimic::{Arguments, Failed, Trial};
 use serde_json::{Value, json};
 use std::{
-    path::Path,
     sync::{Arc, Mutex, PoisonError},
     time::Duration,
 };
 
 /// Not the usual one, so that it can only come from the uplink.
-const MTU: u64 = 1400;
+const MTU: u32 = 1400;
 const VERSIONS: [&str; 4] = ["0.3.1", "0.4.0", "1.0.0", "1.1.0"];
 const DNS: [&str; 1] = ["10.96.0.10"];
 const SOON: Duration = Duration::from_secs(10);
 
-/// A node whose uplink leads to nobody, and its daemon.
-struct Site {
-    node: Node,
-    _objects: Objects,
-    _far: Netns,
-}
-
 fn main() -> Result<()> {
     let arguments = Arguments { test_threads: Some(1), ..Arguments::from_args() };
     let site = Arc::new(Mutex::new(None));
-    let trial = |name: &str, case: fn(&mut Site) -> Result<()>| {
+    let trial = |name: &str, case: fn(&mut Single) -> Result<()>| {
         let site = site.clone();
         Trial::test(name, move || {
             let mut site = site.lock().unwrap_or_else(PoisonError::into_inner);
             if site.is_none() {
-                *site = Some(start()?);
+                *site = Some(Single::start(MTU)?);
             }
             let site = site.as_mut().ok_or("no site")?;
             case(site).map_err(Failed::from)
@@ -68,27 +58,6 @@ fn main() -> Result<()> {
     conclusion.exit()
 }
 
-fn start() -> Result<Site> {
-    let dir = Path::new(WORK);
-    let objects = Objects::create(&dir.join("objects"))?;
-    let (netns, far) = (Netns::create("node1")?, Netns::create("far")?);
-    let [v4, v6] = ["172.30.1.2/24", "fd00:30:1::2/64"];
-    veth(
-        End { netns: &netns, name: UPLINK, addresses: &[v4, v6] },
-        End { netns: &far, name: "n1", addresses: &["172.30.1.1/24"] },
-    )?;
-    netns.ip(&format!("link set {UPLINK} mtu {MTU}"))?;
-    let address = |text: &str| text.split('/').next().unwrap_or(text).to_string();
-    let mut node = Node::create(
-        netns,
-        address(v4).parse().expect("an address"),
-        address(v6).parse().expect("an address"),
-        dir,
-    )?;
-    node.start_daemon()?;
-    Ok(Site { node, _objects: objects, _far: far })
-}
-
 fn done(call: &Call) -> &Value {
     assert!(call.status.success(), "{}", call.output);
     &call.output
@@ -109,7 +78,7 @@ fn keys(value: &Value) -> Vec<&str> {
     keys
 }
 
-fn results(site: &mut Site) -> Result<()> {
+fn results(site: &mut Single) -> Result<()> {
     for version in VERSIONS {
         let pod = Pod::create(0, "web", &format!("v{}", version.replace('.', "-")))?;
         let call = pod.call(&site.node, version, "ADD", json!({"dns": {"nameservers": DNS}}))?;
@@ -172,14 +141,14 @@ fn in_the_kernel(node: &Node, pod: &Pod, result: &Value) -> Result<()> {
     Ok(())
 }
 
-fn versions(site: &mut Site) -> Result<()> {
+fn versions(site: &mut Single) -> Result<()> {
     let pod = Pod::create(0, "web", "asks")?;
     let call = pod.call(&site.node, "1.1.0", "VERSION", json!({}))?;
     assert_eq!(done(&call)["supportedVersions"], json!(VERSIONS));
     Ok(())
 }
 
-fn verbs_by_version(site: &mut Site) -> Result<()> {
+fn verbs_by_version(site: &mut Single) -> Result<()> {
     let pod = Pod::create(0, "web", "early")?;
     for (verb, since) in [("CHECK", 1), ("GC", 3), ("STATUS", 3)] {
         for version in &VERSIONS[..since] {
@@ -190,7 +159,7 @@ fn verbs_by_version(site: &mut Site) -> Result<()> {
     Ok(())
 }
 
-fn check_compares(site: &mut Site) -> Result<()> {
+fn check_compares(site: &mut Single) -> Result<()> {
     let pod = Pod::create(0, "web", "tampered")?;
     let result = done(&pod.call(&site.node, "1.1.0", "ADD", json!({}))?).clone();
     let check = || pod.call(&site.node, "1.1.0", "CHECK", json!({"prevResult": result}));
@@ -208,7 +177,7 @@ fn endpoints(node: &Node) -> Result<Vec<String>> {
     Ok(all.as_array().expect("a list").iter().map(name).collect())
 }
 
-fn gc(site: &mut Site) -> Result<()> {
+fn gc(site: &mut Single) -> Result<()> {
     let (kept, lost) = (Pod::create(0, "web", "kept")?, Pod::create(0, "web", "lost")?);
     for pod in [&kept, &lost] {
         done(&pod.call(&site.node, "1.1.0", "ADD", json!({}))?);
@@ -222,7 +191,7 @@ fn gc(site: &mut Site) -> Result<()> {
     Ok(())
 }
 
-fn unknown_version(site: &mut Site) -> Result<()> {
+fn unknown_version(site: &mut Single) -> Result<()> {
     let pod = Pod::create(0, "web", "future")?;
     for version in ["0.2.0", "2.0.0", "one"] {
         refused(&pod.call(&site.node, version, "ADD", json!({}))?, 1);
@@ -230,7 +199,7 @@ fn unknown_version(site: &mut Site) -> Result<()> {
     Ok(())
 }
 
-fn daemon_down(site: &mut Site) -> Result<()> {
+fn daemon_down(site: &mut Single) -> Result<()> {
     let (there, late) = (Pod::create(0, "web", "there")?, Pod::create(0, "web", "late")?);
     done(&there.call(&site.node, "1.1.0", "ADD", json!({}))?);
     site.node.kill_daemon()?;
