@@ -152,5 +152,5 @@ fn show(figure: &Figure) {
         _ => String::new(),
     };
     let ours = if ours.fract() == 0.0 { format!("{ours:.0}") } else { format!("{ours:.2}") };
-    println!("    {name:<24}{ours:>10} {unit:<6}{beside}{target}");
+    println!("    {name:<32}{ours:>10} {unit:<6}{beside}{target}");
 }
