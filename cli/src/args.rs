@@ -38,6 +38,12 @@ pub enum Command {
     Drops,
     /// What happens to a flow, and which rule decides
     Explain(Explain),
+    /// What a change would newly allow and deny; exit status 0: nothing, 1: something, 2: error
+    Diff {
+        /// Files with the objects as they would be; `-`: standard input
+        #[arg(short, long = "file", required = true, num_args = 1..)]
+        files: Vec<PathBuf>,
+    },
     /// Generations of policy: what is in force, and going back
     #[command(subcommand)]
     Policy(PolicyCommand),

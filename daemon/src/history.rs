@@ -176,7 +176,7 @@ fn named(objects: &Objects) -> BTreeMap<String, serde_json::Value> {
 }
 
 /// `+Partition/new`, `~Partition/edited`, `-NetworkGroup/gone`.
-fn changes(before: &Objects, after: &Objects) -> Vec<String> {
+pub fn changes(before: &Objects, after: &Objects) -> Vec<String> {
     let (before, after) = (named(before), named(after));
     let gone = before.keys().filter(|k| !after.contains_key(*k)).map(|k| format!("-{k}"));
     let new_or_edited = after.iter().filter_map(|(name, object)| match before.get(name) {

@@ -3,12 +3,14 @@
 use crate::node::Node;
 use axum::{
     Json, Router,
-    extract::State,
+    extract::{DefaultBodyLimit, State},
     http::StatusCode,
     response::{IntoResponse, Response},
     routing::{get, post},
 };
-use bulkhead_api::messages::{Attach, Check, Detach, ErrorReply, ExplainRequest, Gc, Rollback, code};
+use bulkhead_api::messages::{
+    Attach, Check, Detach, DiffRequest, ErrorReply, ExplainRequest, Gc, Rollback, code,
+};
 use serde::Serialize;
 use std::{fs, io, os::unix::fs::PermissionsExt, path::Path, sync::Arc};
 use tokio::{
@@ -18,6 +20,9 @@ use tokio::{
 
 /// One change at a time: the node is a single state.
 pub type Shared = Arc<Mutex<Node>>;
+
+/// Room for the files of a whole cluster in one `diff`.
+const BODY_LIMIT: usize = 64 << 20;
 
 /// Listens, taking the place of a socket that nobody serves any more.
 ///
@@ -53,6 +58,7 @@ pub fn router(node: Shared) -> Router {
         .route("/v1/endpoints", get(endpoints))
         .route("/v1/partitions", get(partitions))
         .route("/v1/policy/generations", get(generations))
+        .route("/v1/policy/diff", post(diff))
         .route("/v1/policy/rollback", post(rollback))
         .route("/v1/policy/release", post(release))
         .route("/v1/drops", get(drops))
@@ -60,6 +66,7 @@ pub fn router(node: Shared) -> Router {
         .route("/v1/bgp/peers", get(bgp_peers))
         .route("/v1/bgp/routes", get(bgp_routes))
         .route("/v1/bgp/drain-routes", post(drain_routes))
+        .layer(DefaultBodyLimit::max(BODY_LIMIT))
         .with_state(node)
 }
 
@@ -137,6 +144,10 @@ async fn partitions(State(node): State<Shared>) -> Response {
 
 async fn generations(State(node): State<Shared>) -> Response {
     reply(Ok(node.lock().await.generations()))
+}
+
+async fn diff(State(node): State<Shared>, Json(request): Json<DiffRequest>) -> Response {
+    reply(node.lock().await.diff(&request))
 }
 
 async fn rollback(State(node): State<Shared>, Json(request): Json<Rollback>) -> Response {

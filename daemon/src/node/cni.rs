@@ -104,7 +104,7 @@ impl Node {
     }
 }
 
-fn starting() -> ErrorReply {
+pub(super) fn starting() -> ErrorReply {
     ErrorReply {
         code: code::TRY_AGAIN_LATER,
         msg: "no policy is in force yet".into(),

@@ -6,6 +6,7 @@
 //! ```
 
 mod cni;
+mod diff;
 mod rollback;
 mod views;
 

@@ -143,6 +143,6 @@ fn refused(msg: String) -> ErrorReply {
     ErrorReply { code: code::INVALID_CONFIG, msg, details: String::new() }
 }
 
-fn kernel_error(e: crate::datapath::DatapathError) -> ErrorReply {
+pub(super) fn kernel_error(e: crate::datapath::DatapathError) -> ErrorReply {
     ErrorReply { code: code::IO_FAILURE, msg: "cannot read the kernel's maps".into(), details: e.to_string() }
 }

@@ -140,23 +140,10 @@ impl Directory {
                     continue;
                 }
                 first_seen.insert(key, name);
-                insert(&mut snapshot, object.clone());
+                snapshot.insert(object.clone());
             }
         }
         (snapshot, errors)
-    }
-}
-
-fn insert(snapshot: &mut Snapshot, object: Object) {
-    match object {
-        Object::Partition(name, o) => drop(snapshot.policy.partitions.insert(name, o)),
-        Object::NetworkGroup(name, o) => drop(snapshot.policy.network_groups.insert(name, o)),
-        Object::BandwidthClass(name, o) => drop(snapshot.policy.bandwidth_classes.insert(name, o)),
-        Object::BgpPeer(name, o) => drop(snapshot.bgp_peers.insert(name, o)),
-        Object::BgpConfiguration(_, o) => snapshot.bgp = Some(o),
-        Object::Namespace(name, labels) => drop(snapshot.policy.namespaces.insert(name, labels)),
-        Object::Pod(key, pod) => drop(snapshot.pods.insert(key, pod)),
-        Object::Node(name, node) => drop(snapshot.policy.nodes.insert(name, node)),
     }
 }
 

@@ -1,6 +1,6 @@
-//! Going back to a former generation, as an operator does it: the real daemon, the command line, live pods.
+//! Before and after a change, as an operator sees it: the real daemon, the command line, live pods.
 
-use bulkhead_api::messages::{GenerationInfo, Status};
+use bulkhead_api::messages::{DiffRequest, FileText, GenerationInfo, PolicyChange, PolicyDiff, Status};
 use bulkhead_lab::{Lab, Node, Pod, Result, enter, unmet, wait::until_true};
 use libtest_mimic::{Arguments, Failed, Trial};
 use std::{
@@ -49,7 +49,12 @@ type Shared = Arc<Mutex<Option<Lab>>>;
 type Run = fn(&mut Lab) -> Result<()>;
 
 fn trials(lab: &Shared) -> Vec<Trial> {
-    let all: [(&str, Run); 4] = [
+    let all: [(&str, Run); 6] = [
+        (
+            "a diff names the flows, the rules and the live connections, and changes nothing",
+            a_diff_changes_nothing,
+        ),
+        ("a diff of a refused change is refused by field", a_diff_is_refused),
         ("a rollback brings former objects back under a new number", a_rollback_brings_back),
         ("while held, an edit in the source is not in force", an_edit_while_held_waits),
         ("a hold outlives the daemon", a_hold_outlives_the_daemon),
@@ -64,6 +69,47 @@ fn trials(lab: &Shared) -> Vec<Trial> {
             })
         })
         .collect()
+}
+
+fn a_diff_changes_nothing(lab: &mut Lab) -> Result<()> {
+    let generation = status(node(lab))?.generation;
+    let (front, db) = pods(lab)?;
+    let address = SocketAddr::new(db.v4.into(), LOST);
+    let listener = db.netns.run(|| Ok(TcpListener::bind(address)?))?;
+    let live = front.netns.run(|| Ok(TcpStream::connect_timeout(&address, CALL)?))?;
+    let accepted = listener.accept()?;
+    let text = edited(&lab.objects.read(FILE)?, AFTER)?;
+    let diff: PolicyDiff = node(lab).post("/v1/policy/diff", &request(text))?;
+    drop((live, accepted, listener));
+    let line =
+        |c: &PolicyChange| (c.allows, c.from.clone(), c.to.clone(), c.ports.clone(), c.cut_connections);
+    let end = |name: &str| format!("partition {name}");
+    let (web, payments) = (end("web"), end("payments"));
+    let expected = [
+        (false, web.clone(), payments.clone(), "8000-8080".to_string(), 1),
+        (true, web, payments, "8091".to_string(), 0),
+    ];
+    let found: Vec<_> = diff.changes.iter().map(line).collect();
+    if found != expected || diff.cut_connections != 1 || diff.changed != ["~Partition/payments"] {
+        return unmet(format!("{diff:?}"));
+    }
+    match status(node(lab))?.generation {
+        same if same == generation => now(lab, LOST, true),
+        other => unmet(format!("generation {generation} became {other}")),
+    }
+}
+
+fn a_diff_is_refused(lab: &mut Lab) -> Result<()> {
+    let text = edited(&lab.objects.read(FILE)?, "{port: 8090, endPort: 8000}")?;
+    match node(lab).post::<_, PolicyDiff>("/v1/policy/diff", &request(text)) {
+        Ok(diff) => unmet(format!("{diff:?}")),
+        Err(e) if e.to_string().contains("ports[0].endPort") => Ok(()),
+        Err(e) => Err(e),
+    }
+}
+
+fn request(text: String) -> DiffRequest {
+    DiffRequest { files: vec![FileText { name: FILE.into(), text }] }
 }
 
 fn a_rollback_brings_back(lab: &mut Lab) -> Result<()> {
