@@ -3,6 +3,7 @@
 use super::Held;
 use crate::{
     Error, Lab, Netns, Result,
+    figure::Figure,
     traffic::rate::{self, Rate, Within},
 };
 use std::{
@@ -70,7 +71,9 @@ pub fn run(lab: &mut Lab) -> Result<Held> {
         tally.count,
         tally.worst * 100.0
     );
-    Ok(Held { figure, details })
+    let farthest =
+        Figure::new("bandwidth_farthest_from_class", tally.worst * 100.0, "%").at_most(TOLERANCE * 100.0);
+    Ok(Held { figure, details, figures: vec![farthest] })
 }
 
 fn end<'a>(lab: &'a Lab, reference: &str) -> Result<End<'a>> {
