@@ -57,7 +57,7 @@ fn live(lab: &mut Lab) -> Result<()> {
     until_rate(lab, pod, Some("200Mbit"))?;
     check(lab, pod)?;
     del(lab, pod)?;
-    refused(add(lab, pod), &["no bandwidth class `gold`", "\"code\": 7"])?;
+    refused(add(lab, pod), &["no bandwidth class `gold`", "\"code\":7"])?;
     nothing_left(lab, 0)?;
     lab.objects.write("pods.yaml", &pods)?;
     until_content(&lab.nodes[0])?;

@@ -19,8 +19,8 @@ fn verbs(lab: &mut Lab) -> Result<()> {
     add(lab, kept)?;
     add(lab, gone)?;
     lab.nodes[0].kill_daemon()?;
-    refused(add(lab, pods_of(lab, 0)[2]), &["\"code\": 11", "bulkheadd does not answer"])?;
-    refused(check(lab, kept), &["\"code\": 11"])?;
+    refused(add(lab, pods_of(lab, 0)[2]), &["\"code\":11", "bulkheadd does not answer"])?;
+    refused(check(lab, kept), &["\"code\":11"])?;
     for (verb, code) in [("STATUS", 50), ("GC", 11)] {
         let (done, said) = plugin(&lab.nodes[0], verb, json!({ "cni.dev/valid-attachments": [] }))?;
         require(!done && said["code"] == code, &format!("{verb}: {said}"))?;

@@ -36,13 +36,13 @@ fn used_up(lab: &mut Lab) -> Result<()> {
     for _ in 0..2 {
         refused(
             pods[3].add(&lab.nodes[0]).map(drop),
-            &["\"code\": 100", "payments", "10.65.0.0/30", "podCIDRs"],
+            &["\"code\":100", "payments", "10.65.0.0/30", "podCIDRs"],
         )?;
         maps_hold(&lab.nodes[0], 3)?;
     }
     // The other node has no block left, and says so.
     let far = index(lab, "payments/db-1");
-    refused(add(lab, far), &["\"code\": 100", "claimed by another node"])?;
+    refused(add(lab, far), &["\"code\":100", "claimed by another node"])?;
     nothing_left(lab, 1)?;
     pods[1].del(&lab.nodes[0])?;
     pods[3].add(&lab.nodes[0])?;
@@ -58,7 +58,7 @@ fn one_family(lab: &mut Lab) -> Result<()> {
     range(lab, "10.65.0.0/25", "fd00:65::/128")?;
     let (near, far) = (index(lab, "payments/db-0"), index(lab, "payments/db-1"));
     add(lab, near)?;
-    refused(add(lab, far), &["\"code\": 100", "IPv6"])?;
+    refused(add(lab, far), &["\"code\":100", "IPv6"])?;
     nothing_left(lab, 1)?;
     del(lab, near)?;
     add(lab, far)?;
