@@ -51,7 +51,8 @@ fn main() -> ExitCode {
             Err(_) => ExitCode::from(UNREACHABLE),
         },
         Err(e) => {
-            eprintln!("bulkhead: {e}{}", hint(&e));
+            // Nobody may read this either (`2>&1 | head`).
+            let _ = writeln!(io::stderr(), "bulkhead: {e}{}", hint(&e));
             let refused = matches!(e, ClientError::Refused(_)) && !is_diff;
             ExitCode::from(if refused { REFUSED } else { UNREACHABLE })
         }

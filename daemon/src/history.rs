@@ -55,7 +55,7 @@ pub struct Switched {
 impl History {
     /// The history on disk, and the objects that were in force last.
     pub fn open(state: &Path) -> Result<(Self, Option<Objects>), StoreError> {
-        let dir = state.join("generations");
+        let dir = state.join(store::GENERATIONS);
         fs::create_dir_all(&dir).map_err(|source| StoreError::Io { path: dir.clone(), source })?;
         let mut generations = Vec::new();
         for path in files(&dir)? {
