@@ -127,7 +127,7 @@ async fn gc(State(node): State<Shared>, Json(request): Json<Gc>) -> Response {
 }
 
 async fn cni_status(State(node): State<Shared>) -> Response {
-    reply(node.lock().await.ready().map(|()| Done {}))
+    reply(node.lock().await.available().map(|()| Done {}))
 }
 
 async fn status(State(node): State<Shared>) -> Response {

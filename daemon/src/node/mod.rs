@@ -350,14 +350,20 @@ impl Node {
             .map_err(|e| ObjectError { object: Some(format!("Pod/{}/{}", pod.namespace, pod.name)), ..e })
     }
 
-    /// Whether an ADD would work now.
-    pub fn ready(&self) -> Result<(), ErrorReply> {
+    /// Whether an ADD would work now, its record on disk included.
+    pub fn available(&self) -> Result<(), ErrorReply> {
+        self.ready()?;
+        self.endpoints.writable().map_err(|e| ErrorReply {
+            code: code::NOT_AVAILABLE,
+            msg: "no pod can be recorded".into(),
+            details: e.to_string(),
+        })
+    }
+
+    /// Whether there is a policy for pods to live under.
+    fn ready(&self) -> Result<(), ErrorReply> {
         if self.compiled.is_some() {
-            return self.endpoints.writable().map_err(|e| ErrorReply {
-                code: code::NOT_AVAILABLE,
-                msg: "no pod can be recorded".into(),
-                details: e.to_string(),
-            });
+            return Ok(());
         }
         let reasons: Vec<_> = self.errors().iter().map(ToString::to_string).collect();
         Err(ErrorReply {

@@ -9,12 +9,13 @@ pub const CASES: &[Case] = &[
     ("a reader that has seen enough is no error and no panic", closed_pipes),
 ];
 
-const COMMANDS: [&[&str]; 7] = [
+const COMMANDS: [&[&str]; 8] = [
     &["status"],
     &["endpoints"],
     &["partitions"],
     &["drops"],
     &["explain", "172.30.9.2", "10.65.0.1", "--port", "20880"],
+    &["policy", "generations"],
     &["bgp", "peers"],
     &["bgp", "routes"],
 ];
