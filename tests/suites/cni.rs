@@ -5,20 +5,15 @@ use bulkhead_lab::{
     Netns, Node, Pod, Result, Single, enter,
     link::ip_output,
     pod::{Call, IFNAME},
-    until,
 };
 use libtest_mimic::{Arguments, Failed, Trial};
 use serde_json::{Value, json};
-use std::{
-    sync::{Arc, Mutex, PoisonError},
-    time::Duration,
-};
+use std::sync::{Arc, Mutex, PoisonError};
 
 /// Not the usual one, so that it can only come from the uplink.
 const MTU: u32 = 1400;
 const VERSIONS: [&str; 4] = ["0.3.1", "0.4.0", "1.0.0", "1.1.0"];
 const DNS: [&str; 1] = ["10.96.0.10"];
-const SOON: Duration = Duration::from_secs(10);
 
 fn main() -> Result<()> {
     let arguments = Arguments { test_threads: Some(1), ..Arguments::from_args() };
@@ -41,7 +36,6 @@ fn main() -> Result<()> {
         trial("CHECK fails when the pod's interface was tampered with", check_compares),
         trial("GC frees what the runtime no longer names", gc),
         trial("a version that is not known is refused with code 1", unknown_version),
-        trial("with the daemon down: ADD is code 11, STATUS 50, DEL is kept and carried out", daemon_down),
     ];
     if arguments.list {
         libtest_mimic::run(&arguments, trials).exit();
@@ -196,21 +190,5 @@ fn unknown_version(site: &mut Single) -> Result<()> {
     for version in ["0.2.0", "2.0.0", "one"] {
         refused(&pod.call(&site.node, version, "ADD", json!({}))?, 1);
     }
-    Ok(())
-}
-
-fn daemon_down(site: &mut Single) -> Result<()> {
-    let (there, late) = (Pod::create(0, "web", "there")?, Pod::create(0, "web", "late")?);
-    done(&there.call(&site.node, "1.1.0", "ADD", json!({}))?);
-    site.node.kill_daemon()?;
-    refused(&late.call(&site.node, "1.1.0", "ADD", json!({}))?, 11);
-    refused(&late.call(&site.node, "1.1.0", "STATUS", json!({}))?, 50);
-    done(&there.call(&site.node, "1.1.0", "DEL", json!({}))?);
-    assert!(ip_output(Some(&there.netns), "-o link show")?.contains(IFNAME), "nobody could do it yet");
-    site.node.start_daemon()?;
-    until("the DEL that was kept is carried out", SOON, || {
-        Ok((endpoints(&site.node)?.is_empty()).then_some(()))
-    })?;
-    assert!(!ip_output(Some(&there.netns), "-o link show")?.contains(IFNAME));
     Ok(())
 }

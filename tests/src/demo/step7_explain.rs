@@ -26,8 +26,7 @@ const QUESTIONS: [Question; 3] = [
         allowed: false,
         rules: &["Partition/web egress \"to-payments\"", "Partition/payments ingress \"no-debug-port\""],
     },
-    // No rule of payments admits it.
-    Question { from: "vm", port: "5432", allowed: false, rules: &[""] },
+    Question { from: "vm", port: "5432", allowed: false, rules: &["no rule allows it"] },
 ];
 
 pub fn run(lab: &mut Lab) -> Result<Held> {
