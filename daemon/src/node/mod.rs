@@ -26,7 +26,7 @@ use bulkhead_api::{
     messages::{ErrorReply, Gc, ObjectError, PodRef, RuntimeBandwidth, code},
     objects::{ANNOTATION_BANDWIDTH_CLASS, DEFAULT_PARTITION},
 };
-use bulkhead_ebpf_abi::{ID_WORLD, Sizes};
+use bulkhead_ebpf_abi::{Connections, ID_WORLD, Sizes};
 use bulkhead_policy::{Compiled, Interner, Objects, admit, compile};
 use std::{
     net::IpAddr,
@@ -72,7 +72,8 @@ impl Node {
         let uplinks = net.uplinks(&config.uplinks).await?;
         prepare_node(&uplinks)?;
         let sources = sources(&uplinks);
-        let opened = Datapath::open(&config.pin_dir, Sizes::DEFAULT, config.conntrack_entries)?;
+        let opened =
+            Datapath::open(&config.pin_dir, Sizes::DEFAULT, Connections::of(config.conntrack_entries))?;
         let mut datapath = opened.datapath;
         let generation = datapath.running_generation()?;
         // Pins without a generation forward nothing.
