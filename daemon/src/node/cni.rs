@@ -6,6 +6,8 @@ use bulkhead_api::{
     messages::{Attach, Attachment, Check, Detach, ErrorReply, Gc, code},
     objects::DEFAULT_PARTITION,
 };
+use ipnetwork::IpNetwork;
+use std::collections::BTreeMap;
 use tracing::{info, warn};
 
 impl Node {
@@ -14,11 +16,17 @@ impl Node {
         let context = self.context(request)?;
         let compiled = self.compiled.as_ref().ok_or_else(starting)?;
         let identity = |address| identity_of(compiled, &context.partition, address);
-        let attachment = self.endpoints.add(&mut self.datapath, &context, identity, request).await?;
+        let wired = self.endpoints.add(&mut self.datapath, &context, identity, request).await;
+        if wired.is_err() {
+            // It may have claimed a block for nothing, which another node could use.
+            self.release_blocks().await;
+        }
+        let attachment = wired?;
+        let addresses: Vec<_> = attachment.addresses.iter().map(|a| a.ip().to_string()).collect();
         info!(
             pod = %format_args!("{}/{}", request.pod.namespace, request.pod.name),
-            partition = context.partition,
-            addresses = ?attachment.addresses,
+            partition = %context.partition,
+            addresses = %addresses.join(" "),
             "pod wired"
         );
         self.announce_blocks().await;
@@ -35,10 +43,14 @@ impl Node {
     /// Carries out DELs that the plugin left on disk while nobody answered.
     pub async fn replay_queued(&mut self) {
         match self.endpoints.replay_queued(&mut self.datapath).await {
-            Ok(report) if report.removed.is_empty() => {}
             Ok(report) => {
-                info!(removed = report.removed.len(), "queued DELs carried out");
-                self.release_blocks().await;
+                for error in report.errors {
+                    warn!(error, "a queued DEL waits on");
+                }
+                if !report.removed.is_empty() {
+                    info!(removed = report.removed.len(), "queued DELs carried out");
+                    self.release_blocks().await;
+                }
             }
             Err(e) => warn!(error = %e, "queued DELs wait on"),
         }
@@ -88,8 +100,10 @@ impl Node {
         })
     }
 
-    /// After a pod went: a block without pods has no reason to be announced here.
+    /// After a pod went: a block without pods has no reason to be announced here. Withdrawn first: once the claim is
+    /// given back, another node may announce the block.
     async fn release_blocks(&mut self) {
+        self.announce(self.endpoints.blocks_in_use()).await;
         if let Err(e) = self.endpoints.release_empty_blocks().await {
             warn!(error = %e, "a block without pods stays claimed");
         }
@@ -97,13 +111,18 @@ impl Node {
     }
 
     /// After a pod came or went: a block may have been claimed or released.
-    async fn announce_blocks(&mut self) {
-        let errors = self.bgp.apply(&self.in_force, self.endpoints.blocks()).await;
-        self.errors.extend(errors.into_iter().filter(|e| !self.errors.contains(e)).collect::<Vec<_>>());
+    pub(super) async fn announce_blocks(&mut self) {
+        self.announce(self.endpoints.blocks().clone()).await;
+    }
+
+    async fn announce(&mut self, blocks: BTreeMap<IpNetwork, String>) {
+        if self.compiled.is_some() || self.adopted {
+            self.bgp.apply(&self.in_force, &blocks).await;
+        }
     }
 }
 
-fn starting() -> ErrorReply {
+pub(super) fn starting() -> ErrorReply {
     ErrorReply {
         code: code::TRY_AGAIN_LATER,
         msg: "no policy is in force yet".into(),
