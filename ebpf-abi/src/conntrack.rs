@@ -27,7 +27,7 @@ pub struct Admission {
 #[repr(C)]
 #[derive(Clone, Copy, PartialEq, Eq, Debug, Default)]
 pub struct Flow {
-    /// `bpf_jiffies64` when last seen.
+    /// Nanoseconds of CLOCK_MONOTONIC (the coarse one) when last seen.
     pub last_seen: u64,
     /// Indexed by `DIR_EGRESS` (the initiator's pod) and `DIR_INGRESS` (the responder's).
     pub admitted: [Admission; 2],
@@ -40,18 +40,23 @@ pub struct Flow {
     /// `PATH_*`; binds both directions.
     pub path: u8,
     pub version: u8,
-    pub reserved: u8,
+    /// TCP: who has sent a FIN: 1 the initiator, 2 the responder.
+    pub fin: u8,
     /// Where the initiator speaks from this node's own address: the origin mark it came with (it is masqueraded).
     /// 0: its address says who it is, or it is the node itself (`FLOW_OWN_NODE`).
     pub origin: u16,
+    /// The pod in whose [`Share`] it counts, by the interface whose hook made the entry.
+    pub owner: u32,
+    /// Chance: tells this entry from one made later under the same key.
+    pub serial: u32,
 }
 
-pub const FLOW_VERSION: u8 = 1;
+pub const FLOW_VERSION: u8 = 2;
 /// The initiator is `FlowKey::low`.
 pub const FLOW_INITIATOR_LOW: u8 = 1;
 /// A packet of the responder was seen.
 pub const FLOW_ANSWERED: u8 = 2;
-/// TCP: FIN or RST seen.
+/// TCP: FIN of one side seen, or RST.
 pub const FLOW_CLOSING: u8 = 4;
 /// The egress (initiator's) admission is kept over changes (`established: Keep`).
 pub const FLOW_KEEP_EGRESS: u8 = 8;
@@ -59,8 +64,158 @@ pub const FLOW_KEEP_INGRESS: u8 = 16;
 /// Begun by this node itself: no end's policy is asked (a node reaches its own pods).
 pub const FLOW_OWN_NODE: u8 = 32;
 
+/// Both sides have spoken, and of TCP the initiator again: never evicted.
+pub const FLOW_ESTABLISHED: u8 = 64;
+/// TCP: FIN of both sides seen, or RST.
+pub const FLOW_CLOSED: u8 = 128;
+
 pub const PATH_STACK: u8 = 0;
 pub const PATH_DIRECT: u8 = 1;
+
+/// An entry by key and serial: `AGING` and `RECENT` value.
+#[repr(C)]
+#[derive(Clone, Copy, PartialEq, Eq, Debug, Default)]
+pub struct FlowName {
+    pub key: FlowKey,
+    pub serial: u32,
+    pub reserved: u32,
+}
+
+/// `RECENT` key: rings, for each pod and kind, of the entries that may be evicted by the next of their kind.
+#[repr(C)]
+#[derive(Clone, Copy, PartialEq, Eq, Hash, Debug, Default)]
+pub struct RecentKey {
+    pub owner: u32,
+    /// `RECENT_*`.
+    pub kind: u32,
+    pub slot: u32,
+}
+
+/// Not established, begun by the pod.
+pub const RECENT_OUT: u32 = 0;
+/// Not established, begun by somebody else.
+pub const RECENT_IN: u32 = 1;
+/// Closed by both sides.
+pub const RECENT_CLOSED: u32 = 2;
+
+/// `SHARE` value; the key is the pod's interface.
+#[repr(C)]
+#[derive(Clone, Copy, PartialEq, Eq, Debug, Default)]
+pub struct Share {
+    /// Connections refused because the share was used up.
+    pub refused: u64,
+    /// Entries that count.
+    pub flows: u64,
+    /// Entries ever put into each ring.
+    pub next: [u64; 3],
+}
+
+/// Room for connections. Set when the programs are loaded.
+#[derive(Clone, Copy, PartialEq, Eq, Debug)]
+pub struct Connections {
+    pub entries: u32,
+    /// At most, of one pod.
+    pub per_pod: u32,
+    /// Of one pod and direction, not established.
+    pub unanswered: u32,
+    /// Of one pod, closed by both sides.
+    pub closed: u32,
+    pub ages: Ages,
+}
+
+impl Connections {
+    /// A pod may have a quarter of the table: as many pods must conspire to fill it, and a gateway still has room.
+    pub const fn of(entries: u32) -> Self {
+        Self {
+            entries,
+            per_pod: at_least_one(entries / 4),
+            unanswered: at_least_one(entries / 256),
+            closed: at_least_one(entries / 128),
+            ages: Ages::DEFAULT,
+        }
+    }
+}
+
+const fn at_least_one(n: u32) -> u32 {
+    if n == 0 { 1 } else { n }
+}
+
+/// After how many nanoseconds without a packet an entry is dead.
+#[derive(Clone, Copy, PartialEq, Eq, Debug)]
+pub struct Ages {
+    /// Not established, of any protocol.
+    pub unanswered: u64,
+    pub tcp: u64,
+    /// Half closed.
+    pub closing: u64,
+    pub closed: u64,
+    pub udp: u64,
+    /// ICMP echo.
+    pub echo: u64,
+    /// SCTP and all else.
+    pub other: u64,
+}
+
+impl Ages {
+    /// nf_conntrack's, in brackets where ours differ: unanswered 30 s (SYN_SENT 120, UDP 30), established TCP 5 days,
+    /// half closed 120 s (FIN_WAIT), closed 30 s (TIME_WAIT 120, after RST 10), UDP 60 s (30, as a stream 120), echo
+    /// 30 s, all else 600 s.
+    pub const DEFAULT: Self = Self {
+        unanswered: seconds(30),
+        tcp: seconds(432_000),
+        closing: seconds(120),
+        closed: seconds(30),
+        udp: seconds(60),
+        echo: seconds(30),
+        other: seconds(600),
+    };
+
+    /// Of an entry with these `FLOW_*` bits.
+    pub const fn of(&self, proto: u8, flags: u8) -> u64 {
+        match AgeKind::of(proto, flags) {
+            AgeKind::Unanswered => self.unanswered,
+            AgeKind::Tcp => self.tcp,
+            AgeKind::Closing => self.closing,
+            AgeKind::Closed => self.closed,
+            AgeKind::Udp => self.udp,
+            AgeKind::Echo => self.echo,
+            AgeKind::Other => self.other,
+        }
+    }
+}
+
+/// Which of the [`Ages`] an entry has.
+#[derive(Clone, Copy, PartialEq, Eq, Debug)]
+pub enum AgeKind {
+    Unanswered,
+    Tcp,
+    Closing,
+    Closed,
+    Udp,
+    Echo,
+    Other,
+}
+
+impl AgeKind {
+    #[inline(always)]
+    pub const fn of(proto: u8, flags: u8) -> Self {
+        if flags & FLOW_ESTABLISHED == 0 {
+            return Self::Unanswered;
+        }
+        match proto {
+            crate::PROTO_TCP if flags & FLOW_CLOSED != 0 => Self::Closed,
+            crate::PROTO_TCP if flags & FLOW_CLOSING != 0 => Self::Closing,
+            crate::PROTO_TCP => Self::Tcp,
+            crate::PROTO_UDP => Self::Udp,
+            crate::PROTO_ICMP | crate::PROTO_ICMPV6 => Self::Echo,
+            _ => Self::Other,
+        }
+    }
+}
+
+const fn seconds(n: u64) -> u64 {
+    n * 1_000_000_000
+}
 
 /// `FRAGMENT` key: later fragments take ports from their first.
 #[repr(C)]
@@ -89,4 +244,5 @@ pub struct FragmentPorts {
     pub proto: u8,
 }
 
-assert_size!(FlowKey = 40, Admission = 8, Flow = 48, FragmentKey = 40, FragmentPorts = 8);
+assert_size!(FlowKey = 40, Admission = 8, Flow = 56, FlowName = 48, RecentKey = 12, Share = 40);
+assert_size!(FragmentKey = 40, FragmentPorts = 8);

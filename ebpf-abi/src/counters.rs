@@ -61,6 +61,8 @@ drop_reasons! {
     DROP_NO_ENDPOINT = 12, "no endpoint";
     /// Multicast or broadcast beyond the link.
     DROP_MULTICAST = 13, "multicast";
+    /// The pod has as many connections as it may.
+    DROP_CONNTRACK_SHARE = 14, "pod's share of connections used up";
     /// Recorded, not dropped: `isolation: Audit`.
     AUDIT_POLICY = 128, "audit: policy would drop";
 }

@@ -11,18 +11,20 @@
 
 mod decide;
 mod key;
+mod table;
 
 use crate::{
     maps::CONNTRACK,
-    parse::{self, Packet, TCP_FIN, TCP_RST},
+    parse::{self, Packet, TCP_ACK, TCP_FIN, TCP_RST, TCP_SYN},
     policy::Answer,
+    skb,
     verdict::Verdict,
 };
-use aya_ebpf::{bindings::__sk_buff, helpers::generated::bpf_jiffies64, programs::TcContext};
+use aya_ebpf::{bindings::__sk_buff, programs::TcContext};
 use bulkhead_ebpf_abi::{
     Admission, DIR_EGRESS, DIR_INGRESS, DROP_CONNTRACK_FULL, DROP_MALFORMED, DROP_REVOKED, FLOW_ANSWERED,
-    FLOW_CLOSING, FLOW_INITIATOR_LOW, FLOW_KEEP_EGRESS, FLOW_KEEP_INGRESS, FLOW_OWN_NODE, FLOW_VERSION, Flow,
-    PATH_STACK, PROTO_TCP,
+    FLOW_CLOSED, FLOW_CLOSING, FLOW_ESTABLISHED, FLOW_INITIATOR_LOW, FLOW_KEEP_EGRESS, FLOW_KEEP_INGRESS,
+    FLOW_OWN_NODE, FLOW_VERSION, Flow, PATH_STACK, PROTO_TCP,
 };
 use core::mem::MaybeUninit;
 use decide::{Peer, ask, peer_of_flow, peer_of_packet};
@@ -38,6 +40,8 @@ pub struct At {
     /// The origin mark the packet came with.
     pub origin: u32,
     pub bytes: u32,
+    /// The pod's interface: a new connection counts in its share.
+    pub owner: u32,
 }
 
 impl At {
@@ -70,15 +74,17 @@ fn decide_on(ctx: &TcContext, at: &At, packet: &Packet) -> Verdict {
     }
     let (key, from_low) = Key::of(packet);
     let Some(flow) = CONNTRACK.get_ptr_mut(key.as_abi()) else {
-        return open(at, packet, &key, from_low);
+        return open(at, packet, &key, from_low, false);
     };
     // SAFETY: a live entry; two CPUs may write it at once, which costs a count or a bit that the next packet sets again.
     let flow = unsafe { &mut *flow };
     let forward = (flow.flags & FLOW_INITIATOR_LOW != 0) == from_low;
-    if starts_another(at, packet, flow, forward) {
-        return open(at, packet, &key, from_low);
+    let now = table::now();
+    // Dead already, only not yet looked at.
+    if table::is_dead(flow, packet.proto, now) || starts_another(at, packet, flow, forward) {
+        return open(at, packet, &key, from_low, true);
     }
-    known(at, packet, &key, flow, forward)
+    known(at, packet, &key, flow, forward, now)
 }
 
 /// Errors belong to the flow they speak of; all else of ICMP but echo has no flow.
@@ -105,7 +111,11 @@ fn speaks_of_known(ctx: &TcContext, packet: &Packet) -> bool {
         return false;
     }
     let (key, _) = Key::of(inner);
-    CONNTRACK.get_ptr(key.as_abi()).is_some()
+    match CONNTRACK.get_ptr(key.as_abi()) {
+        // SAFETY: a live entry.
+        Some(flow) => !table::is_dead(unsafe { &*flow }, inner.proto, table::now()),
+        None => false,
+    }
 }
 
 /// Is this packet the beginning of a flow that only shares its key with the entry?
@@ -120,7 +130,7 @@ fn starts_another(at: &At, packet: &Packet, flow: &Flow, forward: bool) -> bool 
 }
 
 #[inline(always)]
-fn known(at: &At, packet: &Packet, key: &Key, flow: &mut Flow, forward: bool) -> Verdict {
+fn known(at: &At, packet: &Packet, key: &Key, flow: &mut Flow, forward: bool, now: u64) -> Verdict {
     let end = if forward == at.sends() { DIR_EGRESS } else { DIR_INGRESS };
     let keep = if end == DIR_EGRESS { FLOW_KEEP_EGRESS } else { FLOW_KEEP_INGRESS };
     // A connection begun again is asked about again, by each end for itself.
@@ -134,13 +144,17 @@ fn known(at: &At, packet: &Packet, key: &Key, flow: &mut Flow, forward: bool) ->
                 let renewed = admitted != 0 && !again;
                 let verdict = renew(at, packet, flow, end, keep, renewed);
                 if !verdict.passes() {
-                    forget(packet, key, admitted, again);
+                    forget(packet, key, flow, admitted == 0 || again);
                     return verdict;
                 }
             }
         }
     }
-    touch(at, packet, flow, forward, again);
+    let closed = flow.flags & FLOW_CLOSED;
+    touch(at, packet, flow, forward, again, now);
+    if closed == 0 && flow.flags & FLOW_CLOSED != 0 {
+        table::closed(key, flow);
+    }
     Verdict::PASS
 }
 
@@ -164,29 +178,32 @@ fn renew(at: &At, packet: &Packet, flow: &mut Flow, end: u32, keep: u8, renewed:
 /// the connection on under a rule of its own. It is asked about with every packet, and lives again if a later
 /// generation allows it. A datagram against the direction is a flow of its own, so its entry goes.
 #[inline(always)]
-fn forget(packet: &Packet, key: &Key, admitted: u32, again: bool) {
-    if admitted == 0 || (packet.proto != PROTO_TCP && !again) {
-        let _ = CONNTRACK.remove(key.as_abi());
+fn forget(packet: &Packet, key: &Key, flow: &mut Flow, was_new: bool) {
+    if was_new || packet.proto != PROTO_TCP {
+        table::remove(key.as_abi(), flow);
     }
 }
 
 #[inline(always)]
-fn touch(at: &At, packet: &Packet, flow: &mut Flow, forward: bool, again: bool) {
+fn touch(at: &At, packet: &Packet, flow: &mut Flow, forward: bool, again: bool, now: u64) {
     let mut flags = flow.flags;
     if again {
-        flags &= !(FLOW_ANSWERED | FLOW_CLOSING);
+        flags &= !(FLOW_ANSWERED | FLOW_ESTABLISHED | FLOW_CLOSING | FLOW_CLOSED);
+        flow.fin = 0;
     }
     if !forward {
-        flags |= FLOW_ANSWERED;
+        // Of TCP an answer proves nothing yet: a flood of requests under false names is answered, too.
+        flags |= if packet.proto == PROTO_TCP { FLOW_ANSWERED } else { FLOW_ANSWERED | FLOW_ESTABLISHED };
+    } else if flags & FLOW_ANSWERED != 0 && packet.tcp_flags & (TCP_SYN | TCP_ACK) == TCP_ACK {
+        flags |= FLOW_ESTABLISHED;
     }
     if packet.tcp_flags & (TCP_FIN | TCP_RST) != 0 {
-        flags |= FLOW_CLOSING;
+        flags |= closing(packet, flow, forward);
     }
     if flags != flow.flags {
         flow.flags = flags;
     }
-    // SAFETY: takes nothing and returns a number.
-    flow.last_seen = unsafe { bpf_jiffies64() };
+    flow.last_seen = now;
     // Of a flow between two pods of this node both hooks see each packet: the sender's counts.
     let both_ends_here = flow.admitted[0].generation != 0 && flow.admitted[1].generation != 0;
     if at.sends() || !both_ends_here {
@@ -195,13 +212,24 @@ fn touch(at: &At, packet: &Packet, flow: &mut Flow, forward: bool, again: bool) 
     }
 }
 
-/// Decides in the packet's direction and makes the entry.
+/// Of a FIN or RST.
+#[inline(always)]
+fn closing(packet: &Packet, flow: &mut Flow, forward: bool) -> u8 {
+    if packet.tcp_flags & TCP_FIN != 0 {
+        flow.fin |= if forward { 1 } else { 2 };
+    }
+    let closed = packet.tcp_flags & TCP_RST != 0 || flow.fin == 3;
+    if closed { FLOW_CLOSING | FLOW_CLOSED } else { FLOW_CLOSING }
+}
+
+/// Decides in the packet's direction and makes the entry, in the place of another one (`replaces`) or of none.
 #[inline(never)]
-fn open(at: &At, packet: &Packet, key: &Key, from_low: bool) -> Verdict {
+fn open(at: &At, packet: &Packet, key: &Key, from_low: bool, replaces: bool) -> Verdict {
+    let Some(draft) = table::draft(key) else { return Verdict::drop(DROP_CONNTRACK_FULL) };
     let peer = peer_of_packet(at, packet);
-    let mut flow = Flow {
-        // SAFETY: takes nothing and returns a number.
-        last_seen: unsafe { bpf_jiffies64() },
+    let flow = &mut draft.flow;
+    *flow = Flow {
+        last_seen: table::now(),
         admitted: [Admission { generation: 0, rule: 0 }; 2],
         packets: 1,
         bytes: u64::from(at.bytes),
@@ -209,14 +237,16 @@ fn open(at: &At, packet: &Packet, key: &Key, from_low: bool) -> Verdict {
         flags: if from_low { FLOW_INITIATOR_LOW } else { 0 },
         path: PATH_STACK,
         version: FLOW_VERSION,
-        reserved: 0,
+        fin: 0,
         origin: peer.origin(),
+        owner: 0,
+        serial: 0,
     };
     if peer == Peer::OWN_NODE {
         flow.flags |= FLOW_OWN_NODE;
     } else {
         match ask(at, at.dir, peer, packet.proto, packet.service_port(), decide::FIRST) {
-            Ok(answer) => stamp(&mut flow, at, answer),
+            Ok(answer) => stamp(flow, at, answer),
             Err(verdict) => return verdict,
         }
     }
@@ -225,12 +255,33 @@ fn open(at: &At, packet: &Packet, key: &Key, from_low: bool) -> Verdict {
         return Verdict::PASS;
     }
     if packet.tcp_flags & (TCP_FIN | TCP_RST) != 0 {
-        flow.flags |= FLOW_CLOSING;
+        flow.flags |= closing(packet, flow, true);
     }
-    match CONNTRACK.insert(key.as_abi(), flow, 0) {
-        Ok(()) => Verdict::PASS,
-        Err(_) => Verdict::drop(DROP_CONNTRACK_FULL),
+    if replaces && let Some(old) = CONNTRACK.get_ptr_mut(key.as_abi()) {
+        // SAFETY: a live entry.
+        table::remove(key.as_abi(), unsafe { &*old });
     }
+    match table::insert(at, draft) {
+        0 => Verdict::PASS,
+        reason => Verdict::drop(reason as u8),
+    }
+}
+
+/// Forgets the connection whose key lies behind the Ethernet header: how user space removes an entry, so that its share
+/// is given back in one place.
+#[inline(always)]
+pub fn forget_named(ctx: &TcContext) -> i32 {
+    let mut room = MaybeUninit::uninit();
+    // SAFETY: 40 bytes into 40; integers only.
+    let Some(key) = (unsafe { skb::load::<Key, 0, 40>(ctx, skb::ETHERNET, &mut room) }) else {
+        return -1;
+    };
+    let Some(flow) = CONNTRACK.get_ptr_mut(key.as_abi()) else {
+        return 0;
+    };
+    // SAFETY: a live entry.
+    table::remove(key.as_abi(), unsafe { &mut *flow });
+    1
 }
 
 #[inline(always)]

@@ -125,6 +125,7 @@ fn decide(ctx: &TcContext, pod: &Endpoint, packet: &mut Packet, dir: u32) -> Ver
         dir,
         origin: origin::read(ctx),
         bytes: skb::len(ctx),
+        owner: skb::ifindex(ctx),
     };
     let verdict = conntrack::admit(ctx, &at, packet);
     if verdict.passes() && packet.part == Part::First {

@@ -12,6 +12,8 @@
 //! is counted, or a redirect. Nothing here may let a packet pass because a look-up failed.
 #![no_std]
 #![no_main]
+#![feature(core_intrinsics)]
+#![allow(internal_features, reason = "atomic addition, which the target has without compare-and-swap")]
 
 mod address;
 mod conntrack;
@@ -45,6 +47,12 @@ pub fn to_pod(ctx: TcContext) -> i32 {
 #[classifier]
 pub fn from_uplink(ctx: TcContext) -> i32 {
     uplink::from_uplink(&ctx)
+}
+
+/// Never attached: run by the daemon, once for each connection that it wants forgotten.
+#[classifier]
+pub fn forget(ctx: TcContext) -> i32 {
+    conntrack::forget_named(&ctx)
 }
 
 #[cfg(not(test))]

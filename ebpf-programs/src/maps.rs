@@ -7,11 +7,11 @@ use aya_ebpf::{
     Global,
     bindings::BPF_F_NO_PREALLOC,
     macros::map,
-    maps::{Array, HashMap, LpmTrie, LruHashMap, PerCpuHashMap},
+    maps::{Array, HashMap, LpmTrie, LruHashMap, PerCpuHashMap, Queue},
 };
 use bulkhead_ebpf_abi::{
-    Addr, Cell, Counter, DropKey, Endpoint, Flow, FlowKey, FragmentKey, FragmentPorts, Identity, PolicyDir,
-    PortDirectory, PortPage, Sizes,
+    Addr, Ages, Cell, Connections, Counter, DropKey, Endpoint, Flow, FlowKey, FlowName, FragmentKey,
+    FragmentPorts, Identity, PolicyDir, PortDirectory, PortPage, RecentKey, Share, Sizes,
 };
 
 /// The live generation; read once a packet.
@@ -42,7 +42,14 @@ pub static ROW: Array<u32> = Array::with_max_entries(1, 0);
 pub static CELL: Array<Cell> = Array::with_max_entries(1, 0);
 
 #[map]
-pub static CONNTRACK: LruHashMap<FlowKey, Flow> = LruHashMap::with_max_entries(1, 0);
+pub static CONNTRACK: HashMap<FlowKey, Flow> = HashMap::with_max_entries(1, 0);
+/// Every entry of `CONNTRACK`, in the order in which their ages are looked at.
+#[map]
+pub static AGING: Queue<FlowName> = Queue::with_max_entries(1, 0);
+#[map]
+pub static RECENT: HashMap<RecentKey, FlowName> = HashMap::with_max_entries(1, BPF_F_NO_PREALLOC);
+#[map]
+pub static SHARE: HashMap<u32, Share> = HashMap::with_max_entries(1, BPF_F_NO_PREALLOC);
 #[map]
 pub static FRAGMENT: LruHashMap<FragmentKey, FragmentPorts> = LruHashMap::with_max_entries(1, 0);
 #[map]
@@ -61,3 +68,27 @@ pub static HALF_PORT_PAGES: Global<u32> = Global::new(Sizes::DEFAULT.port_pages)
 pub static HALF_ROWS: Global<u32> = Global::new(Sizes::DEFAULT.rows);
 #[unsafe(no_mangle)]
 pub static HALF_CELLS: Global<u32> = Global::new(Sizes::DEFAULT.cells);
+
+/// Of one pod; see `Connections`.
+#[unsafe(no_mangle)]
+pub static FLOWS_PER_POD: Global<u32> = Global::new(Connections::of(0).per_pod);
+#[unsafe(no_mangle)]
+pub static FLOWS_UNANSWERED: Global<u32> = Global::new(Connections::of(0).unanswered);
+#[unsafe(no_mangle)]
+pub static FLOWS_CLOSED: Global<u32> = Global::new(Connections::of(0).closed);
+
+/// Nanoseconds; see `Ages`.
+#[unsafe(no_mangle)]
+pub static AGE_UNANSWERED: Global<u64> = Global::new(Ages::DEFAULT.unanswered);
+#[unsafe(no_mangle)]
+pub static AGE_TCP: Global<u64> = Global::new(Ages::DEFAULT.tcp);
+#[unsafe(no_mangle)]
+pub static AGE_CLOSING: Global<u64> = Global::new(Ages::DEFAULT.closing);
+#[unsafe(no_mangle)]
+pub static AGE_CLOSED: Global<u64> = Global::new(Ages::DEFAULT.closed);
+#[unsafe(no_mangle)]
+pub static AGE_UDP: Global<u64> = Global::new(Ages::DEFAULT.udp);
+#[unsafe(no_mangle)]
+pub static AGE_ECHO: Global<u64> = Global::new(Ages::DEFAULT.echo);
+#[unsafe(no_mangle)]
+pub static AGE_OTHER: Global<u64> = Global::new(Ages::DEFAULT.other);

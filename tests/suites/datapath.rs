@@ -32,6 +32,8 @@ mod oracle;
 mod origins;
 #[path = "datapath/parsing.rs"]
 mod parsing;
+#[path = "datapath/room.rs"]
+mod room;
 #[path = "datapath/sources.rs"]
 mod sources;
 
@@ -66,6 +68,7 @@ fn main() -> ExitCode {
         adoption::trials(),
         interfaces::trials(),
         oracle::trials(),
+        room::trials(),
     ];
     let conclusion = libtest_mimic::run(&arguments, tests.into_iter().flatten().collect());
     drop(sandbox);

@@ -2,6 +2,7 @@
 
 use super::{
     Datapath, DatapathError, MapTables, OBJECT,
+    connections::load_forget,
     generation::Half,
     identities::{Identities, Removals},
     links::{self, Hook},
@@ -14,8 +15,8 @@ use aya::{
     maps::{Array, Map, MapData, MapInfo},
 };
 use bulkhead_ebpf_abi::{
-    ABI_VERSION, Addr, Cell, Counter, DropKey, Endpoint, Flow, FlowKey, FragmentKey, FragmentPorts, Identity,
-    PORT_SLOTS, PolicyDir, PortDirectory, PortPage, Sizes,
+    ABI_VERSION, Addr, Cell, Connections, Counter, DropKey, Endpoint, Flow, FlowKey, FlowName, FragmentKey,
+    FragmentPorts, Identity, PORT_SLOTS, PolicyDir, PortDirectory, PortPage, RecentKey, Share, Sizes,
 };
 use std::{
     fs,
@@ -48,7 +49,7 @@ const fn shape<K, V>(name: &'static str, entries: u32) -> Shape {
     Shape { name, key: size_of::<K>(), value: size_of::<V>(), entries }
 }
 
-fn shapes(sizes: &Sizes, conntrack: u32) -> Vec<Shape> {
+fn shapes(sizes: &Sizes, connections: &Connections) -> Vec<Shape> {
     // Identities are fewer than the addresses that have them.
     let addresses = sizes.identities.saturating_mul(2);
     let halves = |half: u32| half.saturating_mul(2);
@@ -64,7 +65,12 @@ fn shapes(sizes: &Sizes, conntrack: u32) -> Vec<Shape> {
         shape::<u32, PortPage>("PORT_PAGE", halves(sizes.port_pages)),
         shape::<u32, u32>("ROW", halves(sizes.rows)),
         shape::<u32, Cell>("CELL", halves(sizes.cells)),
-        shape::<FlowKey, Flow>("CONNTRACK", conntrack),
+        shape::<FlowKey, Flow>("CONNTRACK", connections.entries),
+        // Names of entries that are gone lie in it, too, until their turn comes.
+        shape::<(), FlowName>("AGING", connections.entries.saturating_mul(2)),
+        // All rings of 128 pods, as `Connections::of` sizes them.
+        shape::<RecentKey, FlowName>("RECENT", connections.entries.saturating_mul(2)),
+        shape::<u32, Share>("SHARE", ENDPOINTS),
         shape::<FragmentKey, FragmentPorts>("FRAGMENT", FRAGMENTS),
         shape::<DropKey, Counter>("DROPS", DROP_COUNTERS),
     ]
@@ -76,24 +82,31 @@ impl Datapath {
     /// # Errors
     /// [`DatapathError::Version`] and [`DatapathError::Incompatible`] where the pins are not to be adopted; they are left
     /// as they are, and what is attached runs on.
-    pub fn open(pin_dir: &Path, sizes: Sizes, conntrack_entries: u32) -> Result<Opened, DatapathError> {
+    pub fn open(pin_dir: &Path, sizes: Sizes, connections: Connections) -> Result<Opened, DatapathError> {
         let pins = Pins::new(pin_dir);
         pins.prepare()?;
-        let shapes = shapes(&sizes, conntrack_entries);
+        let shapes = shapes(&sizes, &connections);
         let adopted = adoptable(&pins, &shapes)?;
-        let mut object = load(&pins, &sizes, &shapes)?;
+        let mut object = load(&pins, &sizes, &connections, &shapes)?;
         for hook in Hook::ALL {
             load_program(&mut object, &pins, hook)?;
         }
+        load_forget(&mut object)?;
         let mut abi: Array<MapData, u32> = take(&mut object, "ABI")?;
-        let mut datapath = Self::with_maps(pins, object, sizes, adopted)?;
+        let mut datapath = Self::with_maps(pins, object, sizes, connections, adopted)?;
         datapath.update_links()?;
         abi.set(0, ABI_VERSION, 0)
             .map_err(|source| DatapathError::Map { what: "writing the layout version".into(), source })?;
         Ok(Opened { datapath, adopted })
     }
 
-    fn with_maps(pins: Pins, mut object: Ebpf, sizes: Sizes, adopted: bool) -> Result<Self, DatapathError> {
+    fn with_maps(
+        pins: Pins,
+        mut object: Ebpf,
+        sizes: Sizes,
+        connections: Connections,
+        adopted: bool,
+    ) -> Result<Self, DatapathError> {
         let o = &mut object;
         let tables = MapTables {
             classes: table(o, "CLASS", sizes.identities)?,
@@ -116,6 +129,9 @@ impl Datapath {
             endpoints: take(o, "ENDPOINT")?,
             conntrack_fd: owned_fd(&conntrack)?,
             conntrack: typed("CONNTRACK", conntrack)?,
+            recent: take(o, "RECENT")?,
+            shares: take(o, "SHARE")?,
+            connections,
             drops: take(o, "DROPS")?,
             identities: Identities::default(),
             shadow: [fresh(), fresh()],
@@ -172,7 +188,12 @@ fn pinned_version(pins: &Pins) -> Result<Option<u32>, DatapathError> {
         .map_err(|source| DatapathError::Map { what: "reading the pinned layout version".into(), source })
 }
 
-fn load(pins: &Pins, sizes: &Sizes, shapes: &[Shape]) -> Result<Ebpf, DatapathError> {
+fn load(
+    pins: &Pins,
+    sizes: &Sizes,
+    connections: &Connections,
+    shapes: &[Shape],
+) -> Result<Ebpf, DatapathError> {
     let mut loader = EbpfLoader::new();
     // Nothing in the object depends on the layout of the kernel's own types.
     loader.btf(None);
@@ -186,7 +207,19 @@ fn load(pins: &Pins, sizes: &Sizes, shapes: &[Shape]) -> Result<Ebpf, DatapathEr
         .override_global("HALF_PORT_TABLES", &sizes.port_tables, true)
         .override_global("HALF_PORT_PAGES", &sizes.port_pages, true)
         .override_global("HALF_ROWS", &sizes.rows, true)
-        .override_global("HALF_CELLS", &sizes.cells, true);
+        .override_global("HALF_CELLS", &sizes.cells, true)
+        .override_global("FLOWS_PER_POD", &connections.per_pod, true)
+        .override_global("FLOWS_UNANSWERED", &connections.unanswered, true)
+        .override_global("FLOWS_CLOSED", &connections.closed, true);
+    let ages = &connections.ages;
+    loader
+        .override_global("AGE_UNANSWERED", &ages.unanswered, true)
+        .override_global("AGE_TCP", &ages.tcp, true)
+        .override_global("AGE_CLOSING", &ages.closing, true)
+        .override_global("AGE_CLOSED", &ages.closed, true)
+        .override_global("AGE_UDP", &ages.udp, true)
+        .override_global("AGE_ECHO", &ages.echo, true)
+        .override_global("AGE_OTHER", &ages.other, true);
     Ok(loader.load(OBJECT)?)
 }
 
@@ -213,12 +246,12 @@ where
 /// A descriptor of our own: aya keeps that of a typed map to itself.
 fn owned_fd(map: &Map) -> Result<OwnedFd, DatapathError> {
     match map {
-        Map::LruHashMap(data) => data
+        Map::HashMap(data) => data
             .fd()
             .as_fd()
             .try_clone_to_owned()
             .map_err(|source| DatapathError::Kernel { what: "map CONNTRACK".into(), source }),
-        _ => Err(DatapathError::Other("map CONNTRACK is no LRU hash".into())),
+        _ => Err(DatapathError::Other("map CONNTRACK is no hash".into())),
     }
 }
 

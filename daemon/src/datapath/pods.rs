@@ -18,8 +18,11 @@ impl PodMaps for Datapath {
     }
 
     fn remove_endpoint(&mut self, ifindex: u32) -> Result<(), DatapathError> {
-        absent_is_fine(self.endpoints.remove(&Raw(ifindex)))
-            .map_err(|source| DatapathError::Map { what: format!("endpoint of interface {ifindex}"), source })
+        absent_is_fine(self.endpoints.remove(&Raw(ifindex))).map_err(|source| DatapathError::Map {
+            what: format!("endpoint of interface {ifindex}"),
+            source,
+        })?;
+        self.release_share(ifindex)
     }
 
     fn set_address(&mut self, address: IpAddr, identity: Identity) -> Result<(), DatapathError> {
@@ -60,8 +63,7 @@ impl PodMaps for Datapath {
             }
         }
         for key in &keys {
-            absent_is_fine(self.conntrack.remove(&Raw(*key)))
-                .map_err(|source| DatapathError::Map { what: "forgetting a connection".into(), source })?;
+            self.forget(key)?;
         }
         Ok(keys.len())
     }

@@ -43,10 +43,6 @@ impl Datapath {
             read: VecDeque::new(),
         }
     }
-
-    pub fn flow_count(&self) -> Result<usize, DatapathError> {
-        self.flows().try_fold(0, |count, flow| flow.map(|_| count + 1))
-    }
 }
 
 /// Iterates over the connection table, thousands at a time.

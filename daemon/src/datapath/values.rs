@@ -2,7 +2,8 @@
 
 use super::sys::Plain;
 use bulkhead_ebpf_abi::{
-    Addr, Cell, Counter, DropKey, Endpoint, Flow, FlowKey, Identity, PolicyDir, PortDirectory, PortPage,
+    Addr, Cell, Counter, DropKey, Endpoint, Flow, FlowKey, FlowName, Identity, PolicyDir, PortDirectory,
+    PortPage, RecentKey, Share,
 };
 
 /// A key or value handed to aya, whose trait cannot be implemented for another crate's types.
@@ -28,6 +29,9 @@ plain!(
     Endpoint,
     Flow,
     FlowKey,
+    FlowName,
+    RecentKey,
+    Share,
     Identity,
     PolicyDir,
     PortDirectory,

@@ -33,7 +33,7 @@ use bulkhead_api::{
     messages::{ErrorReply, ObjectError, PodRef, RuntimeBandwidth, code},
     objects::{ANNOTATION_BANDWIDTH_CLASS, BGPConfigurationSpec, BGPPeerSpec, DEFAULT_PARTITION},
 };
-use bulkhead_ebpf_abi::{ID_WORLD, Sizes};
+use bulkhead_ebpf_abi::{Connections, ID_WORLD, Sizes};
 use bulkhead_policy::{Compiled, Interner, Objects, Sourced, admit, compile};
 use std::{
     collections::BTreeMap,
@@ -103,7 +103,8 @@ impl Node {
         let known: Option<Interner> = store::read_json(&config.state_dir.join(INTERNER_FILE))?;
         let net = Kernel::open()?;
         let uplinks = net.uplinks(&config.uplinks).await?;
-        let opened = Datapath::open(&config.pin_dir, Sizes::DEFAULT, config.conntrack_entries)
+        let room = Connections::of(config.conntrack_entries);
+        let opened = Datapath::open(&config.pin_dir, Sizes::DEFAULT, room)
             .map_err(|source| pins_error(&config, source))?;
         let mut datapath = opened.datapath;
         let generation = datapath.running_generation()?;

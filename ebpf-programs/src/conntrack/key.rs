@@ -5,6 +5,7 @@ use bulkhead_ebpf_abi::FlowKey;
 use core::mem::{offset_of, size_of};
 
 #[repr(C)]
+#[derive(Clone, Copy)]
 pub struct Key {
     low: Address,
     high: Address,

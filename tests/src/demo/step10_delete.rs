@@ -68,7 +68,7 @@ fn maps_empty(node: &Node, pods: &HashSet<IpAddr>) -> Result<usize> {
     let endpoints = keys::<4, { size_of::<Endpoint>() }>(node, "ENDPOINT", Map::HashMap)?.len();
     let identities = keys::<16, { size_of::<Identity>() }>(node, "IDENTITY_EXACT", Map::HashMap)?;
     let identities = identities.iter().filter(|k| is_pod(&k[..])).count();
-    let flows = keys::<{ size_of::<FlowKey>() }, { size_of::<Flow>() }>(node, "CONNTRACK", Map::LruHashMap)?;
+    let flows = keys::<{ size_of::<FlowKey>() }, { size_of::<Flow>() }>(node, "CONNTRACK", Map::HashMap)?;
     let flows = flows.iter().filter(|k| is_pod(&k[..16]) || is_pod(&k[16..32])).count();
     match (endpoints, identities, flows) {
         (0, 0, 0) => Ok(0),

@@ -1,14 +1,14 @@
 //! A daemon that starts finds what the one before it left, and nothing stops meanwhile.
 
 use crate::{
-    node::{A, End, Node, POLICY_A, V4, VM, ifindex},
+    node::{A, CONNECTIONS, End, Node, POLICY_A, V4, VM, ifindex},
     packet::{SYN, TCP, tcp},
     rules::{Port, Rules, SIZES},
     sandbox::{pin_dir, run},
 };
 use aya::programs::{SchedClassifier, TcAttachType};
 use bulkhead_daemon::datapath::{Datapath, DatapathError, Hook, PodMaps};
-use bulkhead_ebpf_abi::{ABI_VERSION, Sizes};
+use bulkhead_ebpf_abi::{ABI_VERSION, Connections, Sizes};
 use std::{fs, path::Path};
 
 crate::trials! {
@@ -146,8 +146,8 @@ fn an_interface_made_again_under_its_name_is_attached_again() {
     }
 }
 
-fn refusal(pins: &Path, sizes: Sizes, flows: u32) -> DatapathError {
-    Datapath::open(pins, sizes, flows).err().expect("a refusal")
+fn refusal(pins: &Path, sizes: Sizes, connections: Connections) -> DatapathError {
+    Datapath::open(pins, sizes, connections).err().expect("a refusal")
 }
 
 fn pins_of_another_layout_are_refused_and_left_alone() {
@@ -157,16 +157,16 @@ fn pins_of_another_layout_are_refused_and_left_alone() {
         aya::maps::Map::from_map_data(aya::maps::MapData::from_pin(&path).expect("a map")).expect("a map");
     let mut abi: aya::maps::Array<_, u32> = map.try_into().expect("an array");
     abi.set(0, ABI_VERSION + 1, 0).expect("written");
-    let refused = refusal(&node.pins, SIZES, 1024);
+    let refused = refusal(&node.pins, SIZES, CONNECTIONS);
     assert!(matches!(refused, DatapathError::Version { found, needed } if found == needed + 1), "{refused}");
     assert_eq!(connect(&node, 5), End::Next);
 }
 
 fn pins_of_other_sizes_are_refused_and_left_alone() {
     let node = Node::new(rules());
-    let refused = refusal(&node.pins, Sizes { rows: SIZES.rows * 2, ..SIZES }, 1024).to_string();
+    let refused = refusal(&node.pins, Sizes { rows: SIZES.rows * 2, ..SIZES }, CONNECTIONS).to_string();
     assert!(refused.contains("ROW") && refused.contains("1024") && refused.contains("2048"), "{refused}");
-    let refused = refusal(&node.pins, SIZES, 4096).to_string();
+    let refused = refusal(&node.pins, SIZES, Connections::of(4096)).to_string();
     assert!(refused.contains("CONNTRACK"), "{refused}");
     assert_eq!(connect(&node, 5), End::Next);
 }
@@ -186,7 +186,7 @@ fn a_start_that_never_finished_is_begun_again() {
 
 fn a_folder_that_is_not_on_a_bpf_file_system_is_refused() {
     let folder = tempfile::tempdir().expect("a folder");
-    let refused = refusal(&folder.path().join("pins"), SIZES, 1024).to_string();
+    let refused = refusal(&folder.path().join("pins"), SIZES, CONNECTIONS).to_string();
     assert!(refused.contains("BPF file system"), "{refused}");
 }
 

@@ -18,6 +18,7 @@ crate::trials! {
     a_cut_connection_lives_again_when_it_is_allowed_again,
     a_renewed_decision_is_made_in_the_initiators_direction,
     a_connection_that_is_kept_survives_but_no_new_one_begins,
+    a_connection_that_the_responder_keeps_survives_too,
     the_nodes_own_connections_survive_every_generation,
     a_switch_is_whole_and_numbers_go_on,
     tables_too_large_change_nothing,
@@ -133,6 +134,18 @@ fn a_connection_that_is_kept_survives_but_no_new_one_begins() {
         assert_eq!((flow.admitted[0].generation, flow.admitted[0].rule), (generation, 70));
         assert_eq!(node.send(A, &tcp((f.a, 6), (f.vm, 80), SYN)).end, DENIED);
         assert_eq!(node.send(A, &tcp((f.a, 5), (f.vm, 80), SYN)).end, DENIED);
+    }
+}
+
+fn a_connection_that_the_responder_keeps_survives_too() {
+    for f in FAMILIES {
+        let mut node = Node::new(Rules::none().ingress_keep(POLICY_B, VM, Port::Tcp80, 70));
+        assert_eq!(node.deliver(B, &tcp((f.vm, 5), (f.b, 80), SYN), VM).end, End::Next);
+        node.apply(&Rules::none());
+        // Also when the reply is the first to ask.
+        assert_eq!(node.send(B, &tcp((f.b, 80), (f.vm, 5), SYN | ACK)).end, End::Next);
+        assert_eq!(node.deliver(B, &tcp((f.vm, 5), (f.b, 80), ACK), VM).end, End::Next);
+        assert_eq!(node.deliver(B, &tcp((f.vm, 6), (f.b, 80), SYN), VM).end, DENIED);
     }
 }
 

@@ -8,8 +8,8 @@ use crate::{
 use aya::programs::{SchedClassifier, TestRun, TestRunOptions};
 use bulkhead_daemon::datapath::{Datapath, Generation, Hook, PodMaps, Prefix};
 use bulkhead_ebpf_abi::{
-    AUDIT_POLICY, Addr, DropKey, Endpoint, Flow, FlowKey, IDENTITY_LOCAL_NODE, IDENTITY_LOCAL_POD, Identity,
-    ORIGIN_SHIFT,
+    AUDIT_POLICY, Addr, Connections, DropKey, Endpoint, Flow, FlowKey, IDENTITY_LOCAL_NODE,
+    IDENTITY_LOCAL_POD, Identity, ORIGIN_SHIFT,
 };
 use std::{collections::BTreeMap, net::IpAddr, path::PathBuf};
 
@@ -83,6 +83,10 @@ pub struct Outcome {
     pub counted: Option<DropKey>,
 }
 
+/// Each pod may have all of it.
+pub const CONNECTIONS: Connections =
+    Connections { per_pod: 1024, unanswered: 1024, closed: 1024, ..Connections::of(1024) };
+
 pub struct Node {
     pub datapath: Datapath,
     pub pins: PathBuf,
@@ -118,7 +122,19 @@ impl Node {
     }
 
     pub fn open(pins: PathBuf) -> Self {
-        let opened = Datapath::open(&pins, SIZES, 1024).unwrap_or_else(|e| panic!("{e}"));
+        Self::open_for(pins, CONNECTIONS)
+    }
+
+    /// With these rules in force, and this room for connections.
+    pub fn with_room(rules: Rules, connections: Connections) -> Self {
+        let mut node = Self::open_for(sandbox::pin_dir(), connections);
+        node.wire();
+        node.apply(&rules);
+        node
+    }
+
+    fn open_for(pins: PathBuf, connections: Connections) -> Self {
+        let opened = Datapath::open(&pins, SIZES, connections).unwrap_or_else(|e| panic!("{e}"));
         let vm = Identity { id: VM, flags: 0 };
         let node = Identity { id: NODE, flags: IDENTITY_LOCAL_NODE };
         Self {

@@ -24,7 +24,7 @@ use aya::{
 };
 use bulkhead_daemon::datapath::{Datapath, Generation, Hook, PodMaps};
 use bulkhead_ebpf_abi::{
-    Addr, DIR_EGRESS, DIR_INGRESS, DropKey, Endpoint, IDENTITY_LOCAL_POD, Identity, ORIGIN_NONE,
+    Addr, Connections, DIR_EGRESS, DIR_INGRESS, DropKey, Endpoint, IDENTITY_LOCAL_POD, Identity, ORIGIN_NONE,
     ORIGIN_SHIFT, ORIGIN_UNKNOWN, RULE_FIRST_DYNAMIC, Sizes, origin_of,
 };
 use bulkhead_policy::{Compiled, Interner, Objects, compile};
@@ -48,6 +48,10 @@ const SEED: u64 = 0xb01c_4ead;
 const SIZES: Sizes =
     Sizes { identities: 8192, policies: 64, port_tables: 64, port_pages: 1024, rows: 8192, cells: 32_768 };
 
+/// Room for all that a cluster's packets begin: nothing is refused or evicted here.
+const CONNECTIONS: Connections =
+    Connections { per_pod: 16_384, unanswered: 16_384, closed: 16_384, ..Connections::of(16_384) };
+
 type Drops = PerCpuHashMap<MapData, [u8; 12], [u64; 2]>;
 
 /// The programs of one node, run packet by packet.
@@ -63,7 +67,7 @@ struct Kernel {
 impl Kernel {
     fn open() -> Self {
         let pins = sandbox::pin_dir();
-        let datapath = Datapath::open(&pins, SIZES, 16_384).unwrap_or_else(|e| panic!("{e}")).datapath;
+        let datapath = Datapath::open(&pins, SIZES, CONNECTIONS).unwrap_or_else(|e| panic!("{e}")).datapath;
         let program = |hook: Hook| {
             SchedClassifier::from_pin(pins.join("programs").join(hook.name())).expect("a pinned program")
         };

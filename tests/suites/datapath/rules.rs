@@ -54,6 +54,10 @@ impl Rules {
         self.cell(policy, DIR_EGRESS, peer, port, rule, CELL_KEEP)
     }
 
+    pub fn ingress_keep(self, policy: u32, peer: u32, port: Port, rule: u32) -> Self {
+        self.cell(policy, DIR_INGRESS, peer, port, rule, CELL_KEEP)
+    }
+
     /// `POLICY_*` bits.
     pub fn flags(mut self, policy: u32, flags: u32) -> Self {
         self.flags.insert(policy, flags);

@@ -1,0 +1,100 @@
+//! The table of connections from the daemon's side: it counts, lists and forgets; the datapath alone makes entries and
+//! reclaims dead ones.
+
+use super::{Datapath, DatapathError, generation::absent_is_fine, values::Raw};
+use aya::{
+    Ebpf,
+    programs::{SchedClassifier, TestRun, TestRunOptions},
+};
+use bulkhead_ebpf_abi::{FlowKey, RECENT_CLOSED, RECENT_IN, RECENT_OUT, RecentKey, Share};
+
+const FORGET: &str = "forget";
+
+/// Loads the program that forgets connections. It is no hook: the daemon alone runs it.
+pub(super) fn load_forget(object: &mut Ebpf) -> Result<(), DatapathError> {
+    let failed = |source| DatapathError::Program { what: "loading forget".into(), source };
+    let program = object.program_mut(FORGET).ok_or_else(missing)?;
+    let program: &mut SchedClassifier = program.try_into().map_err(failed)?;
+    program.load().map_err(failed)
+}
+
+fn missing() -> DatapathError {
+    DatapathError::Other("the object has no program forget".into())
+}
+
+impl Datapath {
+    /// Connections that are alive. Dead ones stay in the table until a new one needs their room.
+    pub fn flow_count(&self) -> Result<usize, DatapathError> {
+        let now = monotonic_coarse()?;
+        let ages = self.connections.ages;
+        self.flows().try_fold(0, |count, flow| {
+            let (key, flow) = flow?;
+            let alive = now.saturating_sub(flow.last_seen) <= ages.of(key.proto, flow.flags);
+            Ok(count + usize::from(alive))
+        })
+    }
+
+    /// What the pod behind this interface has of the table; none before its first connection.
+    pub fn share(&self, ifindex: u32) -> Result<Option<Share>, DatapathError> {
+        match self.shares.get(&Raw(ifindex), 0) {
+            Ok(Raw(share)) => Ok(Some(share)),
+            Err(aya::maps::MapError::KeyNotFound) => Ok(None),
+            Err(source) => Err(DatapathError::Map { what: "reading a share".into(), source }),
+        }
+    }
+
+    /// The programs do it, so that the share is given back in one place only.
+    pub(super) fn forget(&self, key: &FlowKey) -> Result<(), DatapathError> {
+        let program = self.object.program(FORGET).ok_or_else(missing)?;
+        let failed = |source| DatapathError::Program { what: "forgetting a connection".into(), source };
+        let program: &SchedClassifier = program.try_into().map_err(failed)?;
+        let frame = frame(key);
+        program
+            .test_run(TestRunOptions { data_in: Some(&frame), ..TestRunOptions::default() })
+            .map_err(failed)?;
+        Ok(())
+    }
+
+    /// The share and the rings of a pod that is gone.
+    pub(super) fn release_share(&mut self, ifindex: u32) -> Result<(), DatapathError> {
+        let Some(share) = self.share(ifindex)? else { return Ok(()) };
+        let failed = |source| DatapathError::Map { what: "releasing a share".into(), source };
+        let rooms = [
+            (RECENT_OUT, self.connections.unanswered),
+            (RECENT_IN, self.connections.unanswered),
+            (RECENT_CLOSED, self.connections.closed),
+        ];
+        for ((kind, room), used) in rooms.into_iter().zip(share.next) {
+            let used = u32::try_from(used).unwrap_or(u32::MAX).min(room);
+            for slot in 0..used {
+                let key = RecentKey { owner: ifindex, kind, slot };
+                absent_is_fine(self.recent.remove(&Raw(key))).map_err(failed)?;
+            }
+        }
+        absent_is_fine(self.shares.remove(&Raw(ifindex))).map_err(failed)
+    }
+}
+
+/// The key behind an Ethernet header of an experimental type (IEEE 802 local).
+fn frame(key: &FlowKey) -> [u8; 54] {
+    let mut frame = [0; 54];
+    frame[12..14].copy_from_slice(&[0x88, 0xb5]);
+    frame[14..30].copy_from_slice(&key.low.0);
+    frame[30..46].copy_from_slice(&key.high.0);
+    frame[46..48].copy_from_slice(&key.low_port.to_ne_bytes());
+    frame[48..50].copy_from_slice(&key.high_port.to_ne_bytes());
+    frame[50] = key.proto;
+    frame
+}
+
+/// The clock that the programs stamp entries with, in nanoseconds.
+fn monotonic_coarse() -> Result<u64, DatapathError> {
+    let mut now = libc::timespec { tv_sec: 0, tv_nsec: 0 };
+    // SAFETY: a valid place for the answer.
+    if unsafe { libc::clock_gettime(libc::CLOCK_MONOTONIC_COARSE, &raw mut now) } != 0 {
+        let source = std::io::Error::last_os_error();
+        return Err(DatapathError::Kernel { what: "reading the clock".into(), source });
+    }
+    // Neither is negative.
+    Ok(now.tv_sec.unsigned_abs() * 1_000_000_000 + now.tv_nsec.unsigned_abs())
+}

@@ -1,0 +1,278 @@
+//! The room for connections: how many entries a pod may have, which may be evicted, when one is dead, who removes it.
+//!
+//! ```text
+//! insert ──▶ sweep: two names from AGING ── dead: removed ── alive: back to the end of the queue
+//!        ──▶ RECENT: the ring's slot ────── its last holder, if still evictable, goes
+//!        ──▶ SHARE: one more of this pod, or refused
+//!        ──▶ CONNTRACK, and its name to the end of AGING
+//! ```
+//! Nobody but the datapath reclaims: each new connection looks at two old ones, so a dead entry outlives at most half
+//! as many insertions as there are entries; with no new connections nobody needs its room. No timer, which would sweep
+//! in one go and need a lock on every entry. Each ring is one pod's, and so is a share: a flood evicts and is refused
+//! at the cost of the pod that sends or receives it. Established connections are never evicted.
+
+use super::{At, key::Key};
+use crate::maps::{
+    AGE_CLOSED, AGE_CLOSING, AGE_ECHO, AGE_OTHER, AGE_TCP, AGE_UDP, AGE_UNANSWERED, AGING, CONNTRACK,
+    FLOWS_CLOSED, FLOWS_PER_POD, FLOWS_UNANSWERED, RECENT, SHARE,
+};
+use aya_ebpf::{
+    bindings::BPF_NOEXIST,
+    helpers::generated::{bpf_get_prandom_u32, bpf_ktime_get_coarse_ns},
+    macros::map,
+    maps::PerCpuArray,
+};
+use bulkhead_ebpf_abi::{
+    AgeKind, DROP_CONNTRACK_FULL, DROP_CONNTRACK_SHARE, FLOW_CLOSED, FLOW_ESTABLISHED, Flow, FlowKey,
+    FlowName, RECENT_CLOSED, RECENT_IN, RECENT_OUT, RecentKey, Share,
+};
+use core::{
+    intrinsics::{AtomicOrdering, atomic_xadd},
+    mem::size_of,
+};
+
+/// Old entries that a new one looks at, and that a refusal looks at in the hope of room.
+const SWEEP: u32 = 2;
+const SWEEP_IN_NEED: u32 = 8;
+const EEXIST: i32 = -17;
+
+/// [`FlowName`] in words.
+#[repr(C)]
+pub struct Name {
+    key: Key,
+    serial: u32,
+    reserved: u32,
+}
+const _: () = assert!(size_of::<Name>() == size_of::<FlowName>());
+
+impl Name {
+    #[inline(always)]
+    fn as_abi(&self) -> &FlowName {
+        // SAFETY: the same fields at the same offsets, aligned more strictly.
+        unsafe { &*(&raw const *self).cast::<FlowName>() }
+    }
+}
+
+/// The coarse clock: a few nanoseconds a call, right to a few milliseconds, and readable by user space.
+#[inline(always)]
+pub fn now() -> u64 {
+    // SAFETY: takes nothing and returns a number.
+    unsafe { bpf_ktime_get_coarse_ns() }
+}
+
+/// A function of its own: the ages of all kinds would take the stack of whoever asks.
+#[inline(never)]
+pub fn is_dead(flow: &Flow, proto: u8, now: u64) -> bool {
+    let age = match AgeKind::of(proto, flow.flags) {
+        AgeKind::Unanswered => AGE_UNANSWERED.load(),
+        AgeKind::Tcp => AGE_TCP.load(),
+        AgeKind::Closing => AGE_CLOSING.load(),
+        AgeKind::Closed => AGE_CLOSED.load(),
+        AgeKind::Udp => AGE_UDP.load(),
+        AgeKind::Echo => AGE_ECHO.load(),
+        AgeKind::Other => AGE_OTHER.load(),
+    };
+    now.saturating_sub(flow.last_seen) > age
+}
+
+/// Removes an entry. Its share is given back by the one whose removal succeeds, whoever else tries at the same time.
+#[inline(always)]
+pub fn remove(key: &FlowKey, flow: &Flow) {
+    let owner = flow.owner;
+    if CONNTRACK.remove(key).is_ok()
+        && let Some(share) = SHARE.get_ptr_mut(owner)
+    {
+        add(flows(share), -1);
+    }
+}
+
+#[inline(always)]
+fn flows(share: *mut Share) -> *mut u64 {
+    // SAFETY: a live entry.
+    unsafe { &raw mut (*share).flows }
+}
+
+/// Adds to an aligned word of a live entry. (The target has the instruction, but no method for it; without the value
+/// before it is one of every kernel.)
+#[inline(always)]
+fn add(word: *mut u64, n: i64) {
+    // SAFETY: by what is said above.
+    unsafe { atomic_xadd::<u64, u64, { AtomicOrdering::Relaxed }>(word, n as u64) };
+}
+
+#[inline(always)]
+fn share_is_used_up(share: *mut Share) -> bool {
+    // SAFETY: a live entry.
+    let flows = unsafe { (*share).flows };
+    flows >= u64::from(FLOWS_PER_POD.load())
+}
+
+/// Looks at the next `count` entries (at most [`SWEEP_IN_NEED`]) and removes what is dead.
+#[unsafe(no_mangle)]
+#[inline(never)]
+extern "C" fn bulkhead_sweep(now: u64, count: u32) -> u32 {
+    let mut removed = 0;
+    for i in 0..SWEEP_IN_NEED {
+        if i >= count {
+            break;
+        }
+        let Ok(Some(name)) = AGING.pop() else { break };
+        let key = &name.key;
+        let Some(flow) = CONNTRACK.get_ptr_mut(key) else { continue };
+        // SAFETY: a live entry; see `decide_on`.
+        let flow = unsafe { &mut *flow };
+        // Another entry under the same key has its own name in the queue.
+        if flow.serial != name.serial {
+            continue;
+        }
+        if is_dead(flow, key.proto, now) {
+            remove(key, flow);
+            removed += 1;
+        } else {
+            let name = &name;
+            let _ = AGING.push(name, 0);
+        }
+    }
+    removed
+}
+
+/// Puts an entry into a ring of its pod, and evicts the one that stood there; 0, or the reason to refuse it.
+#[unsafe(no_mangle)]
+#[inline(never)]
+extern "C" fn bulkhead_enlist(name: *const Name, owner: u32, kind: u32) -> u32 {
+    // SAFETY: the caller's; null is what the verifier must be told of.
+    let Some(name) = (unsafe { name.as_ref() }) else { return u32::from(DROP_CONNTRACK_FULL) };
+    let Some(share) = SHARE.get_ptr_mut(owner) else { return u32::from(DROP_CONNTRACK_FULL) };
+    // SAFETY: a live entry.
+    let next = unsafe { &raw mut (*share).next };
+    let (next, room) = match kind {
+        // SAFETY: three counters.
+        RECENT_OUT => (unsafe { &raw mut (*next)[0] }, FLOWS_UNANSWERED.load()),
+        // SAFETY: as above.
+        RECENT_IN => (unsafe { &raw mut (*next)[1] }, FLOWS_UNANSWERED.load()),
+        // SAFETY: as above.
+        _ => (unsafe { &raw mut (*next)[2] }, FLOWS_CLOSED.load()),
+    };
+    // Two CPUs may get the same turn: then one entry stands in no ring, and ages.
+    // SAFETY: a live entry.
+    let turn = unsafe { *next };
+    add(next, 1);
+    let ring = RecentKey { owner, kind, slot: if room == 0 { 0 } else { turn as u32 % room } };
+    if let Some(old) = RECENT.get_ptr_mut(ring) {
+        // SAFETY: a live entry; should another CPU replace it meanwhile, the serial tells.
+        evict(unsafe { &*old }, kind);
+    }
+    // No room for rings: this one cannot be evicted; it has its age, and its pod a share.
+    let _ = RECENT.insert(ring, name.as_abi(), 0);
+    0
+}
+
+#[inline(always)]
+fn evict(name: &FlowName, kind: u32) {
+    let key = &name.key;
+    let Some(flow) = CONNTRACK.get_ptr_mut(key) else { return };
+    // SAFETY: a live entry; see `decide_on`.
+    let flow = unsafe { &mut *flow };
+    let evictable = match kind {
+        RECENT_CLOSED => flow.flags & FLOW_CLOSED != 0,
+        _ => flow.flags & FLOW_ESTABLISHED == 0,
+    };
+    if evictable && flow.serial == name.serial {
+        remove(key, flow);
+    }
+}
+
+/// An entry on its way into the table, off the stack, which has no room for it. Nobody else uses it: a program runs
+/// without being preempted by another of its kind.
+#[repr(C)]
+pub struct Draft {
+    name: Name,
+    pub flow: Flow,
+}
+
+#[map]
+static DRAFT: PerCpuArray<Draft> = PerCpuArray::with_max_entries(1, 0);
+
+#[inline(always)]
+pub fn draft<'a>(key: &Key) -> Option<&'a mut Draft> {
+    // SAFETY: this CPU's own; zero is a value of every field.
+    let draft = unsafe { &mut *DRAFT.get_ptr_mut(0)? };
+    draft.name.key = *key;
+    draft.name.reserved = 0;
+    Some(draft)
+}
+
+/// Of an entry whose connection has just been closed by both sides.
+#[inline(always)]
+pub fn closed(key: &Key, flow: &Flow) {
+    if let Some(draft) = draft(key) {
+        draft.name.serial = flow.serial;
+        let _ = bulkhead_enlist(&raw const draft.name, flow.owner, RECENT_CLOSED);
+    }
+}
+
+/// Makes an entry; 0, or the reason to refuse it. `flow` is filled but for what belongs to the room.
+#[inline(always)]
+pub fn insert(at: &At, draft: &mut Draft) -> u32 {
+    let Draft { name, flow } = draft;
+    let now = flow.last_seen;
+    bulkhead_sweep(now, SWEEP);
+    if SHARE.get_ptr(at.owner).is_none() {
+        make_share(at.owner);
+    }
+    let Some(share) = SHARE.get_ptr_mut(at.owner) else { return u32::from(DROP_CONNTRACK_FULL) };
+    // SAFETY: takes nothing and returns a number.
+    name.serial = unsafe { bpf_get_prandom_u32() };
+    (flow.owner, flow.serial) = (at.owner, name.serial);
+    let reason = bulkhead_enlist(&raw const *name, at.owner, if at.sends() { RECENT_OUT } else { RECENT_IN });
+    if reason != 0 {
+        return reason;
+    }
+    if share_is_used_up(share) {
+        bulkhead_sweep(now, SWEEP_IN_NEED);
+        if share_is_used_up(share) {
+            // SAFETY: a live entry; a count lost between two CPUs is no harm.
+            unsafe { (*share).refused += 1 };
+            return u32::from(DROP_CONNTRACK_SHARE);
+        }
+    }
+    add(flows(share), 1);
+    // A reference, here and below: a copy would not fit the stack.
+    let value: &Flow = flow;
+    match CONNTRACK.insert(name.key.as_abi(), value, u64::from(BPF_NOEXIST)) {
+        Ok(()) => {}
+        Err(error) => {
+            add(flows(share), -1);
+            // Another CPU was first with another packet of the flow: it asked the same policy.
+            if error == EEXIST {
+                return 0;
+            }
+            bulkhead_sweep(now, SWEEP_IN_NEED);
+            return u32::from(DROP_CONNTRACK_FULL);
+        }
+    }
+    queue(now, name)
+}
+
+/// An entry whose age nobody would look at must not be.
+#[inline(always)]
+fn queue(now: u64, name: &Name) -> u32 {
+    if AGING.push(name.as_abi(), 0).is_ok() {
+        return 0;
+    }
+    bulkhead_sweep(now, SWEEP_IN_NEED);
+    if AGING.push(name.as_abi(), 0).is_ok() {
+        return 0;
+    }
+    if let Some(flow) = CONNTRACK.get_ptr_mut(name.key.as_abi()) {
+        // SAFETY: a live entry; see `decide_on`.
+        remove(name.key.as_abi(), unsafe { &mut *flow });
+    }
+    u32::from(DROP_CONNTRACK_FULL)
+}
+
+#[inline(never)]
+fn make_share(owner: u32) -> u64 {
+    let none = Share { refused: 0, flows: 0, next: [0; 3] };
+    u64::from(SHARE.insert(owner, none, u64::from(BPF_NOEXIST)).is_ok())
+}

@@ -1,0 +1,172 @@
+//! The table of connections keeps room: dead entries make way, floods stay their pod's own matter, and what is
+//! established goes on.
+
+use crate::{
+    node::{A, B, End, Node, POLICY_A, POLICY_B, V4, VM, ifindex},
+    packet::{ACK, FIN, SYN, TCP, UDP, tcp, udp},
+    rules::{Port, Rules},
+};
+use bulkhead_daemon::datapath::PodMaps;
+use bulkhead_ebpf_abi::{Ages, Connections, DROP_CONNTRACK_FULL, DROP_CONNTRACK_SHARE, RULE_NONE};
+use std::{thread::sleep, time::Duration};
+
+crate::trials! {
+    room:
+    an_hour_of_churn_does_not_fill_the_table,
+    an_entry_past_its_age_is_none,
+    established_flows_outlive_a_flood_from_their_own_pod_and_new_ones_are_refused,
+    a_flood_from_one_pod_locks_no_other_out,
+    a_syn_flood_from_outside_locks_nobody_out,
+    closed_connections_make_way,
+    a_full_table_refuses_and_counts_and_established_flows_go_on,
+    forgetting_flows_gives_their_share_back,
+    a_removed_endpoint_leaves_no_share,
+}
+
+const FULL: End = End::Drop(DROP_CONNTRACK_FULL, RULE_NONE);
+const SHARE: End = End::Drop(DROP_CONNTRACK_SHARE, RULE_NONE);
+
+/// No test lives that long.
+const NEVER: u64 = 3_600_000_000_000;
+const LASTING: Ages = Ages {
+    unanswered: NEVER,
+    tcp: NEVER,
+    closing: NEVER,
+    closed: NEVER,
+    udp: NEVER,
+    echo: NEVER,
+    other: NEVER,
+};
+const ROOM: Connections =
+    Connections { entries: 512, per_pod: 128, unanswered: 16, closed: 32, ages: LASTING };
+
+fn rules() -> Rules {
+    Rules::none()
+        .egress(POLICY_A, VM, Port::Tcp80, 70)
+        .egress(POLICY_A, VM, Port::Udp53, 71)
+        .egress(POLICY_B, VM, Port::Tcp80, 72)
+        .ingress(POLICY_A, VM, Port::Tcp80, 73)
+        .ingress(POLICY_B, VM, Port::Tcp80, 74)
+}
+
+/// Handshake of pod a's connection to the vm from `port`.
+fn connect(node: &Node, port: u16) -> End {
+    let end = node.send(A, &tcp((V4.a, port), (V4.vm, 80), SYN)).end;
+    if end == End::Next {
+        assert_eq!(node.deliver(A, &tcp((V4.vm, 80), (V4.a, port), SYN | ACK), VM).end, End::Next);
+        assert_eq!(node.send(A, &tcp((V4.a, port), (V4.vm, 80), ACK)).end, End::Next);
+    }
+    end
+}
+
+fn lives(node: &Node, port: u16) -> bool {
+    node.flow((V4.a, port), (V4.vm, 80), TCP).is_some()
+        && node.deliver(A, &tcp((V4.vm, 80), (V4.a, port), ACK), VM).end == End::Next
+}
+
+fn an_hour_of_churn_does_not_fill_the_table() {
+    // An age is a thousandth of a second, and nothing is evicted: only what is dead makes way.
+    let ages = Ages { unanswered: 1_000_000, ..LASTING };
+    let room = Connections { per_pod: 512, unanswered: 8192, ages, ..ROOM };
+    let node = Node::with_room(rules(), room);
+    for port in 1000..4000u16 {
+        assert_eq!(node.send(A, &udp((V4.a, port), (V4.vm, 53))).end, End::Next, "{port}");
+        if port % 100 == 0 {
+            sleep(Duration::from_millis(12));
+        }
+    }
+    assert!(node.datapath.flows().count() < 512);
+    sleep(Duration::from_millis(20));
+    assert_eq!(node.datapath.flow_count().expect("count"), 0, "status counts the living only");
+}
+
+fn an_entry_past_its_age_is_none() {
+    let node = Node::with_room(rules(), Connections { ages: Ages { udp: 1_000_000, ..LASTING }, ..ROOM });
+    let (request, reply) = (udp((V4.a, 5), (V4.vm, 53)), udp((V4.vm, 53), (V4.a, 5)));
+    assert_eq!(node.send(A, &request).end, End::Next);
+    assert_eq!(node.deliver(A, &reply, VM).end, End::Next);
+    sleep(Duration::from_millis(20));
+    assert!(matches!(node.deliver(A, &reply, VM).end, End::Drop(..)));
+    assert_eq!(node.send(A, &request).end, End::Next);
+    assert_eq!(node.deliver(A, &reply, VM).end, End::Next);
+    assert!(node.flow((V4.a, 5), (V4.vm, 53), UDP).is_some());
+}
+
+fn established_flows_outlive_a_flood_from_their_own_pod_and_new_ones_are_refused() {
+    let node = Node::with_room(rules(), ROOM);
+    let refused: Vec<u16> = (1000..1200).filter(|port| connect(&node, *port) != End::Next).collect();
+    assert_eq!(refused, (1128..1200).collect::<Vec<_>>());
+    assert_eq!(connect(&node, 2000), SHARE);
+    assert_eq!(node.datapath.share(ifindex("pod-a")).expect("share").expect("a share").refused, 73);
+    assert!((1000..1128).all(|port| lives(&node, port)));
+}
+
+fn a_flood_from_one_pod_locks_no_other_out() {
+    let node = Node::with_room(rules(), ROOM);
+    assert_eq!(connect(&node, 999), End::Next);
+    // Unanswered: only the last few are kept, and none is refused.
+    for port in 1000..3000 {
+        assert_eq!(node.send(A, &tcp((V4.a, port), (V4.vm, 80), SYN)).end, End::Next);
+    }
+    assert_eq!(node.datapath.flow_count().expect("count"), 1 + 16);
+    assert!(lives(&node, 999));
+    let request = tcp((V4.b, 5), (V4.vm, 80), SYN);
+    assert_eq!(node.send(B, &request).end, End::Next);
+    assert_eq!(node.deliver(B, &tcp((V4.vm, 80), (V4.b, 5), SYN | ACK), VM).end, End::Next);
+}
+
+fn a_syn_flood_from_outside_locks_nobody_out() {
+    let node = Node::with_room(rules(), ROOM);
+    assert_eq!(connect(&node, 999), End::Next);
+    for port in 1000..3000 {
+        let syn = tcp((V4.vm, port), (V4.a, 80), SYN);
+        assert_eq!(node.deliver(A, &syn, VM).end, End::Next);
+        // The pod answers each; nobody is there to go on.
+        assert_eq!(node.send(A, &tcp((V4.a, 80), (V4.vm, port), SYN | ACK)).end, End::Next);
+    }
+    assert_eq!(node.datapath.flow_count().expect("count"), 1 + 16);
+    // The pod's own, others' to it in between, and another pod's.
+    assert!(lives(&node, 999));
+    assert_eq!(connect(&node, 998), End::Next);
+    assert_eq!(node.deliver(B, &tcp((V4.vm, 7), (V4.b, 80), SYN), VM).end, End::Next);
+}
+
+fn closed_connections_make_way() {
+    let node = Node::with_room(rules(), ROOM);
+    for port in 1000..1600 {
+        assert_eq!(connect(&node, port), End::Next, "{port}");
+        assert_eq!(node.send(A, &tcp((V4.a, port), (V4.vm, 80), FIN | ACK)).end, End::Next);
+        assert_eq!(node.deliver(A, &tcp((V4.vm, 80), (V4.a, port), FIN | ACK), VM).end, End::Next);
+        // The last acknowledgement still finds its connection.
+        assert_eq!(node.send(A, &tcp((V4.a, port), (V4.vm, 80), ACK)).end, End::Next);
+    }
+    assert_eq!(node.datapath.flow_count().expect("count"), 32);
+}
+
+fn a_full_table_refuses_and_counts_and_established_flows_go_on() {
+    let room = Connections { entries: 64, per_pod: 1000, unanswered: 16, ..ROOM };
+    let node = Node::with_room(rules(), room);
+    let made = (1000..1200).filter(|port| connect(&node, *port) == End::Next).count();
+    assert_eq!(made, 64);
+    assert_eq!(connect(&node, 3000), FULL);
+    assert_eq!(node.send(B, &tcp((V4.b, 5), (V4.vm, 80), SYN)).end, FULL);
+    assert!((1000..1064).all(|port| lives(&node, port)));
+}
+
+fn forgetting_flows_gives_their_share_back() {
+    let mut node = Node::with_room(rules(), ROOM);
+    let share = |node: &Node| node.datapath.share(ifindex("pod-a")).expect("share").expect("a share").flows;
+    assert_eq!((1000..1128).filter(|port| connect(&node, *port) == End::Next).count(), 128);
+    assert_eq!((share(&node), connect(&node, 2000)), (128, SHARE));
+    assert_eq!(node.datapath.forget_flows(&[V4.vm.parse().expect("an address")]).expect("forgotten"), 128);
+    assert_eq!(share(&node), 0);
+    assert_eq!(connect(&node, 2000), End::Next);
+    assert_eq!(share(&node), 1);
+}
+
+fn a_removed_endpoint_leaves_no_share() {
+    let mut node = Node::with_room(rules(), ROOM);
+    assert_eq!(connect(&node, 1000), End::Next);
+    node.datapath.remove_endpoint(ifindex("pod-a")).expect("removed");
+    assert_eq!(node.datapath.share(ifindex("pod-a")).expect("share"), None);
+}
