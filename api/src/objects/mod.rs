@@ -7,6 +7,7 @@ mod address;
 mod bandwidth;
 mod bgp;
 mod network_group;
+mod network_policy;
 mod partition;
 mod quantity;
 mod validate;
@@ -15,12 +16,18 @@ pub use address::*;
 pub use bandwidth::*;
 pub use bgp::*;
 pub use network_group::*;
+pub use network_policy::*;
 pub use partition::*;
 pub use quantity::*;
 pub use validate::*;
 
 pub use ipnetwork::IpNetwork;
+pub use k8s_openapi::api::networking::v1::{
+    IPBlock, NetworkPolicyEgressRule, NetworkPolicyIngressRule, NetworkPolicyPeer, NetworkPolicyPort,
+    NetworkPolicySpec,
+};
 pub use k8s_openapi::apimachinery::pkg::apis::meta::v1::{LabelSelector, LabelSelectorRequirement};
+pub use k8s_openapi::apimachinery::pkg::util::intstr::IntOrString;
 
 pub const GROUP: &str = "bulkhead.dev";
 pub const VERSION: &str = "v1alpha1";

@@ -13,7 +13,7 @@ use crate::{
     bgp::Bgp,
     config::Config,
     datapath::{Datapath, DatapathError, Generation},
-    endpoint::{Cause, Endpoints, LoadError, NodeNet},
+    endpoint::{Cause, EndpointRecord, Endpoints, LoadError, NodeNet},
     ipam::{ClaimError, ClaimFiles},
     net::{
         GATEWAY_V4, GATEWAY_V6, Kernel, NetError, Sources,
@@ -24,11 +24,12 @@ use crate::{
 };
 use bulkhead_api::{
     messages::{ErrorReply, Gc, ObjectError, PodRef, RuntimeBandwidth, code},
-    objects::{ANNOTATION_BANDWIDTH_CLASS, DEFAULT_PARTITION},
+    objects::ANNOTATION_BANDWIDTH_CLASS,
 };
-use bulkhead_ebpf_abi::{ID_WORLD, Sizes};
-use bulkhead_policy::{Compiled, Interner, Objects, admit, compile};
+use bulkhead_ebpf_abi::Sizes;
+use bulkhead_policy::{Compiled, Interner, Local, LocalPod, Objects, admit, compile};
 use std::{
+    collections::BTreeSet,
     net::IpAddr,
     time::{SystemTime, UNIX_EPOCH},
 };
@@ -128,7 +129,7 @@ impl Node {
         errors.extend(refused);
         let changed = self.compiled.is_none() || objects != self.in_force.policy;
         if changed {
-            match self.switch(&objects) {
+            match self.switch(&objects, None) {
                 Ok(()) => {
                     self.in_force.policy = objects;
                     if let Err(e) =
@@ -175,10 +176,18 @@ impl Node {
         objects
     }
 
-    /// Compiles and switches the whole node to the result.
-    fn switch(&mut self, objects: &Objects) -> Result<(), String> {
+    /// Compiles and switches the whole node to the result. `coming`: a pod that is about to be wired.
+    fn switch(&mut self, objects: &Objects, coming: Option<&LocalPod>) -> Result<(), String> {
         let mut interner = self.interner.clone();
-        let compiled = compile(objects, &mut interner, &self.config.node).map_err(|e| e.to_string())?;
+        let pods: Vec<_> = self.endpoints.iter().map(local_pod).chain(coming.cloned()).collect();
+        let none = BTreeSet::new();
+        let local = Local {
+            node: &self.config.node,
+            pods: &pods,
+            partitions: (objects.partitions.len() > EAGER_PARTITIONS).then_some(&none),
+            former: self.compiled.as_ref(),
+        };
+        let compiled = compile(objects, &mut interner, &local).map_err(|e| e.to_string())?;
         // On disk first: a successor must read the numbers in the kernel as we do.
         if interner != self.interner {
             store::write_json(&self.config.state_dir.join(INTERNER_FILE), &interner)
@@ -205,12 +214,15 @@ impl Node {
         let Some(compiled) = &self.compiled else { return Vec::new() };
         let mut errors = Vec::new();
         for record in self.endpoints.iter().cloned().collect::<Vec<_>>() {
-            let policy = policy_of(compiled, &record.partition);
-            let identity = |address| identity_of(compiled, &record.partition, address);
-            if let Err(e) =
-                self.endpoints.set_identity(&mut self.datapath, &record.id, policy, identity).await
-            {
-                errors.push(pod_error(&record.pod, e.to_string()));
+            // What is in force has every pod that was wired under it; a pod it lacks stays as it is.
+            if let Some(placement) = compiled.place(&self.in_force.policy, &local_pod(&record)) {
+                let identity = |address| compiled.pod_identity(&placement, address);
+                let policy = placement.policy;
+                if let Err(e) =
+                    self.endpoints.set_identity(&mut self.datapath, &record.id, policy, identity).await
+                {
+                    errors.push(pod_error(&record.pod, e.to_string()));
+                }
             }
             let bandwidth = match self.bandwidth(&record.pod, &record.partition, record.runtime_bandwidth) {
                 Ok(bandwidth) => bandwidth,
@@ -283,15 +295,17 @@ const IN_FORCE_FILE: &str = "in-force.json";
 const ANNOUNCED_FILE: &str = "announced.json";
 const DEFAULT_MTU: u32 = 1500;
 
-/// Policy of a partition's pods; of one that is gone, the default partition's.
-fn policy_of(compiled: &Compiled, partition: &str) -> u32 {
-    let of = |name: &str| compiled.policies.get(name).copied();
-    of(partition).or_else(|| of(DEFAULT_PARTITION)).unwrap_or_default()
-}
+/// Up to so many partitions all have their policy in the tables, so that a pod that comes needs no generation; the rows of
+/// the tables grow with policies times classes, so beyond it only those do that pods of this node have.
+const EAGER_PARTITIONS: usize = 128;
 
-fn identity_of(compiled: &Compiled, partition: &str, address: IpAddr) -> u32 {
-    let of = |name: &str| compiled.pod_identity(name, address);
-    of(partition).or_else(|| of(DEFAULT_PARTITION)).unwrap_or(ID_WORLD)
+fn local_pod(record: &EndpointRecord) -> LocalPod {
+    LocalPod {
+        namespace: record.pod.namespace.clone(),
+        name: record.pod.name.clone(),
+        partition: record.partition.clone(),
+        addresses: record.addresses.clone(),
+    }
 }
 
 /// The first address of each family that an uplink has.

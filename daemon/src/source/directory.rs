@@ -155,7 +155,11 @@ fn insert(snapshot: &mut Snapshot, object: Object) {
         Object::BgpPeer(name, o) => drop(snapshot.bgp_peers.insert(name, o)),
         Object::BgpConfiguration(_, o) => snapshot.bgp = Some(o),
         Object::Namespace(name, labels) => drop(snapshot.policy.namespaces.insert(name, labels)),
-        Object::Pod(key, pod) => drop(snapshot.pods.insert(key, pod)),
+        Object::Pod((namespace, name), pod) => {
+            snapshot.policy.pods.insert(format!("{namespace}/{name}"), pod.policy.clone());
+            snapshot.pods.insert((namespace, name), pod);
+        }
+        Object::NetworkPolicy(key, o) => drop(snapshot.policy.network_policies.insert(key, o)),
         Object::Node(name, node) => drop(snapshot.policy.nodes.insert(name, node)),
     }
 }

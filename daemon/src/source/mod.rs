@@ -6,6 +6,7 @@
 
 mod directory;
 mod document;
+mod pod;
 
 pub use directory::{Directory, watch};
 pub use document::{Object, parse};
@@ -14,7 +15,7 @@ use bulkhead_api::{
     messages::ObjectError,
     objects::{BGPConfigurationSpec, BGPPeerSpec},
 };
-use bulkhead_policy::{Objects, Sourced};
+use bulkhead_policy::{Objects, Pod, Sourced};
 use serde::{Deserialize, Serialize};
 use std::{collections::BTreeMap, time::Instant};
 
@@ -30,8 +31,10 @@ pub struct Snapshot {
 
 #[derive(Clone, Debug, PartialEq, Eq, Default, Serialize, Deserialize)]
 pub struct PodInfo {
-    pub labels: BTreeMap<String, String>,
     pub annotations: BTreeMap<String, String>,
+    /// What rules can see of it.
+    #[serde(flatten)]
+    pub policy: Pod,
 }
 
 /// A snapshot, what could not be read into it, and when the change was noticed.
