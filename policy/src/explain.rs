@@ -62,16 +62,10 @@ fn pod_at(objects: &Objects, local: &[LocalPod], address: IpAddr) -> Option<Loca
     if let Some(pod) = local.iter().find(|p| p.addresses.contains(&address)) {
         return Some(pod.clone());
     }
-    let of_address = objects.partition_of_address(address);
+    let partition = objects.partition_at(address)?.to_string();
     let mut known = objects.pods.iter().filter(|(_, p)| !p.host_network && p.addresses.contains(&address));
     let (namespace, name) = known.next().and_then(|(key, _)| key.split_once('/')).unwrap_or_default();
-    let of_namespace = || (!name.is_empty()).then(|| objects.partition_of_namespace(namespace));
-    Some(LocalPod {
-        namespace: namespace.into(),
-        name: name.into(),
-        partition: of_address.or_else(of_namespace)?.into(),
-        addresses: vec![address],
-    })
+    Some(LocalPod { namespace: namespace.into(), name: name.into(), partition, addresses: vec![address] })
 }
 
 struct End {
@@ -137,6 +131,7 @@ fn verdict(rule: &Rule) -> &'static str {
     match rule.verdict {
         Verdict::Allow => "allow",
         Verdict::Deny => "deny",
+        Verdict::Pass => "pass",
     }
 }
 

@@ -2,7 +2,8 @@
 
 use crate::{prefix::Prefix, selector};
 use bulkhead_api::objects::{
-    BandwidthClassSpec, DEFAULT_PARTITION, NetworkGroupSpec, NetworkPolicySpec, PartitionSpec, Protocol,
+    BandwidthClassSpec, ClusterNetworkPolicySpec, DEFAULT_PARTITION, NetworkGroupSpec, NetworkPolicySpec,
+    PartitionSpec, Protocol,
 };
 use bulkhead_ebpf_abi::Addr;
 use ipnetwork::IpNetwork;
@@ -25,6 +26,8 @@ pub struct Objects {
     /// By `namespace/name`.
     #[serde(default)]
     pub network_policies: BTreeMap<String, Sourced<NetworkPolicySpec>>,
+    #[serde(default)]
+    pub cluster_network_policies: BTreeMap<String, Sourced<ClusterNetworkPolicySpec>>,
     /// By `namespace/name`: the cluster's pods, as far as the source tells of them.
     #[serde(default)]
     pub pods: BTreeMap<String, Pod>,
@@ -112,6 +115,16 @@ impl Objects {
             }
         }
         best.map(|(_, name)| name)
+    }
+
+    /// The partition of whoever has the address: by range, else (a stray) by the pod's namespace.
+    pub(crate) fn partition_at(&self, address: IpAddr) -> Option<&str> {
+        self.partition_of_address(address).or_else(|| {
+            let is_node = self.nodes.values().any(|n| n.addresses.contains(&address));
+            let has = |p: &Pod| !is_node && !p.host_network && p.addresses.contains(&address);
+            let (key, _) = self.pods.iter().find(|(_, pod)| has(pod))?;
+            key.split_once('/').map(|(namespace, _)| self.partition_of_namespace(namespace))
+        })
     }
 
     /// Objects of a namespace, of those whose key is `namespace/name`.

@@ -6,6 +6,7 @@
 mod address;
 mod bandwidth;
 mod bgp;
+mod cluster_network_policy;
 mod network_group;
 mod network_policy;
 mod partition;
@@ -15,6 +16,7 @@ mod validate;
 pub use address::*;
 pub use bandwidth::*;
 pub use bgp::*;
+pub use cluster_network_policy::*;
 pub use network_group::*;
 pub use network_policy::*;
 pub use partition::*;

@@ -159,6 +159,9 @@ fn insert(snapshot: &mut Snapshot, object: Object) {
             snapshot.policy.pods.insert(format!("{namespace}/{name}"), pod.policy.clone());
             snapshot.pods.insert((namespace, name), pod);
         }
+        Object::ClusterNetworkPolicy(name, o) => {
+            drop(snapshot.policy.cluster_network_policies.insert(name, o));
+        }
         Object::NetworkPolicy(key, o) => drop(snapshot.policy.network_policies.insert(key, o)),
         Object::Node(name, node) => drop(snapshot.policy.nodes.insert(name, node)),
     }

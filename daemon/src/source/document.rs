@@ -5,7 +5,8 @@ use bulkhead_api::{
     messages::ObjectError,
     objects::{
         API_VERSION, BGPConfiguration, BGPConfigurationSpec, BGPPeer, BGPPeerSpec, BandwidthClass,
-        BandwidthClassSpec, NetworkGroup, NetworkGroupSpec, NetworkPolicySpec, Partition, PartitionSpec,
+        BandwidthClassSpec, ClusterNetworkPolicySpec, NetworkGroup, NetworkGroupSpec, NetworkPolicySpec,
+        Partition, PartitionSpec,
     },
 };
 use bulkhead_policy::{NodeInfo, Sourced};
@@ -20,7 +21,8 @@ use std::{collections::BTreeMap, net::IpAddr};
 /// A label of the nodes that run the API server.
 const CONTROL_PLANE_LABEL: &str = "node-role.kubernetes.io/control-plane";
 const KINDS: &str = "Partition, NetworkGroup, BandwidthClass, BGPPeer and BGPConfiguration of bulkhead.dev/v1alpha1, \
-                     Namespace, Pod and Node of v1, NetworkPolicy of networking.k8s.io/v1";
+                     Namespace, Pod and Node of v1, NetworkPolicy of networking.k8s.io/v1, \
+                     ClusterNetworkPolicy of policy.networking.k8s.io/v1alpha2";
 
 #[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
 pub enum Object {
@@ -33,6 +35,7 @@ pub enum Object {
     Pod((String, String), PodInfo),
     /// By `namespace/name`.
     NetworkPolicy(String, Sourced<NetworkPolicySpec>),
+    ClusterNetworkPolicy(String, Sourced<ClusterNetworkPolicySpec>),
     Node(String, NodeInfo),
 }
 
@@ -48,6 +51,7 @@ impl Object {
             Self::Namespace(name, _) => format!("Namespace/{name}"),
             Self::Pod((namespace, name), _) => format!("Pod/{namespace}/{name}"),
             Self::NetworkPolicy(key, _) => format!("NetworkPolicy/{key}"),
+            Self::ClusterNetworkPolicy(name, _) => format!("ClusterNetworkPolicy/{name}"),
             Self::Node(name, _) => format!("Node/{name}"),
         }
     }
@@ -152,6 +156,10 @@ fn typed(
             let key = format!("{}/{name}", namespace_of(&policy.metadata));
             Object::NetworkPolicy(key, Sourced { spec: policy.spec.unwrap_or_default(), file })
         }
+        ("policy.networking.k8s.io/v1alpha2", "ClusterNetworkPolicy") => {
+            let spec = read::<ClusterNetworkPolicy>(value)?.spec;
+            Object::ClusterNetworkPolicy(name, Sourced { spec, file })
+        }
         ("v1", "Node") => Object::Node(name, node(read::<v1::Node>(value)?)?),
         _ => {
             let message = format!("{api_version} {kind} is not a kind of this source: it reads {KINDS}");
@@ -162,6 +170,12 @@ fn typed(
 
 fn namespace_of(metadata: &ObjectMeta) -> String {
     metadata.namespace.clone().unwrap_or_else(|| "default".into())
+}
+
+/// What is read of the object; its status is the reporters'.
+#[derive(Deserialize)]
+struct ClusterNetworkPolicy {
+    spec: ClusterNetworkPolicySpec,
 }
 
 /// As [`read`], of a type that passes over what it does not know: a misspelt field of a policy must not be lost.

@@ -1,7 +1,9 @@
 //! The set of objects being put together: for each object, which of its versions.
 
 use crate::{Objects, Sourced};
-use bulkhead_api::objects::{BandwidthClassSpec, NetworkGroupSpec, NetworkPolicySpec, PartitionSpec};
+use bulkhead_api::objects::{
+    BandwidthClassSpec, ClusterNetworkPolicySpec, NetworkGroupSpec, NetworkPolicySpec, PartitionSpec,
+};
 use std::collections::{BTreeMap, BTreeSet};
 
 #[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord)]
@@ -10,6 +12,7 @@ pub(super) enum Kind {
     NetworkGroup,
     BandwidthClass,
     NetworkPolicy,
+    ClusterNetworkPolicy,
 }
 
 pub(super) type Key = (Kind, String);
@@ -68,6 +71,7 @@ pub(super) struct Draft<'a> {
     pub network_groups: Layer<'a, NetworkGroupSpec>,
     pub bandwidth_classes: Layer<'a, BandwidthClassSpec>,
     pub network_policies: Layer<'a, NetworkPolicySpec>,
+    pub cluster_network_policies: Layer<'a, ClusterNetworkPolicySpec>,
     /// What has no versions to choose from, apart from labels and ranges.
     pub rest: Objects,
 }
@@ -89,6 +93,10 @@ impl<'a> Draft<'a> {
                 &in_force.network_policies,
                 std::mem::take(&mut candidate.network_policies),
             ),
+            cluster_network_policies: Layer::new(
+                &in_force.cluster_network_policies,
+                std::mem::take(&mut candidate.cluster_network_policies),
+            ),
             rest: candidate,
         }
     }
@@ -99,6 +107,7 @@ impl<'a> Draft<'a> {
             network_groups: self.network_groups.current,
             bandwidth_classes: self.bandwidth_classes.current,
             network_policies: self.network_policies.current,
+            cluster_network_policies: self.cluster_network_policies.current,
             ..self.rest
         }
     }
@@ -112,6 +121,7 @@ impl<'a> Draft<'a> {
             + of(&self.network_groups)
             + of(&self.bandwidth_classes)
             + of(&self.network_policies)
+            + of(&self.cluster_network_policies)
             + self.rest.namespaces.len()
             + self.in_force.namespaces.len()
             + 2
@@ -123,6 +133,7 @@ impl<'a> Draft<'a> {
             Kind::NetworkGroup => self.network_groups.changed(name),
             Kind::BandwidthClass => self.bandwidth_classes.changed(name),
             Kind::NetworkPolicy => self.network_policies.changed(name),
+            Kind::ClusterNetworkPolicy => self.cluster_network_policies.changed(name),
         }
     }
 
@@ -132,6 +143,7 @@ impl<'a> Draft<'a> {
             Kind::NetworkGroup => self.network_groups.current.contains_key(name),
             Kind::BandwidthClass => self.bandwidth_classes.current.contains_key(name),
             Kind::NetworkPolicy => self.network_policies.current.contains_key(name),
+            Kind::ClusterNetworkPolicy => self.cluster_network_policies.current.contains_key(name),
         }
     }
 
@@ -142,6 +154,7 @@ impl<'a> Draft<'a> {
             Kind::NetworkGroup => self.network_groups.candidate.contains_key(name),
             Kind::BandwidthClass => self.bandwidth_classes.candidate.contains_key(name),
             Kind::NetworkPolicy => self.network_policies.candidate.contains_key(name),
+            Kind::ClusterNetworkPolicy => self.cluster_network_policies.candidate.contains_key(name),
         }
     }
 
@@ -152,6 +165,7 @@ impl<'a> Draft<'a> {
             Kind::NetworkGroup => self.network_groups.previous.contains_key(name),
             Kind::BandwidthClass => self.bandwidth_classes.previous.contains_key(name),
             Kind::NetworkPolicy => self.network_policies.previous.contains_key(name),
+            Kind::ClusterNetworkPolicy => self.cluster_network_policies.previous.contains_key(name),
         }
     }
 
@@ -162,6 +176,9 @@ impl<'a> Draft<'a> {
             Subject::Object((Kind::NetworkGroup, name)) => self.network_groups.move_back(name),
             Subject::Object((Kind::BandwidthClass, name)) => self.bandwidth_classes.move_back(name),
             Subject::Object((Kind::NetworkPolicy, name)) => self.network_policies.move_back(name),
+            Subject::Object((Kind::ClusterNetworkPolicy, name)) => {
+                self.cluster_network_policies.move_back(name)
+            }
             Subject::Labels(namespace) => {
                 let Some(previous) = self.in_force.namespaces.get(namespace) else { return false };
                 let replaced = self.rest.namespaces.insert(namespace.clone(), previous.clone());

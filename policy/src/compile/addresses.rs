@@ -3,6 +3,7 @@
 //! Prefixes nest or are disjoint, so one walk in order, with the chain of covering prefixes on a stack, gives each its
 //! atoms: those of the prefix around it, and its own.
 
+use super::selection::Selections;
 use crate::{Objects, atom::Atom, prefix::Prefix};
 use bulkhead_api::objects::RulePeer;
 use bulkhead_ebpf_abi::Addr;
@@ -45,7 +46,7 @@ pub(crate) struct Addresses {
 
 impl Addresses {
     /// `blocks`: those of policies, besides the partitions' own.
-    pub fn of(objects: &Objects, local_node: &str, blocks: &BTreeSet<Atom>) -> Self {
+    pub fn of(objects: &Objects, local_node: &str, asked: &Selections, blocks: &BTreeSet<Atom>) -> Self {
         let known = walk(marks(objects, blocks));
         let mut nodes: BTreeMap<Addr, BTreeSet<Atom>> = BTreeMap::new();
         for (name, node) in &objects.nodes {
@@ -55,6 +56,7 @@ impl Addresses {
                     longest(&known, address).map(|k| k.atoms.clone()).unwrap_or_default()
                 });
                 atoms.insert(Atom::Node);
+                atoms.extend(asked.node_facts(&node.labels));
                 if name == local_node {
                     atoms.insert(Atom::LocalNode);
                 }

@@ -11,6 +11,7 @@
 mod addresses;
 mod builder;
 mod classes;
+mod cluster_policy;
 mod identities;
 mod network_policy;
 mod place;
@@ -114,7 +115,7 @@ pub fn compile(
             policies.push(Policy::of(objects, key, dir, &peer_ports, &mut numbers, &mut book)?);
         }
     }
-    let addresses = addresses::Addresses::of(objects, local.node, &blocks);
+    let addresses = addresses::Addresses::of(objects, local.node, &asked, &blocks);
     let identities = identities::Identities::of(objects, local, &addresses, &asked, &mut numbers)?;
     let tables = tables(&policies, &numbers)?;
     let rules = RuleBook::new(book, &numbers);
@@ -159,6 +160,10 @@ fn ask(objects: &Objects, keys: &BTreeSet<PolicyKey>) -> (Selections, BTreeSet<A
         let Some(policy) = objects.network_policies.get(key) else { continue };
         let namespace = key.split_once('/').map_or("", |(namespace, _)| namespace);
         network_policy::ask(namespace, &policy.spec, &mut selections, &mut blocks);
+    }
+    let policies: BTreeSet<&String> = keys.iter().flat_map(|k| &k.cluster_policies).collect();
+    for policy in policies.into_iter().filter_map(|name| objects.cluster_network_policies.get(name)) {
+        cluster_policy::ask(&policy.spec, &mut selections, &mut blocks);
     }
     (selections, blocks)
 }

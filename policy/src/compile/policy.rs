@@ -3,7 +3,7 @@
 //! Pods of one partition that the same NetworkPolicies select share a policy, and with it a row of the tables.
 
 use super::{
-    CompileError,
+    CompileError, cluster_policy,
     network_policy::{self, PortNames},
     rules::{self, Book, PortRange, Rule, Verdict},
     selection::named_ports,
@@ -29,6 +29,8 @@ pub(crate) struct PolicyKey {
     pub partition: String,
     /// `namespace/name`, sorted.
     pub network_policies: Vec<String>,
+    /// By priority, both tiers together.
+    pub cluster_policies: Vec<String>,
     /// What names of ports in ingress rules stand for on these pods, sorted.
     pub ports: Vec<NamedPort>,
 }
@@ -36,11 +38,16 @@ pub(crate) struct PolicyKey {
 impl PolicyKey {
     /// Of pods that only their partition judges.
     pub fn plain(partition: &str) -> Self {
-        Self { partition: partition.into(), network_policies: Vec::new(), ports: Vec::new() }
+        Self {
+            partition: partition.into(),
+            network_policies: Vec::new(),
+            cluster_policies: Vec::new(),
+            ports: Vec::new(),
+        }
     }
 
     pub fn is_plain(&self) -> bool {
-        self.network_policies.is_empty()
+        self.network_policies.is_empty() && self.cluster_policies.is_empty()
     }
 
     /// A partition that is gone leaves its pods to the default one; a pod that no source tells of has no labels.
@@ -52,10 +59,16 @@ impl PolicyKey {
         let labels = pod.map_or(&none, |p| &p.labels);
         let network_policies = network_policy::selecting(objects, &local.namespace, labels);
         let specs = network_policies.iter().filter_map(|key| objects.network_policies.get(key));
-        let names: BTreeSet<&str> = specs.flat_map(|p| network_policy::subject_port_names(&p.spec)).collect();
+        let cluster_policies = cluster_policy::selecting(objects, &local.namespace, labels);
+        let clusters = cluster_policies.iter().filter_map(|name| objects.cluster_network_policies.get(name));
+        let names: BTreeSet<&str> = specs
+            .flat_map(|p| network_policy::subject_port_names(&p.spec))
+            .chain(clusters.flat_map(|p| cluster_policy::subject_port_names(&p.spec)))
+            .collect();
         let ports = pod.into_iter().flat_map(named_ports).filter(|p| names.contains(p.name.as_str()));
         let ports: BTreeSet<NamedPort> = ports.collect();
-        Self { partition: partition.into(), network_policies, ports: ports.into_iter().collect() }
+        let ports = ports.into_iter().collect();
+        Self { partition: partition.into(), network_policies, cluster_policies, ports }
     }
 }
 
@@ -65,6 +78,9 @@ impl fmt::Display for PolicyKey {
         f.write_str(&self.partition)?;
         for key in &self.network_policies {
             write!(f, "|NetworkPolicy/{key}")?;
+        }
+        for name in &self.cluster_policies {
+            write!(f, "|ClusterNetworkPolicy/{name}")?;
         }
         self.ports.iter().try_for_each(|port| write!(f, "|{port}"))
     }
@@ -96,6 +112,7 @@ impl Policy {
             rules::partition_tier(objects, &key.partition, dir, numbers, book).ok_or_else(no_number)?;
         rules
             .extend(network_policy_tier(objects, key, dir, peer_ports, numbers, book).ok_or_else(no_number)?);
+        rules.extend(cluster_tiers(objects, key, dir, peer_ports, numbers, book).ok_or_else(no_number)?);
         let isolation = rules::isolation(objects, &key.partition);
         let only_open = isolation == Isolation::Open && rules.iter().all(|r| r.tier == Tier::Partition);
         if dir == DIR_INGRESS && !only_open {
@@ -164,6 +181,31 @@ fn network_policy_tier(
         let file = first.file.clone().filter(|_| names.len() == 1);
         let number = enter(numbers, format!("{} ({word})", names.join(", ")), file)?;
         all.push(Rule::built_in(Tier::NetworkPolicy, Verdict::Deny, number, None));
+    }
+    Some(all)
+}
+
+/// Admin and baseline, by priority within each.
+fn cluster_tiers(
+    objects: &Objects,
+    key: &PolicyKey,
+    dir: u32,
+    peer_ports: &BTreeSet<NamedPort>,
+    numbers: &mut Interner,
+    book: &mut Book,
+) -> Option<Vec<Rule>> {
+    let direction = if dir == DIR_INGRESS { "ingress" } else { "egress" };
+    let ports = PortNames { subject: &key.ports, peers: peer_ports };
+    let mut all = Vec::new();
+    for policy in &key.cluster_policies {
+        let Some(written) = objects.cluster_network_policies.get(policy) else { continue };
+        all.extend(cluster_policy::rules(&written.spec, dir, &ports, |i, own| {
+            let own = own.map(|name| format!(" {name:?}")).unwrap_or_default();
+            let name = format!("ClusterNetworkPolicy/{policy} {direction}[{i}]{own}");
+            let number = numbers.rule(&name).ok()?;
+            book.insert(number, RuleEntry { name, file: written.file.clone() });
+            Some(number)
+        })?);
     }
     Some(all)
 }

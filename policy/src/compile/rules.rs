@@ -31,6 +31,8 @@ pub(crate) struct PortRange {
 pub(crate) enum Verdict {
     Allow,
     Deny,
+    /// To the next tier.
+    Pass,
 }
 
 #[derive(Clone, Debug, PartialEq)]
@@ -113,7 +115,7 @@ fn with_built_in(
     rules.sort_by_key(|rule| rule.verdict != Verdict::Deny);
     all.append(&mut rules);
     if spec.allow_cluster_dns {
-        let hosts = || objects.cluster_dns.iter().any(|a| objects.partition_of_address(*a) == Some(name));
+        let hosts = || objects.cluster_dns.iter().any(|a| objects.partition_at(*a) == Some(name));
         let peer = match dir {
             DIR_EGRESS => Some(Atom::ClusterDns),
             _ => hosts().then_some(Atom::Pod),

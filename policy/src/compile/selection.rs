@@ -38,12 +38,25 @@ impl PodSelector {
         }
     }
 
+    pub fn matches(&self, objects: &Objects, namespace: &str, labels: &BTreeMap<String, String>) -> bool {
+        self.matches_namespace(objects, namespace) && selector::matches(&self.labels, labels)
+    }
+
     fn matches_namespace(&self, objects: &Objects, namespace: &str) -> bool {
         match &self.scope {
             Scope::Namespace(only) => only == namespace,
             Scope::Namespaces(selector) => selector::matches(selector, &objects.labels(namespace)),
         }
     }
+}
+
+/// Whether it picks every node.
+pub(crate) fn all_nodes(selector: &LabelSelector) -> bool {
+    is_empty(selector)
+}
+
+pub(crate) fn node_atom(selector: &LabelSelector) -> Atom {
+    if all_nodes(selector) { Atom::Node } else { Atom::Selected(format!("nodes {}", text(selector))) }
 }
 
 fn is_empty(selector: &LabelSelector) -> bool {
@@ -56,6 +69,8 @@ fn is_empty(selector: &LabelSelector) -> bool {
 pub(crate) struct Selections {
     /// By the text of their atom.
     selectors: BTreeMap<String, PodSelector>,
+    /// Of nodes, by the text of their atom.
+    nodes: BTreeMap<String, LabelSelector>,
     /// Names of ports that rules ask of their peers.
     port_names: BTreeSet<String>,
 }
@@ -65,6 +80,18 @@ impl Selections {
         if let Atom::Selected(text) = selector.atom() {
             self.selectors.insert(text, selector);
         }
+    }
+
+    pub fn ask_nodes(&mut self, selector: LabelSelector) {
+        if let Atom::Selected(text) = node_atom(&selector) {
+            self.nodes.insert(text, selector);
+        }
+    }
+
+    /// What selectors see of a node.
+    pub fn node_facts(&self, labels: &BTreeMap<String, String>) -> impl Iterator<Item = Atom> {
+        let picking = self.nodes.iter().filter(|(_, s)| selector::matches(s, labels));
+        picking.map(|(text, _)| Atom::Selected(text.clone()))
     }
 
     pub fn ask_port(&mut self, name: &str) {
@@ -132,7 +159,7 @@ impl fmt::Display for PodSelector {
 }
 
 /// A selector as `kubectl` writes it.
-pub(crate) fn text(selector: &LabelSelector) -> String {
+fn text(selector: &LabelSelector) -> String {
     let labels = selector.match_labels.iter().flatten();
     let mut parts: Vec<String> = labels.map(|(k, v)| format!("{}={}", word(k), word(v))).collect();
     for r in selector.match_expressions.iter().flatten() {

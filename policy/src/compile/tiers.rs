@@ -1,10 +1,11 @@
 //! The order of decision, and how the tiers' answers become one cell.
 //!
 //! ```text
-//! own node ─▶ partition ─▶ NetworkPolicy ─▶ allowed
-//!   allow       deny           deny
+//! own node ─▶ admin ─▶ partition ─▶ NetworkPolicy, where none isolates: baseline ─▶ allowed
+//!  allow   allow, deny    deny       allow, deny              allow, deny
 //! ```
-//! Within a tier the first rule that matches speaks. A flow needs a yes from partition and NetworkPolicy.
+//! Within a tier the first rule that matches speaks; Pass, or no rule, goes on. A flow that the admin tier leaves open needs
+//! a yes from partition and NetworkPolicy.
 
 use super::rules::{Rule, Verdict};
 use bulkhead_ebpf_abi::{CELL_FINAL, CELL_KEEP, Cell, VERDICT_ALLOW, VERDICT_DENY};
@@ -13,8 +14,12 @@ use bulkhead_ebpf_abi::{CELL_FINAL, CELL_KEEP, Cell, VERDICT_ALLOW, VERDICT_DENY
 pub(crate) enum Tier {
     /// A node reaches its own pods.
     Node,
+    /// ClusterNetworkPolicies before all others.
+    Admin,
     Partition,
     NetworkPolicy,
+    /// ClusterNetworkPolicies for pods that no NetworkPolicy isolates.
+    Baseline,
 }
 
 impl Tier {
@@ -22,13 +27,16 @@ impl Tier {
     pub fn name(self) -> &'static str {
         match self {
             Self::Node => "node",
+            Self::Admin => "admin",
             Self::Partition => "partition",
             Self::NetworkPolicy => "networkPolicy",
+            Self::Baseline => "baseline",
         }
     }
 }
 
-pub(crate) const TIERS: [Tier; 3] = [Tier::Node, Tier::Partition, Tier::NetworkPolicy];
+pub(crate) const TIERS: [Tier; 5] =
+    [Tier::Node, Tier::Admin, Tier::Partition, Tier::NetworkPolicy, Tier::Baseline];
 
 /// The first matching rule of each tier.
 pub(crate) type Firsts<'a> = [Option<&'a Rule>; TIERS.len()];
@@ -51,9 +59,16 @@ pub(crate) fn cell(audit: bool, firsts: &Firsts<'_>) -> Cell {
     if let Some(rule) = first(Tier::Node) {
         return allow(rule, false);
     }
+    match first(Tier::Admin) {
+        Some(rule) if rule.verdict == Verdict::Allow => return allow(rule, false),
+        Some(rule) if rule.verdict == Verdict::Deny => return deny(rule, true),
+        _ => {}
+    }
     // The last rule of this tier matches everything.
     let Some(partition) = first(Tier::Partition) else { return Cell::default() };
-    let later = first(Tier::NetworkPolicy);
+    // Where a policy isolates, one of its rules always speaks.
+    let baseline = first(Tier::Baseline).filter(|rule| rule.verdict != Verdict::Pass);
+    let later = first(Tier::NetworkPolicy).or(baseline);
     match (partition.verdict, later) {
         (Verdict::Deny, Some(later)) if later.verdict == Verdict::Deny => {
             deny(if audit { later } else { partition }, true)

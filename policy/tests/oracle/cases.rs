@@ -10,6 +10,8 @@ use bulkhead_policy::{NodeInfo, Objects};
 use proptest::prelude::*;
 use std::net::{IpAddr, Ipv4Addr, Ipv6Addr};
 
+#[path = "cluster_cases.rs"]
+mod cluster_cases;
 #[path = "pods.rs"]
 mod pods;
 
@@ -17,12 +19,14 @@ pub const NAMESPACES: [&str; 3] = ["n0", "n1", "n2"];
 
 /// A whole cluster.
 pub fn any_objects() -> impl Strategy<Value = Objects> {
-    (partitions_and_nodes(), pods::any_pods(), pods::any_network_policies(), pods::any_namespaces()).prop_map(
-        |(objects, pods, network_policies, namespaces)| Objects {
-            pods,
-            network_policies,
-            namespaces,
-            ..objects
+    let policies = (pods::any_network_policies(), cluster_cases::any_policies());
+    let labelled = (pods::any_namespaces(), prop::collection::vec(pods::any_labels(), 3));
+    (partitions_and_nodes(), pods::any_pods(), policies, labelled).prop_map(
+        |(mut objects, pods, (network_policies, cluster_network_policies), (namespaces, labels))| {
+            for (node, labels) in objects.nodes.values_mut().zip(labels) {
+                node.labels = labels;
+            }
+            Objects { pods, network_policies, cluster_network_policies, namespaces, ..objects }
         },
     )
 }

@@ -2,7 +2,8 @@
 
 use crate::common::NODE;
 use bulkhead_api::objects::{
-    Action, EgressRule, Established, IngressRule, IpNetwork, Isolation, Protocol, RulePeer, RulePort,
+    Action, ClusterPolicyAction, ClusterPolicyTier, EgressRule, Established, IngressRule, IpNetwork,
+    Isolation, Protocol, RulePeer, RulePort,
 };
 use bulkhead_ebpf_abi::{
     DIR_EGRESS, DIR_INGRESS, PROTO_ICMP, PROTO_ICMPV6, PROTO_SCTP, PROTO_TCP, PROTO_UDP, RULE_CLUSTER_DNS,
@@ -11,6 +12,8 @@ use bulkhead_ebpf_abi::{
 use bulkhead_policy::{LocalPod, NodeInfo, Objects, Pod};
 use std::net::IpAddr;
 
+#[path = "cluster_policy.rs"]
+mod cluster_policy;
 #[path = "network_policy.rs"]
 mod network_policy;
 
@@ -37,15 +40,34 @@ pub struct Packet {
 /// What all tiers say about a pod of this node together.
 pub fn opinion(objects: &Objects, pod: &LocalPod, dir: u32, packet: &Packet) -> Opinion {
     let partition = partition_tier(objects, &pod.partition, dir, packet);
-    let later = network_policy::tier(objects, pod, dir, packet);
-    let Some((allowed, rule)) = later else {
-        let own_node = dir == DIR_INGRESS && is_node(objects, packet.peer, |name, _| name == NODE);
-        return if own_node && !partition.open { own_node_opinion(partition) } else { partition };
-    };
-    let partition = Opinion { open: false, ..partition };
-    if dir == DIR_INGRESS && is_node(objects, packet.peer, |name, _| name == NODE) {
+    let isolation = network_policy::tier(objects, pod, dir, packet);
+    let judged = isolation.is_some() || cluster_policy::has_rules(objects, pod, dir);
+    let own_node = dir == DIR_INGRESS && is_node(objects, packet.peer, |name, _| name == NODE);
+    let partition = Opinion { open: partition.open && !judged, ..partition };
+    if own_node && !partition.open {
         return own_node_opinion(partition);
     }
+    match cluster_policy::tier(objects, pod, ClusterPolicyTier::Admin, dir, packet) {
+        Some((ClusterPolicyAction::Accept, rule)) => {
+            return Opinion { allowed: true, keep: false, rule: Err(rule), ..partition };
+        }
+        Some((ClusterPolicyAction::Deny, rule)) => {
+            return Opinion {
+                allowed: false,
+                keep: false,
+                audit: false,
+                last: true,
+                rule: Err(rule),
+                ..partition
+            };
+        }
+        Some((ClusterPolicyAction::Pass, _)) | None => {}
+    }
+    let baseline = || match cluster_policy::tier(objects, pod, ClusterPolicyTier::Baseline, dir, packet) {
+        Some((ClusterPolicyAction::Pass, _)) | None => None,
+        Some((action, rule)) => Some((action == ClusterPolicyAction::Accept, rule)),
+    };
+    let Some((allowed, rule)) = isolation.or_else(baseline) else { return partition };
     match (partition.allowed, allowed) {
         (true, true) => Opinion { rule: Err(rule), ..partition },
         (false, true) => partition,

@@ -12,7 +12,7 @@ use std::collections::BTreeMap;
 
 type Labels = BTreeMap<String, String>;
 
-fn any_labels() -> impl Strategy<Value = Labels> {
+pub(super) fn any_labels() -> impl Strategy<Value = Labels> {
     prop::collection::btree_map(select(vec!["a", "b"]), select(vec!["x", "y"]), 0..3)
         .prop_map(|labels| labels.into_iter().map(|(k, v)| (k.into(), v.into())).collect())
 }
