@@ -4,7 +4,7 @@ SHELL := bash
 .SHELLFLAGS := -euo pipefail -c
 .DEFAULT_GOAL := help
 .ONESHELL:
-.PHONY: help deps build demo test lint
+.PHONY: help deps build demo test bench lint
 
 MUSL := x86_64-unknown-linux-musl
 TARGET := $(abspath $(or $(CARGO_TARGET_DIR),target))
@@ -36,6 +36,11 @@ test: deps ## Everything that tests: units, eBPF by test-run, the lab, interoper
 	echo "==> testing"
 	BULKHEAD_BIN_PATH=$(call PROGRAMS,debug) cargo test --locked --no-fail-fast
 	echo "==> all tests held ($$((SECONDS / 60)) min $$((SECONDS % 60)) s)"
+
+bench: build ## The figures that are promised, into target/bench/results.jsonl; ONLY=name for one of them
+	@echo "==> measuring"
+	cargo build --locked --release --bin bulkhead-bench
+	BULKHEAD_BIN_PATH=$(call PROGRAMS,release) $(TARGET)/release/bulkhead-bench $(TARGET)/bench
 
 lint: deps ## Format, clippy with warnings denied, the crate walls
 	@echo "==> format"

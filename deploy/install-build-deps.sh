@@ -51,12 +51,21 @@ keep_bird_off() {
 }
 
 install_rust() {
-    command -v rustc >/dev/null || fail "no Rust toolchain: install one from https://rustup.rs"
-    local sysroot components=()
+    command -v rustc >/dev/null && command -v cargo >/dev/null \
+        || fail "no Rust toolchain: install one from https://rustup.rs"
+    # bpf-linker reads what rustc writes only when both are of one LLVM.
+    local llvm sysroot components=()
+    llvm=$(rustc --version --verbose | sed -n 's/^LLVM version: //p')
+    [ "${llvm%%.*}" = 22 ] \
+        || fail "$(rustc --version) carries LLVM ${llvm:-unknown}, not 22: rustup toolchain install 1.95 && rustup default 1.95"
     sysroot=$(rustc --print sysroot)
     [ -d "$sysroot/lib/rustlib/src/rust/library/core" ] || components+=(rust-src)
     command -v cargo-clippy >/dev/null && cargo clippy --version >/dev/null 2>&1 || components+=(clippy)
     command -v cargo-fmt >/dev/null && cargo fmt --version >/dev/null 2>&1 || components+=(rustfmt)
+    local wanted="${components[*]}"
+    if [ -n "$wanted" ] || [ ! -d "$sysroot/lib/rustlib/$musl" ]; then
+        command -v rustup >/dev/null || fail "the toolchain lacks $wanted $musl and there is no rustup (see the head of $0)"
+    fi
     if [ ${#components[@]} -gt 0 ]; then
         say "adding ${components[*]} to the toolchain"
         rustup component add "${components[@]}" || fail "rustup could not add ${components[*]} (see the head of $0)"
@@ -70,8 +79,10 @@ install_rust() {
 install_bpf_linker() {
     [ "$(bpf-linker --version 2>/dev/null)" = "bpf-linker $bpf_linker" ] && return
     say "building bpf-linker $bpf_linker"
-    LLVM_PREFIX=/usr/lib/llvm-22 CARGO_TARGET_DIR='' \
-        cargo install bpf-linker --version "$bpf_linker" --locked --force --no-default-features --features llvm-22
+    # In a directory of its own, not in Bulkhead's target directory.
+    env -u CARGO_TARGET_DIR LLVM_PREFIX=/usr/lib/llvm-22 \
+        cargo install bpf-linker --version "$bpf_linker" --locked --force --no-default-features --features llvm-22 \
+        || fail "cargo could not build bpf-linker $bpf_linker (see above); it needs crates.io and llvm-22-dev"
     command -v bpf-linker >/dev/null || fail "bpf-linker is installed, but its directory (~/.cargo/bin) is not in PATH"
 }
 

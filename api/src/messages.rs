@@ -11,6 +11,10 @@
 //! | `GET /v1/endpoints` | | `Vec<`[`EndpointInfo`]`>` |
 //! | `GET /v1/partitions` | | `Vec<`[`PartitionInfo`]`>` |
 //! | `POST /v1/explain` | [`ExplainRequest`] | [`Explanation`] |
+//! | `GET /v1/policy/generations` | | `Vec<`[`GenerationInfo`]`>`, newest first |
+//! | `POST /v1/policy/diff` | [`DiffRequest`] | [`PolicyDiff`] |
+//! | `POST /v1/policy/rollback` | [`Rollback`] | [`GenerationInfo`]: what is in force now; the source is held |
+//! | `POST /v1/policy/release` | `{}` | [`GenerationInfo`]: what is in force now, from the source |
 //! | `GET /v1/drops` | | `Vec<`[`DropInfo`]`>` |
 //! | `GET /v1/bgp/peers` | | `Vec<`[`BgpPeerInfo`]`>` |
 //! | `GET /v1/bgp/routes` | | `Vec<`[`BgpRouteInfo`]`>` |
@@ -162,11 +166,90 @@ pub struct Status {
     pub last_change_millis: u64,
     pub endpoints: usize,
     pub connections: usize,
+    /// The generation whose objects were brought back; the source is held until released.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub held: Option<u32>,
     /// How bandwidth is held: `tbf`.
     pub bandwidth: String,
     pub uplinks: Vec<String>,
     /// Objects that were refused; what was in force before still is.
     pub errors: Vec<ObjectError>,
+}
+
+/// A generation this node has had.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "camelCase")]
+pub struct GenerationInfo {
+    pub generation: u32,
+    /// Unix time, seconds, since when these objects were in force.
+    pub since: u64,
+    /// The generation whose objects were brought back.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub rollback_of: Option<u32>,
+    /// `Partition/web`.
+    pub objects: Vec<String>,
+    /// Against the generation before: `+Partition/new`, `~Partition/edited`, `-NetworkGroup/gone`.
+    pub changed: Vec<String>,
+}
+
+/// Which generation's objects to bring back; none named: those before the ones in force.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Default, Serialize, Deserialize)]
+pub struct Rollback {
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub to: Option<u32>,
+}
+
+/// Files as they would be: their objects in place of those in force.
+#[derive(Clone, Debug, PartialEq, Eq, Default, Serialize, Deserialize)]
+pub struct DiffRequest {
+    pub files: Vec<FileText>,
+}
+
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub struct FileText {
+    pub name: String,
+    pub text: String,
+}
+
+/// What a change would do.
+#[derive(Clone, Debug, PartialEq, Eq, Default, Serialize, Deserialize)]
+#[serde(rename_all = "camelCase")]
+pub struct PolicyDiff {
+    /// `~Partition/web`, as in [`GenerationInfo`].
+    pub changed: Vec<String>,
+    pub changes: Vec<PolicyChange>,
+    /// Live connections of this node that would be cut.
+    pub cut_connections: usize,
+}
+
+/// Flows whose verdict turns.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "camelCase")]
+pub struct PolicyChange {
+    /// Newly allowed; else newly denied.
+    pub allows: bool,
+    /// `partition web`, `NetworkGroup/vms`, a prefix, `world`.
+    pub from: String,
+    pub to: String,
+    /// `tcp`, `icmp`, `protocols 0-255`.
+    pub protocol: String,
+    /// `8080`, `8000-8090`, `all`; ICMP types.
+    pub ports: String,
+    pub example: ExampleFlow,
+    /// The rule that decides now, and the one that would.
+    pub before: RuleInfo,
+    pub after: RuleInfo,
+    /// Live connections of this node among these flows that would be cut.
+    pub cut_connections: usize,
+}
+
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub struct ExampleFlow {
+    pub from: IpAddr,
+    pub to: IpAddr,
+    /// By number.
+    pub protocol: u8,
+    pub port: u16,
 }
 
 /// Why an object is not in force. Printed as `file: Kind/name: field: message`.

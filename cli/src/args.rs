@@ -38,9 +38,32 @@ pub enum Command {
     Drops,
     /// What happens to a flow, and which rule decides
     Explain(Explain),
+    /// What a change would newly allow and deny; exit status 0: nothing, 1: something, 2: error
+    Diff {
+        /// Files with the objects as they would be; `-`: standard input
+        #[arg(short, long = "file", required = true, num_args = 1..)]
+        files: Vec<PathBuf>,
+    },
+    /// Generations of policy: what is in force, and going back
+    #[command(subcommand)]
+    Policy(PolicyCommand),
     /// Border Gateway Protocol
     #[command(subcommand)]
     Bgp(BgpCommand),
+}
+
+#[derive(Subcommand, Debug)]
+pub enum PolicyCommand {
+    /// What was in force, since when, and what each change changed
+    Generations,
+    /// Bring former objects back under a new number, and hold the source until released
+    Rollback {
+        /// The generation whose objects to bring back [default: the one before]
+        #[arg(long)]
+        to: Option<u32>,
+    },
+    /// End the hold: what the source says comes into force
+    Release,
 }
 
 #[derive(Subcommand, Debug)]

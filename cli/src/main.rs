@@ -4,6 +4,7 @@
 //! says: whoever wants more than a table takes `-o json`.
 //!
 //! Exit status: 0 done (`explain` also when the answer is "denied"), 1 the daemon refused, 2 wrong usage or no answer.
+//! `diff` as `kubectl diff`: 0 no change, 1 a change, 2 an error of any kind.
 
 mod args;
 mod paint;
@@ -11,13 +12,17 @@ mod table;
 mod units;
 mod views;
 
-use args::{Args, BgpCommand, Command, Output};
-use bulkhead_api::client::{self, ClientError};
-use clap::Parser;
+use args::{Args, BgpCommand, Command, Output, PolicyCommand};
+use bulkhead_api::{
+    client::{self, ClientError},
+    messages::{DiffRequest, FileText, PolicyDiff, Rollback},
+};
+use clap::{CommandFactory, Parser, error::ErrorKind};
 use paint::Paint;
 use serde::{Serialize, de::DeserializeOwned};
 use std::{
     io::{self, IsTerminal, Write},
+    path::{Path, PathBuf},
     process::ExitCode,
     time::{Duration, SystemTime, UNIX_EPOCH},
 };
@@ -27,25 +32,38 @@ const DEADLINE: Duration = Duration::from_secs(10);
 
 const REFUSED: u8 = 1;
 const UNREACHABLE: u8 = 2;
+/// `diff` found some.
+const CHANGES: u8 = 1;
+
+struct Answer {
+    text: String,
+    /// Of `diff`: something would change.
+    changes: bool,
+}
 
 fn main() -> ExitCode {
     let args = Args::parse();
+    let is_diff = matches!(args.command, Command::Diff { .. });
     match run(&args) {
-        Ok(text) => match show(&text) {
+        Ok(answer) => match show(&answer.text) {
+            Ok(()) if answer.changes => ExitCode::from(CHANGES),
             Ok(()) => ExitCode::SUCCESS,
             Err(_) => ExitCode::from(UNREACHABLE),
         },
         Err(e) => {
-            eprintln!("bulkhead: {e}{}", hint(&e));
-            ExitCode::from(if matches!(e, ClientError::Refused(_)) { REFUSED } else { UNREACHABLE })
+            // Nobody may read this either (`2>&1 | head`).
+            let _ = writeln!(io::stderr(), "bulkhead: {e}{}", hint(&e));
+            let refused = matches!(e, ClientError::Refused(_)) && !is_diff;
+            ExitCode::from(if refused { REFUSED } else { UNREACHABLE })
         }
     }
 }
 
 /// What to print.
-fn run(args: &Args) -> Result<String, ClientError> {
+fn run(args: &Args) -> Result<Answer, ClientError> {
     let paint = Paint::for_terminal(io::stdout().is_terminal(), std::env::var_os("NO_COLOR"));
-    match &args.command {
+    let text = match &args.command {
+        Command::Diff { files } => return diff(args, files, paint),
         Command::Status => get(args, "/v1/status", |s| views::status(s, now(), paint)),
         Command::Endpoints => get(args, "/v1/endpoints", |e: &Vec<_>| views::endpoints(e, paint)),
         Command::Partitions => get(args, "/v1/partitions", |p: &Vec<_>| views::partitions(p, paint)),
@@ -53,6 +71,17 @@ fn run(args: &Args) -> Result<String, ClientError> {
         Command::Explain(explain) => {
             let request = explain.request().unwrap_or_else(|e| e.exit());
             ask(args, "/v1/explain", Some(&request), |e| views::explain(e, paint))
+        }
+        Command::Policy(PolicyCommand::Generations) => {
+            get(args, "/v1/policy/generations", |g: &Vec<_>| views::generations(g, now(), paint))
+        }
+        Command::Policy(PolicyCommand::Rollback { to }) => {
+            let request = Rollback { to: *to };
+            ask(args, "/v1/policy/rollback", Some(&request), views::generation)
+        }
+        Command::Policy(PolicyCommand::Release) => {
+            let nothing = serde_json::Map::new();
+            ask(args, "/v1/policy/release", Some(&nothing), views::generation)
         }
         Command::Bgp(BgpCommand::Peers) => {
             get(args, "/v1/bgp/peers", |p: &Vec<_>| views::bgp_peers(p, paint))
@@ -64,7 +93,16 @@ fn run(args: &Args) -> Result<String, ClientError> {
             let nothing = serde_json::Map::new();
             ask(args, "/v1/bgp/drain-routes", Some(&nothing), |_: &serde_json::Value| views::drained())
         }
-    }
+    }?;
+    Ok(Answer { text, changes: false })
+}
+
+fn diff(args: &Args, files: &[PathBuf], paint: Paint) -> Result<Answer, ClientError> {
+    let files = files.iter().map(|path| read(path).unwrap_or_else(|e| e.exit())).collect();
+    let reply: PolicyDiff =
+        client::request(&args.socket, "/v1/policy/diff", Some(&DiffRequest { files }), DEADLINE)?;
+    let changes = !reply.changes.is_empty();
+    Ok(Answer { text: printed(args, &reply, |d| views::diff(d, paint))?, changes })
 }
 
 fn get<R: DeserializeOwned + Serialize>(
@@ -82,10 +120,22 @@ fn ask<B: Serialize, R: DeserializeOwned + Serialize>(
     view: impl Fn(&R) -> String,
 ) -> Result<String, ClientError> {
     let reply: R = client::request(&args.socket, path, body, DEADLINE)?;
+    printed(args, &reply, view)
+}
+
+fn printed<R: Serialize>(args: &Args, reply: &R, view: impl Fn(&R) -> String) -> Result<String, ClientError> {
     Ok(match args.output {
-        Output::Table => view(&reply),
-        Output::Json => serde_json::to_string_pretty(&reply).map_err(io::Error::from)? + "\n",
+        Output::Table => view(reply),
+        Output::Json => serde_json::to_string_pretty(reply).map_err(io::Error::from)? + "\n",
     })
+}
+
+fn read(path: &Path) -> Result<FileText, clap::Error> {
+    let text =
+        if path == Path::new("-") { io::read_to_string(io::stdin()) } else { std::fs::read_to_string(path) };
+    let name = path.display().to_string();
+    text.map(|text| FileText { name: name.clone(), text })
+        .map_err(|e| Args::command().error(ErrorKind::Io, format!("cannot read {name}: {e}")))
 }
 
 /// A reader that has seen enough (`| head`) is no error.

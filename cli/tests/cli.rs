@@ -154,3 +154,35 @@ fn the_version_is_told_without_a_daemon() {
     let told = bulkhead(Path::new("/nonexistent"), &["--version"]);
     assert_eq!((told.status, told.out), (0, format!("bulkhead {}\n", env!("CARGO_PKG_VERSION"))));
 }
+
+fn policy_diff(changes: &Value) -> Value {
+    json!({"changed": ["~Partition/web"], "changes": changes, "cutConnections": 0})
+}
+
+#[test]
+fn a_diff_ends_as_kubectl_diff_does() {
+    let dir = tempfile::tempdir().unwrap();
+    let file = dir.path().join("web.yaml");
+    std::fs::write(&file, "kind: Partition\n").unwrap();
+    let ask = |answer: Answer, file: &Path| {
+        let place = tempfile::tempdir().unwrap();
+        let daemon = Responder::always(place.path(), answer);
+        bulkhead(daemon.socket(), &["diff", "-f", file.to_str().unwrap()])
+    };
+    let none = ask(Answer::Json(200, policy_diff(&json!([]))), &file);
+    assert_eq!((none.status, none.err.as_str()), (0, ""));
+    let rule = json!({"number": 1, "name": "no rule allows it"});
+    let change = json!([{
+        "allows": false, "from": "partition web", "to": "world", "protocol": "tcp", "ports": "80",
+        "example": {"from": "10.66.0.1", "to": "192.0.2.7", "protocol": 6, "port": 80},
+        "before": rule, "after": rule, "cutConnections": 0,
+    }]);
+    let some = ask(Answer::Json(200, policy_diff(&change)), &file);
+    assert_eq!(some.status, 1);
+    assert!(some.out.contains("- deny") && some.out.contains("partition web"), "{}", some.out);
+    let refusal = json!({"code": 7, "msg": "the change would be refused", "details": "web.yaml:1: kind"});
+    assert_eq!(ask(Answer::Json(400, refusal), &file).status, 2);
+    let missing = ask(Answer::Json(200, policy_diff(&json!([]))), &dir.path().join("gone.yaml"));
+    assert_eq!(missing.status, 2);
+    assert!(missing.err.contains("gone.yaml"), "{}", missing.err);
+}

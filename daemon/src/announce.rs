@@ -41,32 +41,53 @@ fn community(text: &str) -> Option<u32> {
     Some(u32::from(high.parse::<u16>().ok()?) << 16 | u32::from(low.parse::<u16>().ok()?))
 }
 
-/// The routers this node peers with. A peer that cannot be is refused; the others go on.
+type Peers = BTreeMap<String, Sourced<BGPPeerSpec>>;
+type Configuration = Option<Sourced<BGPConfigurationSpec>>;
+
+/// Lets through what a speaker can run with; of what it cannot, the version that was in force `before` stays.
+pub fn admit(
+    before: (&Peers, &Configuration),
+    mut peers: Peers,
+    mut configuration: Configuration,
+) -> (Peers, Configuration, Vec<ObjectError>) {
+    let mut refused = Vec::new();
+    if let Some(error) = configuration.as_ref().and_then(check_configuration) {
+        refused.push(error);
+        configuration.clone_from(before.1);
+    }
+    for (name, object) in std::mem::take(&mut peers) {
+        let admitted = match check(&object.spec) {
+            Ok(()) => Some(object),
+            Err((field, message)) => {
+                refused.push(ObjectError {
+                    file: object.file,
+                    object: Some(format!("BGPPeer/{name}")),
+                    field: Some(format!("spec.{field}")),
+                    message,
+                });
+                before.0.get(&name).cloned()
+            }
+        };
+        peers.extend(admitted.map(|object| (name, object)));
+    }
+    (peers, configuration, refused)
+}
+
+/// The routers this node peers with.
 pub fn peers(
     node: &str,
     info: Option<&NodeInfo>,
     uplink: Sources,
     objects: &BTreeMap<String, Sourced<BGPPeerSpec>>,
-) -> (Vec<PeerConfig>, Vec<ObjectError>) {
+) -> Vec<PeerConfig> {
     let none = NodeInfo::default();
     let labels = &info.unwrap_or(&none).labels;
-    let (mut peers, mut errors) = (Vec::new(), Vec::new());
-    for (name, object) in objects {
-        let spec = &object.spec;
-        let chosen = spec.node.as_deref().is_none_or(|n| n == node)
-            && spec.node_selector.as_ref().is_none_or(|s| selector::matches(s, labels));
-        match check(spec) {
-            Err((field, message)) => errors.push(ObjectError {
-                file: object.file.clone(),
-                object: Some(format!("BGPPeer/{name}")),
-                field: Some(format!("spec.{field}")),
-                message,
-            }),
-            Ok(()) if chosen => peers.push(peer(name, spec, uplink)),
-            Ok(()) => {}
-        }
-    }
-    (peers, errors)
+    let chosen = |spec: &BGPPeerSpec| {
+        spec.node.as_deref().is_none_or(|n| n == node)
+            && spec.node_selector.as_ref().is_none_or(|s| selector::matches(s, labels))
+    };
+    let objects = objects.iter().filter(|(_, object)| chosen(&object.spec));
+    objects.map(|(name, object)| peer(name, &object.spec, uplink)).collect()
 }
 
 fn check(spec: &BGPPeerSpec) -> Result<(), (&'static str, String)> {
@@ -109,7 +130,7 @@ fn peer(name: &str, spec: &BGPPeerSpec, uplink: Sources) -> PeerConfig {
 }
 
 /// A configuration that no speaker could run with.
-pub fn check_configuration(object: &Sourced<BGPConfigurationSpec>) -> Option<ObjectError> {
+fn check_configuration(object: &Sourced<BGPConfigurationSpec>) -> Option<ObjectError> {
     let error = |field: &str, message: &str| ObjectError {
         file: object.file.clone(),
         object: Some(format!("BGPConfiguration/{DEFAULT_PARTITION}")),

@@ -38,6 +38,8 @@ pub struct Bgp {
     speaker: Option<(Speaker, Fixed)>,
     routes: Routes,
     drained: bool,
+    /// Why there is no speaker though there should be one; at most one.
+    errors: Vec<ObjectError>,
 }
 
 impl Bgp {
@@ -50,40 +52,48 @@ impl Bgp {
             speaker: None,
             routes: Routes::new(),
             drained: false,
+            errors: Vec::new(),
         }
     }
 
+    /// What stands in the way of announcing; [`Self::apply`] tries again.
+    pub fn errors(&self) -> &Vec<ObjectError> {
+        &self.errors
+    }
+
+    /// Sessions that used the former addresses start anew with the next [`Self::apply`].
+    pub fn set_uplink(&mut self, uplink: Sources) {
+        self.uplink = uplink;
+    }
+
     /// Brings sessions and announcements in line. Call it once a generation that covers `blocks` is live.
-    pub async fn apply(
-        &mut self,
-        snapshot: &Snapshot,
-        blocks: &BTreeMap<IpNetwork, String>,
-    ) -> Vec<ObjectError> {
+    pub async fn apply(&mut self, snapshot: &Snapshot, blocks: &BTreeMap<IpNetwork, String>) {
+        self.errors.clear();
         let Some(configuration) = &snapshot.bgp else {
             if let Some((speaker, _)) = self.speaker.take() {
                 info!("no BGPConfiguration any more: withdrawing and closing all sessions");
                 speaker.withdraw_all().await;
                 speaker.stop().await;
+                self.routes.clear();
+                self.remember();
             }
-            return Vec::new();
+            return;
         };
-        if let Some(error) = announce::check_configuration(configuration) {
-            return vec![error];
-        }
         let fixed =
             Fixed { asn: configuration.spec.asn, restart_time: configuration.spec.restart_time_seconds };
         if let Err(message) = self.run(fixed).await {
             let object = Some("BGPConfiguration/default".to_string());
-            return vec![ObjectError { file: configuration.file.clone(), object, field: None, message }];
+            self.errors =
+                vec![ObjectError { file: configuration.file.clone(), object, field: None, message }];
+            return;
         }
         let info = snapshot.policy.nodes.get(&self.node);
-        let (peers, errors) = announce::peers(&self.node, info, self.uplink, &snapshot.bgp_peers);
+        let peers = announce::peers(&self.node, info, self.uplink, &snapshot.bgp_peers);
         self.announce(announce::routes(blocks, &snapshot.policy, &configuration.spec));
         if let Some((speaker, _)) = &self.speaker {
             speaker.set_peers(peers);
             speaker.initial_routes_complete();
         }
-        errors
     }
 
     /// Starts the speaker, or starts it again where what it cannot change has changed.
@@ -123,14 +133,18 @@ impl Bgp {
         if self.drained || routes == self.routes {
             return;
         }
-        let prefixes: Vec<&IpNetwork> = routes.keys().collect();
+        self.routes = routes;
+        self.remember();
+        if let Some((speaker, _)) = &self.speaker {
+            speaker.announce(self.routes.clone());
+        }
+    }
+
+    fn remember(&self) {
+        let prefixes: Vec<&IpNetwork> = self.routes.keys().collect();
         if let Err(e) = store::write_json(&self.announced, &prefixes) {
             error!(error = %e, "cannot remember what is announced; a restart would not keep it");
         }
-        if let Some((speaker, _)) = &self.speaker {
-            speaker.announce(routes.clone());
-        }
-        self.routes = routes;
     }
 
     /// Withdraws everything until the daemon starts again: the node is to be taken out of service.

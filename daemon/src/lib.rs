@@ -6,6 +6,7 @@ pub mod bgp;
 pub mod config;
 pub mod datapath;
 pub mod endpoint;
+pub mod history;
 pub mod ipam;
 pub mod net;
 pub mod node;

@@ -1,17 +1,30 @@
 //! `bulkheadd`: one per node.
 
-use bulkhead_daemon::{config::Config, node::Node, server, source};
+use bulkhead_daemon::{
+    config::Config,
+    node::{Node, uninstall},
+    server, source,
+    store::Ownership,
+};
 use clap::Parser;
-use std::{error::Error, io::IsTerminal, path::PathBuf, process::ExitCode, sync::Arc, time::Duration};
+use std::{
+    error::Error,
+    io::{self, IsTerminal, Write},
+    path::PathBuf,
+    process::ExitCode,
+    sync::Arc,
+    time::Duration,
+};
 use tokio::{
     signal::unix::{SignalKind, signal},
-    sync::Mutex,
+    sync::{Mutex, OwnedMutexGuard},
+    task::JoinHandle,
 };
-use tracing::{error, info};
+use tracing::{info, warn};
 use tracing_subscriber::EnvFilter;
 
-/// How often queued DELs are looked for.
-const QUEUE_INTERVAL: Duration = Duration::from_secs(5);
+/// How often the node is looked after: queued DELs, what failed, the uplinks' addresses, the socket's file.
+const INTERVAL: Duration = Duration::from_secs(5);
 
 /// The node daemon of Bulkhead.
 #[derive(Parser)]
@@ -29,8 +42,8 @@ fn main() -> ExitCode {
     match start() {
         Ok(()) => ExitCode::SUCCESS,
         Err(e) => {
-            error!("{e}");
-            eprintln!("bulkheadd: {e}");
+            // Where nobody reads it there is nobody to tell.
+            let _ = writeln!(io::stderr(), "bulkheadd: {e}");
             ExitCode::FAILURE
         }
     }
@@ -40,31 +53,39 @@ fn start() -> Result<(), Box<dyn Error>> {
     let arguments = Arguments::parse();
     let config = Config::read(&arguments.config)?;
     tracing_subscriber::fmt()
-        .with_env_filter(EnvFilter::try_new(&config.log)?)
-        .with_ansi(std::io::stderr().is_terminal())
-        .with_writer(std::io::stderr)
+        .with_env_filter(
+            EnvFilter::try_new(&config.log).map_err(|e| format!("`log` in the configuration: {e}"))?,
+        )
+        .with_ansi(io::stderr().is_terminal())
+        .with_writer(io::stderr)
+        // It would panic where nobody reads standard error.
+        .log_internal_errors(false)
         .init();
     let runtime = tokio::runtime::Builder::new_multi_thread().worker_threads(2).enable_all().build()?;
-    runtime.block_on(async {
-        if arguments.uninstall {
-            Node::uninstall(config).await.map_err(Into::into)
-        } else {
-            run(config).await
-        }
-    })
+    let owner = Ownership::take(&config.state_dir)?;
+    if arguments.uninstall {
+        return Ok(runtime.block_on(uninstall(&config))?);
+    }
+    let node = runtime.block_on(run(config))?;
+    // Requests that still wait for the node are dropped before they have begun.
+    drop(runtime);
+    drop(node);
+    drop(owner);
+    Ok(())
 }
 
-async fn run(config: Config) -> Result<(), Box<dyn Error>> {
+/// Serves until a signal; returns the node, which nobody else has from then on.
+async fn run(config: Config) -> Result<OwnedMutexGuard<Node>, Box<dyn Error>> {
     let mut terminate = signal(SignalKind::terminate())?;
     let mut interrupt = signal(SignalKind::interrupt())?;
     let listener = server::bind(&config.socket).map_err(|e| format!("{}: {e}", config.socket.display()))?;
     let mut observed = source::watch(&config.objects, &config.state_dir.join("objects.json"))
         .map_err(|e| format!("cannot watch the objects in {}: {e}", config.objects.display()))?;
     let socket = config.socket.clone();
-    let node = Arc::new(Mutex::new(Node::open(config).await?));
-    let server = tokio::spawn(axum::serve(listener, server::router(node.clone())).into_future());
+    let node = Arc::new(Mutex::new(Node::open(config, observed.clone()).await?));
+    let mut server = serve(listener, &node);
     observed.mark_changed();
-    let mut queue = tokio::time::interval(QUEUE_INTERVAL);
+    let mut interval = tokio::time::interval(INTERVAL);
     loop {
         tokio::select! {
             changed = observed.changed() => {
@@ -72,15 +93,31 @@ async fn run(config: Config) -> Result<(), Box<dyn Error>> {
                 let latest = observed.borrow_and_update().clone();
                 node.lock().await.apply(latest).await;
             }
-            // The plugin may have queued a DEL an instant before we listened.
-            _ = queue.tick() => node.lock().await.replay_queued().await,
+            _ = interval.tick() => {
+                node.lock().await.look_after().await;
+                // Whoever cleans /run must not cost the node its pods.
+                if !socket.exists() {
+                    warn!(socket = %socket.display(), "the socket's file is gone: made again");
+                    match server::bind(&socket) {
+                        Ok(listener) => std::mem::replace(&mut server, serve(listener, &node)).abort(),
+                        Err(e) => warn!(socket = %socket.display(), error = %e, "cannot make it"),
+                    }
+                }
+            }
             _ = terminate.recv() => break,
             _ = interrupt.recv() => break,
         }
     }
     info!("stopping; programs, maps and routes stay");
     server.abort();
-    node.lock().await.stop().await;
-    std::fs::remove_file(socket)?;
-    Ok(())
+    let mut node = node.lock_owned().await;
+    node.stop().await;
+    match std::fs::remove_file(socket) {
+        Err(e) if e.kind() != io::ErrorKind::NotFound => Err(e.into()),
+        _ => Ok(node),
+    }
+}
+
+fn serve(listener: tokio::net::UnixListener, node: &Arc<Mutex<Node>>) -> JoinHandle<io::Result<()>> {
+    tokio::spawn(axum::serve(listener, server::router(node.clone())).into_future())
 }

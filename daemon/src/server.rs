@@ -3,12 +3,14 @@
 use crate::node::Node;
 use axum::{
     Json, Router,
-    extract::State,
+    extract::{DefaultBodyLimit, State},
     http::StatusCode,
     response::{IntoResponse, Response},
     routing::{get, post},
 };
-use bulkhead_api::messages::{Attach, Check, Detach, ErrorReply, ExplainRequest, Gc, code};
+use bulkhead_api::messages::{
+    Attach, Check, Detach, DiffRequest, ErrorReply, ExplainRequest, Gc, Rollback, code,
+};
 use serde::Serialize;
 use std::{fs, io, os::unix::fs::PermissionsExt, path::Path, sync::Arc};
 use tokio::{
@@ -18,6 +20,9 @@ use tokio::{
 
 /// One change at a time: the node is a single state.
 pub type Shared = Arc<Mutex<Node>>;
+
+/// Room for the files of a whole cluster in one `diff`.
+const BODY_LIMIT: usize = 64 << 20;
 
 /// Listens, taking the place of a socket that nobody serves any more.
 ///
@@ -52,11 +57,16 @@ pub fn router(node: Shared) -> Router {
         .route("/v1/status", get(status))
         .route("/v1/endpoints", get(endpoints))
         .route("/v1/partitions", get(partitions))
+        .route("/v1/policy/generations", get(generations))
+        .route("/v1/policy/diff", post(diff))
+        .route("/v1/policy/rollback", post(rollback))
+        .route("/v1/policy/release", post(release))
         .route("/v1/drops", get(drops))
         .route("/v1/explain", post(explain))
         .route("/v1/bgp/peers", get(bgp_peers))
         .route("/v1/bgp/routes", get(bgp_routes))
         .route("/v1/bgp/drain-routes", post(drain_routes))
+        .layer(DefaultBodyLimit::max(BODY_LIMIT))
         .with_state(node)
 }
 
@@ -117,7 +127,7 @@ async fn gc(State(node): State<Shared>, Json(request): Json<Gc>) -> Response {
 }
 
 async fn cni_status(State(node): State<Shared>) -> Response {
-    reply(node.lock().await.ready().map(|()| Done {}))
+    reply(node.lock().await.available().map(|()| Done {}))
 }
 
 async fn status(State(node): State<Shared>) -> Response {
@@ -130,6 +140,22 @@ async fn endpoints(State(node): State<Shared>) -> Response {
 
 async fn partitions(State(node): State<Shared>) -> Response {
     reply(Ok(node.lock().await.partitions()))
+}
+
+async fn generations(State(node): State<Shared>) -> Response {
+    reply(Ok(node.lock().await.generations()))
+}
+
+async fn diff(State(node): State<Shared>, Json(request): Json<DiffRequest>) -> Response {
+    reply(node.lock().await.diff(&request))
+}
+
+async fn rollback(State(node): State<Shared>, Json(request): Json<Rollback>) -> Response {
+    change(node, move |mut node| async move { node.rollback(request).await }).await
+}
+
+async fn release(State(node): State<Shared>) -> Response {
+    change(node, |mut node| async move { node.release().await }).await
 }
 
 async fn drops(State(node): State<Shared>) -> Response {

@@ -2,6 +2,7 @@
 //! while the daemon was down.
 //!
 //! ```text
+//! <state>/lock                                     held by the one daemon that owns the folder
 //! <state>/endpoints/<containerid>-<ifname>.json    one record an attachment
 //! <state>/pending-del/*.json                       messages::Detach, written by bulkhead-cni
 //! ```
@@ -10,7 +11,7 @@ use bulkhead_api::messages::{AttachmentId, Detach};
 use serde::{Serialize, de::DeserializeOwned};
 use std::{
     ffi::OsStr,
-    fs::{self, File},
+    fs::{self, File, TryLockError},
     io::{self, Write},
     path::{Path, PathBuf},
 };
@@ -21,6 +22,13 @@ pub enum StoreError {
     Io { path: PathBuf, source: io::Error },
     #[error("{}: cannot be read as {what}: {source}", path.display())]
     Corrupt { path: PathBuf, what: &'static str, source: serde_json::Error },
+    #[error(
+        "{}: cannot be read ({source}): restore it from a backup, or drain the node and begin anew with \
+         `bulkheadd --uninstall`", path.display()
+    )]
+    Forgotten { path: PathBuf, source: serde_json::Error },
+    #[error("{}: another bulkheadd owns this state folder: stop it first", .0.display())]
+    Owned(PathBuf),
     #[error("`{0}` cannot name a container or an interface")]
     Name(String),
     #[error("writing was interrupted: {0}")]
@@ -76,9 +84,54 @@ impl<T> Loaded<T> {
     pub fn unreadable(&self) -> impl Iterator<Item = Key> {
         self.errors.iter().filter_map(|e| match e {
             StoreError::Corrupt { path, .. } | StoreError::Io { path, .. } => Key::of_stem(path),
-            StoreError::Name(_) | StoreError::Interrupted(_) => None,
+            _ => None,
         })
     }
+}
+
+/// What two daemons must not do at once, one does: the owner of the state folder. The kernel gives it up with the process.
+#[derive(Debug)]
+pub struct Ownership {
+    _lock: File,
+}
+
+impl Ownership {
+    /// Makes the folder where it is missing.
+    ///
+    /// # Errors
+    /// [`StoreError::Owned`] while another process is the owner.
+    pub fn take(state: &Path) -> Result<Self, StoreError> {
+        fs::create_dir_all(state).map_err(at(state))?;
+        let path = state.join(LOCK);
+        let lock = File::options().create(true).append(true).open(&path).map_err(at(&path))?;
+        match lock.try_lock() {
+            Ok(()) => Ok(Self { _lock: lock }),
+            Err(TryLockError::WouldBlock) => Err(StoreError::Owned(state.into())),
+            Err(TryLockError::Error(e)) => Err(at(&path)(e)),
+        }
+    }
+}
+
+const LOCK: &str = "lock";
+const ENDPOINTS: &str = "endpoints";
+const PENDING: &str = "pending-del";
+/// Of [`crate::history`].
+pub const GENERATIONS: &str = "generations";
+
+/// Removes the whole state; a folder that is a mount point, or holds what is not ours, stays.
+pub fn remove_all(state: &Path) -> Result<(), StoreError> {
+    for dir in [ENDPOINTS, PENDING, GENERATIONS].map(|d| state.join(d)) {
+        match fs::remove_dir_all(&dir) {
+            Err(e) if e.kind() != io::ErrorKind::NotFound => return Err(at(&dir)(e)),
+            _ => {}
+        }
+    }
+    let mut ours = files(state, "json")?;
+    ours.extend(files(state, "tmp")?);
+    ours.push(state.join(LOCK));
+    ours.iter().try_for_each(|path| remove(path))?;
+    let _ = fs::remove_dir(state);
+    Ok(())
 }
 
 #[derive(Clone, Debug)]
@@ -90,7 +143,7 @@ pub struct Store {
 impl Store {
     /// Makes the directories below `state` where they are missing.
     pub fn open(state: &Path) -> Result<Self, StoreError> {
-        let store = Self { endpoints: state.join("endpoints"), pending: state.join("pending-del") };
+        let store = Self { endpoints: state.join(ENDPOINTS), pending: state.join(PENDING) };
         for dir in [&store.endpoints, &store.pending] {
             fs::create_dir_all(dir).map_err(at(dir))?;
         }
@@ -124,11 +177,26 @@ impl Store {
         load(&self.pending, "a queued DEL")
     }
 
+    /// Whether a record could be written now.
+    ///
+    /// # Errors
+    /// Why it could not.
+    pub fn writable(&self) -> Result<(), StoreError> {
+        let path = self.endpoints.join("probe.tmp");
+        let written = File::create(&path).and_then(|mut file| file.write_all(&[0; RECORD]));
+        // Not synced: should it come back, the next start removes it.
+        let removed = fs::remove_file(&path);
+        written.and(removed).map_err(at(&path))
+    }
+
     /// A queued DEL was carried out.
     pub fn done(&self, pending: &Path) -> Result<(), StoreError> {
         remove(pending)
     }
 }
+
+/// Bytes that a record takes, about.
+const RECORD: usize = 1024;
 
 /// Writes a file whole: temporary file, sync, rename, sync of the directory. On disk when this returns.
 pub fn write_json<T: Serialize + ?Sized>(path: &Path, value: &T) -> Result<(), StoreError> {
@@ -142,6 +210,10 @@ pub fn write_json<T: Serialize + ?Sized>(path: &Path, value: &T) -> Result<(), S
         .and_then(|mut file| file.write_all(&text).and_then(|()| file.sync_all()))
         .and_then(|()| fs::rename(&temporary, path))
         .and_then(|()| path.parent().map_or(Ok(()), sync_dir));
+    if written.is_err() {
+        // On a full disk its room is wanted; where it cannot be removed it was not made.
+        let _ = fs::remove_file(&temporary);
+    }
     written.map_err(at(path))
 }
 
@@ -150,11 +222,9 @@ pub fn read_json<T: DeserializeOwned>(path: &Path) -> Result<Option<T>, StoreErr
     match fs::read(path) {
         Err(e) if e.kind() == io::ErrorKind::NotFound => Ok(None),
         Err(e) => Err(at(path)(e)),
-        Ok(text) => serde_json::from_slice(&text).map(Some).map_err(|source| StoreError::Corrupt {
-            path: path.into(),
-            what: "what the daemon remembers",
-            source,
-        }),
+        Ok(text) => serde_json::from_slice(&text)
+            .map(Some)
+            .map_err(|source| StoreError::Forgotten { path: path.into(), source }),
     }
 }
 
@@ -170,6 +240,8 @@ fn sync_dir(dir: &Path) -> io::Result<()> {
 fn remove(path: &Path) -> Result<(), StoreError> {
     match fs::remove_file(path) {
         Err(e) if e.kind() == io::ErrorKind::NotFound => Ok(()),
+        // A read-only file system refuses before it looks.
+        Err(_) if path.try_exists().is_ok_and(|there| !there) => Ok(()),
         Err(e) => Err(at(path)(e)),
         Ok(()) => path.parent().map_or(Ok(()), |dir| sync_dir(dir).map_err(at(dir))),
     }
@@ -217,6 +289,40 @@ mod tests {
         let dir = tempfile::tempdir().unwrap();
         let store = Store::open(dir.path()).unwrap();
         (dir, store)
+    }
+
+    #[test]
+    fn a_state_folder_has_one_owner_at_a_time() {
+        let dir = tempfile::tempdir().unwrap();
+        let state = dir.path().join("state");
+        let owner = Ownership::take(&state).unwrap();
+        let error = Ownership::take(&state).unwrap_err().to_string();
+        assert!(error.contains("state: another bulkheadd"), "{error}");
+        drop(owner);
+        Ownership::take(&state).unwrap();
+    }
+
+    #[test]
+    fn all_of_a_state_goes_and_what_is_not_ours_stays() {
+        let dir = tempfile::tempdir().unwrap();
+        let state = dir.path().join("state");
+        Store::open(&state).unwrap();
+        write_json(&state.join("interner.json"), &1).unwrap();
+        remove_all(&state).unwrap();
+        assert!(!state.exists());
+        Store::open(&state).unwrap();
+        fs::write(state.join("notes.txt"), "").unwrap();
+        remove_all(&state).unwrap();
+        assert_eq!(fs::read_dir(&state).unwrap().count(), 1);
+    }
+
+    #[test]
+    fn what_cannot_be_written_leaves_no_temporary() {
+        let dir = tempfile::tempdir().unwrap();
+        let path = dir.path().join("a.json");
+        fs::create_dir(&path).unwrap();
+        write_json(&path, &1).unwrap_err();
+        assert_eq!(fs::read_dir(dir.path()).unwrap().count(), 1);
     }
 
     #[test]

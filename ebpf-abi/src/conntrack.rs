@@ -4,7 +4,7 @@ use crate::{Addr, assert_size};
 
 /// A flow, normalised: the lower (address, port) first. ICMP echo has its identifier in both ports.
 #[repr(C)]
-#[derive(Clone, Copy, PartialEq, Eq, Hash, Debug, Default)]
+#[derive(Clone, Copy, PartialEq, Eq, Hash, PartialOrd, Ord, Debug, Default)]
 pub struct FlowKey {
     pub low: Addr,
     pub high: Addr,
@@ -69,6 +69,7 @@ pub struct FragmentKey {
     pub src: Addr,
     pub dst: Addr,
     pub id: u32,
+    /// IPv4 only: of an IPv6 datagram only the first fragment knows it (RFC 8200 section 4.5).
     pub proto: u8,
     /// Direction of the hook: both ends of a same-node flow see the same fragments.
     pub dir: u8,
@@ -84,7 +85,8 @@ pub struct FragmentPorts {
     pub end: u16,
     /// ICMP type of the first fragment.
     pub icmp_type: u8,
-    pub reserved: u8,
+    /// Of the transport header, behind all headers of the chain.
+    pub proto: u8,
 }
 
 assert_size!(FlowKey = 40, Admission = 8, Flow = 48, FragmentKey = 40, FragmentPorts = 8);

@@ -95,7 +95,8 @@ pub const RULE_CLUSTER_DNS: u32 = 5;
 pub const RULE_CONTROL_PLANE: u32 = 6;
 pub const RULE_FIRST_DYNAMIC: u32 = 64;
 
-/// Entries of *one half* of each table, and of the shared maps. Set when the programs are loaded.
+/// Entries of *one half* of each table. Set when the programs are loaded. Each of the two identity maps, which are shared,
+/// has room for twice `identities`.
 #[repr(C)]
 #[derive(Clone, Copy, PartialEq, Eq, Debug)]
 pub struct Sizes {

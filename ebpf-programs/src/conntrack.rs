@@ -24,6 +24,7 @@ use bulkhead_ebpf_abi::{
     FLOW_CLOSING, FLOW_INITIATOR_LOW, FLOW_KEEP_EGRESS, FLOW_KEEP_INGRESS, FLOW_OWN_NODE, FLOW_VERSION, Flow,
     PATH_STACK, PROTO_TCP,
 };
+use core::mem::MaybeUninit;
 use decide::{Peer, ask, peer_of_flow, peer_of_packet};
 use key::Key;
 
@@ -98,11 +99,12 @@ fn icmp(ctx: &TcContext, at: &At, packet: &Packet) -> Verdict {
 
 #[inline(never)]
 fn speaks_of_known(ctx: &TcContext, packet: &Packet) -> bool {
-    let mut inner = Packet::EMPTY;
-    if !parse::quoted(ctx, packet, &mut inner) {
+    let mut room = MaybeUninit::uninit();
+    let inner = Packet::empty(&mut room);
+    if !parse::quoted(ctx, packet, inner) {
         return false;
     }
-    let (key, _) = Key::of(&inner);
+    let (key, _) = Key::of(inner);
     CONNTRACK.get_ptr(key.as_abi()).is_some()
 }
 

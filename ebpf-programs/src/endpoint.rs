@@ -18,6 +18,7 @@ use bulkhead_ebpf_abi::{
     DIR_EGRESS, DIR_INGRESS, DROP_MULTICAST, DROP_NO_ENDPOINT, DROP_NOT_IP, DROP_SPOOFED_POD, Endpoint,
     ORIGIN_NONE,
 };
+use core::mem::MaybeUninit;
 
 #[inline(always)]
 fn live_generation() -> u32 {
@@ -57,15 +58,16 @@ fn outbound(ctx: &TcContext, pod: &Endpoint) -> Verdict {
         skb::ETHERTYPE_ARP => return arp::from_pod(ctx, pod),
         _ => return Verdict::drop(DROP_NOT_IP),
     }
-    let mut packet = Packet::EMPTY;
-    let reason = parse::parse(ctx, &mut packet, ethertype);
+    let mut room = MaybeUninit::uninit();
+    let packet = Packet::empty(&mut room);
+    let reason = parse::parse(ctx, packet, ethertype);
     if reason != 0 {
         return Verdict::drop(reason as u8);
     }
-    let link_control = source::is_link_control(&packet);
+    let link_control = source::is_link_control(packet);
     // Of the ethertype, which the verifier follows: of `packet.ipv6` it knows only that it is some byte.
     let ipv6 = ethertype == skb::ETHERTYPE_IPV6;
-    if !source::is_of(pod, &packet, ipv6, link_control) {
+    if !source::is_of(pod, packet, ipv6, link_control) {
         return Verdict::drop(DROP_SPOOFED_POD);
     }
     origin::write(ctx, if ipv6 { pod.identity_v6 } else { pod.identity_v4 });
@@ -75,7 +77,7 @@ fn outbound(ctx: &TcContext, pod: &Endpoint) -> Verdict {
     if packet.dst.is_multicast() {
         return Verdict::drop(DROP_MULTICAST);
     }
-    decide(ctx, pod, &mut packet, DIR_EGRESS)
+    decide(ctx, pod, packet, DIR_EGRESS)
 }
 
 #[inline(always)]
@@ -97,15 +99,16 @@ fn inbound(ctx: &TcContext, pod: &Endpoint) -> Verdict {
         skb::ETHERTYPE_ARP => return Verdict::PASS,
         _ => return Verdict::drop(DROP_NOT_IP),
     }
-    let mut packet = Packet::EMPTY;
-    let reason = parse::parse(ctx, &mut packet, ethertype);
+    let mut room = MaybeUninit::uninit();
+    let packet = Packet::empty(&mut room);
+    let reason = parse::parse(ctx, packet, ethertype);
     if reason != 0 {
         return Verdict::drop(reason as u8);
     }
-    if origin::read(ctx) == ORIGIN_NONE && source::is_neighbour_discovery(&packet) {
+    if origin::read(ctx) == ORIGIN_NONE && source::is_neighbour_discovery(packet) {
         return Verdict::PASS;
     }
-    decide(ctx, pod, &mut packet, DIR_INGRESS)
+    decide(ctx, pod, packet, DIR_INGRESS)
 }
 
 #[inline(always)]

@@ -27,7 +27,7 @@ impl Key {
             src: packet.src,
             dst: packet.dst,
             id: packet.fragment_id,
-            proto: packet.proto,
+            proto: if packet.ipv6 { 0 } else { packet.proto },
             dir: dir as u8,
             reserved: 0,
         }
@@ -40,7 +40,7 @@ impl Key {
     }
 }
 
-/// Gives a later fragment its ports; 0, or the reason to drop.
+/// Gives a later fragment its protocol and ports; 0, or the reason to drop.
 #[inline(never)]
 pub fn resolve(packet: &mut Packet, dir: u32) -> u32 {
     let key = Key::of(packet, dir);
@@ -54,6 +54,7 @@ pub fn resolve(packet: &mut Packet, dir: u32) -> u32 {
     packet.src_port = first.src_port;
     packet.dst_port = first.dst_port;
     packet.icmp_type = first.icmp_type;
+    packet.proto = first.proto;
     0
 }
 
@@ -68,7 +69,7 @@ pub fn remember(packet: &Packet, dir: u32) -> u32 {
         dst_port: packet.dst_port,
         end: packet.fragment_end,
         icmp_type: packet.icmp_type,
-        reserved: 0,
+        proto: packet.proto,
     };
     match FRAGMENT.insert(Key::of(packet, dir).as_abi(), ports, 0) {
         Ok(()) => 0,

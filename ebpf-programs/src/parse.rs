@@ -12,6 +12,7 @@ pub use quoted::quoted;
 use crate::{address::Address, skb};
 use aya_ebpf::programs::TcContext;
 use bulkhead_ebpf_abi::{DROP_FRAGMENT_TINY, DROP_MALFORMED, DROP_TRUNCATED, PROTO_ICMP, PROTO_ICMPV6};
+use core::mem::{MaybeUninit, size_of};
 use frame::{V4Frame, V6Frame};
 
 pub const TCP_FIN: u8 = 1;
@@ -28,7 +29,7 @@ const ICMPV6_ECHO_REPLY: u8 = 129;
 #[derive(Clone, Copy, PartialEq, Eq)]
 #[repr(u8)]
 pub enum Part {
-    Whole,
+    Whole = 0,
     /// Carries the ports.
     First,
     Later,
@@ -57,24 +58,21 @@ pub struct Packet {
     pub ipv6: bool,
 }
 
+const _: () = assert!(size_of::<Packet>().is_multiple_of(8));
+
 impl Packet {
-    pub const EMPTY: Self = Self {
-        src: Address::ZERO,
-        dst: Address::ZERO,
-        src_mac: [0; 3],
-        src_port: 0,
-        dst_port: 0,
-        fragment_start: 0,
-        fragment_end: 0,
-        proto: 0,
-        icmp_type: 0,
-        fragment_id: 0,
-        transport: 0,
-        tcp_flags: 0,
-        hop_limit: 0,
-        part: Part::Whole,
-        ipv6: false,
-    };
+    /// All zero: `Part::Whole`, no ports. By words, because a byte-wise `memset` is what it would become.
+    #[inline(always)]
+    pub fn empty(room: &mut MaybeUninit<Self>) -> &mut Self {
+        let words = room.as_mut_ptr().cast::<u64>();
+        // SAFETY: the struct is whole words, and zero is a value of every field.
+        unsafe {
+            for i in 0..size_of::<Self>() / 8 {
+                words.add(i).write_volatile(0);
+            }
+            room.assume_init_mut()
+        }
+    }
 
     #[inline(always)]
     pub fn is_icmp(&self) -> bool {
@@ -137,10 +135,10 @@ pub fn addresses(ctx: &TcContext, packet: &mut Packet, ethertype: u16) -> bool {
 /// Fills all up to the transport header; the offset of the packet's end.
 #[inline(always)]
 fn ipv4(ctx: &TcContext, packet: &mut Packet) -> Result<u32, u32> {
-    let mut head = V4Frame::EMPTY;
-    if !head.load(ctx) {
+    let mut room = MaybeUninit::uninit();
+    let Some(head) = V4Frame::load(ctx, &mut room) else {
         return Err(u32::from(DROP_TRUNCATED));
-    }
+    };
     let header = u32::from(head.version_ihl & 0xf) * 4;
     let mut total = u32::from(u16::from_be(head.total));
     let available = skb::len(ctx).wrapping_sub(skb::ETHERNET);
@@ -188,10 +186,10 @@ const DESTINATION: u8 = 60;
 
 #[inline(always)]
 fn ipv6(ctx: &TcContext, packet: &mut Packet) -> Result<u32, u32> {
-    let mut head = V6Frame::EMPTY;
-    if !head.load(ctx) {
+    let mut room = MaybeUninit::uninit();
+    let Some(head) = V6Frame::load(ctx, &mut room) else {
         return Err(u32::from(DROP_TRUNCATED));
-    }
+    };
     let mut total = 40 + u32::from(u16::from_be(head.payload));
     let available = skb::len(ctx).wrapping_sub(skb::ETHERNET);
     if total == 40 && skb::is_gso(ctx) {

@@ -3,7 +3,10 @@
 //! Whole fields, always: the verifier refuses the narrower accesses that a compiler would make of them.
 
 use aya_ebpf::{helpers::generated::bpf_skb_load_bytes, programs::TcContext};
-use core::ptr::{read_volatile, write_volatile};
+use core::{
+    mem::MaybeUninit,
+    ptr::{read_volatile, write_volatile},
+};
 
 pub const ETHERNET: u32 = 14;
 pub const ETHERTYPE_IPV4: u16 = 0x0800;
@@ -60,18 +63,37 @@ pub fn is_gso(ctx: &TcContext) -> bool {
 /// Eight bytes at `offset`, the first highest; `None` if the packet ends before.
 #[inline(always)]
 pub fn word(ctx: &TcContext, offset: u32) -> Option<u64> {
-    let mut word = 0u64;
+    let mut room = MaybeUninit::<u64>::uninit();
     // SAFETY: eight bytes into eight.
-    let loaded = unsafe { load::<8>(ctx, offset, (&raw mut word).cast()) };
-    if loaded { Some(u64::from_be(word)) } else { None }
+    unsafe { load::<u64, 0, 8>(ctx, offset, &mut room) }.map(|raw| u64::from_be(*raw))
 }
 
-/// Copies `N` bytes at `offset` to `to`; linear or not. False if the packet ends before.
+/// The same, sixteen.
+#[inline(always)]
+pub fn words(ctx: &TcContext, offset: u32) -> Option<[u64; 2]> {
+    let mut room = MaybeUninit::<[u64; 2]>::uninit();
+    // SAFETY: sixteen bytes into sixteen.
+    unsafe { load::<[u64; 2], 0, 16>(ctx, offset, &mut room) }.map(|raw| raw.map(u64::from_be))
+}
+
+/// Copies `N` bytes at `offset` to `AT` bytes behind the beginning of `room`; linear or not. `None` if the packet ends
+/// before. Nothing is zeroed first: that would cost more than all else.
 ///
 /// # Safety
-/// `to` is valid for writes of `N` bytes.
+/// `AT + N` is within `T`; all of `T` that lies outside of it is padding or `MaybeUninit`; any bytes are a `T`.
 #[inline(always)]
-pub unsafe fn load<const N: u32>(ctx: &TcContext, offset: u32, to: *mut u8) -> bool {
-    // SAFETY: by contract of this function.
-    unsafe { bpf_skb_load_bytes(ctx.skb.skb.cast(), offset, to.cast(), N) == 0 }
+pub unsafe fn load<'a, T, const AT: usize, const N: u32>(
+    ctx: &TcContext,
+    offset: u32,
+    room: &'a mut MaybeUninit<T>,
+) -> Option<&'a T> {
+    // SAFETY: by contract of this function; the helper writes all `N` bytes or fails.
+    unsafe {
+        let to = room.as_mut_ptr().cast::<u8>().add(AT);
+        if bpf_skb_load_bytes(ctx.skb.skb.cast(), offset, to.cast(), N) == 0 {
+            Some(room.assume_init_ref())
+        } else {
+            None
+        }
+    }
 }

@@ -14,14 +14,16 @@ use aya_ebpf::programs::TcContext;
 use bulkhead_ebpf_abi::{
     DIR_INGRESS, DROP_SPOOFED_UPLINK, IDENTITY_LOCAL_NODE, IDENTITY_LOCAL_POD, ORIGIN_UNKNOWN,
 };
+use core::mem::MaybeUninit;
 
 #[inline(always)]
 pub fn from_uplink(ctx: &TcContext) -> i32 {
     // A tag is no matter here: the kernel has taken it off, and a VLAN on the uplink gets the packet with its mark.
     let protocol = skb::protocol(ctx);
     let is_ip = protocol == skb::ETHERTYPE_IPV4 || protocol == skb::ETHERTYPE_IPV6;
-    let mut packet = Packet::EMPTY;
-    if !is_ip || !parse::addresses(ctx, &mut packet, protocol) {
+    let mut room = MaybeUninit::uninit();
+    let packet = Packet::empty(&mut room);
+    if !is_ip || !parse::addresses(ctx, packet, protocol) {
         // The stack judges it; whatever comes of it has no known origin.
         origin::write(ctx, ORIGIN_UNKNOWN);
         return NEXT;

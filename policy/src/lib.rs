@@ -1,7 +1,7 @@
 //! Objects in, decision tables out. Pure: no Kubernetes client, runtime, kernel or clock.
 //!
 //! ```text
-//! Objects ──admit──▶ Objects in force ──compile──▶ Compiled ──▶ evaluate, explain
+//! Objects ──admit──▶ Objects in force ──compile──▶ Compiled ──▶ evaluate, explain, diff
 //!                                        ▲    │
 //!                                    Interner  └─▶ tables, identities (written to the kernel as they are)
 //! ```
@@ -9,6 +9,7 @@
 mod admit;
 mod atom;
 mod compile;
+pub mod diff;
 mod evaluate;
 mod explain;
 mod interner;

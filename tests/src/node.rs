@@ -74,6 +74,12 @@ impl Node {
 
     /// Starts the daemon and waits until an ADD would work.
     pub fn start_daemon(&mut self) -> Result<()> {
+        self.start_daemon_unready()?;
+        self.wait_ready()
+    }
+
+    /// Starts the daemon and waits for nothing.
+    pub fn start_daemon_unready(&mut self) -> Result<()> {
         let log = File::options().create(true).append(true).open(self.log())?;
         let daemon = self
             .netns
@@ -86,7 +92,7 @@ impl Node {
             .spawn()
             .during(|| format!("starting the daemon of {}", self.name))?;
         self.daemon = Some(daemon);
-        self.wait_ready()
+        Ok(())
     }
 
     pub fn wait_ready(&mut self) -> Result<()> {

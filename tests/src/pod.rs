@@ -5,14 +5,15 @@ use ipnetwork::IpNetwork;
 use serde::Deserialize;
 use serde_json::{Value, json};
 use std::{
-    io::Write,
+    io::{self, Write},
     net::{Ipv4Addr, Ipv6Addr},
-    process::Stdio,
+    process::{ExitStatus, Stdio},
 };
 
 /// Interface of the pod, as runtimes name it.
 pub const IFNAME: &str = "eth0";
-const CNI_VERSION: &str = "1.1.0";
+/// What the lab speaks.
+pub const CNI_VERSION: &str = "1.1.0";
 
 /// Wired by [`Pod::add`]; nothing is undone when dropped.
 #[derive(Debug)]
@@ -51,6 +52,14 @@ pub struct CniIp {
     pub address: IpNetwork,
 }
 
+/// What a call of the plugin came to.
+#[derive(Clone, Debug)]
+pub struct Call {
+    pub status: ExitStatus,
+    /// What it printed: a result, an error, or nothing.
+    pub output: Value,
+}
+
 impl Pod {
     pub fn create(node: usize, namespace: &str, name: &str) -> Result<Self> {
         Ok(Self {
@@ -72,11 +81,9 @@ impl Pod {
 
     /// CNI ADD; takes the addresses over.
     pub fn add(&mut self, node: &Node) -> Result<CniResult> {
-        let text = self.execute(node, "ADD")?;
+        let kept = self.execute(node, "ADD")?;
         let what = || format!("the result of ADD for {}", self.reference());
-        let kept = serde_json::from_str(&text).map_err(|source| Error::Json { what: what(), source })?;
-        let result: CniResult =
-            serde_json::from_str(&text).map_err(|source| Error::Json { what: what(), source })?;
+        let result = CniResult::deserialize(&kept).map_err(|source| Error::Json { what: what(), source })?;
         self.result = kept;
         for ip in &result.ips {
             match ip.address {
@@ -95,7 +102,29 @@ impl Pod {
         self.execute(node, "DEL").map(drop)
     }
 
-    fn execute(&self, node: &Node, command: &str) -> Result<String> {
+    /// Its id for the runtime.
+    pub fn container(&self) -> &str {
+        &self.container
+    }
+
+    fn execute(&self, node: &Node, command: &str) -> Result<Value> {
+        let mut keys = json!({});
+        if command != "ADD" && !self.result.is_null() {
+            keys["prevResult"] = self.result.clone();
+        }
+        let call = self.call(node, CNI_VERSION, command, keys)?;
+        if call.status.success() {
+            return Ok(call.output);
+        }
+        Err(Error::Command {
+            command: format!("bulkhead-cni {command} {}", self.reference()),
+            status: call.status,
+            stderr: call.output.to_string(),
+        })
+    }
+
+    /// One call of the plugin in this version of the specification, with `keys` over the network configuration.
+    pub fn call(&self, node: &Node, version: &str, command: &str, keys: Value) -> Result<Call> {
         let program = programs::find("bulkhead-cni")?;
         let dir = program.parent().map(|p| p.display().to_string()).unwrap_or_default();
         let mut child = node
@@ -115,19 +144,21 @@ impl Pod {
             .spawn()
             .during(|| format!("executing {}", program.display()))?;
         if let Some(mut stdin) = child.stdin.take() {
-            stdin.write_all(self.configuration(node, command).to_string().as_bytes())?;
+            // A verb that needs no configuration ends without reading it.
+            match stdin.write_all(configuration(node, version, keys).to_string().as_bytes()) {
+                Err(e) if e.kind() != io::ErrorKind::BrokenPipe => return Err(e.into()),
+                _ => {}
+            }
         }
-        let output = child.wait_with_output()?;
-        if output.status.success() {
-            return Ok(String::from_utf8_lossy(&output.stdout).into_owned());
-        }
-        // The specification puts the error on standard output.
-        let said = [output.stdout, output.stderr].concat();
-        Err(Error::Command {
-            command: format!("bulkhead-cni {command} {}", self.reference()),
-            status: output.status,
-            stderr: String::from_utf8_lossy(&said).trim().into(),
-        })
+        let done = child.wait_with_output()?;
+        // The specification puts errors, too, on standard output.
+        let output = match (done.stdout.as_slice(), done.stderr.as_slice()) {
+            ([], []) => Value::Null,
+            ([], said) => Value::String(String::from_utf8_lossy(said).trim().into()),
+            (said, _) => serde_json::from_slice(said)
+                .map_err(|source| Error::Json { what: format!("what {command} printed"), source })?,
+        };
+        Ok(Call { status: done.status, output })
     }
 
     fn arguments(&self) -> String {
@@ -136,18 +167,18 @@ impl Pod {
             self.namespace, self.name, self.container
         )
     }
+}
 
-    fn configuration(&self, node: &Node, command: &str) -> Value {
-        let mut configuration = json!({
-            "cniVersion": CNI_VERSION,
-            "name": "bulkhead",
-            "type": "bulkhead-cni",
-            "socket": node.socket(),
-            "stateDir": node.state_dir(),
-        });
-        if command != "ADD" && !self.result.is_null() {
-            configuration["prevResult"] = self.result.clone();
-        }
-        configuration
+fn configuration(node: &Node, version: &str, keys: Value) -> Value {
+    let mut configuration = json!({
+        "cniVersion": version,
+        "name": "bulkhead",
+        "type": "bulkhead-cni",
+        "socket": node.socket(),
+        "stateDir": node.state_dir(),
+    });
+    if let (Value::Object(all), Value::Object(keys)) = (&mut configuration, keys) {
+        all.extend(keys);
     }
+    configuration
 }

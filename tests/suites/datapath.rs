@@ -26,6 +26,8 @@ mod generations;
 mod icmp;
 #[path = "datapath/interfaces.rs"]
 mod interfaces;
+#[path = "datapath/oracle.rs"]
+mod oracle;
 #[path = "datapath/origins.rs"]
 mod origins;
 #[path = "datapath/parsing.rs"]
@@ -63,6 +65,7 @@ fn main() -> ExitCode {
         generations::trials(),
         adoption::trials(),
         interfaces::trials(),
+        oracle::trials(),
     ];
     let conclusion = libtest_mimic::run(&arguments, tests.into_iter().flatten().collect());
     drop(sandbox);

@@ -1,6 +1,6 @@
 //! Wiring of pods against the real kernel: interfaces, addresses, routes, neighbours, queues, records.
 //!
-//! Runs itself again in fresh namespaces and needs root for that. The eBPF side is a fake that remembers; what this suite
+//! The eBPF side is a fake that remembers; what this suite
 //! does not show is that attached programs pass or drop anything.
 
 #![allow(clippy::unwrap_used, clippy::expect_used, reason = "a suite fails by panicking")]
@@ -14,15 +14,13 @@ use bulkhead_daemon::{
     net::{Kernel, Limit, Limits, Links, Routes, node},
 };
 use libtest_mimic::{Arguments, Trial};
-use std::{collections::BTreeSet, process::ExitCode, time::Instant};
+use std::{collections::BTreeSet, time::Instant};
 use wiring_support::*;
 
-fn main() -> ExitCode {
-    if let Some(code) = in_fresh_namespaces() {
-        return code;
-    }
-    prepare_namespace();
+fn main() -> bulkhead_lab::Result<()> {
     let mut arguments = Arguments::from_args();
+    let _inside = bulkhead_lab::enter()?;
+    prepare_namespace();
     // One kernel, one node: the cases look at all of it.
     arguments.test_threads = Some(1);
     let trials = vec![
@@ -48,7 +46,7 @@ fn main() -> ExitCode {
         trial("uplinks are found by default route or by name", uplinks),
         trial("figures: time of ADD and DEL", figures),
     ];
-    libtest_mimic::run(&arguments, trials).exit_code()
+    libtest_mimic::run(&arguments, trials).exit()
 }
 
 fn trial<F: Future<Output = ()> + 'static>(name: &'static str, case: fn() -> F) -> Trial {

@@ -11,42 +11,23 @@ use bulkhead_daemon::{
     },
 };
 use bulkhead_ebpf_abi::{Endpoint, Identity};
+use bulkhead_lab::wait::until_true;
 use ipnetwork::IpNetwork;
 use std::{
     collections::{BTreeMap, BTreeSet},
-    env, io,
+    io,
     net::IpAddr,
     path::{Path, PathBuf},
-    process::{Command, ExitCode},
+    process::Command,
     sync::{
         Arc,
         atomic::{AtomicUsize, Ordering},
     },
-    time::{Duration, Instant},
+    time::Duration,
 };
-
-const INSIDE: &str = "BULKHEAD_SUITE_INSIDE";
-
-/// Runs this program again in namespaces of its own; `None`: we are inside.
-pub fn in_fresh_namespaces() -> Option<ExitCode> {
-    if env::var_os(INSIDE).is_some() {
-        return None;
-    }
-    let status = Command::new("unshare")
-        .args(["-n", "-m", "-p", "--fork", "--mount-proc", "--"])
-        .arg(env::current_exe().expect("own path"))
-        .args(env::args_os().skip(1))
-        .env(INSIDE, "1")
-        .status()
-        .expect("unshare (util-linux)");
-    assert!(status.code().is_some(), "unshare was killed");
-    Some(if status.success() { ExitCode::SUCCESS } else { ExitCode::FAILURE })
-}
 
 /// The node: an uplink `up0` with addresses of both families and default routes over it.
 pub fn prepare_namespace() {
-    run("mount -t tmpfs tmpfs /run");
-    run("ip link set lo up");
     // As distributions have it; the host sides must not inherit it.
     std::fs::write("/proc/sys/net/ipv4/conf/default/rp_filter", "1").expect("rp_filter");
     run("ip link add up0 mtu 1400 type veth peer name router0");
@@ -80,11 +61,7 @@ pub fn json(line: &str) -> serde_json::Value {
 
 /// Waits for a condition, up to five seconds.
 pub fn until(what: &str, condition: impl Fn() -> bool) {
-    let start = Instant::now();
-    while !condition() {
-        assert!(start.elapsed() < Duration::from_secs(5), "{what}: not within 5 s");
-        std::thread::sleep(Duration::from_millis(5));
-    }
+    until_true(what, Duration::from_secs(5), || Ok(condition())).unwrap_or_else(|e| panic!("{e}"));
 }
 
 /// A network namespace; gone with the value.

@@ -1,12 +1,16 @@
 //! Each reply as text for people. Pure: reply in, text out, always ending in a line break.
 
 mod bgp;
+mod diff;
 mod explain;
 mod node;
+mod policy;
 
 pub use bgp::{bgp_peers, bgp_routes, drained};
+pub use diff::diff;
 pub use explain::explain;
 pub use node::{drops, endpoints, partitions, status};
+pub use policy::{generation, generations};
 
 use std::fmt::Display;
 

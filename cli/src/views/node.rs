@@ -16,10 +16,18 @@ pub fn status(status: &Status, now: u64, paint: Paint) -> String {
         1 => text("1 problem; what was in force before still is").colour(Colour::Warning),
         n => text(format!("{n} problems; what was in force before still is")).colour(Colour::Warning),
     };
+    let held = match status.held {
+        None => text("followed"),
+        Some(generation) => {
+            text(format!("held: rolled back to generation {generation}; `bulkhead policy release` ends it"))
+                .colour(Colour::Warning)
+        }
+    };
     let rows: Vec<(&str, Cell)> = vec![
         ("node", text(&status.node)),
         ("version", text(&status.version)),
         ("generation", text(format!("{}, in force for {age}", status.generation))),
+        ("source", held),
         ("last change", text(format!("enforced {} ms after it was made", status.last_change_millis))),
         ("endpoints", text(status.endpoints)),
         ("connections", text(status.connections)),
@@ -110,6 +118,7 @@ mod tests {
             last_change_millis: 7,
             endpoints: 8,
             connections: 1204,
+            held: None,
             bandwidth: "tbf".into(),
             uplinks: vec!["eth0".into(), "eth1".into()],
             errors,
@@ -132,6 +141,7 @@ mod tests {
             "node         node1\n\
              version      0.1.0\n\
              generation   12, in force for 3 min 20 s\n\
+             source       followed\n\
              last change  enforced 7 ms after it was made\n\
              endpoints    8\n\
              connections  1204\n\

@@ -2,7 +2,7 @@
 
 use super::{
     Datapath, DatapathError,
-    pins::{self, unpin},
+    pins::{self, release, unpin},
     sys,
 };
 use aya::programs::{
@@ -48,7 +48,7 @@ impl Datapath {
 
     /// Succeeds also when there is nothing attached.
     pub fn detach_uplink(&mut self, ifname: &str) -> Result<(), DatapathError> {
-        unpin(&self.pins.link(ifname, Hook::FromUplink))
+        release(&self.pins.link(ifname, Hook::FromUplink))
     }
 
     /// Every pinned link whose interface is there.
@@ -67,7 +67,7 @@ impl Datapath {
         match interface(&path)? {
             Some(found) if found == ifindex => return self.update(&path, hook),
             // Of an interface of that name that is gone.
-            Some(_) => unpin(&path)?,
+            Some(_) => release(&path)?,
             None => {}
         }
         let program = self.program(hook)?;
@@ -83,7 +83,7 @@ impl Datapath {
         match interface(&path)? {
             Some(found) if found == ifindex => Ok(()),
             _ => {
-                unpin(&path)?;
+                release(&path)?;
                 Err(DatapathError::Other(format!("{ifname} is no longer interface {ifindex}")))
             }
         }

@@ -7,7 +7,7 @@
 //! ```
 //! `maps/ABI` holds the layout version and is written last: without it the pins are of a start that never finished.
 
-use super::{DatapathError, links::Hook};
+use super::{DatapathError, links::Hook, sys};
 use std::{
     fs, io,
     path::{Path, PathBuf},
@@ -94,6 +94,9 @@ impl Pins {
 
     /// Removes everything: links first, so that no program runs on maps that nobody can reach.
     pub fn clear(&self) -> Result<(), DatapathError> {
+        for (ifname, hook) in self.all_links()? {
+            release(&self.link(&ifname, hook))?;
+        }
         for dir in [self.links(), self.programs(), self.maps()] {
             clear(&dir)?;
             remove(fs::remove_dir, &dir)?;
@@ -112,6 +115,12 @@ fn clear(dir: &Path) -> Result<(), DatapathError> {
         unpin(&entry.map_err(|e| error("cannot list", dir, e))?.path())?;
     }
     Ok(())
+}
+
+/// Detaches a pinned link and removes its pin; succeeds also when there is none.
+pub fn release(link: &Path) -> Result<(), DatapathError> {
+    sys::detach_pinned_link(link).map_err(|e| error("cannot detach", link, e))?;
+    unpin(link)
 }
 
 /// Removes a pin; succeeds also when there is none.

@@ -1,7 +1,7 @@
 //! What wiring does to the kernel's maps and hooks.
 
 use super::{
-    Datapath, DatapathError, PodMaps, generation::absent_is_fine, links::Hook, pins::unpin, values::Raw,
+    Datapath, DatapathError, PodMaps, generation::absent_is_fine, links::Hook, pins::release, values::Raw,
 };
 use aya::maps::MapError;
 use bulkhead_ebpf_abi::{Addr, Endpoint, Identity};
@@ -46,8 +46,8 @@ impl PodMaps for Datapath {
     }
 
     fn detach_pod(&mut self, ifname: &str) -> Result<(), DatapathError> {
-        let first = unpin(&self.pins.link(ifname, Hook::FromPod));
-        unpin(&self.pins.link(ifname, Hook::ToPod)).and(first)
+        let first = release(&self.pins.link(ifname, Hook::FromPod));
+        release(&self.pins.link(ifname, Hook::ToPod)).and(first)
     }
 
     fn forget_flows(&mut self, addresses: &[IpAddr]) -> Result<usize, DatapathError> {

@@ -16,6 +16,7 @@ const OBJ_GET: libc::c_long = 7;
 const OBJ_GET_INFO_BY_FD: libc::c_long = 15;
 const MAP_LOOKUP_BATCH: libc::c_long = 24;
 const MAP_UPDATE_BATCH: libc::c_long = 26;
+const LINK_DETACH: libc::c_long = 34;
 
 /// Plain bytes to the kernel: any bit pattern is a value, no padding, no pointer.
 ///
@@ -116,15 +117,26 @@ pub fn read_batch<K: Plain, V: Plain>(
     Ok((entries, more))
 }
 
-/// The interface that a pinned tcx link is attached to; 0 if it is gone. `None`: nothing is pinned there.
-pub fn pinned_link_interface(path: &Path) -> io::Result<Option<u32>> {
+/// A pinned object; `None`: nothing is pinned there.
+fn pinned(path: &Path) -> io::Result<Option<OwnedFd>> {
     #[repr(C)]
-    #[derive(Default)]
     struct Get {
         path: u64,
         fd: u32,
         flags: u32,
     }
+    let name = CString::new(path.as_os_str().as_bytes())?;
+    // SAFETY: a string that outlives the call.
+    match unsafe { bpf(OBJ_GET, &mut Get { path: name.as_ptr() as u64, fd: 0, flags: 0 }) } {
+        // SAFETY: the kernel has just made this descriptor for us.
+        Ok(fd) => Ok(Some(unsafe { OwnedFd::from_raw_fd(fd as i32) })),
+        Err(e) if e.kind() == io::ErrorKind::NotFound => Ok(None),
+        Err(e) => Err(e),
+    }
+}
+
+/// The interface that a pinned tcx link is attached to; 0 if it is gone. `None`: nothing is pinned there.
+pub fn pinned_link_interface(path: &Path) -> io::Result<Option<u32>> {
     /// `struct bpf_link_info` up to the union's `tcx`.
     #[repr(C)]
     #[derive(Default)]
@@ -142,20 +154,22 @@ pub fn pinned_link_interface(path: &Path) -> io::Result<Option<u32>> {
         len: u32,
         info: u64,
     }
-    let name = CString::new(path.as_os_str().as_bytes())?;
-    // SAFETY: a string that outlives the call.
-    let fd = match unsafe { bpf(OBJ_GET, &mut Get { path: name.as_ptr() as u64, ..Get::default() }) } {
-        // SAFETY: the kernel has just made this descriptor for us.
-        Ok(fd) => unsafe { OwnedFd::from_raw_fd(fd as i32) },
-        Err(e) if e.kind() == io::ErrorKind::NotFound => return Ok(None),
-        Err(e) => return Err(e),
-    };
+    let Some(fd) = pinned(path)? else { return Ok(None) };
     let mut info = LinkInfo::default();
     let mut attr =
         Info { fd: fd_number(fd.as_fd()), len: size_of::<LinkInfo>() as u32, info: &raw mut info as u64 };
     // SAFETY: the kernel writes at most `len` bytes to `info`.
     unsafe { bpf(OBJ_GET_INFO_BY_FD, &mut attr) }?;
     Ok(Some(info.ifindex))
+}
+
+/// Detaches a pinned link; on return no packet meets its program any more. Removing the pin would do it some time later.
+pub fn detach_pinned_link(path: &Path) -> io::Result<()> {
+    match pinned(path)? {
+        // SAFETY: a descriptor.
+        Some(fd) => unsafe { bpf(LINK_DETACH, &mut fd_number(fd.as_fd())) }.map(drop),
+        None => Ok(()),
+    }
 }
 
 /// Returns when every packet that was in a program before the call has left it (an RCU grace period).

@@ -55,8 +55,10 @@ pub struct Endpoints<N, C> {
     store: Store,
     node: NodeNet,
     entries: BTreeMap<Key, Entry>,
-    /// Records that could not be read: what is wired under them is left alone.
-    unreadable: BTreeSet<Key>,
+    /// Records that could not be read, and the addresses that their pods have: what is wired under them is left alone.
+    unreadable: BTreeMap<Key, Vec<IpAddr>>,
+    /// Queued DELs that cannot be read and have been told.
+    unread_queue: BTreeSet<String>,
     /// Blocks that have their discard routes.
     routed_blocks: BTreeSet<IpNetwork>,
 }
@@ -74,7 +76,7 @@ impl<N: Net, C: BlockClaims> Endpoints<N, C> {
         let store = Store::open(state)?;
         let mut ipam = Ipam::load(claims, node_name).await?;
         let loaded = store.load::<EndpointRecord>()?;
-        let mut unreadable: BTreeSet<_> = loaded.unreadable().collect();
+        let mut unreadable: BTreeMap<_, _> = loaded.unreadable().map(|key| (key, Vec::new())).collect();
         let (mut entries, mut errors) = (BTreeMap::new(), loaded.errors);
         for (path, record) in loaded.items {
             let name = path.file_stem().and_then(|s| s.to_str()).unwrap_or_default();
@@ -85,13 +87,13 @@ impl<N: Net, C: BlockClaims> Endpoints<N, C> {
                 }
                 // A file under another pod's name.
                 Ok(_) | Err(_) => {
-                    unreadable.extend(Key::of_stem(&path));
+                    unreadable.extend(Key::of_stem(&path).map(|key| (key, Vec::new())));
                     errors.push(StoreError::Name(path.display().to_string()));
                 }
             }
         }
-        let routed_blocks = BTreeSet::new();
-        Ok((Self { net, ipam, store, node, entries, unreadable, routed_blocks }, errors))
+        let (unread_queue, routed_blocks) = Default::default();
+        Ok((Self { net, ipam, store, node, entries, unreadable, unread_queue, routed_blocks }, errors))
     }
 
     pub fn iter(&self) -> impl Iterator<Item = &EndpointRecord> {
@@ -105,6 +107,11 @@ impl<N: Net, C: BlockClaims> Endpoints<N, C> {
     /// Blocks that this node claims, and their partitions: what it announces.
     pub fn blocks(&self) -> &BTreeMap<IpNetwork, String> {
         self.ipam.blocks()
+    }
+
+    /// Those of them that hold a pod's address: what is left after [`Self::release_empty_blocks`].
+    pub fn blocks_in_use(&self) -> BTreeMap<IpNetwork, String> {
+        self.ipam.blocks_in_use()
     }
 
     /// CNI ADD. The same request again gets the same answer and touches nothing while the interface stands.
@@ -125,7 +132,9 @@ impl<N: Net, C: BlockClaims> Endpoints<N, C> {
             return Ok(entry.record.attachment());
         }
         let addresses = match self.take_down(maps, &key).await? {
-            Some(old) if old.partition == pod.partition => old.addresses,
+            Some(old) if old.partition == pod.partition && within(&old.addresses, &pod.ranges) => {
+                old.addresses
+            }
             old => {
                 self.free(&old.map_or_else(Vec::new, |o| o.addresses));
                 self.allocate(pod).await?
@@ -167,9 +176,14 @@ impl<N: Net, C: BlockClaims> Endpoints<N, C> {
 
     /// CNI GC: everything that is not named goes. All are tried; the errors come together.
     pub async fn gc<M: PodMaps>(&mut self, maps: &mut M, request: &Gc) -> Result<(), ErrorReply> {
-        let gone: Vec<_> =
-            self.iter().map(|r| &r.id).filter(|id| !request.valid.contains(id)).cloned().collect();
+        let valid: BTreeSet<_> = request.valid.iter().filter_map(|id| Key::of(id).ok()).collect();
+        let unread: Vec<_> = self.unreadable.keys().filter(|key| !valid.contains(key)).cloned().collect();
         let mut errors = Vec::new();
+        for key in unread {
+            errors.extend(self.sweep(maps, &key).await.err().map(|e| e.to_string()));
+        }
+        let gone = self.iter().map(|r| &r.id).filter(|id| !request.valid.contains(id));
+        let gone: Vec<_> = gone.cloned().collect();
         for id in gone {
             if let Err(error) = self.del(maps, &Detach { id, netns: None }).await {
                 errors.push(error.to_string());
@@ -196,12 +210,14 @@ impl<N: Net, C: BlockClaims> Endpoints<N, C> {
         if entry.record.policy == policy && entry.record.identities == identities {
             return Ok(());
         }
-        entry.record.policy = policy;
-        entry.record.identities = identities;
+        let record = EndpointRecord { policy, identities, ..entry.record.clone() };
         if let Some(wired) = entry.wired {
-            reconcile::program(maps, &entry.record, wired)?;
+            reconcile::program(maps, &record, wired)?;
         }
-        Ok(effect::save(&self.store, &key, &entry.record).await?)
+        effect::save(&self.store, &key, &record).await?;
+        // Only now: what failed half way must not look done.
+        entry.record = record;
+        Ok(())
     }
 
     /// Changes a live pod's bandwidth; traffic goes on.
@@ -227,9 +243,23 @@ impl<N: Net, C: BlockClaims> Endpoints<N, C> {
             }
             wired.ifb_ifindex = now;
         }
-        entry.record.limits = limits;
-        entry.record.bandwidth_class = bandwidth_class;
-        Ok(effect::save(&self.store, &key, &entry.record).await?)
+        let record = EndpointRecord { limits, bandwidth_class, ..entry.record.clone() };
+        effect::save(&self.store, &key, &record).await?;
+        entry.record = record;
+        Ok(())
+    }
+
+    /// What pods that are wired from now on have from their node.
+    pub fn set_node(&mut self, node: NodeNet) {
+        self.node = node;
+    }
+
+    /// Whether a pod could be recorded now.
+    ///
+    /// # Errors
+    /// Why it could not.
+    pub fn writable(&self) -> Result<(), StoreError> {
+        self.store.writable()
     }
 
     /// Gives blocks without pods back; their discard routes go too.
@@ -338,6 +368,7 @@ impl<N: Net, C: BlockClaims> Endpoints<N, C> {
     /// Removes what may be left under a name that has no readable record.
     async fn sweep<M: PodMaps>(&mut self, maps: &mut M, key: &Key) -> Result<(), ErrorReply> {
         let names = Names::of(key.as_str());
+        let addresses = self.unreadable.get(key).cloned().unwrap_or_default();
         let sweep = async {
             if let Some(link) = self.net.find(&names.host).await? {
                 self.net.delete(&names.host).await?;
@@ -345,12 +376,25 @@ impl<N: Net, C: BlockClaims> Endpoints<N, C> {
             }
             self.net.delete(&names.ifb).await?;
             maps.detach_pod(&names.host)?;
+            for address in &addresses {
+                maps.remove_address(*address)?;
+            }
+            if !addresses.is_empty() {
+                maps.forget_flows(&addresses)?;
+            }
             Ok::<_, Cause>(effect::remove(&self.store, key).await?)
         };
         sweep.await.map_err(|e| reply(code::WIRING, "cannot remove the endpoint", e.to_string()))?;
         self.unreadable.remove(key);
+        self.free(&addresses);
         Ok(())
     }
+}
+
+/// Addresses of a former attempt count only where one of each family would be given now.
+fn within(addresses: &[IpAddr], ranges: &[IpNetwork]) -> bool {
+    let families: BTreeSet<_> = ranges.iter().map(IpNetwork::is_ipv4).collect();
+    addresses.len() == families.len() && addresses.iter().all(|a| ranges.iter().any(|r| r.contains(*a)))
 }
 
 fn reply(code: u32, msg: &str, details: String) -> ErrorReply {

@@ -12,6 +12,7 @@ use crate::{
     store::{Key, StoreError},
 };
 use bulkhead_api::messages::{AttachmentId, ErrorReply};
+use bulkhead_ebpf_abi::Endpoint;
 use std::collections::{BTreeMap, BTreeSet};
 
 /// What a start found and did.
@@ -44,7 +45,7 @@ impl<N: Net, C: BlockClaims> Endpoints<N, C> {
         self.replay_pending(maps, &mut report).await?;
         let links = self.net.list().await?.into_iter().map(|l| (l.name.clone(), l)).collect();
         let seen = Seen { links, routes: self.net.list_routes().await?, pins: maps.attached()? };
-        self.remember_unreadable(&seen);
+        self.remember_unreadable(&seen, &maps.endpoints()?);
         for key in self.entries.keys().cloned().collect::<Vec<_>>() {
             let Some(entry) = self.entries.get_mut(&key) else { continue };
             let link = seen.links.get(&entry.record.host_interface);
@@ -88,7 +89,9 @@ impl<N: Net, C: BlockClaims> Endpoints<N, C> {
         report: &mut Reconciled,
     ) -> Result<(), StoreError> {
         let pending = self.store.pending()?;
-        report.errors.extend(pending.errors.iter().map(ToString::to_string));
+        let unread: BTreeSet<_> = pending.errors.iter().map(ToString::to_string).collect();
+        report.errors.extend(unread.difference(&self.unread_queue).cloned());
+        self.unread_queue = unread;
         for (path, detach) in pending.items {
             match self.del(maps, &detach).await {
                 Ok(()) => {
@@ -118,13 +121,16 @@ impl<N: Net, C: BlockClaims> Endpoints<N, C> {
         Ok(())
     }
 
-    /// Addresses of pods whose records cannot be read are known by their routes.
-    fn remember_unreadable(&mut self, seen: &Seen) {
-        for key in &self.unreadable {
-            let index = seen.links.get(&Names::of(key.as_str()).host).map(|l| l.index);
-            for route in seen.routes.iter().filter(|r| index.is_some() && r.ifindex == index) {
-                self.ipam.restore(route.dst.ip());
-            }
+    /// Addresses of pods whose records cannot be read are known by their routes and by the maps.
+    fn remember_unreadable(&mut self, seen: &Seen, endpoints: &BTreeMap<u32, Endpoint>) {
+        for (key, addresses) in &mut self.unreadable {
+            let Some(link) = seen.links.get(&Names::of(key.as_str()).host) else { continue };
+            let routed = seen.routes.iter().filter(|r| r.ifindex == Some(link.index)).map(|r| r.dst.ip());
+            let entry = endpoints.get(&link.index);
+            let mapped = entry.into_iter().flat_map(|e| [e.ipv4, e.ipv6]).map(|a| a.to_ip());
+            let all: BTreeSet<_> = routed.chain(mapped.filter(|a| !a.is_unspecified())).collect();
+            all.iter().for_each(|a| self.ipam.restore(*a));
+            *addresses = all.into_iter().collect();
         }
     }
 
@@ -179,7 +185,7 @@ impl<N: Net, C: BlockClaims> Endpoints<N, C> {
                 owned.insert(entry.record.ifb());
             }
         }
-        for key in &self.unreadable {
+        for key in self.unreadable.keys() {
             let names = Names::of(key.as_str());
             owned.extend([names.host, names.ifb]);
         }

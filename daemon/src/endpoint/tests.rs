@@ -192,6 +192,41 @@ async fn identity_and_limits_change_live_and_on_disk() {
 }
 
 #[tokio::test]
+async fn a_change_of_identity_that_failed_half_way_is_done_by_the_next_attempt() {
+    for step in ["set_address", "set_endpoint"] {
+        let mut node = Node::new().await;
+        node.add("a").await.unwrap();
+        let (id, mut maps) = (attach("a").id, node.fake.clone());
+        node.fake.with(|s| s.failing.extend([step]));
+        node.endpoints.set_identity(&mut maps, &id, 4, |_| 18).await.unwrap_err();
+        node.fake.with(|s| s.failing.clear());
+        node.endpoints.set_identity(&mut maps, &id, 4, |_| 18).await.unwrap();
+        node.fake.with(|s| {
+            let entry = s.endpoints.values().next().unwrap();
+            assert_eq!((entry.policy, entry.identity_v4), (4, 18), "{step}");
+            assert!(s.addresses.values().all(|i| i.id == 18), "{step}");
+        });
+        let again = load(node.dir.path(), &node.fake).await;
+        assert_eq!(again.get(&id).unwrap().policy, 4);
+    }
+}
+
+#[tokio::test]
+async fn a_former_address_outside_the_range_is_not_given_again() {
+    let mut node = Node::new().await;
+    let first = node.add("a").await.unwrap();
+    node.fake.with(|s| s.links.clear());
+    let moved = PodContext {
+        ranges: vec!["10.66.0.0/28".parse().unwrap(), "fd00:65::/120".parse().unwrap()],
+        ..context()
+    };
+    let mut maps = node.fake.clone();
+    let second = node.endpoints.add(&mut maps, &moved, |_| 17, &attach("a")).await.unwrap();
+    assert_ne!(first.addresses, second.addresses);
+    assert_eq!(second.addresses[0].to_string(), "10.66.0.1/32");
+}
+
+#[tokio::test]
 async fn a_start_gives_pods_what_the_controller_says_now() {
     let mut node = Node::new().await;
     node.add("a").await.unwrap();

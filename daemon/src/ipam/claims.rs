@@ -37,6 +37,8 @@ pub trait BlockClaims {
     fn claim(&self, block: &IPBlockSpec) -> impl Future<Output = Result<Claim, ClaimError>> + Send;
     /// Succeeds also where there is no such claim; refuses to touch another node's.
     fn release(&self, block: &IPBlockSpec) -> impl Future<Output = Result<(), ClaimError>> + Send;
+    /// Removes what a daemon of this node left half done; there is one of it, and it does not claim meanwhile.
+    fn tidy(&self, node: &str) -> impl Future<Output = Result<(), ClaimError>> + Send;
     /// Of all nodes.
     fn list(&self) -> impl Future<Output = Result<Vec<IPBlockSpec>, ClaimError>> + Send;
 }
@@ -81,7 +83,7 @@ impl ClaimFiles {
             spec: block.clone(),
         })
         .map_err(io::Error::other)?;
-        let temporary = self.dir.join(format!(".{}-{}", block_name(block.cidr), unique()));
+        let temporary = self.dir.join(format!("{}{}", temporaries_of(&block.node), unique()));
         let linked = File::create_new(&temporary)
             .and_then(|mut file| file.write_all(text.as_bytes()).and_then(|()| file.sync_all()))
             .and_then(|()| fs::hard_link(&temporary, self.path(block)));
@@ -93,6 +95,11 @@ impl ClaimFiles {
         File::open(&self.dir)?.sync_all()?;
         Ok(Claim::Won)
     }
+}
+
+/// What the names of a node's temporary files begin with. No node's name has a `~`.
+fn temporaries_of(node: &str) -> String {
+    format!(".{node}~")
 }
 
 /// Differs between nodes that share the directory, and between attempts.
@@ -137,6 +144,17 @@ impl BlockClaims for ClaimFiles {
         }
         let removed = fs::remove_file(&path).and_then(|()| File::open(&self.dir)?.sync_all());
         removed.map_err(|source| ClaimError::Io { path, source })
+    }
+
+    async fn tidy(&self, node: &str) -> Result<(), ClaimError> {
+        let io_error = |source| ClaimError::Io { path: self.dir.clone(), source };
+        for entry in fs::read_dir(&self.dir).map_err(io_error)? {
+            let entry = entry.map_err(io_error)?;
+            if entry.file_name().as_encoded_bytes().starts_with(temporaries_of(node).as_bytes()) {
+                fs::remove_file(entry.path()).map_err(io_error)?;
+            }
+        }
+        Ok(())
     }
 
     async fn list(&self) -> Result<Vec<IPBlockSpec>, ClaimError> {
@@ -194,6 +212,18 @@ mod tests {
         claims.release(&block("n1")).await.unwrap();
         claims.release(&block("n1")).await.unwrap();
         assert!(claims.list().await.unwrap().is_empty());
+    }
+
+    #[tokio::test]
+    async fn what_a_killed_daemon_left_half_done_goes_and_other_nodes_attempts_stay() {
+        let dir = tempfile::tempdir().unwrap();
+        let claims = ClaimFiles::new(dir.path().into()).unwrap();
+        for name in [".n1~1-2-3", ".n10~1-2-3", ".n1-a~1-2-3"] {
+            fs::write(dir.path().join(name), "").unwrap();
+        }
+        claims.tidy("n1").await.unwrap();
+        assert_eq!(fs::read_dir(dir.path()).unwrap().count(), 2);
+        assert!(!dir.path().join(".n1~1-2-3").exists());
     }
 
     #[tokio::test]

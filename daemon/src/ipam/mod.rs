@@ -50,6 +50,7 @@ pub struct Ipam<C> {
 impl<C: BlockClaims> Ipam<C> {
     /// Takes up the blocks that this node claimed before.
     pub async fn load(claims: C, node: &str) -> Result<Self, ClaimError> {
+        claims.tidy(node).await?;
         let mut allocator = Allocator::default();
         for block in claims.list().await? {
             if block.node == node {
@@ -143,6 +144,15 @@ impl<C: BlockClaims> Ipam<C> {
     /// Claimed blocks of this node and their partitions.
     pub fn blocks(&self) -> &BTreeMap<IpNetwork, String> {
         self.allocator.blocks()
+    }
+
+    /// Those that hold an address.
+    pub fn blocks_in_use(&self) -> BTreeMap<IpNetwork, String> {
+        let mut blocks = self.allocator.blocks().clone();
+        for (empty, _) in self.allocator.empty_blocks() {
+            blocks.remove(&empty);
+        }
+        blocks
     }
 
     /// Gives back the blocks that hold no address. Explicit, because a block that stays claimed costs nothing and spares
@@ -242,7 +252,9 @@ mod tests {
         let web = one.allocate("web", &nets(&["10.1.0.0/26"])).await.unwrap();
         one.allocate("pay", &nets(&["10.2.0.0/26"])).await.unwrap();
         web.into_iter().for_each(|a| one.free(a));
+        assert_eq!(one.blocks_in_use().keys().copied().collect::<Vec<_>>(), nets(&["10.2.0.0/26"]));
         assert_eq!(one.release_empty_blocks().await.unwrap(), nets(&["10.1.0.0/26"]));
+        assert_eq!(*one.blocks(), one.blocks_in_use());
         assert!(!dir.path().join(format!("{}.yaml", block_name("10.1.0.0/26".parse().unwrap()))).exists());
         let mut two = node(dir.path(), "n2").await;
         two.allocate("web", &nets(&["10.1.0.0/26"])).await.unwrap();

@@ -79,9 +79,19 @@ impl Kernel {
             let objects = self.dump("list interfaces", Message::GetLink(LinkMessage::default())).await?;
             objects.iter().filter_map(link_of).filter(|l| indexes.contains(&l.index)).collect()
         } else {
-            let requests = configured.iter().map(|name| get_link("find the uplink", name));
-            let objects = self.batch(requests.collect()).await?;
-            objects.iter().filter_map(link_of).collect::<Vec<_>>()
+            let mut links = Vec::new();
+            for name in configured {
+                let objects = self.batch(vec![get_link("find the uplink", name)]).await.map_err(
+                    |e| match e.errno() {
+                        Some(libc::ENODEV) => NetError::Uplink(format!(
+                            "uplink {name}: there is no such interface; see `uplinks` in the configuration"
+                        )),
+                        _ => e,
+                    },
+                )?;
+                links.extend(objects.iter().find_map(link_of));
+            }
+            links
         };
         if links.is_empty() {
             return Err(NetError::Uplink(

@@ -7,6 +7,8 @@ use bulkhead_api::{
     objects::DEFAULT_PARTITION,
 };
 use bulkhead_policy::{LocalPod, Placement};
+use ipnetwork::IpNetwork;
+use std::collections::BTreeMap;
 use tracing::{info, warn};
 
 impl Node {
@@ -15,11 +17,17 @@ impl Node {
         let (context, placement) = self.context(request)?;
         let compiled = self.compiled.as_ref().ok_or_else(starting)?;
         let identity = |address| compiled.pod_identity(&placement, address);
-        let attachment = self.endpoints.add(&mut self.datapath, &context, identity, request).await?;
+        let wired = self.endpoints.add(&mut self.datapath, &context, identity, request).await;
+        if wired.is_err() {
+            // It may have claimed a block for nothing, which another node could use.
+            self.release_blocks().await;
+        }
+        let attachment = wired?;
+        let addresses: Vec<_> = attachment.addresses.iter().map(|a| a.ip().to_string()).collect();
         info!(
             pod = %format_args!("{}/{}", request.pod.namespace, request.pod.name),
-            partition = context.partition,
-            addresses = ?attachment.addresses,
+            partition = %context.partition,
+            addresses = %addresses.join(" "),
             "pod wired"
         );
         self.announce_blocks().await;
@@ -36,10 +44,14 @@ impl Node {
     /// Carries out DELs that the plugin left on disk while nobody answered.
     pub async fn replay_queued(&mut self) {
         match self.endpoints.replay_queued(&mut self.datapath).await {
-            Ok(report) if report.removed.is_empty() => {}
             Ok(report) => {
-                info!(removed = report.removed.len(), "queued DELs carried out");
-                self.release_blocks().await;
+                for error in report.errors {
+                    warn!(error, "a queued DEL waits on");
+                }
+                if !report.removed.is_empty() {
+                    info!(removed = report.removed.len(), "queued DELs carried out");
+                    self.release_blocks().await;
+                }
             }
             Err(e) => warn!(error = %e, "queued DELs wait on"),
         }
@@ -103,10 +115,7 @@ impl Node {
             msg: "the pod's policy cannot be put into force".into(),
             details,
         };
-        let objects = std::mem::take(&mut self.in_force.policy);
-        let switched = self.switch(&objects, Some(&pod));
-        self.in_force.policy = objects;
-        switched.map_err(no_policy)?;
+        self.switch(self.in_force.policy.clone(), None, Some(&pod)).map_err(no_policy)?;
         if let Err(e) = self.datapath.settle() {
             warn!(error = %e, "cannot remove what only the former generation needed; tried again with the next change");
         }
@@ -114,8 +123,10 @@ impl Node {
         placement.ok_or_else(|| no_policy("the tables lack it".into()))
     }
 
-    /// After a pod went: a block without pods has no reason to be announced here.
+    /// After a pod went: a block without pods has no reason to be announced here. Withdrawn first: once the claim is
+    /// given back, another node may announce the block.
     async fn release_blocks(&mut self) {
+        self.announce(self.endpoints.blocks_in_use()).await;
         if let Err(e) = self.endpoints.release_empty_blocks().await {
             warn!(error = %e, "a block without pods stays claimed");
         }
@@ -123,13 +134,18 @@ impl Node {
     }
 
     /// After a pod came or went: a block may have been claimed or released.
-    async fn announce_blocks(&mut self) {
-        let errors = self.bgp.apply(&self.in_force, self.endpoints.blocks()).await;
-        self.errors.extend(errors.into_iter().filter(|e| !self.errors.contains(e)).collect::<Vec<_>>());
+    pub(super) async fn announce_blocks(&mut self) {
+        self.announce(self.endpoints.blocks().clone()).await;
+    }
+
+    async fn announce(&mut self, blocks: BTreeMap<IpNetwork, String>) {
+        if self.compiled.is_some() || self.adopted {
+            self.bgp.apply(&self.in_force, &blocks).await;
+        }
     }
 }
 
-fn starting() -> ErrorReply {
+pub(super) fn starting() -> ErrorReply {
     ErrorReply {
         code: code::TRY_AGAIN_LATER,
         msg: "no policy is in force yet".into(),

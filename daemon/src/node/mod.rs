@@ -6,14 +6,21 @@
 //! ```
 
 mod cni;
+mod diff;
+mod rollback;
+mod uninstall;
 mod views;
 
+pub use uninstall::uninstall;
+
 use crate::{
+    announce,
     bandwidth::{PodBandwidth, pod_bandwidth},
     bgp::Bgp,
     config::Config,
     datapath::{Datapath, DatapathError, Generation},
     endpoint::{Cause, EndpointRecord, Endpoints, LoadError, NodeNet},
+    history::{History, Switched},
     ipam::{ClaimError, ClaimFiles},
     net::{
         GATEWAY_V4, GATEWAY_V6, Kernel, NetError, Sources,
@@ -23,28 +30,39 @@ use crate::{
     store::{self, StoreError},
 };
 use bulkhead_api::{
-    messages::{ErrorReply, Gc, ObjectError, PodRef, RuntimeBandwidth, code},
-    objects::ANNOTATION_BANDWIDTH_CLASS,
+    messages::{ErrorReply, ObjectError, PodRef, RuntimeBandwidth, code},
+    objects::{ANNOTATION_BANDWIDTH_CLASS, BGPConfigurationSpec, BGPPeerSpec},
 };
 use bulkhead_ebpf_abi::Sizes;
-use bulkhead_policy::{Compiled, Interner, Local, LocalPod, Objects, admit, compile};
+use bulkhead_policy::{Compiled, Interner, Local, LocalPod, Objects, Sourced, admit, compile};
 use std::{
-    collections::BTreeSet,
+    collections::{BTreeMap, BTreeSet},
     net::IpAddr,
+    path::PathBuf,
     time::{SystemTime, UNIX_EPOCH},
 };
+use tokio::sync::watch;
 use tracing::{error, info, warn};
 
 pub struct Node {
     config: Config,
+    net: Kernel,
     uplinks: Vec<Uplink>,
+    /// The newest snapshot is asked for again when a hold is released.
+    source: watch::Receiver<Observed>,
     datapath: Datapath,
     endpoints: Endpoints<Kernel, ClaimFiles>,
     interner: Interner,
     in_force: Snapshot,
+    history: History,
     /// None until the first generation of this process is live.
     compiled: Option<Compiled>,
-    errors: Vec<ObjectError>,
+    /// A daemon before us left a generation in force: what it announced stays announced, whatever becomes of ours.
+    adopted: bool,
+    /// Objects that were refused; told until the source says otherwise.
+    refused: Vec<ObjectError>,
+    /// What could not be done, though nothing was wrong with the objects; tried again now and then.
+    failed: Vec<ObjectError>,
     pub bgp: Bgp,
     generation_since: u64,
     last_change_millis: u64,
@@ -54,6 +72,16 @@ pub struct Node {
 pub enum NodeError {
     #[error(transparent)]
     Datapath(#[from] DatapathError),
+    #[error(
+        "cannot take over the pins in {}: {source}; what they enforce stays in force: start the daemon that made them, or \
+         drain the node and begin anew with `bulkheadd --uninstall`", pins.display()
+    )]
+    Pins { pins: PathBuf, source: DatapathError },
+    #[error(
+        "the pins in {} enforce a policy that {} knows nothing of: is that folder the right one, and mounted? Restore it, \
+         or drain the node and begin anew with `bulkheadd --uninstall`", pins.display(), state.display()
+    )]
+    StateLost { pins: PathBuf, state: PathBuf },
     #[error(transparent)]
     Net(#[from] NetError),
     #[error(transparent)]
@@ -68,31 +96,51 @@ pub enum NodeError {
 
 impl Node {
     /// Loads or adopts the datapath and the pods on disk. What is in force in the kernel stays until [`Self::apply`].
-    pub async fn open(config: Config) -> Result<Self, NodeError> {
+    pub async fn open(config: Config, source: watch::Receiver<Observed>) -> Result<Self, NodeError> {
+        // Nothing is touched before all that can be refused is read.
+        let (history, policy) = History::open(&config.state_dir)?;
+        let bgp_objects = store::read_json(&config.state_dir.join(BGP_FILE))?;
+        let known: Option<Interner> = store::read_json(&config.state_dir.join(INTERNER_FILE))?;
         let net = Kernel::open()?;
         let uplinks = net.uplinks(&config.uplinks).await?;
-        prepare_node(&uplinks)?;
-        let sources = sources(&uplinks);
-        let opened = Datapath::open(&config.pin_dir, Sizes::DEFAULT, config.conntrack_entries)?;
+        let opened = Datapath::open(&config.pin_dir, Sizes::DEFAULT, config.conntrack_entries)
+            .map_err(|source| pins_error(&config, source))?;
         let mut datapath = opened.datapath;
-        info!(adopted = opened.adopted, generation = datapath.running_generation()?, "datapath ready");
+        let generation = datapath.running_generation()?;
+        // Pins without a generation forward nothing.
+        let forwarding = opened.adopted && generation != 0;
+        if forwarding && known.is_none() {
+            return Err(NodeError::StateLost { pins: config.pin_dir, state: config.state_dir });
+        }
+        info!(adopted = opened.adopted, generation, "datapath ready");
+        prepare_node(&uplinks)?;
         for uplink in &uplinks {
             datapath.attach_uplink(&uplink.name, uplink.ifindex)?;
         }
-        let endpoints = Self::load_endpoints(&config, net, &uplinks, &mut datapath).await?;
-        let policy = store::read_json(&config.state_dir.join(IN_FORCE_FILE))?.unwrap_or_default();
-        let interner = store::read_json(&config.state_dir.join(INTERNER_FILE))?.unwrap_or_default();
-        let bgp =
-            Bgp::new(config.node.clone(), sources, config.state_dir.join(ANNOUNCED_FILE), opened.adopted);
+        let endpoints = Self::load_endpoints(&config, net.clone(), &uplinks, &mut datapath).await?;
+        let announced = config.state_dir.join(ANNOUNCED_FILE);
+        let bgp = Bgp::new(config.node.clone(), sources(&uplinks), announced, forwarding);
+        let (bgp_peers, bgp_configuration) = bgp_objects.unwrap_or_default();
+        let in_force = Snapshot {
+            policy: policy.unwrap_or_default(),
+            bgp_peers,
+            bgp: bgp_configuration,
+            ..Snapshot::default()
+        };
         Ok(Self {
             config,
+            net,
             uplinks,
+            source,
             datapath,
             endpoints,
-            interner,
-            in_force: Snapshot { policy, ..Snapshot::default() },
+            interner: known.unwrap_or_default(),
+            in_force,
+            history,
             compiled: None,
-            errors: Vec::new(),
+            adopted: forwarding,
+            refused: Vec::new(),
+            failed: Vec::new(),
             bgp,
             generation_since: 0,
             last_change_millis: 0,
@@ -105,11 +153,9 @@ impl Node {
         uplinks: &[Uplink],
         datapath: &mut Datapath,
     ) -> Result<Endpoints<Kernel, ClaimFiles>, NodeError> {
-        let mtu = uplinks.iter().map(|u| u.mtu).min().unwrap_or(DEFAULT_MTU);
-        let node = NodeNet { mtu, sources: sources(uplinks) };
         let claims = ClaimFiles::new(config.blocks.clone())?;
         let (mut endpoints, unreadable) =
-            Endpoints::load(net, claims, &config.state_dir, &config.node, node).await?;
+            Endpoints::load(net, claims, &config.state_dir, &config.node, node_net(uplinks)).await?;
         for error in unreadable {
             error!("{error}; what is wired under it is left alone");
         }
@@ -118,47 +164,102 @@ impl Node {
             error!("reconcile: {error}");
         }
         info!(adopted = report.adopted, removed = report.removed.len(), ownerless = ?report.ownerless, "pods reconciled");
+        // A daemon that died between claiming a block and wiring its first pod.
+        if let Err(error) = endpoints.release_empty_blocks().await {
+            error!("{error}");
+        }
         Ok(endpoints)
     }
 
     /// Takes over a new snapshot as far as it is valid.
     pub async fn apply(&mut self, observed: Observed) {
-        let mut errors = observed.errors;
-        let candidate = self.with_own_node(observed.snapshot.policy);
-        let (objects, refused) = admit(&self.in_force.policy, candidate);
-        errors.extend(refused);
+        let mut refused = observed.errors;
+        let mut failed = Vec::new();
+        let candidate = self.with_own_node(self.unless_held(observed.snapshot.policy));
+        let (objects, not_admitted) = admit(&self.in_force.policy, candidate);
+        refused.extend(not_admitted);
         let changed = self.compiled.is_none() || objects != self.in_force.policy;
         if changed {
-            match self.switch(&objects, None) {
-                Ok(()) => {
-                    self.in_force.policy = objects;
-                    if let Err(e) =
-                        store::write_json(&self.config.state_dir.join(IN_FORCE_FILE), &self.in_force.policy)
-                    {
-                        error!(error = %e, "cannot remember what is in force; a restart would not keep refused objects' last versions");
-                    }
-                    self.last_change_millis = observed.noticed.elapsed().as_millis() as u64;
-                }
+            match self.switch(objects, None, None) {
+                Ok(()) => self.last_change_millis = observed.noticed.elapsed().as_millis() as u64,
                 Err(message) => {
                     error!(message, "the change is not in force; the running generation stays");
-                    errors.push(ObjectError { file: None, object: None, field: None, message });
+                    failed.push(ObjectError { file: None, object: None, field: None, message });
                 }
             }
         }
         self.in_force.pods = observed.snapshot.pods;
-        self.in_force.bgp_peers = observed.snapshot.bgp_peers;
-        self.in_force.bgp = observed.snapshot.bgp;
-        errors.extend(self.update_endpoints().await);
-        if self.compiled.is_some() {
-            errors.extend(self.bgp.apply(&self.in_force, self.endpoints.blocks()).await);
+        refused.extend(self.admit_bgp(observed.snapshot.bgp_peers, observed.snapshot.bgp));
+        let told = self.errors();
+        (self.refused, self.failed) = (refused, failed);
+        self.follow().await;
+        for error in self.errors().iter().filter(|e| !told.contains(e)) {
+            warn!("refused: {error}");
         }
+    }
+
+    /// Takes over what a speaker can run with, and remembers it.
+    fn admit_bgp(
+        &mut self,
+        peers: BTreeMap<String, Sourced<BGPPeerSpec>>,
+        configuration: Option<Sourced<BGPConfigurationSpec>>,
+    ) -> Vec<ObjectError> {
+        let before = (&self.in_force.bgp_peers, &self.in_force.bgp);
+        let (peers, configuration, refused) = announce::admit(before, peers, configuration);
+        if before != (&peers, &configuration) {
+            let written = store::write_json(&self.config.state_dir.join(BGP_FILE), &(&peers, &configuration));
+            if let Err(e) = written {
+                error!(error = %e, "cannot remember the BGP objects; a restart would not keep refused ones' last versions");
+            }
+            (self.in_force.bgp_peers, self.in_force.bgp) = (peers, configuration);
+        }
+        refused
+    }
+
+    /// Everything that people must be told.
+    fn errors(&self) -> Vec<ObjectError> {
+        [&self.refused, &self.failed, self.bgp.errors()].into_iter().flatten().cloned().collect()
+    }
+
+    /// To be called now and then: carries out queued DELs, follows the uplinks' addresses, tries again what failed.
+    pub async fn look_after(&mut self) {
+        self.replay_queued().await;
+        let moved = match self.net.uplinks(&self.config.uplinks).await {
+            Ok(now) if now != self.uplinks => self.follow_uplinks(now),
+            Ok(_) => false,
+            // Without an uplink there is nothing to follow; what was known of it stays.
+            Err(_) => false,
+        };
+        if moved || !self.failed.is_empty() {
+            let observed = self.source.borrow().clone();
+            self.apply(observed).await;
+        } else if !self.bgp.errors().is_empty() {
+            self.announce_blocks().await;
+        }
+    }
+
+    /// An uplink got an address late, or was made anew.
+    fn follow_uplinks(&mut self, now: Vec<Uplink>) -> bool {
+        for uplink in &now {
+            if let Err(e) = self.datapath.attach_uplink(&uplink.name, uplink.ifindex) {
+                warn!(uplink = uplink.name, error = %e, "cannot attach to an uplink that changed; tried again");
+                return false;
+            }
+        }
+        info!(uplinks = ?now, "the uplinks have changed");
+        self.bgp.set_uplink(sources(&now));
+        self.endpoints.set_node(node_net(&now));
+        self.uplinks = now;
+        true
+    }
+
+    /// What follows a switch: pods, announcements, and the end of the former generation.
+    async fn follow(&mut self) {
+        self.update_endpoints().await;
+        self.announce_blocks().await;
         if let Err(e) = self.datapath.settle() {
             warn!(error = %e, "cannot remove what only the former generation needed; tried again with the next change");
         }
-        for error in errors.iter().filter(|e| !self.errors.contains(e)) {
-            warn!("refused: {error}");
-        }
-        self.errors = errors;
     }
 
     /// What the configuration and the kernel know of the cluster and the objects need not repeat.
@@ -176,8 +277,13 @@ impl Node {
         objects
     }
 
-    /// Compiles and switches the whole node to the result. `coming`: a pod that is about to be wired.
-    fn switch(&mut self, objects: &Objects, coming: Option<&LocalPod>) -> Result<(), String> {
+    /// Compiles and switches the whole node to the result, and remembers it. `coming`: a pod that is about to be wired.
+    fn switch(
+        &mut self,
+        objects: Objects,
+        rollback_of: Option<u32>,
+        coming: Option<&LocalPod>,
+    ) -> Result<(), String> {
         let mut interner = self.interner.clone();
         let pods: Vec<_> = self.endpoints.iter().map(local_pod).chain(coming.cloned()).collect();
         let none = BTreeSet::new();
@@ -187,7 +293,7 @@ impl Node {
             partitions: (objects.partitions.len() > EAGER_PARTITIONS).then_some(&none),
             former: self.compiled.as_ref(),
         };
-        let compiled = compile(objects, &mut interner, &local).map_err(|e| e.to_string())?;
+        let compiled = compile(&objects, &mut interner, &local).map_err(|e| e.to_string())?;
         // On disk first: a successor must read the numbers in the kernel as we do.
         if interner != self.interner {
             store::write_json(&self.config.state_dir.join(INTERNER_FILE), &interner)
@@ -206,13 +312,18 @@ impl Node {
         self.generation_since = unix_seconds();
         info!(generation, partitions = objects.partitions.len(), "switched");
         self.compiled = Some(compiled);
+        let switched = Switched { generation, since: self.generation_since, rollback_of };
+        if let Err(e) = self.history.record(switched, &self.in_force.policy, &objects) {
+            error!(error = %e, "cannot remember what is in force; a restart would not keep refused objects' last versions");
+        }
+        self.in_force.policy = objects;
         Ok(())
     }
 
     /// Brings every pod's policy, identity and limits in line with the objects in force.
-    async fn update_endpoints(&mut self) -> Vec<ObjectError> {
-        let Some(compiled) = &self.compiled else { return Vec::new() };
-        let mut errors = Vec::new();
+    async fn update_endpoints(&mut self) {
+        let Some(compiled) = &self.compiled else { return };
+        let (mut refused, mut failed) = (Vec::new(), Vec::new());
         for record in self.endpoints.iter().cloned().collect::<Vec<_>>() {
             // What is in force has every pod that was wired under it; a pod it lacks stays as it is.
             if let Some(placement) = compiled.place(&self.in_force.policy, &local_pod(&record)) {
@@ -221,22 +332,24 @@ impl Node {
                 if let Err(e) =
                     self.endpoints.set_identity(&mut self.datapath, &record.id, policy, identity).await
                 {
-                    errors.push(pod_error(&record.pod, e.to_string()));
+                    failed.push(pod_error(&record.pod, e.to_string()));
                 }
             }
             let bandwidth = match self.bandwidth(&record.pod, &record.partition, record.runtime_bandwidth) {
                 Ok(bandwidth) => bandwidth,
                 Err(error) => {
-                    errors.push(error);
+                    refused.push(error);
                     continue;
                 }
             };
             let PodBandwidth { class, limits } = bandwidth;
             if let Err(e) = self.endpoints.set_limits(&mut self.datapath, &record.id, limits, class).await {
-                errors.push(pod_error(&record.pod, e.to_string()));
+                failed.push(pod_error(&record.pod, e.to_string()));
             }
         }
-        errors
+        refused.retain(|e| !self.refused.contains(e));
+        self.refused.extend(refused);
+        self.failed.extend(failed);
     }
 
     fn bandwidth(
@@ -253,12 +366,22 @@ impl Node {
             .map_err(|e| ObjectError { object: Some(format!("Pod/{}/{}", pod.namespace, pod.name)), ..e })
     }
 
-    /// Whether an ADD would work now.
-    pub fn ready(&self) -> Result<(), ErrorReply> {
+    /// Whether an ADD would work now, its record on disk included.
+    pub fn available(&self) -> Result<(), ErrorReply> {
+        self.ready()?;
+        self.endpoints.writable().map_err(|e| ErrorReply {
+            code: code::NOT_AVAILABLE,
+            msg: "no pod can be recorded".into(),
+            details: e.to_string(),
+        })
+    }
+
+    /// Whether there is a policy for pods to live under.
+    fn ready(&self) -> Result<(), ErrorReply> {
         if self.compiled.is_some() {
             return Ok(());
         }
-        let reasons: Vec<_> = self.errors.iter().map(ToString::to_string).collect();
+        let reasons: Vec<_> = self.errors().iter().map(ToString::to_string).collect();
         Err(ErrorReply {
             code: code::NOT_AVAILABLE,
             msg: "no policy is in force yet".into(),
@@ -270,27 +393,12 @@ impl Node {
     pub async fn stop(&mut self) {
         self.bgp.stop().await;
     }
-
-    /// Removes all that this node's daemon ever made, pods' wiring included.
-    pub async fn uninstall(config: Config) -> Result<(), NodeError> {
-        let pin_dir = config.pin_dir.clone();
-        let mut node = Self::open(config).await?;
-        if let Err(e) = node.endpoints.gc(&mut node.datapath, &Gc { valid: Vec::new() }).await {
-            error!("uninstall: {e}");
-        }
-        if let Err(e) = node.endpoints.release_empty_blocks().await {
-            error!("uninstall: {e}");
-        }
-        Datapath::remove_pins(&pin_dir)?;
-        info!("removed");
-        Ok(())
-    }
 }
 
 /// Numbers that stand for identities, policies and rules in the kernel.
 const INTERNER_FILE: &str = "interner.json";
-/// The accepted objects: what a refused change leaves in force, also over a restart.
-const IN_FORCE_FILE: &str = "in-force.json";
+/// BGP objects in force.
+const BGP_FILE: &str = "bgp.json";
 /// What was last announced.
 const ANNOUNCED_FILE: &str = "announced.json";
 const DEFAULT_MTU: u32 = 1500;
@@ -305,6 +413,21 @@ fn local_pod(record: &EndpointRecord) -> LocalPod {
         name: record.pod.name.clone(),
         partition: record.partition.clone(),
         addresses: record.addresses.clone(),
+    }
+}
+
+fn node_net(uplinks: &[Uplink]) -> NodeNet {
+    let mtu = uplinks.iter().map(|u| u.mtu).min().unwrap_or(DEFAULT_MTU);
+    NodeNet { mtu, sources: sources(uplinks) }
+}
+
+/// A folder that is no bpffs says by itself what to do.
+fn pins_error(config: &Config, source: DatapathError) -> NodeError {
+    match source {
+        DatapathError::Version { .. } | DatapathError::Incompatible { .. } | DatapathError::Map { .. } => {
+            NodeError::Pins { pins: config.pin_dir.clone(), source }
+        }
+        other => NodeError::Datapath(other),
     }
 }
 

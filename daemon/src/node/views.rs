@@ -24,9 +24,10 @@ impl Node {
             last_change_millis: self.last_change_millis,
             endpoints: self.endpoints.iter().count(),
             connections: self.datapath.flow_count().map_err(kernel_error)?,
+            held: self.history.held(),
             bandwidth: "tbf".into(),
             uplinks: self.uplinks.iter().map(|u| u.name.clone()).collect(),
-            errors: self.errors.clone(),
+            errors: self.errors(),
         })
     }
 
@@ -48,7 +49,10 @@ impl Node {
     fn partition(&self, name: &str, spec: Option<&PartitionSpec>, ranges: &[IpNetwork]) -> PartitionInfo {
         let isolation = spec.map_or(Isolation::Open, |s| s.isolation);
         let in_range = |ip: &IpAddr| ranges.iter().any(|r| r.contains(*ip));
-        let pods: Vec<_> = self.endpoints.iter().filter(|e| e.partition == name).collect();
+        // Pods of a partition that is gone are under the default partition's policy.
+        let known = |name: &str| self.in_force.policy.partitions.contains_key(name);
+        let is_of = |partition: &str| partition == name || (name == DEFAULT_PARTITION && !known(partition));
+        let pods: Vec<_> = self.endpoints.iter().filter(|e| is_of(&e.partition)).collect();
         PartitionInfo {
             name: name.to_string(),
             policy_id: spec.map_or(0, |s| s.policy_id),
@@ -159,6 +163,6 @@ fn refused(msg: String) -> ErrorReply {
     ErrorReply { code: code::INVALID_CONFIG, msg, details: String::new() }
 }
 
-fn kernel_error(e: crate::datapath::DatapathError) -> ErrorReply {
+pub(super) fn kernel_error(e: crate::datapath::DatapathError) -> ErrorReply {
     ErrorReply { code: code::IO_FAILURE, msg: "cannot read the kernel's maps".into(), details: e.to_string() }
 }

@@ -13,11 +13,11 @@ use notify::{
     event::{AccessKind, AccessMode, ModifyKind},
 };
 use std::{
-    collections::BTreeMap,
+    collections::{BTreeMap, BTreeSet},
     fs, io,
     os::unix::fs::MetadataExt,
     path::{Path, PathBuf},
-    time::{Duration, Instant},
+    time::{Duration, Instant, SystemTime, UNIX_EPOCH},
 };
 use tokio::sync::{mpsc, watch};
 use tracing::warn;
@@ -65,7 +65,7 @@ impl Directory {
     /// When the directory itself cannot be listed; what was known stays.
     pub fn scan(&mut self) -> io::Result<bool> {
         let mut changed = false;
-        let mut present = Vec::new();
+        let mut present = BTreeSet::new();
         for entry in fs::read_dir(&self.path)? {
             let entry = entry?;
             let Some(name) = entry.file_name().to_str().map(str::to_string) else { continue };
@@ -73,7 +73,7 @@ impl Directory {
                 continue;
             }
             changed |= self.scan_file(&name, &entry.path());
-            present.push(name);
+            present.insert(name);
         }
         let before = self.files.len();
         self.files.retain(|name, _| present.contains(name));
@@ -97,7 +97,12 @@ impl Directory {
             Ok(m) if m.is_file() => (m.mtime(), m.mtime_nsec(), m.ino(), m.len()),
             _ => return false,
         };
-        if self.files.get(name).is_some_and(|f| f.stamp == stamp) {
+        let known = self.files.get(name);
+        if known.is_some_and(|f| f.stamp == stamp) {
+            return false;
+        }
+        // Somebody has just begun to write it anew, and another file's change woke us: it is whole when it is closed.
+        if stamp.3 == 0 && known.is_some_and(|f| !f.objects.is_empty()) && is_recent(stamp.0) {
             return false;
         }
         let parsed = fs::read_to_string(path)
@@ -140,30 +145,10 @@ impl Directory {
                     continue;
                 }
                 first_seen.insert(key, name);
-                insert(&mut snapshot, object.clone());
+                snapshot.insert(object.clone());
             }
         }
         (snapshot, errors)
-    }
-}
-
-fn insert(snapshot: &mut Snapshot, object: Object) {
-    match object {
-        Object::Partition(name, o) => drop(snapshot.policy.partitions.insert(name, o)),
-        Object::NetworkGroup(name, o) => drop(snapshot.policy.network_groups.insert(name, o)),
-        Object::BandwidthClass(name, o) => drop(snapshot.policy.bandwidth_classes.insert(name, o)),
-        Object::BgpPeer(name, o) => drop(snapshot.bgp_peers.insert(name, o)),
-        Object::BgpConfiguration(_, o) => snapshot.bgp = Some(o),
-        Object::Namespace(name, labels) => drop(snapshot.policy.namespaces.insert(name, labels)),
-        Object::Pod((namespace, name), pod) => {
-            snapshot.policy.pods.insert(format!("{namespace}/{name}"), pod.policy.clone());
-            snapshot.pods.insert((namespace, name), pod);
-        }
-        Object::ClusterNetworkPolicy(name, o) => {
-            drop(snapshot.policy.cluster_network_policies.insert(name, o));
-        }
-        Object::NetworkPolicy(key, o) => drop(snapshot.policy.network_policies.insert(key, o)),
-        Object::Node(name, node) => drop(snapshot.policy.nodes.insert(name, node)),
     }
 }
 
@@ -188,13 +173,23 @@ pub fn watch(path: &Path, memory: &Path) -> io::Result<watch::Receiver<Observed>
     let mut directory = Directory::open(path, memory).map_err(io::Error::other)?;
     directory.scan()?;
     let (sender, receiver) = watch::channel(observe(&directory));
+    let mut watched = identity(path);
     tokio::spawn(async move {
-        let _watcher = watcher;
         loop {
             tokio::select! {
                 _ = woken.recv() => {}
                 () = tokio::time::sleep(RESCAN) => {}
                 () = sender.closed() => return,
+            }
+            // Another folder under the same name: the kernel still watches the one that went.
+            let now = identity(&directory.path);
+            if now.is_some() && now != watched {
+                // It knows nothing any more of a folder that is gone.
+                let _ = watcher.unwatch(&directory.path);
+                match watcher.watch(&directory.path, RecursiveMode::NonRecursive) {
+                    Ok(()) => watched = now,
+                    Err(e) => warn!(path = %directory.path.display(), error = %e, "cannot watch the objects"),
+                }
             }
             match directory.scan() {
                 Ok(true) => drop(sender.send_replace(observe(&directory))),
@@ -206,6 +201,17 @@ pub fn watch(path: &Path, memory: &Path) -> io::Result<watch::Receiver<Observed>
         }
     });
     Ok(receiver)
+}
+
+/// Whether this time of the file's last change (Unix time, seconds) is so near that its writer may not be done.
+fn is_recent(changed: i64) -> bool {
+    let now = SystemTime::now().duration_since(UNIX_EPOCH).unwrap_or_default().as_secs();
+    now.abs_diff(changed.unsigned_abs()) < RESCAN.as_secs()
+}
+
+/// Which folder this is, whatever it is called.
+fn identity(path: &Path) -> Option<(u64, u64)> {
+    fs::metadata(path).ok().map(|m| (m.dev(), m.ino()))
 }
 
 fn observe(directory: &Directory) -> Observed {
@@ -250,6 +256,22 @@ mod tests {
         fs::write(&file, GROUP.replace("vms", "machines")).unwrap();
         directory.scan().unwrap();
         assert_eq!((names(&directory), directory.snapshot().1), (vec!["machines".to_string()], vec![]));
+    }
+
+    #[test]
+    fn a_file_that_was_just_truncated_to_be_written_anew_keeps_its_objects() {
+        let (dir, state) = (tempfile::tempdir().unwrap(), tempfile::tempdir().unwrap());
+        let path = dir.path().join("vms.yaml");
+        fs::write(&path, GROUP).unwrap();
+        let mut directory = Directory::open(dir.path(), state.path().join("objects.json")).unwrap();
+        directory.scan().unwrap();
+        let file = fs::File::create(&path).unwrap();
+        assert!(!directory.scan().unwrap());
+        assert_eq!(names(&directory), ["vms"]);
+        // Nobody goes on: it is meant to be empty.
+        file.set_modified(SystemTime::now() - 2 * RESCAN).unwrap();
+        assert!(directory.scan().unwrap());
+        assert!(names(&directory).is_empty());
     }
 
     #[test]

@@ -29,6 +29,29 @@ pub struct Snapshot {
     pub bgp: Option<Sourced<BGPConfigurationSpec>>,
 }
 
+impl Snapshot {
+    /// In place of an object of the same kind and name.
+    pub fn insert(&mut self, object: Object) {
+        match object {
+            Object::Partition(name, o) => drop(self.policy.partitions.insert(name, o)),
+            Object::NetworkGroup(name, o) => drop(self.policy.network_groups.insert(name, o)),
+            Object::BandwidthClass(name, o) => drop(self.policy.bandwidth_classes.insert(name, o)),
+            Object::BgpPeer(name, o) => drop(self.bgp_peers.insert(name, o)),
+            Object::BgpConfiguration(_, o) => self.bgp = Some(o),
+            Object::Namespace(name, labels) => drop(self.policy.namespaces.insert(name, labels)),
+            Object::Pod((namespace, name), pod) => {
+                self.policy.pods.insert(format!("{namespace}/{name}"), pod.policy.clone());
+                self.pods.insert((namespace, name), pod);
+            }
+            Object::NetworkPolicy(key, o) => drop(self.policy.network_policies.insert(key, o)),
+            Object::ClusterNetworkPolicy(name, o) => {
+                drop(self.policy.cluster_network_policies.insert(name, o));
+            }
+            Object::Node(name, node) => drop(self.policy.nodes.insert(name, node)),
+        }
+    }
+}
+
 #[derive(Clone, Debug, PartialEq, Eq, Default, Serialize, Deserialize)]
 pub struct PodInfo {
     pub annotations: BTreeMap<String, String>,
@@ -43,4 +66,11 @@ pub struct Observed {
     pub snapshot: Snapshot,
     pub errors: Vec<ObjectError>,
     pub noticed: Instant,
+}
+
+impl Observed {
+    /// A source that has nothing.
+    pub fn nothing() -> Self {
+        Self { snapshot: Snapshot::default(), errors: Vec::new(), noticed: Instant::now() }
+    }
 }

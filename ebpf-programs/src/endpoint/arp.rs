@@ -4,11 +4,12 @@ use super::source;
 use crate::{address::Address, skb, verdict::Verdict};
 use aya_ebpf::programs::TcContext;
 use bulkhead_ebpf_abi::{DROP_MALFORMED, DROP_SPOOFED_POD, DROP_TRUNCATED, Endpoint};
+use core::mem::{MaybeUninit, offset_of};
 
 /// Ethernet and ARP for IPv4, behind two bytes of padding.
 #[repr(C, align(8))]
 struct Frame {
-    padding: u16,
+    padding: MaybeUninit<u16>,
     dst: [u16; 3],
     src: [u16; 3],
     kind: u16,
@@ -22,27 +23,16 @@ struct Frame {
 
 const SHORTEST: u32 = skb::ETHERNET + 28;
 const READ: u32 = skb::ETHERNET + 18;
-const _: () = assert!(core::mem::offset_of!(Frame, sender) + 4 == READ as usize + 2);
+const _: () = assert!(offset_of!(Frame, sender) + 4 == READ as usize + 2);
 
 #[inline(never)]
 pub fn from_pod(ctx: &TcContext, pod: &Endpoint) -> Verdict {
-    let mut frame = Frame {
-        padding: 0,
-        dst: [0; 3],
-        src: [0; 3],
-        kind: 0,
-        hardware: 0,
-        protocol: 0,
-        lengths: 0,
-        operation: 0,
-        sender_mac: [0; 3],
-        sender: [0; 2],
-    };
-    // SAFETY: behind the padding there is room for what is read, asserted above.
-    if skb::len(ctx) < SHORTEST || !unsafe { skb::load::<READ>(ctx, 0, (&raw mut frame).cast::<u8>().add(2)) }
-    {
+    let mut room = MaybeUninit::<Frame>::uninit();
+    // SAFETY: behind the padding there is room for what is read, asserted above; integers only.
+    let frame = unsafe { skb::load::<_, 2, READ>(ctx, 0, &mut room) };
+    let Some(frame) = frame.filter(|_| skb::len(ctx) >= SHORTEST) else {
         return Verdict::drop(DROP_TRUNCATED);
-    }
+    };
     if u16::from_be(frame.hardware) != 1
         || u16::from_be(frame.protocol) != skb::ETHERTYPE_IPV4
         || u16::from_be(frame.lengths) != 0x0604

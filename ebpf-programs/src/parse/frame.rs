@@ -2,17 +2,14 @@
 
 use crate::skb;
 use aya_ebpf::programs::TcContext;
+use core::mem::{MaybeUninit, size_of};
 
 #[repr(C)]
 pub struct Ethernet {
-    padding: u16,
+    padding: MaybeUninit<u16>,
     pub dst: [u16; 3],
     pub src: [u16; 3],
     pub kind: u16,
-}
-
-impl Ethernet {
-    const EMPTY: Self = Self { padding: 0, dst: [0; 3], src: [0; 3], kind: 0 };
 }
 
 /// RFC 791 without options.
@@ -46,45 +43,21 @@ pub struct V6Frame {
 /// Bytes of both headers.
 const V4: u32 = skb::ETHERNET + 20;
 const V6: u32 = skb::ETHERNET + 40;
-const _: () = assert!(core::mem::size_of::<V4Frame>() >= V4 as usize + 2);
-const _: () = assert!(core::mem::size_of::<V6Frame>() == V6 as usize + 2);
+const _: () = assert!(size_of::<V4Frame>() >= V4 as usize + 2);
+const _: () = assert!(size_of::<V6Frame>() == V6 as usize + 2);
 
 impl V4Frame {
-    pub const EMPTY: Self = Self {
-        ethernet: Ethernet::EMPTY,
-        version_ihl: 0,
-        tos: 0,
-        total: 0,
-        id: 0,
-        fragment: 0,
-        ttl: 0,
-        proto: 0,
-        checksum: 0,
-        src: 0,
-        dst: 0,
-    };
-
     #[inline(always)]
-    pub fn load(&mut self, ctx: &TcContext) -> bool {
-        // SAFETY: behind the padding there is room for both headers, asserted above.
-        unsafe { skb::load::<V4>(ctx, 0, (&raw mut *self).cast::<u8>().add(2)) }
+    pub fn load<'a>(ctx: &TcContext, room: &'a mut MaybeUninit<Self>) -> Option<&'a Self> {
+        // SAFETY: behind the padding there is room for both headers, asserted above; integers only.
+        unsafe { skb::load::<Self, 2, V4>(ctx, 0, room) }
     }
 }
 
 impl V6Frame {
-    pub const EMPTY: Self = Self {
-        ethernet: Ethernet::EMPTY,
-        version: 0,
-        payload: 0,
-        next: 0,
-        hops: 0,
-        src: [0; 2],
-        dst: [0; 2],
-    };
-
     #[inline(always)]
-    pub fn load(&mut self, ctx: &TcContext) -> bool {
+    pub fn load<'a>(ctx: &TcContext, room: &'a mut MaybeUninit<Self>) -> Option<&'a Self> {
         // SAFETY: as above.
-        unsafe { skb::load::<V6>(ctx, 0, (&raw mut *self).cast::<u8>().add(2)) }
+        unsafe { skb::load::<Self, 2, V6>(ctx, 0, room) }
     }
 }

@@ -4,8 +4,9 @@ use super::Packet;
 use crate::{address::Address, skb};
 use aya_ebpf::programs::TcContext;
 use bulkhead_ebpf_abi::{PROTO_ICMP, PROTO_ICMPV6, PROTO_SCTP, PROTO_TCP, PROTO_UDP};
+use core::mem::MaybeUninit;
 
-/// RFC 791 without options, and what follows it in `V4Quote::ports` where there are none.
+/// RFC 791 without options.
 #[repr(C, align(8))]
 struct V4Quote {
     version_ihl: u8,
@@ -45,22 +46,11 @@ pub fn quoted(ctx: &TcContext, packet: &Packet, inner: &mut Packet) -> bool {
 
 #[inline(always)]
 fn v4(ctx: &TcContext, at: u32, inner: &mut Packet) -> bool {
-    let mut head = V4Quote {
-        version_ihl: 0,
-        tos: 0,
-        total: 0,
-        id: 0,
-        fragment: 0,
-        ttl: 0,
-        proto: 0,
-        checksum: 0,
-        src: 0,
-        dst: 0,
-    };
-    // SAFETY: 20 bytes into 24.
-    if !unsafe { skb::load::<20>(ctx, at, (&raw mut head).cast()) } {
+    let mut room = MaybeUninit::<V4Quote>::uninit();
+    // SAFETY: 20 bytes into 24, the last four are padding; integers only.
+    let Some(head) = (unsafe { skb::load::<_, 0, 20>(ctx, at, &mut room) }) else {
         return false;
-    }
+    };
     inner.src = Address::v4(head.src);
     inner.dst = Address::v4(head.dst);
     inner.proto = head.proto;
@@ -70,11 +60,11 @@ fn v4(ctx: &TcContext, at: u32, inner: &mut Packet) -> bool {
 
 #[inline(always)]
 fn v6(ctx: &TcContext, at: u32, inner: &mut Packet) -> bool {
-    let mut head = V6Quote { version: 0, payload: 0, next: 0, hops: 0, src: [0; 2], dst: [0; 2] };
-    // SAFETY: 40 bytes into 40.
-    if !unsafe { skb::load::<40>(ctx, at, (&raw mut head).cast()) } {
+    let mut room = MaybeUninit::<V6Quote>::uninit();
+    // SAFETY: 40 bytes into 40; integers only.
+    let Some(head) = (unsafe { skb::load::<_, 0, 40>(ctx, at, &mut room) }) else {
         return false;
-    }
+    };
     inner.src = Address(head.src);
     inner.dst = Address(head.dst);
     inner.proto = head.next;

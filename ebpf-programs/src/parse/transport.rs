@@ -23,24 +23,31 @@ pub fn transport(ctx: &TcContext, packet: &mut Packet, end: u32) -> u32 {
     if shortest == 0 {
         return 0;
     }
-    let Some(words) = skb::word(ctx, packet.transport) else {
-        return u32::from(cut_short(packet));
-    };
-    if packet.is_icmp() {
-        packet.icmp_type = (words >> 56) as u8;
-        if packet.is_echo_request() || packet.is_echo_reply() {
-            packet.src_port = (words >> 16) as u16;
-            packet.dst_port = packet.src_port;
-        }
+    if packet.proto == PROTO_TCP {
+        let Some([ports, rest]) = skb::words(ctx, packet.transport) else {
+            return u32::from(cut_short(packet));
+        };
+        set_ports(packet, ports);
+        packet.tcp_flags = (rest >> 16) as u8;
         return 0;
     }
-    packet.src_port = (words >> 48) as u16;
-    packet.dst_port = (words >> 32) as u16;
-    if packet.proto == PROTO_TCP {
-        // SAFETY: one byte into one.
-        if !unsafe { skb::load::<1>(ctx, packet.transport + 13, &raw mut packet.tcp_flags) } {
-            return u32::from(cut_short(packet));
-        }
+    let Some(first) = skb::word(ctx, packet.transport) else {
+        return u32::from(cut_short(packet));
+    };
+    if !packet.is_icmp() {
+        set_ports(packet, first);
+        return 0;
+    }
+    packet.icmp_type = (first >> 56) as u8;
+    if packet.is_echo_request() || packet.is_echo_reply() {
+        packet.src_port = (first >> 16) as u16;
+        packet.dst_port = packet.src_port;
     }
     0
+}
+
+#[inline(always)]
+fn set_ports(packet: &mut Packet, first: u64) {
+    packet.src_port = (first >> 48) as u16;
+    packet.dst_port = (first >> 32) as u16;
 }

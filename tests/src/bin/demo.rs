@@ -91,7 +91,7 @@ fn hints(pid: u32) {
          birdc -s {WORK}/router/bird.ctl show route\n    \
          alias b='{cli} --socket {WORK}/node1/bulkheadd.sock'\n    \
          b status; b endpoints; b bgp peers; b drops\n    \
-         b explain vm payments/db-0 --protocol tcp --port 20880   # with 172.30.9.2 for vm\n    \
-         edit {WORK}/objects/payments.yaml            # and see it hold\nEnd it, from outside:\n    kill {pid}"
+         b explain 172.30.9.2 payments/db-0 --protocol tcp --port 20880   # from the vm\n    \
+         $EDITOR {WORK}/objects/payments.yaml         # and see it hold\nEnd it, from outside:\n    kill {pid}"
     );
 }

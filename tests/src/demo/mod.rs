@@ -20,20 +20,22 @@ mod step9_takeover;
 
 pub use report::{Report, painted};
 
-use crate::{Lab, Result};
+use crate::{Lab, Result, figure::Figure};
 
 /// A step that held.
-#[derive(Clone, Debug, Default, PartialEq, Eq)]
+#[derive(Clone, Debug, Default, PartialEq)]
 pub struct Held {
     /// What was measured, in one line.
     pub figure: String,
     /// More of it, one line each.
     pub details: Vec<String>,
+    /// The same for programs.
+    pub figures: Vec<Figure>,
 }
 
 impl Held {
     fn new(figure: String) -> Self {
-        Self { figure, details: Vec::new() }
+        Self { figure, ..Self::default() }
     }
 }
 

@@ -5,7 +5,7 @@ use super::{
     flows::{Flows, admitted, cut},
     matrix::grouped,
 };
-use crate::{Lab, Pod, Result, traffic::Connection, unmet};
+use crate::{Lab, Pod, Result, figure::Figure, traffic::Connection, unmet};
 use std::{
     net::SocketAddr,
     thread,
@@ -87,19 +87,23 @@ fn edit(lab: &Lab, text: &str) -> Result<Held> {
     refused_now(front, &called)?;
     unrelated.all_move()?;
     let delivered = unrelated.finish()?;
-    Ok(Held::new(format!(
-        "held {} after the write; {} connections cut after {}; {} others lost 0 of {} bytes",
-        latest(written, &admissions),
-        doomed.len(),
-        latest(written, &cuts),
-        delivered.flows,
-        grouped(delivered.bytes + delivered.packets * 8),
-    )))
+    let (held, cut) = (latest(written, &admissions), latest(written, &cuts));
+    Ok(Held {
+        figure: format!(
+            "held {held:.0} ms after the write; {} connections cut after {cut:.0} ms; {} others lost 0 of {} bytes",
+            doomed.len(),
+            delivered.flows,
+            grouped(delivered.bytes + delivered.packets * 8),
+        ),
+        figures: vec![Figure::new("edit_to_enforcement", held, "ms"), Figure::new("edit_to_cut", cut, "ms")],
+        ..Held::default()
+    })
 }
 
-fn latest(from: Instant, moments: &[Instant]) -> String {
+/// Milliseconds.
+fn latest(from: Instant, moments: &[Instant]) -> f64 {
     let longest = moments.iter().map(|m| m.saturating_duration_since(from)).max().unwrap_or_default();
-    format!("{:.0} ms", longest.as_secs_f64() * 1000.0)
+    longest.as_secs_f64() * 1e3
 }
 
 fn refused_now(front: &Pod, called: &[&Pod]) -> Result<()> {

@@ -75,6 +75,7 @@ pub fn run(lab: &mut Lab) -> Result<Held> {
             matrix::grouped(checked as u64)
         ),
         details,
+        ..Held::default()
     })
 }
 

@@ -38,7 +38,8 @@ pub fn run(lab: &mut Lab) -> Result<Held> {
         let explanation = ask(lab, from, question.port)?;
         details.push(judged(question, &explanation)?);
     }
-    Ok(Held { figure: "1 allowed, 2 denied, each with the rule that decides".into(), details })
+    let figure = "1 allowed, 2 denied, each with the rule that decides".into();
+    Ok(Held { figure, details, ..Held::default() })
 }
 
 fn ask(lab: &Lab, from: &str, port: &str) -> Result<Explanation> {

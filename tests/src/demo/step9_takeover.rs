@@ -56,8 +56,9 @@ pub fn run(lab: &mut Lab) -> Result<Held> {
     }
     let delivered = flows.finish()?;
     Ok(Held::new(format!(
-        "down {:.1} s, {cells} cells hold; back in {:.1} s, sessions {:.1} s; 0 of {} packets, 0 of {} bytes lost",
+        "down {:.1} s, {} cells hold; back in {:.1} s, sessions {:.1} s; 0 of {} packets, 0 of {} bytes lost",
         down.as_secs_f64(),
+        grouped(cells as u64),
         ready.as_secs_f64(),
         session.as_secs_f64(),
         grouped(delivered.packets),

@@ -3,7 +3,7 @@
 //! The window begins with the first byte that arrives, so that a burst or a slow start counts in full.
 
 use super::{first_in_line, retransmits};
-use crate::{Context, Netns, Result};
+use crate::{Context, Netns, Result, unmet};
 use nix::sys::socket::{getsockopt, setsockopt, sockopt};
 use std::{
     io::{self, Read, Write},
@@ -20,7 +20,7 @@ const ETHERNET: u64 = 14;
 const DATAGRAM: u64 = 1472;
 /// Datagrams handed to the kernel at once (`UDP_SEGMENT`).
 const BATCH: u64 = 16;
-pub const SLICE: Duration = Duration::from_millis(100);
+const SLICE: Duration = Duration::from_millis(100);
 
 /// What arrived, Ethernet bytes.
 #[derive(Clone, Debug, PartialEq, Eq)]
@@ -36,6 +36,42 @@ pub struct Rate {
 impl Rate {
     pub fn bits_per_second(&self) -> f64 {
         self.bytes as f64 * 8.0 / self.window.as_secs_f64()
+    }
+
+    fn by_slice(&self) -> String {
+        let gigabits = |bytes: &u64| format!("{:.2}", *bytes as f64 * 8.0 / SLICE.as_secs_f64() / 1e9);
+        let slices: Vec<String> = self.slices.iter().map(gigabits).collect();
+        format!("by 100 ms: {}; {} segments sent again", slices.join(" "), self.retransmits)
+    }
+}
+
+/// A rate that is as it must be.
+#[derive(Clone, Copy, Debug, PartialEq)]
+pub struct Within {
+    pub bits_per_second: f64,
+    /// Measurements that were too low before this one.
+    pub again: u32,
+}
+
+const TRIES: u32 = 3;
+
+/// Measures whether a limit of so many bits a second holds, within `tolerance` (a part of it). Too much is a fault at once.
+/// Too little may be the fault of a busy machine that cannot send or receive so fast: it is measured again, and stands if
+/// it stays so.
+pub fn within(limit: f64, tolerance: f64, mut measure: impl FnMut() -> Result<Rate>) -> Result<Within> {
+    let mut again = 0;
+    loop {
+        let rate = measure()?;
+        let bits_per_second = rate.bits_per_second();
+        let off = bits_per_second / limit - 1.0;
+        if off.abs() <= tolerance {
+            return Ok(Within { bits_per_second, again });
+        }
+        again += 1;
+        if off > 0.0 || again == TRIES {
+            let gigabits = bits_per_second / 1e9;
+            return unmet(format!("{gigabits:.3} Gbit/s is {:+.1} % off ({})", off * 100.0, rate.by_slice()));
+        }
     }
 }
 
@@ -130,7 +166,7 @@ fn measure(window: Duration, mut receive: impl FnMut() -> io::Result<u64>) -> Re
         let slice = (start.elapsed().as_nanos() / SLICE.as_nanos()) as usize;
         match slices.get_mut(slice) {
             Some(slice) if bytes > 0 => *slice += bytes,
-            Some(_) => return crate::unmet("the sender closed before the window was over"),
+            Some(_) => return unmet("the sender closed before the window was over"),
             None => return Ok(slices),
         }
     }
@@ -154,5 +190,31 @@ mod tests {
         let rate = total(&[1448, 1448], Duration::from_secs(1), |p| p + p.div_ceil(1448) * 66);
         assert_eq!((rate.bytes, rate.slices), (2 * 1514, vec![1514, 1514]));
         assert_eq!(rate.window, Duration::from_secs(1));
+    }
+
+    fn measured(bits: &[u64]) -> (Result<Within>, u32) {
+        let mut calls = 0;
+        let found = within(1e9, 0.05, || {
+            let bytes = bits[calls as usize] / 8;
+            calls += 1;
+            Ok(Rate { bytes, window: Duration::from_secs(1), slices: vec![bytes], retransmits: 0 })
+        });
+        (found, calls)
+    }
+
+    #[test]
+    fn a_rate_that_is_too_high_is_a_fault_at_once() {
+        let (found, calls) = measured(&[1_060_000_000, 1_000_000_000]);
+        assert!(found.is_err());
+        assert_eq!(calls, 1);
+    }
+
+    #[test]
+    fn a_rate_that_is_too_low_is_a_fault_when_it_stays_so() {
+        let (found, _) = measured(&[900_000_000, 990_000_000]);
+        assert_eq!(found.unwrap(), Within { bits_per_second: 990e6, again: 1 });
+        let (found, calls) = measured(&[900_000_000; 3]);
+        assert!(found.is_err());
+        assert_eq!(calls, 3);
     }
 }

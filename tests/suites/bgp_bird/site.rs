@@ -4,7 +4,8 @@ use bulkhead_bgp::fsm::StateName;
 use bulkhead_bgp::{Family, PeerConfig, PeerStatus, RouteAttributes, RouteView, Speaker, SpeakerConfig};
 use bulkhead_lab::{
     Bird, Error, Netns, Result,
-    link::{End, ip_output},
+    link::End,
+    routes::{Route, kernel_routes},
     until, veth,
 };
 use ipnetwork::IpNetwork;
@@ -60,16 +61,11 @@ impl Site {
 
     /// The router's kernel table, as far as BIRD wrote it, with next hops.
     fn kernel(&self) -> Result<BTreeSet<String>> {
-        let mut routes = BTreeSet::new();
-        for family in ["-4", "-6"] {
-            let table = ip_output(Some(&self.router), &format!("{family} route show proto bird"))?;
-            for line in table.lines() {
-                let words: Vec<&str> = line.split_whitespace().collect();
-                let via = words.iter().position(|word| *word == "via").and_then(|at| words.get(at + 1));
-                routes.insert(format!("{} via {}", words[0], via.unwrap_or(&"nothing")));
-            }
-        }
-        Ok(routes)
+        let via = |r: &Route| r.via.map_or("nothing".into(), |via| via.to_string());
+        Ok(kernel_routes(&self.router, "bird")?
+            .iter()
+            .map(|r| format!("{} via {}", r.prefix, via(r)))
+            .collect())
     }
 
     pub fn wait_kernel(&self, expected: &[&str]) -> Result<()> {

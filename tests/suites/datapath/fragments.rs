@@ -12,6 +12,7 @@ use bulkhead_ebpf_abi::{
 crate::trials! {
     fragments:
     later_fragments_follow_their_first,
+    later_fragments_follow_a_first_with_headers_behind_its_own,
     later_fragments_without_their_first_are_dropped,
     fragments_of_a_refused_first_are_dropped,
     a_first_fragment_without_its_ports_is_dropped,
@@ -49,6 +50,18 @@ fn later_fragments_follow_their_first() {
         assert_eq!(node.send(A, &whole.fragment(9, 2960, 3008)).end, End::Next);
         assert_eq!(node.flow((f.a, 5), (f.vm, 53), 17).expect("an entry").packets, 3);
     }
+}
+
+fn later_fragments_follow_a_first_with_headers_behind_its_own() {
+    let node = to_vm();
+    let mut whole = datagram(V6, 53);
+    // Destination options in the part that is cut to pieces: each piece names them, not UDP.
+    whole.payload = [vec![whole.proto, 0, 1, 4, 0, 0, 0, 0], whole.payload].concat();
+    whole.proto = 60;
+    for (from, to) in [(0, 1480), (1480, 2960), (2960, 3016)] {
+        assert_eq!(node.send(A, &whole.fragment(9, from, to)).end, End::Next);
+    }
+    assert_eq!(node.flow((V6.a, 5), (V6.vm, 53), 17).expect("an entry").packets, 3);
 }
 
 fn later_fragments_without_their_first_are_dropped() {

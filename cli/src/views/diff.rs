@@ -1,0 +1,92 @@
+//! `diff`: what a change would newly allow and deny.
+
+use crate::{
+    paint::{Colour, Paint},
+    table::{self, number, text},
+};
+use bulkhead_api::messages::{PolicyChange, PolicyDiff};
+
+pub fn diff(diff: &PolicyDiff, paint: Paint) -> String {
+    let edited = match diff.changed.as_slice() {
+        [] => return "no object differs from what is in force\n".to_string(),
+        changed => format!("{}\n", changed.join("\n")),
+    };
+    if diff.changes.is_empty() {
+        return format!("{edited}\nno flow is newly allowed or denied\n");
+    }
+    let row = |c: &PolicyChange| {
+        let (word, colour) = if c.allows { ("+ allow", Colour::Good) } else { ("- deny", Colour::Bad) };
+        let e = &c.example;
+        vec![
+            text(word).colour(colour),
+            text(&c.from),
+            text(&c.to),
+            text(&c.protocol),
+            text(&c.ports),
+            text(format!("{} -> {}", e.from, e.to)),
+            text(&c.after.name),
+            number(c.cut_connections),
+        ]
+    };
+    let header = ["NEWLY", "FROM", "TO", "PROTOCOL", "PORTS", "FOR EXAMPLE", "BY", "CUTS"];
+    let rows = table::with_header(&header, diff.changes.iter().map(row).collect(), paint);
+    format!("{edited}\n{rows}\n{}\n", cuts(diff.cut_connections))
+}
+
+fn cuts(connections: usize) -> String {
+    match connections {
+        0 => "no live connection of this node would be cut".to_string(),
+        1 => "1 live connection of this node would be cut".to_string(),
+        n => format!("{n} live connections of this node would be cut"),
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::paint::PLAIN;
+    use bulkhead_api::messages::{ExampleFlow, RuleInfo};
+
+    fn rule(name: &str) -> RuleInfo {
+        RuleInfo { number: 64, name: name.into(), file: None }
+    }
+
+    #[test]
+    fn a_change_says_who_to_whom_by_which_rule_and_what_it_cuts() {
+        let change = PolicyChange {
+            allows: false,
+            from: "partition web".into(),
+            to: "partition payments".into(),
+            protocol: "tcp".into(),
+            ports: "8000-8080".into(),
+            example: ExampleFlow {
+                from: "10.66.0.0".parse().unwrap(),
+                to: "10.65.0.0".parse().unwrap(),
+                protocol: 6,
+                port: 8000,
+            },
+            before: rule("Partition/payments ingress[0]"),
+            after: rule("no rule allows it"),
+            cut_connections: 2,
+        };
+        let all = PolicyDiff {
+            changed: vec!["~Partition/payments".into()],
+            changes: vec![change],
+            cut_connections: 2,
+        };
+        let expected = "\
+~Partition/payments
+
+NEWLY   FROM           TO                  PROTOCOL  PORTS      FOR EXAMPLE             BY                 CUTS
+- deny  partition web  partition payments  tcp       8000-8080  10.66.0.0 -> 10.65.0.0  no rule allows it     2
+
+2 live connections of this node would be cut
+";
+        assert_eq!(diff(&all, PLAIN), expected);
+    }
+
+    #[test]
+    fn no_change_says_so() {
+        assert_eq!(diff(&PolicyDiff::default(), PLAIN), "no object differs from what is in force\n");
+    }
+}

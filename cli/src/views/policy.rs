@@ -1,0 +1,71 @@
+//! `policy generations`, `policy rollback`, `policy release`.
+
+use super::list;
+use crate::{
+    paint::{Colour, Paint},
+    table::{self, number, text},
+    units,
+};
+use bulkhead_api::messages::GenerationInfo;
+
+/// `now`: Unix time, seconds.
+pub fn generations(generations: &[GenerationInfo], now: u64, paint: Paint) -> String {
+    let row = |(n, g): (usize, &GenerationInfo)| {
+        let age = units::duration(now.saturating_sub(g.since));
+        let state = match (n, g.rollback_of) {
+            (0, None) => text("in force").colour(Colour::Good),
+            (0, Some(of)) => text(format!("in force, the objects of {of}")).colour(Colour::Warning),
+            (_, None) => text("-"),
+            (_, Some(of)) => text(format!("the objects of {of}")),
+        };
+        vec![
+            number(g.generation),
+            text(format!("{age} ago")),
+            state,
+            number(g.objects.len()),
+            text(list(&g.changed)),
+        ]
+    };
+    let header = ["GENERATION", "SINCE", "STATE", "OBJECTS", "CHANGED"];
+    table::with_header(&header, generations.iter().enumerate().map(row).collect(), paint)
+}
+
+pub fn generation(info: &GenerationInfo) -> String {
+    let changed = list(&info.changed);
+    match info.rollback_of {
+        Some(of) => format!(
+            "generation {} is in force with the objects of {of}: {changed}\n\
+             the source is held until `bulkhead policy release`\n",
+            info.generation
+        ),
+        None => format!("generation {} is in force, from the source: {changed}\n", info.generation),
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::paint::PLAIN;
+
+    fn info(generation: u32, rollback_of: Option<u32>) -> GenerationInfo {
+        let (objects, changed) = (vec!["Partition/web".into()], vec!["~Partition/web".into()]);
+        GenerationInfo { generation, since: 100, rollback_of, objects, changed }
+    }
+
+    #[test]
+    fn generations_show_what_is_in_force_and_where_it_came_from() {
+        let shown = generations(&[info(7, Some(5)), info(6, None)], 160, PLAIN);
+        let expected = "\
+GENERATION  SINCE      STATE                       OBJECTS  CHANGED
+         7  1 min ago  in force, the objects of 5        1  ~Partition/web
+         6  1 min ago  -                                 1  ~Partition/web
+";
+        assert_eq!(shown, expected);
+    }
+
+    #[test]
+    fn a_rollback_says_that_the_source_is_held() {
+        assert!(generation(&info(7, Some(5))).contains("held until `bulkhead policy release`"));
+        assert_eq!(generation(&info(7, None)), "generation 7 is in force, from the source: ~Partition/web\n");
+    }
+}

@@ -1,0 +1,78 @@
+//! Going back: the objects of a former generation, under a new number, held against the source until released.
+
+use super::Node;
+use bulkhead_api::messages::{ErrorReply, GenerationInfo, Rollback, code};
+use bulkhead_policy::{Objects, admit};
+use tracing::info;
+
+impl Node {
+    pub fn generations(&self) -> Vec<GenerationInfo> {
+        self.history.list()
+    }
+
+    /// Brings former objects back. Of the source only facts go on to count (nodes, pods), not rules, until [`Self::release`].
+    pub async fn rollback(&mut self, request: Rollback) -> Result<GenerationInfo, ErrorReply> {
+        let to = request.to.or_else(|| self.history.previous()).ok_or_else(|| ErrorReply {
+            code: code::INVALID_CONFIG,
+            msg: "there is no generation to go back to".into(),
+            details: "this node has had one set of objects".into(),
+        })?;
+        let former =
+            self.history.objects(to).map_err(|e| failed(e.to_string()))?.ok_or_else(|| ErrorReply {
+                code: code::INVALID_CONFIG,
+                msg: format!("the objects of generation {to} are not kept"),
+                details: "`bulkhead policy generations` lists those that are".into(),
+            })?;
+        let facts = self.in_force.policy.clone();
+        let candidate = self.with_own_node(with_facts(former, facts));
+        let (objects, refused) = admit(&Objects::default(), candidate);
+        if !refused.is_empty() {
+            let reasons: Vec<_> = refused.iter().map(ToString::to_string).collect();
+            return Err(failed(reasons.join("; ")));
+        }
+        self.switch(objects, Some(to), None).map_err(failed)?;
+        self.history
+            .hold(Some(to))
+            .map_err(|e| failed(format!("in force, but the hold is not on disk: {e}")))?;
+        info!(to, "rolled back; the source is held");
+        self.follow().await;
+        self.in_force_now()
+    }
+
+    /// Ends the hold: what the source says now comes into force.
+    pub async fn release(&mut self) -> Result<GenerationInfo, ErrorReply> {
+        if self.history.held().is_none() {
+            return Err(ErrorReply {
+                code: code::INVALID_CONFIG,
+                msg: "the source is not held".into(),
+                details: String::new(),
+            });
+        }
+        self.history.hold(None).map_err(|e| failed(e.to_string()))?;
+        info!("released; the source counts again");
+        let observed = self.source.borrow().clone();
+        self.apply(observed).await;
+        self.in_force_now()
+    }
+
+    /// What the source says; while it is held, its facts only.
+    pub(super) fn unless_held(&self, from_source: Objects) -> Objects {
+        match self.history.held() {
+            Some(_) => with_facts(self.in_force.policy.clone(), from_source),
+            None => from_source,
+        }
+    }
+
+    fn in_force_now(&self) -> Result<GenerationInfo, ErrorReply> {
+        self.history.list().into_iter().next().ok_or_else(|| failed("nothing is in force".into()))
+    }
+}
+
+/// The rules of one set, and of the other what is the case whether anybody likes it or not.
+fn with_facts(rules: Objects, facts: Objects) -> Objects {
+    Objects { nodes: facts.nodes, ..rules }
+}
+
+fn failed(details: String) -> ErrorReply {
+    ErrorReply { code: code::IO_FAILURE, msg: "what is in force stays".into(), details }
+}

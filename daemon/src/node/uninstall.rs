@@ -1,0 +1,32 @@
+//! Takes away all that the daemons of this node ever made.
+//!
+//! Needs no uplink, no state that can be read and no pins of this daemon's layout: what cannot be started must still be
+//! removable. It never touches another node's claims.
+
+use super::NodeError;
+use crate::{
+    config::Config,
+    datapath::Datapath,
+    ipam::{BlockClaims, ClaimFiles},
+    net::{Kernel, Links, Routes},
+    store,
+};
+use tracing::info;
+
+pub async fn uninstall(config: &Config) -> Result<(), NodeError> {
+    let net = Kernel::open()?;
+    // Interfaces first: no pod may have a network without a policy.
+    for link in net.list().await? {
+        net.delete(&link.name).await?;
+    }
+    let routes: Vec<_> = net.list_routes().await?.into_iter().collect();
+    net.remove_routes(&routes).await?;
+    Datapath::remove_pins(&config.pin_dir)?;
+    let claims = ClaimFiles::new(config.blocks.clone())?;
+    for block in claims.list().await?.into_iter().filter(|b| b.node == config.node) {
+        claims.release(&block).await?;
+    }
+    store::remove_all(&config.state_dir)?;
+    info!("removed");
+    Ok(())
+}

@@ -1,0 +1,87 @@
+//! What a change does, in words that can be read off.
+#![allow(clippy::unwrap_used, reason = "helpers of tests")]
+
+use bulkhead_api::objects::{NetworkGroupSpec, PartitionSpec};
+use bulkhead_policy::{
+    Compiled, Interner, Objects, Sourced, compile,
+    diff::{Side, diff},
+};
+
+fn partition(yaml: &str) -> Sourced<PartitionSpec> {
+    Sourced { spec: serde_saphyr::from_str(yaml).unwrap(), file: Some("p.yaml:1".into()) }
+}
+
+fn objects(web_ingress: &str) -> Objects {
+    let mut objects =
+        Objects { default_pod_cidrs: vec!["10.64.0.0/16".parse().unwrap()], ..Objects::default() };
+    let web = format!("policyID: 1\npodCIDRs: [10.66.0.0/16, 'fd00:66::/64']\ningress: {web_ingress}\n");
+    objects.partitions.insert("web".into(), partition(&web));
+    let shop = "policyID: 2\npodCIDRs: [10.67.0.0/16, 'fd00:67::/64']\negress: [{to: [{partition: web}]}]\n";
+    objects.partitions.insert("shop".into(), partition(shop));
+    let spec = NetworkGroupSpec { cidrs: vec!["172.20.0.0/16".parse().unwrap()] };
+    objects.network_groups.insert("vms".into(), Sourced { spec, file: None });
+    objects
+}
+
+fn compiled(objects: &Objects, interner: &mut Interner) -> Compiled {
+    let local = bulkhead_policy::Local { node: "n1", pods: &[], partitions: None, former: None };
+    compile(objects, interner, &local).unwrap()
+}
+
+/// `+ from -> to protocol ports` of each change.
+fn changes(before: &str, after: &str) -> Vec<String> {
+    let (before, after) = (objects(before), objects(after));
+    let mut interner = Interner::default();
+    let old = compiled(&before, &mut interner);
+    let new = compiled(&after, &mut interner);
+    let sides = [Side { objects: &before, compiled: &old }, Side { objects: &after, compiled: &new }];
+    for change in diff(sides[0], sides[1]) {
+        // The example is one of the flows the line speaks of, and it turns as the line says.
+        let e = change.example;
+        let [was, is] = sides.map(|s| s.verdict(e.from, e.to, e.protocol, e.port).allowed);
+        assert_eq!((was, is), (!change.allows, change.allows), "{change:?}");
+    }
+    let sign = |allows| if allows { '+' } else { '-' };
+    let line = |c: bulkhead_api::messages::PolicyChange| {
+        format!("{} {} -> {} {} {}", sign(c.allows), c.from, c.to, c.protocol, c.ports)
+    };
+    diff(sides[0], sides[1]).into_iter().map(line).collect()
+}
+
+const FROM_SHOP: &str = "[{from: [{partition: shop}], ports: [{port: 8000, endPort: 8090}]}]";
+
+#[test]
+fn the_same_objects_change_nothing() {
+    assert_eq!(changes(FROM_SHOP, FROM_SHOP), [""; 0]);
+}
+
+#[test]
+fn a_moved_range_shows_both_ends_of_the_move_once_for_both_ip_versions() {
+    let after = "[{from: [{partition: shop}], ports: [{port: 8081, endPort: 8091}]}]";
+    assert_eq!(
+        changes(FROM_SHOP, after),
+        ["- partition shop -> partition web tcp 8000-8080", "+ partition shop -> partition web tcp 8091"]
+    );
+}
+
+#[test]
+fn a_rule_that_repeats_another_changes_nothing() {
+    let after = "[{from: [{partition: shop}], ports: [{port: 8000, endPort: 8090}]}, \
+                 {name: again, from: [{partition: shop}], ports: [{port: 8010}]}]";
+    assert_eq!(changes(FROM_SHOP, after), [""; 0]);
+}
+
+#[test]
+fn a_rule_for_a_group_names_the_group() {
+    let after = "[{from: [{partition: shop}], ports: [{port: 8000, endPort: 8090}]}, \
+                 {from: [{networkGroup: vms}], ports: [{protocol: UDP, port: 53}]}]";
+    assert_eq!(changes(FROM_SHOP, after), ["+ NetworkGroup/vms -> partition web udp 53"]);
+}
+
+#[test]
+fn a_rule_without_ports_opens_every_protocol() {
+    let lines = changes("[]", "[{from: [{ipBlock: {cidr: 192.0.2.7/32}}]}]");
+    let expected = ["tcp", "udp", "sctp", "icmp", "other protocols"]
+        .map(|p| format!("+ 192.0.2.7/32 -> partition web {p} all"));
+    assert_eq!(lines, expected);
+}

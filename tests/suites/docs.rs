@@ -1,0 +1,55 @@
+//! What the user guide shows must work as it stands there.
+#![allow(clippy::expect_used, reason = "a suite fails by panicking")]
+
+use bulkhead_daemon::{
+    config::Config,
+    source::{Snapshot, parse},
+};
+use bulkhead_policy::{Objects, admit};
+use std::fs;
+
+const GUIDE: &str = include_str!("../../docs/user-guide.md");
+/// Who is spoken of in the samples without being made there.
+const OTHERS: &str = "apiVersion: bulkhead.dev/v1alpha1\nkind: Partition\nmetadata: {name: payments}\n\
+                      spec: {policyID: 10, namespaces: [payments], podCIDRs: [10.65.0.0/20]}\n";
+
+/// Blocks of this language.
+fn samples(language: &str) -> Vec<&'static str> {
+    let fence = format!("```{language}\n");
+    GUIDE.split(fence.as_str()).skip(1).filter_map(|rest| rest.split("```").next()).collect()
+}
+
+#[test]
+fn the_objects_of_the_guide_are_accepted_as_they_stand() {
+    let mut snapshot = Snapshot::default();
+    let objects = samples("yaml").into_iter().filter(|s| s.starts_with("apiVersion:"));
+    let mut kinds = 0;
+    for text in objects.chain([OTHERS]) {
+        for object in parse("guide.yaml", text).expect("readable objects") {
+            snapshot.insert(object);
+            kinds += 1;
+        }
+    }
+    assert_eq!(
+        kinds, 6,
+        "Partition, NetworkGroup, BandwidthClass, BGPConfiguration, BGPPeer, and the other one"
+    );
+    let (_, refused) = admit(&Objects::default(), snapshot.policy);
+    assert!(refused.is_empty(), "{refused:?}");
+}
+
+#[test]
+fn the_configuration_of_the_guide_is_accepted_and_says_the_defaults() {
+    let text = samples("yaml").into_iter().find(|s| s.starts_with("node:")).expect("a configuration");
+    let dir = tempfile::tempdir().expect("a folder");
+    let read = |name: &str, text: &str| {
+        let path = dir.path().join(name);
+        fs::write(&path, text).expect("a file");
+        Config::read(&path).expect("a valid configuration")
+    };
+    let shown = read("shown.yaml", text);
+    let only_needed: String =
+        text.lines().filter(|l| !l.contains("# default")).map(|l| format!("{l}\n")).collect();
+    let defaults = Config { uplinks: shown.uplinks.clone(), ..read("needed.yaml", &only_needed) };
+    assert_eq!(shown, defaults, "what is called a default is one");
+}

@@ -1,0 +1,129 @@
+//! BGP objects that change while pods run, and what stays in the router.
+
+use crate::support::*;
+use bulkhead_lab::{Lab, Result, routes::RouteWatch, unmet, until};
+use std::net::IpAddr;
+
+pub const CASES: &[Case] = &[
+    ("a BGPConfiguration that is removed withdraws everything; put back, it is announced again", put_back),
+    ("a changed ASN is what the routers hear; changed back, the routes are back", asn),
+    ("a peer that is edited to nonsense keeps its session as it was", peer_refused),
+    ("a partition that is not to be advertised is withdrawn, and comes back", not_advertised),
+    (
+        "a daemon that cannot compile or write after a restart still keeps its routes in the router",
+        restart_in_trouble,
+    ),
+];
+
+fn start(lab: &mut Lab) -> Result<[IpAddr; 2]> {
+    let pod = index(lab, "payments/db-0");
+    add(lab, pod)?;
+    let addresses = [lab.pods[pod].v4.into(), lab.pods[pod].v6.into()];
+    until_routed(lab, addresses, true)?;
+    Ok(addresses)
+}
+
+fn until_routed(lab: &Lab, addresses: [IpAddr; 2], there: bool) -> Result<()> {
+    let what =
+        if there { "the router knows the pod's blocks" } else { "the router has forgotten the pod's blocks" };
+    until(what, LATER, || {
+        for (session, address) in ["n1v4", "n1v6"].into_iter().zip(addresses) {
+            if lab.bird.routes(session)?.iter().any(|r| r.prefix.contains(address)) != there {
+                return unmet(lab.bird.birdc(&format!("show protocols all {session}"))?);
+            }
+        }
+        Ok(Some(()))
+    })
+}
+
+fn put_back(lab: &mut Lab) -> Result<()> {
+    let addresses = start(lab)?;
+    let text = lab.objects.read("bgp.yaml")?;
+    let (configuration, peers) = text.split_once("---").expect("two documents");
+    lab.objects.write("bgp.yaml", peers)?;
+    until_routed(lab, addresses, false)?;
+    // Nothing is announced, so the next daemon is none that restarts.
+    let announced = std::fs::read_to_string(lab.nodes[0].state_dir().join("announced.json"))?;
+    require(announced.trim() == "[]", &format!("remembered as announced: {announced}"))?;
+    lab.objects.write("bgp.yaml", &format!("{configuration}---{peers}"))?;
+    until_routed(lab, addresses, true)?;
+    until_content(&lab.nodes[0])
+}
+
+fn asn(lab: &mut Lab) -> Result<()> {
+    let addresses = start(lab)?;
+    let text = lab.objects.read("bgp.yaml")?;
+    lab.objects.write("bgp.yaml", &text.replace("asn: 65010", "asn: 65011"))?;
+    until("the router refuses the other ASN", LATER, || {
+        Ok(lab.bird.birdc("show protocols all n1v4")?.contains("Bad peer AS").then_some(()))
+    })?;
+    lab.objects.write("bgp.yaml", &text)?;
+    lab.bird.birdc("restart n1v4")?;
+    lab.bird.birdc("restart n1v6")?;
+    until_routed(lab, addresses, true)
+}
+
+fn peer_refused(lab: &mut Lab) -> Result<()> {
+    let addresses = start(lab)?;
+    let watch = RouteWatch::start(&lab.router)?;
+    let text = lab.objects.read("bgp.yaml")?;
+    for (wrong, told) in [
+        (text.replacen("peerASN: 65000", "peerASN: 0", 1), "BGPPeer/router-node1-v4: spec.peerASN"),
+        (text.replacen("asn: 65010", "asn: 0", 1), "BGPConfiguration/default: spec.asn"),
+    ] {
+        lab.objects.write("bgp.yaml", &wrong)?;
+        until_refused(&lab.nodes[0], told)?;
+        require(lab.bird.established("n1v4")?, "the session stands")?;
+        lab.nodes[0].kill_daemon()?;
+        lab.nodes[0].start_daemon()?;
+        lab.bird.wait_established(&["n1v4", "n1v6"], LATER)?;
+        until_refused(&lab.nodes[0], told)?;
+    }
+    lab.objects.write("bgp.yaml", &text)?;
+    until_content(&lab.nodes[0])?;
+    until_routed(lab, addresses, true)?;
+    require(lab.bird.established("n1v4")?, "the session stands")?;
+    stayed(watch, addresses)
+}
+
+/// No route to these addresses left the router's kernel.
+fn stayed(watch: RouteWatch, addresses: [IpAddr; 2]) -> Result<()> {
+    let gone = watch.stop()?;
+    let ours = gone.iter().find(|p| addresses.iter().any(|a| p.contains(*a)));
+    require(ours.is_none(), &format!("{ours:?} left the router"))
+}
+
+fn not_advertised(lab: &mut Lab) -> Result<()> {
+    let addresses = start(lab)?;
+    let text = lab.objects.read("payments.yaml")?;
+    lab.objects.write(
+        "payments.yaml",
+        &text.replace("  policyID: 100\n", "  policyID: 100\n  bgp: {advertise: false}\n"),
+    )?;
+    until_routed(lab, addresses, false)?;
+    lab.nodes[0].kill_daemon()?;
+    lab.nodes[0].start_daemon()?;
+    lab.bird.wait_established(&["n1v4", "n1v6"], LATER)?;
+    until_routed(lab, addresses, false)?;
+    lab.objects.write("payments.yaml", &text)?;
+    until_routed(lab, addresses, true)
+}
+
+fn restart_in_trouble(lab: &mut Lab) -> Result<()> {
+    let addresses = start(lab)?;
+    let watch = RouteWatch::start(&lab.router)?;
+    lab.nodes[0].kill_daemon()?;
+    // The numbers of the next generation cannot be written down.
+    let state = lab.nodes[0].state_dir();
+    let blocked = state.join("interner.json.tmp");
+    std::fs::create_dir(&blocked)?;
+    lab.objects.write("web.yaml", &lab.objects.read("web.yaml")?.replace("name: pages", "name: seiten"))?;
+    lab.nodes[0].start_daemon_unready()?;
+    lab.bird.wait_established(&["n1v4", "n1v6"], LATER)?;
+    until("the restart is over", LATER, || Ok(lab.bird.restarts_over(&["n1v4", "n1v6"])?.then_some(())))?;
+    until_routed(lab, addresses, true)?;
+    contains(&refusals(&lab.nodes[0])?, &["interner.json"])?;
+    std::fs::remove_dir(&blocked)?;
+    until_content(&lab.nodes[0])?;
+    stayed(watch, addresses)
+}
