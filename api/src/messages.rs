@@ -361,7 +361,22 @@ pub struct ExplainedDecision {
     pub allowed: bool,
     /// `isolation: Audit`: a deny is only recorded.
     pub audit: bool,
+    /// The rule that decided.
     pub rule: RuleInfo,
+    /// What each tier that has a say about this pod says, in the order of decision.
+    #[serde(default, skip_serializing_if = "Vec::is_empty")]
+    pub tiers: Vec<TierDecision>,
+}
+
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "camelCase")]
+pub struct TierDecision {
+    /// `node`, `admin`, `partition`, `networkPolicy`, `baseline`.
+    pub tier: String,
+    /// `allow`, `deny`, `pass`, or `none` where no rule of the tier matches.
+    pub verdict: String,
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub rule: Option<RuleInfo>,
 }
 
 /// A rule by name and origin.

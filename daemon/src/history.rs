@@ -170,7 +170,10 @@ fn named(objects: &Objects) -> BTreeMap<String, serde_json::Value> {
     all("Partition", &objects.partitions)
         .chain(all("NetworkGroup", &objects.network_groups))
         .chain(all("BandwidthClass", &objects.bandwidth_classes))
+        .chain(all("NetworkPolicy", &objects.network_policies))
+        .chain(all("ClusterNetworkPolicy", &objects.cluster_network_policies))
         .chain(all("Namespace", &objects.namespaces))
+        .chain(all("Pod", &objects.pods))
         .chain(all("Node", &objects.nodes))
         .collect()
 }

@@ -76,6 +76,8 @@ pub const VERDICT_DENY: u8 = 0;
 pub const VERDICT_ALLOW: u8 = 1;
 /// `established: Keep`: a connection this cell admitted survives changes of the partition tier.
 pub const CELL_KEEP: u8 = 1;
+/// Another tier than the partition's denies: neither `isolation: Audit` nor `established: Keep` softens it.
+pub const CELL_FINAL: u8 = 2;
 
 /// Rule numbers below [`RULE_FIRST_DYNAMIC`] are built in.
 pub const RULE_NONE: u32 = 0;

@@ -4,7 +4,7 @@
 //!                no entry ──────────────────────────────▶ decide in the packet's direction, make the entry
 //!                SYN or echo request against the entry ─▶ the same: a new flow
 //! packet ──▶     this end admitted it in this generation ▶ pass
-//!                ... in another one, Keep ──────────────▶ re-stamp, pass
+//!                ... in another one, Keep ──────────────▶ re-stamp unless another tier than the partition's says no
 //!                ... in another one, or never ──────────▶ decide in the initiator's direction: re-stamp, or cut
 //! ```
 //! Each end asks its own policy only: at a hook of the initiator's pod its egress, at one of the responder's its ingress.
@@ -97,7 +97,7 @@ fn icmp(ctx: &TcContext, at: &At, packet: &Packet) -> Verdict {
     if peer == Peer::OWN_NODE {
         return Verdict::PASS;
     }
-    match ask(at, at.dir, peer, packet.proto, packet.service_port(), decide::FIRST) {
+    match ask(at, at.dir, peer, packet.proto, packet.service_port(), decide::FIRST, false) {
         Ok(_) => Verdict::PASS,
         Err(verdict) => verdict,
     }
@@ -138,15 +138,11 @@ fn known(at: &At, packet: &Packet, key: &Key, flow: &mut Flow, forward: bool, no
     if flow.flags & FLOW_OWN_NODE == 0 {
         let admitted = flow.admitted[end as usize].generation;
         if admitted != at.generation || again {
-            if admitted != 0 && flow.flags & keep != 0 && !again {
-                flow.admitted[end as usize].generation = at.generation;
-            } else {
-                let renewed = admitted != 0 && !again;
-                let verdict = renew(at, packet, flow, end, keep, renewed);
-                if !verdict.passes() {
-                    forget(packet, key, flow, admitted == 0 || again);
-                    return verdict;
-                }
+            let renewed = admitted != 0 && !again;
+            let verdict = renew(at, packet, flow, end, keep, renewed);
+            if !verdict.passes() {
+                forget(packet, key, flow, admitted == 0 || again);
+                return verdict;
             }
         }
     }
@@ -158,11 +154,18 @@ fn known(at: &At, packet: &Packet, key: &Key, flow: &mut Flow, forward: bool, no
     Verdict::PASS
 }
 
-/// Asks this end's policy in the initiator's direction, and stamps.
+/// Asks this end's policy in the initiator's direction, and stamps. Keep shields against changes of the partition tier.
 #[inline(always)]
 fn renew(at: &At, packet: &Packet, flow: &mut Flow, end: u32, keep: u8, renewed: bool) -> Verdict {
     let reason = if renewed { DROP_REVOKED } else { decide::FIRST };
-    match ask(at, end, peer_of_flow(at, packet, flow, end), packet.proto, flow.service_port, reason) {
+    let kept = renewed && flow.flags & keep != 0;
+    let peer = peer_of_flow(at, packet, flow, end);
+    match ask(at, end, peer, packet.proto, flow.service_port, reason, kept) {
+        // It stays the connection of the rule that admitted it.
+        Ok(_) if kept => {
+            flow.admitted[end as usize].generation = at.generation;
+            Verdict::PASS
+        }
         Ok(answer) => {
             flow.flags = if answer.keeps() { flow.flags | keep } else { flow.flags & !keep };
             flow.admitted[end as usize] = Admission { generation: at.generation, rule: answer.rule() };
@@ -245,7 +248,7 @@ fn open(at: &At, packet: &Packet, key: &Key, from_low: bool, replaces: bool) -> 
     if peer == Peer::OWN_NODE {
         flow.flags |= FLOW_OWN_NODE;
     } else {
-        match ask(at, at.dir, peer, packet.proto, packet.service_port(), decide::FIRST) {
+        match ask(at, at.dir, peer, packet.proto, packet.service_port(), decide::FIRST, false) {
             Ok(answer) => stamp(flow, at, answer),
             Err(verdict) => return verdict,
         }

@@ -5,7 +5,7 @@ use crate::maps::{
     POLICY, PORT_DIR, PORT_PAGE, ROW,
 };
 use bulkhead_ebpf_abi::{
-    CELL_KEEP, Cell, POLICY_AUDIT, POLICY_OPEN, PORT_SLOTS, PolicyDir, RULE_NONE, VERDICT_ALLOW,
+    CELL_FINAL, CELL_KEEP, Cell, POLICY_AUDIT, POLICY_OPEN, PORT_SLOTS, PolicyDir, RULE_NONE, VERDICT_ALLOW,
     VERDICT_DENY, port_slot,
 };
 
@@ -40,9 +40,15 @@ impl Answer {
         (self.0 >> 40) as u8 & CELL_KEEP != 0
     }
 
+    /// Of a denial: no tier but the partition's says no.
+    #[inline(always)]
+    pub fn is_partitions(self) -> bool {
+        (self.0 >> 40) as u8 & CELL_FINAL == 0
+    }
+
     #[inline(always)]
     pub fn audits(self) -> bool {
-        (self.0 >> 48) as u32 & POLICY_AUDIT != 0
+        (self.0 >> 48) as u32 & POLICY_AUDIT != 0 && self.is_partitions()
     }
 
     #[inline(always)]

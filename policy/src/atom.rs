@@ -2,8 +2,29 @@
 
 use crate::prefix::Prefix;
 use bulkhead_api::objects::{IpBlockPeer, IpNetwork};
+use bulkhead_ebpf_abi::{SLOT_SCTP, SLOT_UDP};
 use serde::{Deserialize, Serialize};
 use std::fmt;
+
+/// A container port's name and what it stands for; the protocol as a slot of the port tables.
+#[derive(Clone, Debug, PartialEq, Eq, Hash, PartialOrd, Ord, Serialize, Deserialize)]
+#[serde(rename_all = "camelCase")]
+pub(crate) struct NamedPort {
+    pub name: String,
+    pub slot: u32,
+    pub port: u16,
+}
+
+impl fmt::Display for NamedPort {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        let protocol = match self.slot {
+            SLOT_UDP => "UDP",
+            SLOT_SCTP => "SCTP",
+            _ => "TCP",
+        };
+        write!(f, "{}={protocol}/{}", self.name, self.port)
+    }
+}
 
 /// The order is that of classes: what many policies see stands first, partitions last.
 #[derive(Clone, Debug, PartialEq, Eq, Hash, PartialOrd, Ord, Serialize, Deserialize)]
@@ -21,6 +42,10 @@ pub(crate) enum Atom {
     Group(String),
     /// In `cidr` and in none of `except` (sorted).
     Block { cidr: IpNetwork, except: Vec<IpNetwork> },
+    /// Picked by a selector of a policy; the selector as text.
+    Selected(String),
+    /// A pod with a container port of this name and number.
+    NamedPort(NamedPort),
     /// In the range of some partition.
     Pod,
     /// In the range of this partition.
@@ -54,6 +79,8 @@ impl fmt::Display for Atom {
                 }
                 Ok(())
             }
+            Self::Selected(selector) => f.write_str(selector),
+            Self::NamedPort(port) => write!(f, "port {port}"),
             Self::Pod => f.write_str("pod"),
             Self::Partition(name) => write!(f, "Partition/{name}"),
         }

@@ -2,8 +2,8 @@
 
 use crate::{Compiled, atom::Atom, prefix::Prefix};
 use bulkhead_ebpf_abi::{
-    Addr, CELL_KEEP, ID_WORLD, Identity, POLICY_AUDIT, POLICY_OPEN, PORT_SLOTS, RULE_NONE, VERDICT_ALLOW,
-    port_slot,
+    Addr, CELL_FINAL, CELL_KEEP, ID_WORLD, Identity, POLICY_AUDIT, POLICY_OPEN, PORT_SLOTS, RULE_NONE,
+    VERDICT_ALLOW, port_slot,
 };
 use std::net::IpAddr;
 
@@ -18,12 +18,15 @@ pub struct Decision {
     pub keep: bool,
     /// See [`crate::RuleBook`]; `RULE_NONE` for a policy that does not exist.
     pub rule: u32,
+    /// A deny of another tier than the partition's: neither Audit nor Keep softens it.
+    pub last: bool,
     /// Admits packets of unknown origin.
     pub open: bool,
 }
 
 impl Decision {
-    const NONE: Self = Self { allowed: false, audit: false, keep: false, rule: RULE_NONE, open: false };
+    const NONE: Self =
+        Self { allowed: false, audit: false, keep: false, rule: RULE_NONE, last: false, open: false };
 
     /// Whether the packet goes on.
     pub fn passes(self) -> bool {
@@ -32,7 +35,8 @@ impl Decision {
 }
 
 impl Compiled {
-    /// Who an address is, as the kernel's maps say it. Of local pods they hold [`Self::pod_identity`] besides.
+    /// Who an address is, as the kernel's maps say it. Of local pods they hold
+    /// [`Self::pod_identity`] besides.
     pub fn identity(&self, address: IpAddr) -> Identity {
         let address = Addr::from_ip(address);
         let of_prefix = || {
@@ -40,17 +44,6 @@ impl Compiled {
             prefixes.find_map(|p| self.prefixes.get(&(p.address, p.length)))
         };
         self.exact.get(&address).or_else(of_prefix).copied().unwrap_or(Identity { id: ID_WORLD, flags: 0 })
-    }
-
-    /// Identity of a pod with this address: what rules see of the address where it lies in the partition's range,
-    /// else (a stray) the partition alone. None: there is no such partition.
-    ///
-    /// Two addresses of one pod may differ in this, where a rule's CIDR or a group holds one of them.
-    pub fn pod_identity(&self, partition: &str, address: IpAddr) -> Option<u32> {
-        let id = self.identity(address).id;
-        let here = |atom: &Atom| matches!(atom, Atom::Partition(p) if p == partition);
-        let in_range = self.identities.get(&id).is_some_and(|atoms| atoms.iter().any(here));
-        if in_range { Some(id) } else { self.pod_identities.get(partition).copied() }
     }
 
     /// Decides as the kernel does. `dir` is `DIR_EGRESS` or `DIR_INGRESS`; the port is that of the responder, or the
@@ -71,17 +64,18 @@ impl Compiled {
         let cell = tables.cells.get(row as usize + usize::from(page[usize::from(port & 0xff)]))?;
         Some(Decision {
             allowed: cell.verdict == VERDICT_ALLOW,
-            audit: policy.flags & POLICY_AUDIT != 0,
+            audit: policy.flags & POLICY_AUDIT != 0 && cell.flags & CELL_FINAL == 0,
+            last: cell.flags & CELL_FINAL != 0,
             keep: cell.flags & CELL_KEEP != 0,
             rule: cell.rule,
             open: policy.flags & POLICY_OPEN != 0,
         })
     }
 
-    /// Groups and prefixes of rules that hold the address, `node`, `localNode`, `controlPlane`, `clusterDNS`; `world`
+    /// Groups and prefixes of rules that hold its addresses, selectors that pick it, `node`, `localNode`, `controlPlane`, `clusterDNS`; `world`
     /// where there is nothing to say, not even a partition.
-    pub fn known_as(&self, address: IpAddr) -> Vec<String> {
-        let atoms = self.identities.get(&self.identity(address).id).map(Vec::as_slice).unwrap_or_default();
+    pub fn known_as(&self, identity: u32) -> Vec<String> {
+        let atoms = self.identities.get(&identity).map(Vec::as_slice).unwrap_or_default();
         if atoms.is_empty() {
             return vec!["world".into()];
         }

@@ -1,70 +1,147 @@
 //! What happens to a flow and why, in the messages' own types.
 
-use crate::{Compiled, Objects};
-use bulkhead_api::messages::{ExplainedDecision, ExplainedEnd, Explanation, RuleInfo};
+use crate::{
+    Compiled, LocalPod, Objects,
+    compile::{Rule, TIERS, Verdict},
+};
+use bulkhead_api::messages::{ExplainedDecision, ExplainedEnd, Explanation, RuleInfo, TierDecision};
 use bulkhead_ebpf_abi::{
     DIR_EGRESS, DIR_INGRESS, PROTO_ICMP, PROTO_ICMPV6, PROTO_SCTP, PROTO_TCP, PROTO_UDP, RULE_NONE,
 };
 use std::net::IpAddr;
 
-/// Both ends' decisions. An end decides only if its address lies in a partition's range (the default partition's
-/// included). The generation (0 here) and the names of pods are the daemon's to fill in.
+/// A flow as it is asked about; the port is the responder's, or the ICMP type.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct Flow {
+    pub from: IpAddr,
+    pub to: IpAddr,
+    pub proto: u8,
+    pub port: u16,
+}
+
+/// Both ends' decisions. An end decides only if it is a pod: one of `local`, one that the source tells of, or an address in
+/// a partition's range (the default partition's included). The generation (0 here) and the names of pods are the daemon's
+/// to fill in.
 ///
-/// `objects` are those that `compiled` was made of.
+/// `objects` are those that `compiled` was made of. None: `compiled` lacks the policy of an end, so compile with
+/// [`judged`] first.
 pub fn explain(
     compiled: &Compiled,
     objects: &Objects,
-    from: IpAddr,
-    to: IpAddr,
-    proto: u8,
-    port: u16,
-) -> Explanation {
-    let [from, to] = [from, to].map(|address| ExplainedEnd {
-        address,
-        pod: None,
-        partition: objects.partition_of_address(address).map(str::to_string),
-        known_as: compiled.known_as(address),
-        identity: compiled.identity(address).id,
-    });
-    let ends = [(&from, &to, DIR_EGRESS), (&to, &from, DIR_INGRESS)];
-    let decisions: Vec<_> = ends
-        .into_iter()
-        .filter_map(|(end, peer, dir)| decide(compiled, end, peer, dir, proto, port))
-        .collect();
-    Explanation {
+    local: &[LocalPod],
+    flow: Flow,
+) -> Option<Explanation> {
+    let ends = [flow.from, flow.to].map(|address| End::of(compiled, objects, local, address));
+    let mut decisions = Vec::new();
+    // A pod's packets to itself never leave it.
+    if flow.from != flow.to {
+        for (at, dir) in [(0, DIR_EGRESS), (1, DIR_INGRESS)] {
+            let Some(pod) = &ends[at].pod else { continue };
+            decisions.push(decide(compiled, objects, pod, ends[1 - at].shown.identity, dir, flow)?);
+        }
+    }
+    let [from, to] = ends.map(|end| end.shown);
+    Some(Explanation {
         allowed: decisions.iter().all(|d| d.allowed || d.audit),
         generation: 0,
         from,
         to,
-        protocol: protocol_name(proto),
-        port,
+        protocol: protocol_name(flow.proto),
+        port: flow.port,
         decisions,
+    })
+}
+
+/// The pods at these addresses: whose policies an explanation needs.
+pub fn judged(objects: &Objects, local: &[LocalPod], addresses: &[IpAddr]) -> Vec<LocalPod> {
+    addresses.iter().filter_map(|a| pod_at(objects, local, *a)).collect()
+}
+
+/// Of an address in a partition's range that no source tells of, a pod without a name.
+fn pod_at(objects: &Objects, local: &[LocalPod], address: IpAddr) -> Option<LocalPod> {
+    if let Some(pod) = local.iter().find(|p| p.addresses.contains(&address)) {
+        return Some(pod.clone());
+    }
+    let partition = objects.partition_at(address)?.to_string();
+    let mut known = objects.pods.iter().filter(|(_, p)| !p.host_network && p.addresses.contains(&address));
+    let (namespace, name) = known.next().and_then(|(key, _)| key.split_once('/')).unwrap_or_default();
+    Some(LocalPod { namespace: namespace.into(), name: name.into(), partition, addresses: vec![address] })
+}
+
+struct End {
+    shown: ExplainedEnd,
+    pod: Option<LocalPod>,
+}
+
+impl End {
+    fn of(compiled: &Compiled, objects: &Objects, local: &[LocalPod], address: IpAddr) -> Self {
+        let pod = pod_at(objects, local, address);
+        let of_local = pod.as_ref().filter(|p| local.contains(p)).and_then(|p| compiled.place(objects, p));
+        let identity = match of_local {
+            Some(placement) => compiled.pod_identity(&placement, address),
+            None => compiled.identity(address).id,
+        };
+        let shown = ExplainedEnd {
+            address,
+            pod: None,
+            partition: pod.as_ref().map(|p| p.partition.clone()),
+            known_as: compiled.known_as(identity),
+            identity,
+        };
+        Self { shown, pod }
     }
 }
 
 fn decide(
     compiled: &Compiled,
-    end: &ExplainedEnd,
-    peer: &ExplainedEnd,
+    objects: &Objects,
+    pod: &LocalPod,
+    peer: u32,
     dir: u32,
-    proto: u8,
-    port: u16,
+    flow: Flow,
 ) -> Option<ExplainedDecision> {
-    let partition = end.partition.clone()?;
-    let policy = *compiled.policies.get(&partition)?;
-    let decision = compiled.evaluate(policy, dir, peer.identity, proto, port);
-    let entry = compiled.rules.get(decision.rule).or_else(|| compiled.rules.get(RULE_NONE));
+    let policy = compiled.policy_of(objects, pod)?;
+    let decision = compiled.evaluate(policy, dir, peer, flow.proto, flow.port);
     Some(ExplainedDecision {
         direction: if dir == DIR_EGRESS { "egress" } else { "ingress" }.into(),
-        partition,
+        partition: pod.partition.clone(),
         allowed: decision.allowed,
         audit: decision.audit,
-        rule: RuleInfo {
-            number: decision.rule,
-            name: entry.map(|e| e.name.clone()).unwrap_or_default(),
-            file: entry.and_then(|e| e.file.clone()),
-        },
+        rule: rule_info(compiled, decision.rule),
+        tiers: tiers(compiled, policy, dir, peer, flow),
     })
+}
+
+/// What each tier that has rules says by itself.
+fn tiers(compiled: &Compiled, policy: u32, dir: u32, peer: u32, flow: Flow) -> Vec<TierDecision> {
+    let Some(list) = compiled.lists.get(&(policy, dir)) else { return Vec::new() };
+    let atoms = compiled.identities.get(&peer).map(Vec::as_slice).unwrap_or_default();
+    let firsts = list.firsts(atoms, flow.proto, flow.port);
+    let has_rules = |tier| list.rules.iter().any(|r| r.tier == tier);
+    let told = TIERS.into_iter().zip(firsts).filter(|(tier, _)| has_rules(*tier));
+    told.map(|(tier, first)| TierDecision {
+        tier: tier.name().into(),
+        verdict: first.map_or("none", verdict).into(),
+        rule: first.map(|rule| rule_info(compiled, rule.number)),
+    })
+    .collect()
+}
+
+fn verdict(rule: &Rule) -> &'static str {
+    match rule.verdict {
+        Verdict::Allow => "allow",
+        Verdict::Deny => "deny",
+        Verdict::Pass => "pass",
+    }
+}
+
+fn rule_info(compiled: &Compiled, number: u32) -> RuleInfo {
+    let entry = compiled.rules.get(number).or_else(|| compiled.rules.get(RULE_NONE));
+    RuleInfo {
+        number,
+        name: entry.map(|e| e.name.clone()).unwrap_or_default(),
+        file: entry.and_then(|e| e.file.clone()),
+    }
 }
 
 fn protocol_name(proto: u8) -> String {

@@ -20,10 +20,10 @@ pub mod selector;
 mod tables;
 
 pub use admit::admit;
-pub use compile::{CompileError, Compiled, compile};
+pub use compile::{CompileError, Compiled, Local, Placement, compile};
 pub use evaluate::Decision;
-pub use explain::explain;
+pub use explain::{Flow, explain, judged};
 pub use interner::{Interner, KEPT_GENERATIONS};
-pub use objects::{NodeInfo, Objects, Sourced};
+pub use objects::{ContainerPort, LocalPod, NodeInfo, Objects, Pod, Sourced};
 pub use rulebook::{RuleBook, RuleEntry};
 pub use tables::Tables;

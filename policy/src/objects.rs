@@ -1,7 +1,10 @@
 //! What the compiler reads: a snapshot of all objects of the cluster that policy can see.
 
 use crate::{prefix::Prefix, selector};
-use bulkhead_api::objects::{BandwidthClassSpec, DEFAULT_PARTITION, NetworkGroupSpec, PartitionSpec};
+use bulkhead_api::objects::{
+    BandwidthClassSpec, ClusterNetworkPolicySpec, DEFAULT_PARTITION, NetworkGroupSpec, NetworkPolicySpec,
+    PartitionSpec, Protocol,
+};
 use bulkhead_ebpf_abi::Addr;
 use ipnetwork::IpNetwork;
 use serde::{Deserialize, Serialize};
@@ -20,6 +23,14 @@ pub struct Objects {
     pub partitions: BTreeMap<String, Sourced<PartitionSpec>>,
     pub network_groups: BTreeMap<String, Sourced<NetworkGroupSpec>>,
     pub bandwidth_classes: BTreeMap<String, Sourced<BandwidthClassSpec>>,
+    /// By `namespace/name`.
+    #[serde(default)]
+    pub network_policies: BTreeMap<String, Sourced<NetworkPolicySpec>>,
+    #[serde(default)]
+    pub cluster_network_policies: BTreeMap<String, Sourced<ClusterNetworkPolicySpec>>,
+    /// By `namespace/name`: the cluster's pods, as far as the source tells of them.
+    #[serde(default)]
+    pub pods: BTreeMap<String, Pod>,
     /// Labels by namespace.
     pub namespaces: BTreeMap<String, BTreeMap<String, String>>,
     pub nodes: BTreeMap<String, NodeInfo>,
@@ -34,6 +45,45 @@ pub struct NodeInfo {
     pub addresses: Vec<IpAddr>,
     pub control_plane: bool,
     pub labels: BTreeMap<String, String>,
+}
+
+/// What rules can see of a pod.
+#[derive(Clone, Debug, PartialEq, Eq, Default, Serialize, Deserialize)]
+#[serde(default, rename_all = "camelCase")]
+pub struct Pod {
+    pub labels: BTreeMap<String, String>,
+    pub addresses: Vec<IpAddr>,
+    pub node: Option<String>,
+    /// Has its node's addresses, and is the node to every rule.
+    pub host_network: bool,
+    pub ports: Vec<ContainerPort>,
+}
+
+/// A container port that has a name.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "camelCase")]
+pub struct ContainerPort {
+    pub name: String,
+    pub protocol: Protocol,
+    pub port: u16,
+}
+
+/// A pod of the node that tables are for.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct LocalPod {
+    pub namespace: String,
+    pub name: String,
+    /// The one it was wired into.
+    pub partition: String,
+    /// None yet: it is about to be wired, with addresses of its partition's ranges.
+    pub addresses: Vec<IpAddr>,
+}
+
+impl LocalPod {
+    /// Its key in [`Objects::pods`].
+    pub fn key(&self) -> String {
+        format!("{}/{}", self.namespace, self.name)
+    }
 }
 
 /// The label that the API server sets on every namespace.
@@ -65,6 +115,26 @@ impl Objects {
             }
         }
         best.map(|(_, name)| name)
+    }
+
+    /// The partition of whoever has the address: by range, else (a stray) by the pod's namespace.
+    pub(crate) fn partition_at(&self, address: IpAddr) -> Option<&str> {
+        self.partition_of_address(address).or_else(|| {
+            let is_node = self.nodes.values().any(|n| n.addresses.contains(&address));
+            let has = |p: &Pod| !is_node && !p.host_network && p.addresses.contains(&address);
+            let (key, _) = self.pods.iter().find(|(_, pod)| has(pod))?;
+            key.split_once('/').map(|(namespace, _)| self.partition_of_namespace(namespace))
+        })
+    }
+
+    /// Objects of a namespace, of those whose key is `namespace/name`.
+    pub(crate) fn within<'a, T>(
+        all: &'a BTreeMap<String, T>,
+        namespace: &str,
+    ) -> impl Iterator<Item = (&'a str, &'a T)> {
+        // `0` follows `/`.
+        let keys = format!("{namespace}/")..format!("{namespace}0");
+        all.range(keys).map(|(key, value)| (key.as_str(), value))
     }
 
     /// All pod ranges with their partition: by name, the default partition's last.

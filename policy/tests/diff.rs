@@ -24,7 +24,8 @@ fn objects(web_ingress: &str) -> Objects {
 }
 
 fn compiled(objects: &Objects, interner: &mut Interner) -> Compiled {
-    compile(objects, interner, "n1").unwrap()
+    let local = bulkhead_policy::Local { node: "n1", pods: &[], partitions: None, former: None };
+    compile(objects, interner, &local).unwrap()
 }
 
 /// `+ from -> to protocol ports` of each change.

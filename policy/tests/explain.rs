@@ -3,17 +3,17 @@
 
 mod common;
 
+use bulkhead_api::messages::Explanation;
 use bulkhead_ebpf_abi::*;
-use bulkhead_policy::explain;
+use bulkhead_policy::{Compiled, Flow, Objects};
 use common::*;
+use std::net::IpAddr;
 
-fn told(
-    objects: &bulkhead_policy::Objects,
-    from: &str,
-    to: &str,
-    proto: u8,
-    port: u16,
-) -> (bool, Vec<String>) {
+fn explain(c: &Compiled, objects: &Objects, from: IpAddr, to: IpAddr, proto: u8, port: u16) -> Explanation {
+    bulkhead_policy::explain(c, objects, &[], Flow { from, to, proto, port }).unwrap()
+}
+
+fn told(objects: &Objects, from: &str, to: &str, proto: u8, port: u16) -> (bool, Vec<String>) {
     let explanation = explain(&compiled(objects), objects, ip(from), ip(to), proto, port);
     let line = |d: &bulkhead_api::messages::ExplainedDecision| {
         let verdict = if d.allowed { "allow" } else { "deny" };

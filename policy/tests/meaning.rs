@@ -4,7 +4,7 @@
 mod common;
 
 use bulkhead_ebpf_abi::*;
-use bulkhead_policy::{Compiled, NodeInfo};
+use bulkhead_policy::{Compiled, LocalPod, NodeInfo};
 use common::*;
 
 const WEB: &str = "10.65.0.7";
@@ -302,7 +302,7 @@ fn an_except_is_not_in_the_block_but_still_in_everything_else() {
     assert_eq!(web(&c, DIR_EGRESS, DB, 80), no("no rule allows it"));
     assert_eq!(web(&c, DIR_EGRESS, DB, 5432), yes("Partition/web egress \"db\""));
     let c = compiled(&web_with("egress: [{to: [{ipBlock: {cidr: 8.0.0.0/8, except: [8.8.8.0/24]}}]}]"));
-    assert_eq!(c.known_as(ip("8.8.8.8")), ["world"]);
+    assert_eq!(c.known_as(c.identity(ip("8.8.8.8")).id), ["world"]);
     assert!(web(&c, DIR_EGRESS, "8.8.9.1", 80).0);
 }
 
@@ -322,10 +322,13 @@ fn nested_prefixes_are_all_seen() {
     assert_eq!(open("172.1.1.1"), [true, false, false, false]);
     assert_eq!(open("173.1.1.1"), [false; 4]);
     assert_eq!(
-        c.known_as(ip("172.16.5.5")),
+        c.known_as(c.identity(ip("172.16.5.5")).id),
         ["NetworkGroup/db", "NetworkGroup/vms", "172.0.0.0/8", "172.16.5.5/32"]
     );
-    assert_eq!(c.known_as(ip("172.16.5.6")), ["node", "NetworkGroup/db", "NetworkGroup/vms", "172.0.0.0/8"]);
+    assert_eq!(
+        c.known_as(c.identity(ip("172.16.5.6")).id),
+        ["node", "NetworkGroup/db", "NetworkGroup/vms", "172.0.0.0/8"]
+    );
 }
 
 #[test]
@@ -363,14 +366,18 @@ fn of_nested_ranges_the_longer_has_the_address_by_name_and_in_the_tables() {
 
 #[test]
 fn a_pod_in_range_has_the_identity_of_its_address_and_a_stray_that_of_its_partition() {
-    let c = compiled(&web_with("egress: [{to: [{ipBlock: {cidr: 10.66.1.0/24}}]}]"));
+    let objects = web_with("egress: [{to: [{ipBlock: {cidr: 10.66.1.0/24}}]}]");
+    let c = compiled(&objects);
     let pay = c.pod_identities["pay"];
-    assert_eq!(c.pod_identity("pay", ip("10.66.2.1")), Some(pay));
-    let in_block = c.pod_identity("pay", ip("10.66.1.1")).unwrap();
+    let placement = c.place(&objects, &local(&objects, "pay/a")).unwrap();
+    assert_eq!(placement.policy, c.policies["pay"]);
+    assert_eq!(c.pod_identity(&placement, ip("10.66.2.1")), pay);
+    let in_block = c.pod_identity(&placement, ip("10.66.1.1"));
     assert_ne!(in_block, pay);
     assert!(c.evaluate(c.policies["web"], DIR_EGRESS, in_block, PROTO_TCP, 1).allowed);
-    assert_eq!(c.pod_identity("pay", ip("10.65.0.1")), Some(pay), "a stray in another's range");
-    assert_eq!(c.pod_identity("gone", ip("10.65.0.1")), None);
+    assert_eq!(c.pod_identity(&placement, ip("10.65.0.1")), pay, "a stray in another's range");
+    let gone = LocalPod { partition: "gone".into(), ..local(&objects, "pay/a") };
+    assert_eq!(c.place(&objects, &gone).unwrap().policy, c.policies["default"]);
 }
 
 #[test]

@@ -136,9 +136,9 @@ fn what_no_rule_can_tell_apart_is_one_class() {
 fn the_same_objects_and_interner_give_the_same_result() {
     let objects = web_with("egress: [{to: [{networkGroup: vms}], ports: [{port: 80}]}]");
     let mut first = Interner::default();
-    compile(&cluster(), &mut first, NODE).unwrap();
+    compile(&cluster(), &mut first, &HERE).unwrap();
     let mut second = first.clone();
-    assert_eq!(compile(&objects, &mut first, NODE).unwrap(), compile(&objects, &mut second, NODE).unwrap());
+    assert_eq!(compile(&objects, &mut first, &HERE).unwrap(), compile(&objects, &mut second, &HERE).unwrap());
     assert_eq!(first, second);
 }
 
@@ -146,7 +146,7 @@ fn the_same_objects_and_interner_give_the_same_result() {
 fn numbers_survive_a_restart_and_an_edit() {
     let mut interner = Interner::default();
     let before =
-        compile(&web_with("egress: [{name: a, to: [{networkGroup: vms}]}]"), &mut interner, NODE).unwrap();
+        compile(&web_with("egress: [{name: a, to: [{networkGroup: vms}]}]"), &mut interner, &HERE).unwrap();
     let text = serde_json::to_string(&interner).unwrap();
     let mut restored: Interner = serde_json::from_str(&text).unwrap();
     assert_eq!(restored, interner);
@@ -154,7 +154,7 @@ fn numbers_survive_a_restart_and_an_edit() {
         "egress: [{name: new, to: [{partition: pay}]}, {name: a, to: [{networkGroup: vms}], ports: [{port: 1}]}]",
     );
     add(&mut objects, "aaa", "{policyID: 9, podCIDRs: [10.99.0.0/16]}");
-    let after = compile(&objects, &mut restored, NODE).unwrap();
+    let after = compile(&objects, &mut restored, &HERE).unwrap();
     for (partition, number) in &before.policies {
         assert_eq!(after.policies[partition], *number);
         assert_eq!(after.pod_identities[partition], before.pod_identities[partition]);
@@ -171,10 +171,10 @@ fn a_partition_that_went_leaves_a_closed_policy_and_its_rules_names() {
     let mut interner = Interner::default();
     let mut objects = web_with("");
     add(&mut objects, "pay", "{policyID: 2, podCIDRs: [10.66.0.0/16], egress: [{name: out}]}");
-    let before = compile(&objects, &mut interner, NODE).unwrap();
+    let before = compile(&objects, &mut interner, &HERE).unwrap();
     let rule = decide(&before, "pay", DIR_EGRESS, "8.8.8.8", PROTO_TCP, 80).rule;
     objects.partitions.remove("pay");
-    let after = compile(&objects, &mut interner, NODE).unwrap();
+    let after = compile(&objects, &mut interner, &HERE).unwrap();
     check_shape(&after);
     assert!(!after.policies.contains_key("pay") && !after.pod_identities.contains_key("pay"));
     let decision = after.evaluate(before.policies["pay"], DIR_EGRESS, ID_WORLD, PROTO_TCP, 80);
@@ -187,9 +187,10 @@ fn an_identity_just_gone_out_of_use_still_means_what_it_was_under_the_new_rules(
     let mut interner = Interner::default();
     // A rule that sees a part of web's own range gives the pods there an identity of their own.
     let before =
-        compile(&web_with("egress: [{to: [{ipBlock: {cidr: 10.65.1.0/24}}]}]"), &mut interner, NODE).unwrap();
+        compile(&web_with("egress: [{to: [{ipBlock: {cidr: 10.65.1.0/24}}]}]"), &mut interner, &HERE)
+            .unwrap();
     let old = before.identity(ip("10.65.1.1")).id;
-    let after = compile(&web_with(""), &mut interner, NODE).unwrap();
+    let after = compile(&web_with(""), &mut interner, &HERE).unwrap();
     assert_ne!(after.identity(ip("10.65.1.1")).id, old);
     let decision = after.evaluate(after.policies["web"], DIR_INGRESS, old, PROTO_TCP, 80);
     assert_eq!((decision.allowed, decision.rule), (true, RULE_SAME_PARTITION));
@@ -207,7 +208,7 @@ fn more_port_classes_than_a_page_can_name_are_refused_naming_the_partition() {
     let spec = PartitionSpec { policy_id: 5, egress: rules.collect(), ..PartitionSpec::default() };
     objects.partitions.insert("many".into(), sourced(spec, "many"));
     let mut interner = Interner::default();
-    let error = compile(&objects, &mut interner, NODE).unwrap_err();
+    let error = compile(&objects, &mut interner, &HERE).unwrap_err();
     assert_eq!(error, CompileError::PortClasses { partition: "many".into() });
     assert!(error.to_string().starts_with("Partition/many: "));
     assert_eq!(interner, Interner::default(), "a failed compile takes no numbers");

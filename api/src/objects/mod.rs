@@ -6,7 +6,9 @@
 mod address;
 mod bandwidth;
 mod bgp;
+mod cluster_network_policy;
 mod network_group;
+mod network_policy;
 mod partition;
 mod quantity;
 mod validate;
@@ -14,13 +16,20 @@ mod validate;
 pub use address::*;
 pub use bandwidth::*;
 pub use bgp::*;
+pub use cluster_network_policy::*;
 pub use network_group::*;
+pub use network_policy::*;
 pub use partition::*;
 pub use quantity::*;
 pub use validate::*;
 
 pub use ipnetwork::IpNetwork;
+pub use k8s_openapi::api::networking::v1::{
+    IPBlock, NetworkPolicyEgressRule, NetworkPolicyIngressRule, NetworkPolicyPeer, NetworkPolicyPort,
+    NetworkPolicySpec,
+};
 pub use k8s_openapi::apimachinery::pkg::apis::meta::v1::{LabelSelector, LabelSelectorRequirement};
+pub use k8s_openapi::apimachinery::pkg::util::intstr::IntOrString;
 
 pub const GROUP: &str = "bulkhead.dev";
 pub const VERSION: &str = "v1alpha1";

@@ -95,15 +95,15 @@ pub fn parse_community(text: &str) -> Option<(u16, u16)> {
 }
 
 #[derive(Default)]
-struct Errors(Vec<FieldError>);
+pub(super) struct Errors(pub Vec<FieldError>);
 
 impl Errors {
-    fn add(&mut self, field: impl Into<String>, message: String) {
+    pub fn add(&mut self, field: impl Into<String>, message: String) {
         self.0.push(FieldError { field: field.into(), message });
     }
 
     /// RFC 1123 subdomain, as Kubernetes wants it.
-    fn name(&mut self, name: &str) {
+    pub fn name(&mut self, name: &str) {
         let inner = |b: u8| b.is_ascii_lowercase() || b.is_ascii_digit();
         let label = |l: &str| {
             l.bytes().all(|b| inner(b) || b == b'-')
@@ -118,7 +118,7 @@ impl Errors {
         }
     }
 
-    fn cidr(&mut self, field: impl Into<String>, cidr: IpNetwork) {
+    pub fn cidr(&mut self, field: impl Into<String>, cidr: IpNetwork) {
         if let IpNetwork::V6(v6) = cidr
             && let Some(v4) = v6.ip().to_ipv4_mapped()
         {
@@ -139,7 +139,7 @@ impl Errors {
         }
     }
 
-    fn cidrs(&mut self, field: &str, cidrs: &[IpNetwork]) {
+    pub fn cidrs(&mut self, field: &str, cidrs: &[IpNetwork]) {
         for (i, cidr) in cidrs.iter().enumerate() {
             self.cidr(format!("{field}[{i}]"), *cidr);
         }
@@ -196,7 +196,7 @@ impl Errors {
         }
     }
 
-    fn selector(&mut self, field: &str, selector: &LabelSelector) {
+    pub fn selector(&mut self, field: &str, selector: &LabelSelector) {
         for (i, requirement) in selector.match_expressions.iter().flatten().enumerate() {
             let field = format!("{field}.matchExpressions[{i}]");
             if requirement.key.is_empty() {
@@ -238,7 +238,7 @@ fn fields_set(peer: &RulePeer) -> Vec<&'static str> {
     PEER_FIELDS.into_iter().zip(set).filter(|(_, set)| *set).map(|(name, _)| name).collect()
 }
 
-fn holds(outer: IpNetwork, inner: IpNetwork) -> bool {
+pub(super) fn holds(outer: IpNetwork, inner: IpNetwork) -> bool {
     outer.prefix() <= inner.prefix() && outer.contains(inner.network())
 }
 

@@ -5,12 +5,12 @@ use crate::{
     paint::{Colour, Paint},
     table::{self, Cell, text},
 };
-use bulkhead_api::messages::{ExplainedDecision, ExplainedEnd, Explanation};
+use bulkhead_api::messages::{ExplainedDecision, ExplainedEnd, Explanation, TierDecision};
 
 pub fn explain(e: &Explanation, paint: Paint) -> String {
     let decisions = match e.decisions.as_slice() {
         [] => "  neither end is a pod of this node: nothing here decides\n".to_string(),
-        decisions => table::columns(decisions.iter().map(row).collect(), "  ", paint),
+        decisions => table::columns(decisions.iter().flat_map(rows).collect(), "  ", paint),
     };
     let (verdict, colour) = verdict(e.allowed);
     format!(
@@ -54,6 +54,27 @@ fn service(e: &Explanation) -> String {
     }
 }
 
+/// A decision, and below it what each tier says where others than the partition have a say.
+fn rows(d: &ExplainedDecision) -> Vec<Vec<Cell>> {
+    let others = d.tiers.iter().any(|t| !["node", "partition"].contains(&t.tier.as_str()));
+    let tiers = if others { d.tiers.as_slice() } else { &[] };
+    std::iter::once(row(d)).chain(tiers.iter().map(tier)).collect()
+}
+
+fn tier(t: &TierDecision) -> Vec<Cell> {
+    let name = match t.tier.as_str() {
+        "node" => "own node",
+        "networkPolicy" => "NetworkPolicy",
+        other => other,
+    };
+    let verdict = match t.verdict.as_str() {
+        "allow" => text("yes"),
+        "deny" => text("no"),
+        other => text(other),
+    };
+    vec![text(""), text(format!("- {name}")), verdict, text(t.rule.as_ref().map_or(String::new(), rule))]
+}
+
 fn row(d: &ExplainedDecision) -> Vec<Cell> {
     let (word, colour) = verdict(d.allowed);
     let shown = match d.audit && !d.allowed {
@@ -92,6 +113,7 @@ mod tests {
             allowed,
             audit: false,
             rule: RuleInfo { number: 1, name: name.into(), file: file.map(str::to_string) },
+            tiers: vec![],
         }
     }
 
@@ -149,6 +171,28 @@ denied in generation 12
 allowed in generation 12, the denial is only recorded (audit)
 "
         );
+    }
+
+    #[test]
+    fn each_tier_that_has_a_say_is_told_below_its_decision() {
+        let told = |tier: &str, verdict: &str, name: &str| TierDecision {
+            tier: tier.into(),
+            verdict: verdict.into(),
+            rule: (!name.is_empty()).then(|| RuleInfo { number: 1, name: name.into(), file: None }),
+        };
+        let mut e = denied();
+        e.decisions.truncate(1);
+        e.decisions[0].tiers = vec![
+            told("node", "none", ""),
+            told("partition", "deny", "default"),
+            told("networkPolicy", "allow", "np"),
+        ];
+        let shown = explain(&e, PLAIN);
+        let below: Vec<&str> = shown.lines().skip(2).take(3).map(str::trim).collect();
+        assert_eq!(below.len(), 3);
+        assert!(below[0].starts_with("- own node") && below[0].ends_with("none"), "{shown}");
+        assert!(below[1].starts_with("- partition") && below[1].ends_with("no      default"), "{shown}");
+        assert!(below[2].starts_with("- NetworkPolicy") && below[2].ends_with("yes     np"), "{shown}");
     }
 
     #[test]

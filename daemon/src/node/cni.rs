@@ -1,11 +1,12 @@
 //! The CNI verbs: what the plugin asks, in terms of what is in force.
 
-use super::{Node, identity_of, policy_of};
-use crate::endpoint::PodContext;
+use super::Node;
+use crate::{bandwidth::PodBandwidth, endpoint::PodContext};
 use bulkhead_api::{
-    messages::{Attach, Attachment, Check, Detach, ErrorReply, Gc, code},
+    messages::{Attach, Attachment, Check, Detach, ErrorReply, Gc, PodRef, code},
     objects::DEFAULT_PARTITION,
 };
+use bulkhead_policy::{LocalPod, Placement};
 use ipnetwork::IpNetwork;
 use std::collections::BTreeMap;
 use tracing::{info, warn};
@@ -13,9 +14,9 @@ use tracing::{info, warn};
 impl Node {
     pub async fn add(&mut self, request: &Attach) -> Result<Attachment, ErrorReply> {
         self.ready().map_err(|e| ErrorReply { code: code::TRY_AGAIN_LATER, ..e })?;
-        let context = self.context(request)?;
+        let (context, placement) = self.context(request)?;
         let compiled = self.compiled.as_ref().ok_or_else(starting)?;
-        let identity = |address| identity_of(compiled, &context.partition, address);
+        let identity = |address| compiled.pod_identity(&placement, address);
         let wired = self.endpoints.add(&mut self.datapath, &context, identity, request).await;
         if wired.is_err() {
             // It may have claimed a block for nothing, which another node could use.
@@ -66,7 +67,7 @@ impl Node {
         Ok(())
     }
 
-    fn context(&self, request: &Attach) -> Result<PodContext, ErrorReply> {
+    fn context(&mut self, request: &Attach) -> Result<(PodContext, Placement), ErrorReply> {
         let objects = &self.in_force.policy;
         let partition = objects.partition_of_namespace(&request.pod.namespace);
         let ranges = match objects.partitions.get(partition) {
@@ -90,14 +91,36 @@ impl Node {
                 msg: "the pod's bandwidth is refused".into(),
                 details: e.to_string(),
             })?;
+        let (partition, ranges) = (partition.to_string(), ranges.clone());
+        let placement = self.place_new(&request.pod, &partition)?;
+        let policy = placement.policy;
+        let PodBandwidth { limits, class: bandwidth_class } = bandwidth;
+        Ok((PodContext { partition, ranges, policy, limits, bandwidth_class }, placement))
+    }
+
+    /// Where a pod that comes will stand. If the tables lack its policy, a generation that has it goes into force first.
+    fn place_new(&mut self, pod: &PodRef, partition: &str) -> Result<Placement, ErrorReply> {
+        let pod = LocalPod {
+            namespace: pod.namespace.clone(),
+            name: pod.name.clone(),
+            partition: partition.into(),
+            addresses: Vec::new(),
+        };
         let compiled = self.compiled.as_ref().ok_or_else(starting)?;
-        Ok(PodContext {
-            partition: partition.to_string(),
-            ranges: ranges.clone(),
-            policy: policy_of(compiled, partition),
-            limits: bandwidth.limits,
-            bandwidth_class: bandwidth.class,
-        })
+        if let Some(placement) = compiled.place(&self.in_force.policy, &pod) {
+            return Ok(placement);
+        }
+        let no_policy = |details: String| ErrorReply {
+            code: code::TRY_AGAIN_LATER,
+            msg: "the pod's policy cannot be put into force".into(),
+            details,
+        };
+        self.switch(self.in_force.policy.clone(), None, Some(&pod)).map_err(no_policy)?;
+        if let Err(e) = self.datapath.settle() {
+            warn!(error = %e, "cannot remove what only the former generation needed; tried again with the next change");
+        }
+        let placement = self.compiled.as_ref().and_then(|c| c.place(&self.in_force.policy, &pod));
+        placement.ok_or_else(|| no_policy("the tables lack it".into()))
     }
 
     /// After a pod went: a block without pods has no reason to be announced here. Withdrawn first: once the claim is

@@ -8,7 +8,7 @@ use bulkhead_ebpf_abi::{
     FlowKey,
 };
 use bulkhead_policy::{
-    admit, compile,
+    Local, admit, compile,
     diff::{self, Side},
 };
 use std::net::IpAddr;
@@ -28,7 +28,9 @@ impl Node {
             return Err(refused(&errors));
         }
         let mut interner = self.interner.clone();
-        let compiled = compile(&objects, &mut interner, &self.config.node).map_err(|e| ErrorReply {
+        let pods: Vec<_> = self.endpoints.iter().map(super::local_pod).collect();
+        let local = Local { node: &self.config.node, pods: &pods, partitions: None, former: None };
+        let compiled = compile(&objects, &mut interner, &local).map_err(|e| ErrorReply {
             code: code::INVALID_CONFIG,
             msg: "the change does not compile".into(),
             details: e.to_string(),

@@ -19,7 +19,7 @@ use crate::{
     bgp::Bgp,
     config::Config,
     datapath::{Datapath, DatapathError, Generation},
-    endpoint::{Cause, Endpoints, LoadError, NodeNet},
+    endpoint::{Cause, EndpointRecord, Endpoints, LoadError, NodeNet},
     history::{History, Switched},
     ipam::{ClaimError, ClaimFiles},
     net::{
@@ -31,12 +31,12 @@ use crate::{
 };
 use bulkhead_api::{
     messages::{ErrorReply, ObjectError, PodRef, RuntimeBandwidth, code},
-    objects::{ANNOTATION_BANDWIDTH_CLASS, BGPConfigurationSpec, BGPPeerSpec, DEFAULT_PARTITION},
+    objects::{ANNOTATION_BANDWIDTH_CLASS, BGPConfigurationSpec, BGPPeerSpec},
 };
-use bulkhead_ebpf_abi::{Connections, ID_WORLD, Sizes};
-use bulkhead_policy::{Compiled, Interner, Objects, Sourced, admit, compile};
+use bulkhead_ebpf_abi::{Connections, Sizes};
+use bulkhead_policy::{Compiled, Interner, Local, LocalPod, Objects, Sourced, admit, compile};
 use std::{
-    collections::BTreeMap,
+    collections::{BTreeMap, BTreeSet},
     net::IpAddr,
     path::PathBuf,
     time::{SystemTime, UNIX_EPOCH},
@@ -181,7 +181,7 @@ impl Node {
         refused.extend(not_admitted);
         let changed = self.compiled.is_none() || objects != self.in_force.policy;
         if changed {
-            match self.switch(objects, None) {
+            match self.switch(objects, None, None) {
                 Ok(()) => self.last_change_millis = observed.noticed.elapsed().as_millis() as u64,
                 Err(message) => {
                     error!(message, "the change is not in force; the running generation stays");
@@ -278,10 +278,23 @@ impl Node {
         objects
     }
 
-    /// Compiles and switches the whole node to the result, and remembers it.
-    fn switch(&mut self, objects: Objects, rollback_of: Option<u32>) -> Result<(), String> {
+    /// Compiles and switches the whole node to the result, and remembers it. `coming`: a pod that is about to be wired.
+    fn switch(
+        &mut self,
+        objects: Objects,
+        rollback_of: Option<u32>,
+        coming: Option<&LocalPod>,
+    ) -> Result<(), String> {
         let mut interner = self.interner.clone();
-        let compiled = compile(&objects, &mut interner, &self.config.node).map_err(|e| e.to_string())?;
+        let pods: Vec<_> = self.endpoints.iter().map(local_pod).chain(coming.cloned()).collect();
+        let none = BTreeSet::new();
+        let local = Local {
+            node: &self.config.node,
+            pods: &pods,
+            partitions: (objects.partitions.len() > EAGER_PARTITIONS).then_some(&none),
+            former: self.compiled.as_ref(),
+        };
+        let compiled = compile(&objects, &mut interner, &local).map_err(|e| e.to_string())?;
         // On disk first: a successor must read the numbers in the kernel as we do.
         if interner != self.interner {
             store::write_json(&self.config.state_dir.join(INTERNER_FILE), &interner)
@@ -313,12 +326,15 @@ impl Node {
         let Some(compiled) = &self.compiled else { return };
         let (mut refused, mut failed) = (Vec::new(), Vec::new());
         for record in self.endpoints.iter().cloned().collect::<Vec<_>>() {
-            let policy = policy_of(compiled, &record.partition);
-            let identity = |address| identity_of(compiled, &record.partition, address);
-            if let Err(e) =
-                self.endpoints.set_identity(&mut self.datapath, &record.id, policy, identity).await
-            {
-                failed.push(pod_error(&record.pod, e.to_string()));
+            // What is in force has every pod that was wired under it; a pod it lacks stays as it is.
+            if let Some(placement) = compiled.place(&self.in_force.policy, &local_pod(&record)) {
+                let identity = |address| compiled.pod_identity(&placement, address);
+                let policy = placement.policy;
+                if let Err(e) =
+                    self.endpoints.set_identity(&mut self.datapath, &record.id, policy, identity).await
+                {
+                    failed.push(pod_error(&record.pod, e.to_string()));
+                }
             }
             let bandwidth = match self.bandwidth(&record.pod, &record.partition, record.runtime_bandwidth) {
                 Ok(bandwidth) => bandwidth,
@@ -388,15 +404,17 @@ const BGP_FILE: &str = "bgp.json";
 const ANNOUNCED_FILE: &str = "announced.json";
 const DEFAULT_MTU: u32 = 1500;
 
-/// Policy of a partition's pods; of one that is gone, the default partition's.
-fn policy_of(compiled: &Compiled, partition: &str) -> u32 {
-    let of = |name: &str| compiled.policies.get(name).copied();
-    of(partition).or_else(|| of(DEFAULT_PARTITION)).unwrap_or_default()
-}
+/// Up to so many partitions all have their policy in the tables, so that a pod that comes needs no generation; the rows of
+/// the tables grow with policies times classes, so beyond it only those do that pods of this node have.
+const EAGER_PARTITIONS: usize = 128;
 
-fn identity_of(compiled: &Compiled, partition: &str, address: IpAddr) -> u32 {
-    let of = |name: &str| compiled.pod_identity(name, address);
-    of(partition).or_else(|| of(DEFAULT_PARTITION)).unwrap_or(ID_WORLD)
+fn local_pod(record: &EndpointRecord) -> LocalPod {
+    LocalPod {
+        namespace: record.pod.namespace.clone(),
+        name: record.pod.name.clone(),
+        partition: record.partition.clone(),
+        addresses: record.addresses.clone(),
+    }
 }
 
 fn node_net(uplinks: &[Uplink]) -> NodeNet {

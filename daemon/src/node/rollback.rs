@@ -30,7 +30,7 @@ impl Node {
             let reasons: Vec<_> = refused.iter().map(ToString::to_string).collect();
             return Err(failed(reasons.join("; ")));
         }
-        self.switch(objects, Some(to)).map_err(failed)?;
+        self.switch(objects, Some(to), None).map_err(failed)?;
         self.history
             .hold(Some(to))
             .map_err(|e| failed(format!("in force, but the hold is not on disk: {e}")))?;

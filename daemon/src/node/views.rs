@@ -1,6 +1,6 @@
 //! What people ask: status, endpoints, partitions, drops, explain. Reads, never changes.
 
-use super::Node;
+use super::{Node, local_pod};
 use bulkhead_api::{
     messages::{
         DropInfo, EndpointInfo, ErrorReply, ExplainRequest, Explanation, PartitionInfo, RuleInfo, Status,
@@ -11,7 +11,7 @@ use bulkhead_api::{
 use bulkhead_ebpf_abi::{
     DIR_EGRESS, PROTO_ICMP, PROTO_ICMPV6, PROTO_SCTP, PROTO_TCP, PROTO_UDP, RULE_NONE, drop_reason_text,
 };
-use bulkhead_policy::{Compiled, explain};
+use bulkhead_policy::{Compiled, Flow, Local, compile, explain, judged};
 use std::net::IpAddr;
 
 impl Node {
@@ -88,8 +88,7 @@ impl Node {
     }
 
     fn partition_of_policy(&self, policy: u32) -> Option<String> {
-        let policies = &self.compiled.as_ref()?.policies;
-        policies.iter().find(|(_, number)| **number == policy).map(|(name, _)| name.clone())
+        self.compiled.as_ref()?.partition_of_policy(policy).map(str::to_string)
     }
 
     pub fn explain(&self, request: &ExplainRequest) -> Result<Explanation, ErrorReply> {
@@ -102,7 +101,8 @@ impl Node {
             return Err(refused(format!("{from} and {to} are not of one IP version")));
         }
         let protocol = protocol(&request.protocol, from)?;
-        let mut explanation = explain(compiled, &self.in_force.policy, from, to, protocol, request.port);
+        let flow = Flow { from, to, proto: protocol, port: request.port };
+        let mut explanation = self.explain_flow(compiled, flow)?;
         explanation.generation = self.datapath.running_generation().map_err(kernel_error)?;
         explanation.protocol.clone_from(&request.protocol);
         for end in [&mut explanation.from, &mut explanation.to] {
@@ -110,6 +110,23 @@ impl Node {
             end.pod = record.map(|r| format!("{}/{}", r.pod.namespace, r.pod.name));
         }
         Ok(explanation)
+    }
+
+    /// By the tables in force; where they lack the policy of a pod elsewhere, by tables made for the question.
+    fn explain_flow(&self, compiled: &Compiled, flow: Flow) -> Result<Explanation, ErrorReply> {
+        let objects = &self.in_force.policy;
+        let mut pods: Vec<_> = self.endpoints.iter().map(local_pod).collect();
+        if let Some(explanation) = explain(compiled, objects, &pods, flow) {
+            return Ok(explanation);
+        }
+        pods.extend(judged(objects, &pods, &[flow.from, flow.to]));
+        let partitions = pods.iter().map(|p| p.partition.clone()).collect();
+        let local =
+            Local { node: &self.config.node, pods: &pods, partitions: Some(&partitions), former: None };
+        let preview =
+            compile(objects, &mut self.interner.clone(), &local).map_err(|e| refused(e.to_string()))?;
+        let explanation = explain(&preview, objects, &pods, flow);
+        explanation.ok_or_else(|| refused("no policy judges these ends".into()))
     }
 
     /// An address as written, or the address of `namespace/name`, of the family of `like` where there is a choice.

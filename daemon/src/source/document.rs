@@ -1,15 +1,19 @@
 //! One YAML file into objects, or into an error that names file, object and field.
 
-use super::PodInfo;
+use super::{PodInfo, pod};
 use bulkhead_api::{
     messages::ObjectError,
     objects::{
         API_VERSION, BGPConfiguration, BGPConfigurationSpec, BGPPeer, BGPPeerSpec, BandwidthClass,
-        BandwidthClassSpec, NetworkGroup, NetworkGroupSpec, Partition, PartitionSpec,
+        BandwidthClassSpec, ClusterNetworkPolicySpec, NetworkGroup, NetworkGroupSpec, NetworkPolicySpec,
+        Partition, PartitionSpec,
     },
 };
 use bulkhead_policy::{NodeInfo, Sourced};
-use k8s_openapi::api::core::v1;
+use k8s_openapi::{
+    api::{core::v1, networking::v1::NetworkPolicy},
+    apimachinery::pkg::apis::meta::v1::ObjectMeta,
+};
 use serde::{Deserialize, Serialize, de::DeserializeOwned};
 use serde_json::Value;
 use std::{collections::BTreeMap, net::IpAddr};
@@ -17,7 +21,8 @@ use std::{collections::BTreeMap, net::IpAddr};
 /// A label of the nodes that run the API server.
 const CONTROL_PLANE_LABEL: &str = "node-role.kubernetes.io/control-plane";
 const KINDS: &str = "Partition, NetworkGroup, BandwidthClass, BGPPeer and BGPConfiguration of bulkhead.dev/v1alpha1, \
-                     Namespace, Pod and Node of v1";
+                     Namespace, Pod and Node of v1, NetworkPolicy of networking.k8s.io/v1, \
+                     ClusterNetworkPolicy of policy.networking.k8s.io/v1alpha2";
 
 #[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
 pub enum Object {
@@ -28,6 +33,9 @@ pub enum Object {
     BgpConfiguration(String, Sourced<BGPConfigurationSpec>),
     Namespace(String, BTreeMap<String, String>),
     Pod((String, String), PodInfo),
+    /// By `namespace/name`.
+    NetworkPolicy(String, Sourced<NetworkPolicySpec>),
+    ClusterNetworkPolicy(String, Sourced<ClusterNetworkPolicySpec>),
     Node(String, NodeInfo),
 }
 
@@ -42,6 +50,8 @@ impl Object {
             Self::BgpConfiguration(name, _) => format!("BGPConfiguration/{name}"),
             Self::Namespace(name, _) => format!("Namespace/{name}"),
             Self::Pod((namespace, name), _) => format!("Pod/{namespace}/{name}"),
+            Self::NetworkPolicy(key, _) => format!("NetworkPolicy/{key}"),
+            Self::ClusterNetworkPolicy(name, _) => format!("ClusterNetworkPolicy/{name}"),
             Self::Node(name, _) => format!("Node/{name}"),
         }
     }
@@ -99,7 +109,7 @@ fn parse_document(file: &str, first_line: usize, text: &str) -> Result<Option<Ob
         .map_err(|(field, message)| error(line, Some(format!("{kind}/{name}")), field, message))
 }
 
-type FieldError = (Option<String>, String);
+pub(super) type FieldError = (Option<String>, String);
 
 fn typed(
     api_version: &str,
@@ -137,11 +147,18 @@ fn typed(
             Object::Namespace(name, labels)
         }
         ("v1", "Pod") => {
-            let metadata = read::<v1::Pod>(value)?.metadata;
-            let namespace = metadata.namespace.unwrap_or_else(|| "default".into());
-            let (labels, annotations) =
-                (metadata.labels.unwrap_or_default(), metadata.annotations.unwrap_or_default());
-            Object::Pod((namespace, name), PodInfo { labels, annotations })
+            let pod = read::<v1::Pod>(value)?;
+            let key = (namespace_of(&pod.metadata), name);
+            Object::Pod(key, pod::info(pod)?)
+        }
+        ("networking.k8s.io/v1", "NetworkPolicy") => {
+            let policy = strict::<NetworkPolicy>(value)?;
+            let key = format!("{}/{name}", namespace_of(&policy.metadata));
+            Object::NetworkPolicy(key, Sourced { spec: policy.spec.unwrap_or_default(), file })
+        }
+        ("policy.networking.k8s.io/v1alpha2", "ClusterNetworkPolicy") => {
+            let spec = read::<ClusterNetworkPolicy>(value)?.spec;
+            Object::ClusterNetworkPolicy(name, Sourced { spec, file })
         }
         ("v1", "Node") => Object::Node(name, node(read::<v1::Node>(value)?)?),
         _ => {
@@ -149,6 +166,50 @@ fn typed(
             return Err((Some("kind".into()), message));
         }
     })
+}
+
+fn namespace_of(metadata: &ObjectMeta) -> String {
+    metadata.namespace.clone().unwrap_or_else(|| "default".into())
+}
+
+/// What is read of the object; its status is the reporters'.
+#[derive(Deserialize)]
+struct ClusterNetworkPolicy {
+    spec: ClusterNetworkPolicySpec,
+}
+
+/// As [`read`], of a type that passes over what it does not know: a misspelt field of a policy must not be lost.
+fn strict<T: DeserializeOwned + Serialize>(value: Value) -> Result<T, FieldError> {
+    let spec = value.get("spec").cloned();
+    let object: T = read(value)?;
+    let understood = serde_json::to_value(&object).ok().and_then(|mut o| o.get_mut("spec").map(Value::take));
+    match spec.zip(understood).and_then(|(spec, understood)| lost(&spec, &understood, "spec")) {
+        Some(field) => {
+            Err((Some(field), "is not a field of this kind: correct its name or remove it".into()))
+        }
+        None => Ok(object),
+    }
+}
+
+/// The first field of `written` that `understood` lacks.
+fn lost(written: &Value, understood: &Value, path: &str) -> Option<String> {
+    match (written, understood) {
+        (Value::Object(written), Value::Object(understood)) => {
+            written.iter().filter(|(_, v)| !v.is_null()).find_map(|(key, value)| {
+                let path = format!("{path}.{key}");
+                match understood.get(key) {
+                    Some(understood) => lost(value, understood, &path),
+                    None => Some(path),
+                }
+            })
+        }
+        (Value::Array(written), Value::Array(understood)) => written
+            .iter()
+            .zip(understood)
+            .enumerate()
+            .find_map(|(i, (written, understood))| lost(written, understood, &format!("{path}[{i}]"))),
+        _ => None,
+    }
 }
 
 fn read<T: DeserializeOwned>(value: Value) -> Result<T, FieldError> {

@@ -6,6 +6,7 @@
 
 mod directory;
 mod document;
+mod pod;
 
 pub use directory::{Directory, watch};
 pub use document::{Object, parse};
@@ -14,7 +15,7 @@ use bulkhead_api::{
     messages::ObjectError,
     objects::{BGPConfigurationSpec, BGPPeerSpec},
 };
-use bulkhead_policy::{Objects, Sourced};
+use bulkhead_policy::{Objects, Pod, Sourced};
 use serde::{Deserialize, Serialize};
 use std::{collections::BTreeMap, time::Instant};
 
@@ -38,7 +39,14 @@ impl Snapshot {
             Object::BgpPeer(name, o) => drop(self.bgp_peers.insert(name, o)),
             Object::BgpConfiguration(_, o) => self.bgp = Some(o),
             Object::Namespace(name, labels) => drop(self.policy.namespaces.insert(name, labels)),
-            Object::Pod(key, pod) => drop(self.pods.insert(key, pod)),
+            Object::Pod((namespace, name), pod) => {
+                self.policy.pods.insert(format!("{namespace}/{name}"), pod.policy.clone());
+                self.pods.insert((namespace, name), pod);
+            }
+            Object::NetworkPolicy(key, o) => drop(self.policy.network_policies.insert(key, o)),
+            Object::ClusterNetworkPolicy(name, o) => {
+                drop(self.policy.cluster_network_policies.insert(name, o));
+            }
             Object::Node(name, node) => drop(self.policy.nodes.insert(name, node)),
         }
     }
@@ -46,8 +54,10 @@ impl Snapshot {
 
 #[derive(Clone, Debug, PartialEq, Eq, Default, Serialize, Deserialize)]
 pub struct PodInfo {
-    pub labels: BTreeMap<String, String>,
     pub annotations: BTreeMap<String, String>,
+    /// What rules can see of it.
+    #[serde(flatten)]
+    pub policy: Pod,
 }
 
 /// A snapshot, what could not be read into it, and when the change was noticed.

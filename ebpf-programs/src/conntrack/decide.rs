@@ -69,13 +69,22 @@ pub fn peer_of_flow(at: &At, packet: &Packet, flow: &Flow, end: u32) -> Peer {
     Peer::by_address(identity(other).id())
 }
 
-/// What the pod's policy says of `peer` in direction `dir`. An audited refusal is counted and turned into a yes.
+/// What the pod's policy says of `peer` in direction `dir`. An audited refusal is counted and turned into a yes; of a
+/// connection that is `kept` the partition tier refuses nothing.
 #[inline(always)]
-pub fn ask(at: &At, dir: u32, peer: Peer, proto: u8, port: u16, refusal: u8) -> Result<Answer, Verdict> {
+pub fn ask(
+    at: &At,
+    dir: u32,
+    peer: Peer,
+    proto: u8,
+    port: u16,
+    refusal: u8,
+    kept: bool,
+) -> Result<Answer, Verdict> {
     let service = u32::from(proto) << 16 | u32::from(port);
     let answer = policy::decide(at.generation, at.policy.wrapping_mul(2) | dir, peer.identity(), service);
     let known = peer != Peer::UNKNOWN || answer.is_open();
-    if known && answer.allows() {
+    if known && answer.allows() || kept && answer.is_partitions() {
         return Ok(answer);
     }
     let rule = if known { answer.rule() } else { RULE_NONE };

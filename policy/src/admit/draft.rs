@@ -1,7 +1,9 @@
 //! The set of objects being put together: for each object, which of its versions.
 
 use crate::{Objects, Sourced};
-use bulkhead_api::objects::{BandwidthClassSpec, NetworkGroupSpec, PartitionSpec};
+use bulkhead_api::objects::{
+    BandwidthClassSpec, ClusterNetworkPolicySpec, NetworkGroupSpec, NetworkPolicySpec, PartitionSpec,
+};
 use std::collections::{BTreeMap, BTreeSet};
 
 #[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord)]
@@ -9,6 +11,8 @@ pub(super) enum Kind {
     Partition,
     NetworkGroup,
     BandwidthClass,
+    NetworkPolicy,
+    ClusterNetworkPolicy,
 }
 
 pub(super) type Key = (Kind, String);
@@ -66,6 +70,8 @@ pub(super) struct Draft<'a> {
     pub partitions: Layer<'a, PartitionSpec>,
     pub network_groups: Layer<'a, NetworkGroupSpec>,
     pub bandwidth_classes: Layer<'a, BandwidthClassSpec>,
+    pub network_policies: Layer<'a, NetworkPolicySpec>,
+    pub cluster_network_policies: Layer<'a, ClusterNetworkPolicySpec>,
     /// What has no versions to choose from, apart from labels and ranges.
     pub rest: Objects,
 }
@@ -83,6 +89,14 @@ impl<'a> Draft<'a> {
                 &in_force.bandwidth_classes,
                 std::mem::take(&mut candidate.bandwidth_classes),
             ),
+            network_policies: Layer::new(
+                &in_force.network_policies,
+                std::mem::take(&mut candidate.network_policies),
+            ),
+            cluster_network_policies: Layer::new(
+                &in_force.cluster_network_policies,
+                std::mem::take(&mut candidate.cluster_network_policies),
+            ),
             rest: candidate,
         }
     }
@@ -92,6 +106,8 @@ impl<'a> Draft<'a> {
             partitions: self.partitions.current,
             network_groups: self.network_groups.current,
             bandwidth_classes: self.bandwidth_classes.current,
+            network_policies: self.network_policies.current,
+            cluster_network_policies: self.cluster_network_policies.current,
             ..self.rest
         }
     }
@@ -104,6 +120,8 @@ impl<'a> Draft<'a> {
         of(&self.partitions)
             + of(&self.network_groups)
             + of(&self.bandwidth_classes)
+            + of(&self.network_policies)
+            + of(&self.cluster_network_policies)
             + self.rest.namespaces.len()
             + self.in_force.namespaces.len()
             + 2
@@ -114,6 +132,8 @@ impl<'a> Draft<'a> {
             Kind::Partition => self.partitions.changed(name),
             Kind::NetworkGroup => self.network_groups.changed(name),
             Kind::BandwidthClass => self.bandwidth_classes.changed(name),
+            Kind::NetworkPolicy => self.network_policies.changed(name),
+            Kind::ClusterNetworkPolicy => self.cluster_network_policies.changed(name),
         }
     }
 
@@ -122,6 +142,8 @@ impl<'a> Draft<'a> {
             Kind::Partition => self.partitions.current.contains_key(name),
             Kind::NetworkGroup => self.network_groups.current.contains_key(name),
             Kind::BandwidthClass => self.bandwidth_classes.current.contains_key(name),
+            Kind::NetworkPolicy => self.network_policies.current.contains_key(name),
+            Kind::ClusterNetworkPolicy => self.cluster_network_policies.current.contains_key(name),
         }
     }
 
@@ -131,6 +153,8 @@ impl<'a> Draft<'a> {
             Kind::Partition => self.partitions.candidate.contains_key(name),
             Kind::NetworkGroup => self.network_groups.candidate.contains_key(name),
             Kind::BandwidthClass => self.bandwidth_classes.candidate.contains_key(name),
+            Kind::NetworkPolicy => self.network_policies.candidate.contains_key(name),
+            Kind::ClusterNetworkPolicy => self.cluster_network_policies.candidate.contains_key(name),
         }
     }
 
@@ -140,6 +164,8 @@ impl<'a> Draft<'a> {
             Kind::Partition => self.partitions.previous.contains_key(name),
             Kind::NetworkGroup => self.network_groups.previous.contains_key(name),
             Kind::BandwidthClass => self.bandwidth_classes.previous.contains_key(name),
+            Kind::NetworkPolicy => self.network_policies.previous.contains_key(name),
+            Kind::ClusterNetworkPolicy => self.cluster_network_policies.previous.contains_key(name),
         }
     }
 
@@ -149,6 +175,10 @@ impl<'a> Draft<'a> {
             Subject::Object((Kind::Partition, name)) => self.partitions.move_back(name),
             Subject::Object((Kind::NetworkGroup, name)) => self.network_groups.move_back(name),
             Subject::Object((Kind::BandwidthClass, name)) => self.bandwidth_classes.move_back(name),
+            Subject::Object((Kind::NetworkPolicy, name)) => self.network_policies.move_back(name),
+            Subject::Object((Kind::ClusterNetworkPolicy, name)) => {
+                self.cluster_network_policies.move_back(name)
+            }
             Subject::Labels(namespace) => {
                 let Some(previous) = self.in_force.namespaces.get(namespace) else { return false };
                 let replaced = self.rest.namespaces.insert(namespace.clone(), previous.clone());

@@ -9,7 +9,7 @@ use bulkhead_api::{
     messages::ObjectError,
     objects::{
         BUILT_IN_CLASSES, DEFAULT_PARTITION, FieldError, PartitionSpec, RulePeer, check_bandwidth_class,
-        check_network_group, check_partition,
+        check_cluster_network_policy, check_network_group, check_network_policy, check_partition,
     },
 };
 use std::collections::{BTreeMap, BTreeSet};
@@ -50,6 +50,13 @@ fn alone(draft: &Draft<'_>) -> Vec<Fault> {
     }
     for (name, o) in &draft.bandwidth_classes.current {
         add((Kind::BandwidthClass, name.clone()), &o.file, check_bandwidth_class(name, &o.spec));
+    }
+    for (name, o) in &draft.cluster_network_policies.current {
+        let key = (Kind::ClusterNetworkPolicy, name.clone());
+        add(key, &o.file, check_cluster_network_policy(name, &o.spec));
+    }
+    for (key, o) in &draft.network_policies.current {
+        add((Kind::NetworkPolicy, key.clone()), &o.file, check_network_policy(&o.spec));
     }
     faults
 }
@@ -146,7 +153,7 @@ fn exists(draft: &Draft<'_>, target: &Key) -> bool {
     let built_in = match target.0 {
         Kind::Partition => target.1 == DEFAULT_PARTITION,
         Kind::BandwidthClass => BUILT_IN_CLASSES.iter().any(|(name, _)| *name == target.1),
-        Kind::NetworkGroup => false,
+        Kind::NetworkGroup | Kind::NetworkPolicy | Kind::ClusterNetworkPolicy => false,
     };
     built_in || draft.present(target)
 }
@@ -164,6 +171,8 @@ fn unknown(draft: &Draft<'_>, target: &Key) -> String {
             draft.partitions.current.keys().map(String::as_str).chain([DEFAULT_PARTITION]).collect()
         }
         Kind::NetworkGroup => draft.network_groups.current.keys().map(String::as_str).collect(),
+        // Nothing names one.
+        Kind::NetworkPolicy | Kind::ClusterNetworkPolicy => Vec::new(),
         Kind::BandwidthClass => {
             let made = draft.bandwidth_classes.current.keys().map(String::as_str);
             made.chain(BUILT_IN_CLASSES.iter().map(|(name, _)| *name)).collect()

@@ -3,6 +3,7 @@
 //! Prefixes nest or are disjoint, so one walk in order, with the chain of covering prefixes on a stack, gives each its
 //! atoms: those of the prefix around it, and its own.
 
+use super::selection::Selections;
 use crate::{Objects, atom::Atom, prefix::Prefix};
 use bulkhead_api::objects::RulePeer;
 use bulkhead_ebpf_abi::Addr;
@@ -44,8 +45,9 @@ pub(crate) struct Addresses {
 }
 
 impl Addresses {
-    pub fn of(objects: &Objects, local_node: &str) -> Self {
-        let known = walk(marks(objects));
+    /// `blocks`: those of policies, besides the partitions' own.
+    pub fn of(objects: &Objects, local_node: &str, asked: &Selections, blocks: &BTreeSet<Atom>) -> Self {
+        let known = walk(marks(objects, blocks));
         let mut nodes: BTreeMap<Addr, BTreeSet<Atom>> = BTreeMap::new();
         for (name, node) in &objects.nodes {
             for address in node.addresses.iter().map(|a| Addr::from_ip(*a)) {
@@ -54,6 +56,7 @@ impl Addresses {
                     longest(&known, address).map(|k| k.atoms.clone()).unwrap_or_default()
                 });
                 atoms.insert(Atom::Node);
+                atoms.extend(asked.node_facts(&node.labels));
                 if name == local_node {
                     atoms.insert(Atom::LocalNode);
                 }
@@ -70,11 +73,11 @@ impl Addresses {
 }
 
 /// The value of the longest prefix that holds the address.
-pub(crate) fn longest<T>(prefixes: &BTreeMap<Prefix, T>, address: Addr) -> Option<&T> {
+fn longest<T>(prefixes: &BTreeMap<Prefix, T>, address: Addr) -> Option<&T> {
     (0..=128).rev().find_map(|length| prefixes.get(&Prefix::of_address(address, length)))
 }
 
-fn marks(objects: &Objects) -> BTreeMap<Prefix, BTreeSet<Mark>> {
+fn marks(objects: &Objects, blocks: &BTreeSet<Atom>) -> BTreeMap<Prefix, BTreeSet<Mark>> {
     let mut marks: BTreeMap<Prefix, BTreeSet<Mark>> = BTreeMap::new();
     marks.entry(Prefix::V4).or_default().insert(Mark::Family);
     let mut ranges: BTreeSet<Prefix> = BTreeSet::new();
@@ -89,15 +92,17 @@ fn marks(objects: &Objects) -> BTreeMap<Prefix, BTreeSet<Mark>> {
             marks.entry(Prefix::of(*cidr)).or_default().insert(Mark::Add(Atom::Group(name.clone())));
         }
     }
-    for block in objects.partitions.values().flat_map(|p| peers(&p.spec)).filter_map(|p| p.ip_block.as_ref())
-    {
-        let atom = Atom::block(block);
-        let cidr = Prefix::of(block.cidr);
-        if block.except.iter().any(|e| Prefix::of(*e).covers(cidr)) {
+    let of_partitions = objects.partitions.values().flat_map(|p| peers(&p.spec));
+    let of_partitions = of_partitions.filter_map(|p| p.ip_block.as_ref()).map(Atom::block);
+    for atom in of_partitions.chain(blocks.iter().cloned()) {
+        let Atom::Block { cidr, except } = &atom else { continue };
+        let cidr = Prefix::of(*cidr);
+        let except: Vec<Prefix> = except.iter().map(|e| Prefix::of(*e)).collect();
+        if except.iter().any(|e| e.covers(cidr)) {
             continue;
         }
         marks.entry(cidr).or_default().insert(Mark::Add(atom.clone()));
-        for except in block.except.iter().map(|e| Prefix::of(*e)).filter(|e| cidr.covers(*e)) {
+        for except in except.into_iter().filter(|e| cidr.covers(*e)) {
             marks.entry(except).or_default().insert(Mark::Remove(atom.clone()));
         }
     }

@@ -3,8 +3,10 @@
 use super::{
     CompileError,
     classes::Classes,
+    policy::Policy,
     ports::{PortClasses, Run},
-    rules::{Policy, Rule},
+    rules::Rule,
+    tiers::{self, TIERS},
 };
 use crate::{atom::Atom, tables::Tables};
 use bulkhead_ebpf_abi::{Cell, PORT_SLOTS, PolicyDir, PortPage};
@@ -115,7 +117,7 @@ impl<'a> Builder<'a> {
 
     /// Offsets of rows by class, cut after the last that is not the row of class 0.
     fn rows(&mut self, policy: &Policy, ports: &PortClasses) -> Option<Vec<u32>> {
-        let row = RowMaker::new(&policy.rules, ports);
+        let row = RowMaker::new(policy, ports);
         let world = self.row(row.make(&[]))?;
         let mut rows = vec![world; self.classes.atoms.len()];
         let classes = self.classes;
@@ -159,30 +161,32 @@ impl<'a> Builder<'a> {
     }
 }
 
-/// Makes the rows of one policy: the first matching rule of every port class.
+/// Makes the rows of one policy: of every port class what the tiers say together.
 struct RowMaker<'a> {
     rules: &'a [Rule],
+    audit: bool,
     ports: &'a PortClasses,
     /// Rules that ask for an atom, by the atom.
     by_atom: HashMap<&'a Atom, Vec<usize>>,
 }
 
 impl<'a> RowMaker<'a> {
-    fn new(rules: &'a [Rule], ports: &'a PortClasses) -> Self {
+    fn new(policy: &'a Policy, ports: &'a PortClasses) -> Self {
         let mut by_atom: HashMap<&Atom, Vec<usize>> = HashMap::new();
-        for (i, rule) in rules.iter().enumerate() {
+        for (i, rule) in policy.rules.iter().enumerate() {
             for atom in rule.peers.iter().flatten() {
                 by_atom.entry(atom).or_default().push(i);
             }
         }
-        Self { rules, ports, by_atom }
+        Self { rules: &policy.rules, audit: policy.audit(), ports, by_atom }
     }
 
-    /// Indices of the rules that ask for any of these atoms, ascending.
+    /// Indices of the rules that ask for these atoms, ascending.
     fn matched_by(&self, atoms: &[Atom]) -> Vec<usize> {
-        let matched: BTreeSet<usize> =
+        let any: BTreeSet<usize> =
             atoms.iter().filter_map(|a| self.by_atom.get(a)).flatten().copied().collect();
-        matched.into_iter().collect()
+        let has = |i: &usize| self.rules[*i].requires.as_ref().is_none_or(|r| atoms.contains(r));
+        any.into_iter().filter(has).collect()
     }
 
     /// `by_peer`: the rules whose peers ask for this class; those for any peer match besides.
@@ -191,12 +195,20 @@ impl<'a> RowMaker<'a> {
         for rule in by_peer {
             peer_matches[*rule] = true;
         }
-        let any_port = self.rules.iter().enumerate().position(|(i, r)| r.ports.is_none() && peer_matches[i]);
+        // By tier, the first that matches every port.
+        let mut any_port = [None; TIERS.len()];
+        for (i, rule) in self.rules.iter().enumerate().rev() {
+            if rule.ports.is_none() && peer_matches[i] {
+                any_port[rule.tier as usize] = Some(i);
+            }
+        }
         let cell = |with_ports: &Vec<usize>| {
-            let of_ports = with_ports.iter().copied().find(|i| peer_matches[*i]);
-            let first = [of_ports, any_port].into_iter().flatten().min();
-            // The last rule of a policy matches everything.
-            first.map_or_else(Cell::default, |i| self.rules[i].cell)
+            let mut firsts = any_port;
+            for i in with_ports.iter().copied().filter(|i| peer_matches[*i]) {
+                let first = &mut firsts[self.rules[i].tier as usize];
+                *first = Some(first.map_or(i, |f: usize| f.min(i)));
+            }
+            tiers::cell(self.audit, &firsts.map(|first| first.map(|i| &self.rules[i])))
         };
         self.ports.matched.iter().map(cell).collect()
     }

@@ -1,6 +1,6 @@
 //! Address classes: identities that no rule of this generation can tell apart.
 
-use super::rules::Policy;
+use super::policy::Policy;
 use crate::{Interner, atom::Atom};
 use bulkhead_ebpf_abi::ID_WORLD;
 use std::collections::{BTreeMap, BTreeSet, HashMap};
@@ -19,8 +19,9 @@ pub(crate) struct Classes {
 impl Classes {
     /// Classes are numbered by what they are, never by the identities' numbers: those depend on history.
     pub fn of(policies: &[Policy], numbers: &Interner) -> Self {
+        let rules = policies.iter().flat_map(|p| &p.rules);
         let asked: BTreeSet<&Atom> =
-            policies.iter().flat_map(|p| &p.rules).flat_map(|r| r.peers.iter().flatten()).collect();
+            rules.flat_map(|r| r.peers.iter().flatten().chain(&r.requires)).collect();
         // An identity that is out of use is still in the maps for a while, and still means what it says.
         let seen: Vec<(Vec<Atom>, u32)> = numbers
             .identities()

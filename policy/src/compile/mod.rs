@@ -2,20 +2,45 @@
 //! the interner has seen before.
 //!
 //! ```text
-//! Objects ─▶ rules (ordered, built-in ones too) ─┬─▶ ports: port classes ─┐
-//!       └──▶ addresses (atoms by prefix) ─▶ classes of addresses ─────────┴─▶ builder: rows, cells, pages
+//! pods of the node ─▶ policies (who judges them) ─▶ what those ask ─┬─▶ rules by tier ─▶ ports: port classes ─┐
+//! Objects ─────────────────────▶ addresses and pods, as atoms ──────┴─▶ classes of identities ───────────────┴─▶ builder
 //! ```
+//! Only policies that pods of this node have are compiled, and only what these ask makes identities: a node's tables grow
+//! with its own pods, not with the cluster's policies.
 
 mod addresses;
 mod builder;
 mod classes;
+mod cluster_policy;
+mod identities;
+mod network_policy;
+mod place;
+mod policy;
 mod ports;
 mod rules;
+mod selection;
+mod tiers;
 
-use crate::{Interner, Objects, atom::Atom, prefix::Prefix, rulebook::RuleBook, tables::Tables};
+use crate::{Interner, LocalPod, Objects, atom::Atom, rulebook::RuleBook, tables::Tables};
 use bulkhead_api::objects::DEFAULT_PARTITION;
-use bulkhead_ebpf_abi::{Addr, DIR_EGRESS, DIR_INGRESS, ID_WORLD, IDENTITY_LOCAL_NODE, Identity};
+use bulkhead_ebpf_abi::{Addr, DIR_EGRESS, DIR_INGRESS, Identity};
+pub use place::Placement;
+use policy::{Policy, PolicyKey};
+pub(crate) use rules::{Rule, Verdict};
+use selection::Selections;
 use std::collections::{BTreeMap, BTreeSet};
+pub(crate) use tiers::TIERS;
+
+/// The node that tables are for, and whose policies it needs.
+#[derive(Clone, Copy, Debug)]
+pub struct Local<'a> {
+    pub node: &'a str,
+    pub pods: &'a [LocalPod],
+    /// Partitions that need a policy also without a pod; None: all.
+    pub partitions: Option<&'a BTreeSet<String>>,
+    /// What is in force until the switch: pods have its policies until they are told of their new ones.
+    pub former: Option<&'a Compiled>,
+}
 
 /// Everything a generation is made of.
 #[derive(Clone, Debug, PartialEq)]
@@ -23,15 +48,25 @@ pub struct Compiled {
     pub tables: Tables,
     /// By longest prefix: (address, length); IPv4 lengths are 96 larger.
     pub prefixes: BTreeMap<(Addr, u8), Identity>,
-    /// Addresses of nodes. The daemon adds its own pods: see [`Compiled::pod_identity`].
+    /// Addresses of nodes, and of pods of which rules see more than their prefix. The daemon sets its own pods' itself:
+    /// see [`Compiled::pod_identity`].
     pub exact: BTreeMap<Addr, Identity>,
     pub rules: RuleBook,
-    /// Number of the policy by partition, the default partition's among them.
+    /// Number of the policy of pods that only their partition judges, by partition, as far as needed.
     pub policies: BTreeMap<String, u32>,
     /// Identity, by partition, of a pod of which no rule sees more than its partition.
     pub pod_identities: BTreeMap<String, u32>,
     /// What an identity stands for.
     pub(crate) identities: BTreeMap<u32, Vec<Atom>>,
+    by_meaning: BTreeMap<Vec<Atom>, u32>,
+    /// The rules behind the tables, for people.
+    pub(crate) lists: BTreeMap<(u32, u32), Policy>,
+    numbers: BTreeMap<PolicyKey, u32>,
+    /// Of these, the ones that were needed for themselves.
+    needed: BTreeSet<PolicyKey>,
+    asked: Selections,
+    /// By partition: what its ranges' prefixes are known as.
+    variants: BTreeMap<String, BTreeSet<Vec<Atom>>>,
 }
 
 /// The objects do not fit the tables.
@@ -65,53 +100,75 @@ impl CompileError {
 pub fn compile(
     objects: &Objects,
     interner: &mut Interner,
-    local_node: &str,
+    local: &Local<'_>,
 ) -> Result<Compiled, CompileError> {
     let mut numbers = interner.clone();
-    let mut identities = BTreeMap::new();
-    let addresses = addresses::Addresses::of(objects, local_node);
-    let mut identity = |numbers: &mut Interner, atoms: &Vec<Atom>| {
-        let id = if atoms.is_empty() {
-            ID_WORLD
-        } else {
-            numbers.identity(atoms).map_err(|_| CompileError::numbers(owner(atoms)))?
-        };
-        identities.insert(id, atoms.clone());
-        Ok(id)
-    };
-    let mut pod_identities = BTreeMap::new();
-    let names: BTreeSet<&str> =
-        objects.partitions.keys().map(String::as_str).chain([DEFAULT_PARTITION]).collect();
-    for name in names {
-        let atoms = vec![Atom::Pod, Atom::Partition(name.into())];
-        pod_identities.insert(name.to_string(), identity(&mut numbers, &atoms)?);
+    let needed = keys(objects, local);
+    let former = local.former.iter().flat_map(|f| &f.needed).filter(|k| is_there(objects, &k.partition));
+    let keys: BTreeSet<PolicyKey> = needed.iter().chain(former).cloned().collect();
+    let (asked, blocks) = ask(objects, &keys);
+    let peer_ports = asked.named_ports(objects);
+    let mut policies = Vec::new();
+    let mut book = BTreeMap::new();
+    for key in &keys {
+        for dir in [DIR_EGRESS, DIR_INGRESS] {
+            policies.push(Policy::of(objects, key, dir, &peer_ports, &mut numbers, &mut book)?);
+        }
     }
-    let mut prefixes = BTreeMap::new();
-    for (Prefix { address, length }, atoms) in addresses.prefixes {
-        prefixes.insert((address, length), Identity { id: identity(&mut numbers, &atoms)?, flags: 0 });
-    }
-    let mut exact = BTreeMap::new();
-    for (address, atoms) in addresses.nodes {
-        let flags = if atoms.contains(&Atom::LocalNode) { IDENTITY_LOCAL_NODE } else { 0 };
-        exact.insert(address, Identity { id: identity(&mut numbers, &atoms)?, flags });
-    }
-    let (policies, book) = rules::policies(objects, &mut numbers)?;
+    let addresses = addresses::Addresses::of(objects, local.node, &asked, &blocks);
+    let identities = identities::Identities::of(objects, local, &addresses, &asked, &mut numbers)?;
     let tables = tables(&policies, &numbers)?;
     let rules = RuleBook::new(book, &numbers);
-    let policies = policies.into_iter().map(|p| (p.partition, p.number)).collect();
+    let by_key: BTreeMap<PolicyKey, u32> =
+        keys.into_iter().zip(policies.iter().step_by(2).map(|p| p.number)).collect();
+    let plain = by_key.iter().filter(|(key, _)| key.is_plain());
     *interner = numbers;
-    Ok(Compiled { tables, prefixes, exact, rules, policies, pod_identities, identities })
+    Ok(Compiled {
+        tables,
+        prefixes: identities.prefixes,
+        exact: identities.exact,
+        rules,
+        policies: plain.map(|(key, number)| (key.partition.clone(), *number)).collect(),
+        pod_identities: identities.of_partitions,
+        by_meaning: identities.meanings.iter().map(|(id, atoms)| (atoms.clone(), *id)).collect(),
+        identities: identities.meanings,
+        lists: policies.into_iter().map(|p| ((p.number, p.dir), p)).collect(),
+        numbers: by_key,
+        needed,
+        asked,
+        variants: identities.variants,
+    })
 }
 
-/// The partition to name when an identity cannot be numbered: its last atom, if it is a pod's.
-fn owner(atoms: &[Atom]) -> &str {
-    match atoms.last() {
-        Some(Atom::Partition(name)) => name,
-        _ => DEFAULT_PARTITION,
+fn is_there(objects: &Objects, partition: &str) -> bool {
+    partition == DEFAULT_PARTITION || objects.partitions.contains_key(partition)
+}
+
+/// The policies that the node needs; the default partition's always.
+fn keys(objects: &Objects, local: &Local<'_>) -> BTreeSet<PolicyKey> {
+    let needed = |name: &&String| local.partitions.is_none_or(|p| p.contains(*name));
+    let names = objects.partitions.keys().filter(needed).map(String::as_str).chain([DEFAULT_PARTITION]);
+    let of_pods = local.pods.iter().map(|pod| PolicyKey::of(objects, pod));
+    names.map(PolicyKey::plain).chain(of_pods).collect()
+}
+
+/// What these policies ask of pods and addresses.
+fn ask(objects: &Objects, keys: &BTreeSet<PolicyKey>) -> (Selections, BTreeSet<Atom>) {
+    let (mut selections, mut blocks) = (Selections::default(), BTreeSet::new());
+    let policies: BTreeSet<&String> = keys.iter().flat_map(|k| &k.network_policies).collect();
+    for key in policies {
+        let Some(policy) = objects.network_policies.get(key) else { continue };
+        let namespace = key.split_once('/').map_or("", |(namespace, _)| namespace);
+        network_policy::ask(namespace, &policy.spec, &mut selections, &mut blocks);
     }
+    let policies: BTreeSet<&String> = keys.iter().flat_map(|k| &k.cluster_policies).collect();
+    for policy in policies.into_iter().filter_map(|name| objects.cluster_network_policies.get(name)) {
+        cluster_policy::ask(&policy.spec, &mut selections, &mut blocks);
+    }
+    (selections, blocks)
 }
 
-fn tables(policies: &[rules::Policy], numbers: &Interner) -> Result<Tables, CompileError> {
+fn tables(policies: &[Policy], numbers: &Interner) -> Result<Tables, CompileError> {
     let classes = classes::Classes::of(policies, numbers);
     let mut builder = builder::Builder::new(&classes);
     for policy in policies {
@@ -122,7 +179,7 @@ fn tables(policies: &[rules::Policy], numbers: &Interner) -> Result<Tables, Comp
     let last = used.last().copied().unwrap_or_default();
     for hole in (0..last).filter(|n| !used.contains(n)) {
         for dir in [DIR_EGRESS, DIR_INGRESS] {
-            builder.add(&rules::closed(hole, dir))?;
+            builder.add(&Policy::closed(hole, dir))?;
         }
     }
     Ok(builder.finish())

@@ -1,20 +1,19 @@
-//! A partition's end of a flow as one ordered list of rules, the built-in ones among them: the first match decides.
+//! The partition tier of one direction as an ordered list of rules, the built-in ones among them: the first match speaks.
 //!
 //! ```text
-//! same partition ▶ own node (ingress) ▶ Deny rules ▶ Allow rules ▶ cluster DNS ▶ control plane (ingress) ▶ deny
+//! same partition ▶ Deny rules ▶ Allow rules ▶ cluster DNS ▶ control plane (ingress) ▶ deny
 //! ```
 //! Of two rules that match, a user's stands before a built-in one: its name is what the user looks for, and a Deny
 //! takes back what `allowClusterDNS` and `allowControlPlane` give.
 
-use super::CompileError;
-use crate::{Interner, Objects, atom::Atom, rulebook::RuleEntry};
+use super::tiers::Tier;
+use crate::{Interner, Objects, Sourced, atom::Atom, rulebook::RuleEntry};
 use bulkhead_api::objects::{
     Action, DEFAULT_PARTITION, Established, Isolation, PartitionSpec, Protocol, RulePeer, RulePort,
 };
 use bulkhead_ebpf_abi::{
-    CELL_KEEP, Cell, DIR_EGRESS, DIR_INGRESS, POLICY_AUDIT, POLICY_OPEN, RULE_CLUSTER_DNS,
-    RULE_CONTROL_PLANE, RULE_DEFAULT_DENY, RULE_OPEN, RULE_OWN_NODE, RULE_SAME_PARTITION, SLOT_ICMP,
-    SLOT_ICMPV6, SLOT_SCTP, SLOT_TCP, SLOT_UDP, VERDICT_ALLOW, VERDICT_DENY,
+    DIR_EGRESS, DIR_INGRESS, RULE_CLUSTER_DNS, RULE_CONTROL_PLANE, RULE_DEFAULT_DENY, RULE_NONE, RULE_OPEN,
+    RULE_SAME_PARTITION, SLOT_ICMP, SLOT_ICMPV6, SLOT_SCTP, SLOT_TCP, SLOT_UDP,
 };
 use std::collections::BTreeMap;
 
@@ -28,76 +27,80 @@ pub(crate) struct PortRange {
     pub last: u16,
 }
 
-#[derive(Clone, Debug)]
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(crate) enum Verdict {
+    Allow,
+    Deny,
+    /// To the next tier.
+    Pass,
+}
+
+#[derive(Clone, Debug, PartialEq)]
 pub(crate) struct Rule {
-    pub cell: Cell,
+    pub number: u32,
+    pub tier: Tier,
+    pub verdict: Verdict,
+    /// `established: Keep`.
+    pub keep: bool,
     /// None: any peer. Else any address that has one of these.
     pub peers: Option<Vec<Atom>>,
+    /// The peer must have this besides.
+    pub requires: Option<Atom>,
     /// None: all protocols and ports.
     pub ports: Option<Vec<PortRange>>,
 }
 
-/// One direction of one partition.
-#[derive(Clone, Debug)]
-pub(crate) struct Policy {
-    pub partition: String,
-    pub number: u32,
-    pub dir: u32,
-    pub flags: u32,
-    /// The last one matches everything.
-    pub rules: Vec<Rule>,
-}
-
-/// Both directions of every partition, by name; and who wrote each rule.
-pub(crate) fn policies(
-    objects: &Objects,
-    numbers: &mut Interner,
-) -> Result<(Vec<Policy>, BTreeMap<u32, RuleEntry>), CompileError> {
-    let mut policies = Vec::new();
-    let mut book = BTreeMap::new();
-    let number =
-        |numbers: &mut Interner, name: &str| numbers.policy(name).map_err(|_| CompileError::numbers(name));
-    let default = number(numbers, DEFAULT_PARTITION)?;
-    policies.extend([DIR_EGRESS, DIR_INGRESS].map(|dir| open(DEFAULT_PARTITION, default, dir)));
-    for (name, partition) in &objects.partitions {
-        if name == DEFAULT_PARTITION {
-            continue;
-        }
-        let policy = number(numbers, name)?;
-        for dir in [DIR_EGRESS, DIR_INGRESS] {
-            let rules = user_rules(name, &partition.spec, dir, numbers)?;
-            for (entry, rule) in &rules {
-                book.insert(rule.cell.rule, RuleEntry { name: entry.clone(), file: partition.file.clone() });
-            }
-            let rules = rules.into_iter().map(|(_, rule)| rule).collect();
-            policies.push(match partition.spec.isolation {
-                Isolation::Open => open(name, policy, dir),
-                isolation => Policy {
-                    partition: name.clone(),
-                    number: policy,
-                    dir,
-                    flags: if isolation == Isolation::Audit { POLICY_AUDIT } else { 0 },
-                    rules: with_built_in(objects, name, &partition.spec, dir, rules),
-                },
-            });
-        }
+impl Rule {
+    /// For all ports, without a number yet.
+    pub fn of(tier: Tier, verdict: Verdict, peers: Option<Vec<Atom>>, requires: Option<Atom>) -> Self {
+        let (peers, requires) = match (peers, requires) {
+            (None, Some(only)) => (Some(vec![only]), None),
+            other => other,
+        };
+        Self { number: RULE_NONE, tier, verdict, keep: false, peers, requires, ports: None }
     }
-    Ok((policies, book))
+
+    /// A rule that nobody wrote, for all ports.
+    pub fn built_in(tier: Tier, verdict: Verdict, number: u32, peer: Option<Atom>) -> Self {
+        Self { number, ..Self::of(tier, verdict, peer.map(|p| vec![p]), None) }
+    }
 }
 
-fn open(partition: &str, number: u32, dir: u32) -> Policy {
-    let rules = vec![built_in(VERDICT_ALLOW, RULE_OPEN, None)];
-    Policy { partition: partition.into(), number, dir, flags: POLICY_OPEN, rules }
+/// Name and file of every rule that was written, by its number.
+pub(crate) type Book = BTreeMap<u32, RuleEntry>;
+
+/// The partition tier of a partition, which is the default one if it is not among the objects; the last rule matches
+/// everything. None: no number is left.
+pub(crate) fn partition_tier(
+    objects: &Objects,
+    partition: &str,
+    dir: u32,
+    numbers: &mut Interner,
+    book: &mut Book,
+) -> Option<Vec<Rule>> {
+    let open = || vec![built_in(Verdict::Allow, RULE_OPEN, None)];
+    let Some(Sourced { spec, file }) = written(objects, partition) else { return Some(open()) };
+    let rules = user_rules(partition, spec, dir, numbers)?;
+    for (entry, rule) in &rules {
+        book.insert(rule.number, RuleEntry { name: entry.clone(), file: file.clone() });
+    }
+    if spec.isolation == Isolation::Open {
+        return Some(open());
+    }
+    let rules = rules.into_iter().map(|(_, rule)| rule).collect();
+    Some(with_built_in(objects, partition, spec, dir, rules))
 }
 
-/// For numbers that stand between those in use.
-pub(crate) fn closed(number: u32, dir: u32) -> Policy {
-    let rules = vec![built_in(VERDICT_DENY, RULE_DEFAULT_DENY, None)];
-    Policy { partition: String::new(), number, dir, flags: 0, rules }
+pub(crate) fn isolation(objects: &Objects, partition: &str) -> Isolation {
+    written(objects, partition).map_or(Isolation::Open, |p| p.spec.isolation)
 }
 
-fn built_in(verdict: u8, rule: u32, peer: Option<Atom>) -> Rule {
-    Rule { cell: Cell { rule, verdict, flags: 0, reserved: 0 }, peers: peer.map(|p| vec![p]), ports: None }
+fn written<'a>(objects: &'a Objects, partition: &str) -> Option<&'a Sourced<PartitionSpec>> {
+    objects.partitions.get(partition).filter(|_| partition != DEFAULT_PARTITION)
+}
+
+fn built_in(verdict: Verdict, number: u32, peer: Option<Atom>) -> Rule {
+    Rule::built_in(Tier::Partition, verdict, number, peer)
 }
 
 fn with_built_in(
@@ -107,15 +110,12 @@ fn with_built_in(
     dir: u32,
     mut rules: Vec<Rule>,
 ) -> Vec<Rule> {
-    let mut all = vec![built_in(VERDICT_ALLOW, RULE_SAME_PARTITION, Some(Atom::Partition(name.into())))];
-    if dir == DIR_INGRESS {
-        all.push(built_in(VERDICT_ALLOW, RULE_OWN_NODE, Some(Atom::LocalNode)));
-    }
+    let mut all = vec![built_in(Verdict::Allow, RULE_SAME_PARTITION, Some(Atom::Partition(name.into())))];
     // Stable: within Deny and within Allow the order is the user's.
-    rules.sort_by_key(|rule| rule.cell.verdict != VERDICT_DENY);
+    rules.sort_by_key(|rule| rule.verdict != Verdict::Deny);
     all.append(&mut rules);
     if spec.allow_cluster_dns {
-        let hosts = || objects.cluster_dns.iter().any(|a| objects.partition_of_address(*a) == Some(name));
+        let hosts = || objects.cluster_dns.iter().any(|a| objects.partition_at(*a) == Some(name));
         let peer = match dir {
             DIR_EGRESS => Some(Atom::ClusterDns),
             _ => hosts().then_some(Atom::Pod),
@@ -123,13 +123,13 @@ fn with_built_in(
         if let Some(peer) = peer {
             let port = |slot| PortRange { slot, first: DNS_PORT, last: DNS_PORT };
             let ports = Some(vec![port(SLOT_TCP), port(SLOT_UDP)]);
-            all.push(Rule { ports, ..built_in(VERDICT_ALLOW, RULE_CLUSTER_DNS, Some(peer)) });
+            all.push(Rule { ports, ..built_in(Verdict::Allow, RULE_CLUSTER_DNS, Some(peer)) });
         }
     }
     if spec.allow_control_plane && dir == DIR_INGRESS {
-        all.push(built_in(VERDICT_ALLOW, RULE_CONTROL_PLANE, Some(Atom::ControlPlane)));
+        all.push(built_in(Verdict::Allow, RULE_CONTROL_PLANE, Some(Atom::ControlPlane)));
     }
-    all.push(built_in(VERDICT_DENY, RULE_DEFAULT_DENY, None));
+    all.push(built_in(Verdict::Deny, RULE_DEFAULT_DENY, None));
     all
 }
 
@@ -139,7 +139,7 @@ fn user_rules(
     spec: &PartitionSpec,
     dir: u32,
     numbers: &mut Interner,
-) -> Result<Vec<(String, Rule)>, CompileError> {
+) -> Option<Vec<(String, Rule)>> {
     let written: Vec<_> = if dir == DIR_EGRESS {
         spec.egress.iter().map(|r| (&r.name, r.action, &r.to, &r.ports, r.established)).collect()
     } else {
@@ -158,19 +158,18 @@ fn user_rules(
         if *count > 1 {
             entry = format!("{entry} #{count}");
         }
-        let number = numbers.rule(&entry).map_err(|_| CompileError::numbers(partition))?;
-        let keep = action == Action::Allow && established == Established::Keep;
-        let cell = Cell {
-            rule: number,
-            verdict: if action == Action::Allow { VERDICT_ALLOW } else { VERDICT_DENY },
-            flags: if keep { CELL_KEEP } else { 0 },
-            reserved: 0,
-        };
+        let verdict = if action == Action::Allow { Verdict::Allow } else { Verdict::Deny };
         let peers = (!peers.is_empty()).then(|| peers.iter().flat_map(atoms).collect());
         let ports = (!ports.is_empty()).then(|| ports.iter().flat_map(ranges).collect());
-        rules.push((entry, Rule { cell, peers, ports }));
+        let rule = Rule {
+            number: numbers.rule(&entry).ok()?,
+            keep: action == Action::Allow && established == Established::Keep,
+            ports,
+            ..Rule::of(Tier::Partition, verdict, peers, None)
+        };
+        rules.push((entry, rule));
     }
-    Ok(rules)
+    Some(rules)
 }
 
 fn atoms(peer: &RulePeer) -> Vec<Atom> {

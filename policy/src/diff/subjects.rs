@@ -70,7 +70,7 @@ pub fn name_of(before: Side<'_>, after: Side<'_>, address: IpAddr) -> String {
 }
 
 fn name(side: Side<'_>, address: IpAddr) -> String {
-    let known = side.compiled.known_as(address);
+    let known = side.compiled.known_as(side.compiled.identity(address).id);
     match side.objects.partition_of_address(address) {
         Some(partition) if known.is_empty() => format!("partition {partition}"),
         Some(partition) => format!("partition {partition} ({})", known.join(", ")),

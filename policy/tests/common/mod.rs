@@ -6,8 +6,10 @@
     reason = "every test file uses a part; a wrong text is a wrong test"
 )]
 
-use bulkhead_api::objects::{BandwidthClassSpec, NetworkGroupSpec, PartitionSpec};
-use bulkhead_policy::{Compiled, Decision, Interner, NodeInfo, Objects, Sourced, compile};
+use bulkhead_api::objects::{BandwidthClassSpec, NetworkGroupSpec, NetworkPolicySpec, PartitionSpec};
+use bulkhead_policy::{
+    Compiled, Decision, Interner, Local, LocalPod, NodeInfo, Objects, Pod, Sourced, compile,
+};
 use std::net::IpAddr;
 
 pub const NODE: &str = "node-1";
@@ -68,7 +70,33 @@ pub fn web_with(fields: &str) -> Objects {
 }
 
 pub fn compiled(objects: &Objects) -> Compiled {
-    compile(objects, &mut Interner::default(), NODE).unwrap()
+    compiled_for(objects, &[])
+}
+
+/// With the policies of these pods besides those of all partitions.
+pub fn compiled_for(objects: &Objects, pods: &[LocalPod]) -> Compiled {
+    compile(objects, &mut Interner::default(), &Local { pods, ..HERE }).unwrap()
+}
+
+pub const HERE: Local<'static> = Local { node: NODE, pods: &[], partitions: None, former: None };
+
+pub fn add_network_policy(objects: &mut Objects, key: &str, yaml: &str) {
+    let spec: NetworkPolicySpec = serde_saphyr::from_str(yaml).unwrap_or_else(|e| panic!("{e}\n{yaml}"));
+    objects.network_policies.insert(key.into(), sourced(spec, key));
+}
+
+/// A pod object; `labels` and `ports` in YAML.
+pub fn add_pod(objects: &mut Objects, key: &str, address: &str, yaml: &str) {
+    let pod: Pod = serde_saphyr::from_str(yaml).unwrap_or_else(|e| panic!("{e}\n{yaml}"));
+    objects.pods.insert(key.into(), Pod { addresses: vec![ip(address)], ..pod });
+}
+
+/// A pod of this node in the partition of its namespace.
+pub fn local(objects: &Objects, key: &str) -> LocalPod {
+    let (namespace, name) = key.split_once('/').unwrap();
+    let partition = objects.partition_of_namespace(namespace).to_string();
+    let addresses = objects.pods.get(key).map(|p| p.addresses.clone()).unwrap_or_default();
+    LocalPod { namespace: namespace.into(), name: name.into(), partition, addresses }
 }
 
 /// What this partition decides about a peer.

@@ -21,6 +21,7 @@ crate::trials! {
     a_policy_that_no_generation_wrote_denies,
     tables_that_point_beyond_their_half_deny,
     an_audited_refusal_is_counted_and_passes,
+    audit_does_not_soften_what_another_tier_refuses,
 }
 
 fn both_ends_must_allow() {
@@ -144,4 +145,10 @@ fn an_audited_refusal_is_counted_and_passes() {
     let reply = tcp((V4.vm, 80), (V4.a, 1), SYN | 16);
     let outcome = node.deliver(A, &reply, VM);
     assert_eq!((outcome.end, outcome.audited), (End::Next, None));
+}
+
+fn audit_does_not_soften_what_another_tier_refuses() {
+    let rules = Rules::none().egress_final(POLICY_A, VM, Port::Tcp80, 71).flags(POLICY_A, POLICY_AUDIT);
+    let outcome = Node::new(rules).send(A, &tcp((V4.a, 1), (V4.vm, 80), SYN));
+    assert_eq!((outcome.end, outcome.audited), (End::Drop(DROP_POLICY, 71), None));
 }

@@ -19,6 +19,7 @@ crate::trials! {
     a_renewed_decision_is_made_in_the_initiators_direction,
     a_connection_that_is_kept_survives_but_no_new_one_begins,
     a_connection_that_the_responder_keeps_survives_too,
+    a_connection_that_is_kept_is_cut_when_another_tier_refuses_it,
     the_nodes_own_connections_survive_every_generation,
     a_switch_is_whole_and_numbers_go_on,
     tables_too_large_change_nothing,
@@ -146,6 +147,16 @@ fn a_connection_that_the_responder_keeps_survives_too() {
         assert_eq!(node.send(B, &tcp((f.b, 80), (f.vm, 5), SYN | ACK)).end, End::Next);
         assert_eq!(node.deliver(B, &tcp((f.vm, 5), (f.b, 80), ACK), VM).end, End::Next);
         assert_eq!(node.deliver(B, &tcp((f.vm, 6), (f.b, 80), SYN), VM).end, DENIED);
+    }
+}
+
+fn a_connection_that_is_kept_is_cut_when_another_tier_refuses_it() {
+    for f in FAMILIES {
+        let mut node = Node::new(Rules::none().egress_keep(POLICY_A, VM, Port::Tcp80, 70));
+        node.send(A, &tcp((f.a, 5), (f.vm, 80), SYN));
+        node.apply(&Rules::none().egress_final(POLICY_A, VM, Port::Tcp80, 71));
+        assert_eq!(node.send(A, &tcp((f.a, 5), (f.vm, 80), ACK)).end, End::Drop(DROP_REVOKED, 71));
+        assert_eq!(node.deliver(A, &tcp((f.vm, 80), (f.a, 5), ACK), VM).end, End::Drop(DROP_REVOKED, 71));
     }
 }
 

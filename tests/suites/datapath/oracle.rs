@@ -27,7 +27,7 @@ use bulkhead_ebpf_abi::{
     Addr, Connections, DIR_EGRESS, DIR_INGRESS, DropKey, Endpoint, IDENTITY_LOCAL_POD, Identity, ORIGIN_NONE,
     ORIGIN_SHIFT, ORIGIN_UNKNOWN, RULE_FIRST_DYNAMIC, Sizes, origin_of,
 };
-use bulkhead_policy::{Compiled, Interner, Objects, compile};
+use bulkhead_policy::{Compiled, Interner, Local, LocalPod, Objects, compile};
 use frames::Site;
 use model::{AUDITED, Expected, Model, Pod};
 use random::Random;
@@ -194,7 +194,7 @@ struct At<'a> {
 }
 
 /// Two pods, now and then strays: with an address outside of their partition's range.
-fn pods(random: &mut Random, compiled: &Compiled) -> [Pod; 2] {
+fn pods(random: &mut Random, objects: &Objects, compiled: &Compiled) -> [Pod; 2] {
     let mut taken: Vec<Addr> = compiled.exact.keys().copied().collect();
     [MAC_A, MAC_B].map(|mac| {
         let partitions: Vec<&String> = compiled.policies.keys().collect();
@@ -217,8 +217,15 @@ fn pods(random: &mut Random, compiled: &Compiled) -> [Pod; 2] {
                 }
             }
         });
-        let identity = |a: Addr| compiled.pod_identity(partition, a.to_ip()).expect("a partition");
-        Pod { mac, policy: compiled.policies[partition], addresses, identities: addresses.map(identity) }
+        let pod = LocalPod {
+            namespace: "anywhere".into(),
+            name: "pod".into(),
+            partition: partition.clone(),
+            addresses: addresses.iter().map(|a| a.to_ip()).collect(),
+        };
+        let placement = compiled.place(objects, &pod).expect("a partition without policies of pods");
+        let identity = |a: Addr| compiled.pod_identity(&placement, a.to_ip());
+        Pod { mac, policy: placement.policy, addresses, identities: addresses.map(identity) }
     })
 }
 
@@ -281,8 +288,9 @@ fn node(seed: u64, first: u64, seen: &mut BTreeMap<&'static str, usize>) -> usiz
     for cluster in first..first + PER_NODE as u64 {
         let mut random = Random::new(seed ^ cluster << 32);
         let objects = objects::objects(&mut random);
-        let compiled = compile(&objects, &mut numbers, objects::LOCAL_NODE).expect("objects that fit");
-        let pods = pods(&mut random, &compiled);
+        let local = Local { node: objects::LOCAL_NODE, pods: &[], partitions: None, former: None };
+        let compiled = compile(&objects, &mut numbers, &local).expect("objects that fit");
+        let pods = pods(&mut random, &objects, &compiled);
         kernel.put_in_force(&compiled, &pods);
         let mut model = Model::new(&compiled, pods);
         while packets < PER_CLUSTER * (1 + (cluster - first) as usize) {

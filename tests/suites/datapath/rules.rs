@@ -1,8 +1,8 @@
 //! Decision tables by hand: every identity its own class, every row its own, a few ports that rules can tell apart.
 
 use bulkhead_ebpf_abi::{
-    CELL_KEEP, Cell, DIR_EGRESS, DIR_INGRESS, PORT_SLOTS, PolicyDir, RULE_DEFAULT_DENY, Sizes, VERDICT_ALLOW,
-    VERDICT_DENY, port_slot,
+    CELL_FINAL, CELL_KEEP, Cell, DIR_EGRESS, DIR_INGRESS, PORT_SLOTS, PolicyDir, RULE_DEFAULT_DENY, Sizes,
+    VERDICT_ALLOW, VERDICT_DENY, port_slot,
 };
 use bulkhead_policy::Tables;
 use std::collections::BTreeMap;
@@ -56,6 +56,13 @@ impl Rules {
 
     pub fn ingress_keep(self, policy: u32, peer: u32, port: Port, rule: u32) -> Self {
         self.cell(policy, DIR_INGRESS, peer, port, rule, CELL_KEEP)
+    }
+
+    /// Denied by another tier than the partition's.
+    pub fn egress_final(mut self, policy: u32, peer: u32, port: Port, rule: u32) -> Self {
+        let cell = Cell { rule, verdict: VERDICT_DENY, flags: CELL_FINAL, reserved: 0 };
+        self.cells.insert((policy, DIR_EGRESS, peer, port), cell);
+        self
     }
 
     /// `POLICY_*` bits.

@@ -1,0 +1,69 @@
+//! A Pod object: what rules and limits can see of it.
+
+use super::{PodInfo, document::FieldError};
+use bulkhead_api::objects::Protocol;
+use bulkhead_policy::{ContainerPort, Pod};
+use k8s_openapi::api::core::v1;
+use std::net::IpAddr;
+
+/// Phases in which a pod has no network any more: its addresses may be another's.
+const ENDED: [&str; 2] = ["Succeeded", "Failed"];
+
+pub fn info(pod: v1::Pod) -> Result<PodInfo, FieldError> {
+    let spec = pod.spec.unwrap_or_default();
+    let host_network = spec.host_network.unwrap_or_default();
+    let policy = Pod {
+        labels: pod.metadata.labels.unwrap_or_default(),
+        addresses: pod.status.map_or_else(|| Ok(Vec::new()), addresses)?,
+        ports: ports(&spec)?,
+        node: spec.node_name,
+        host_network,
+    };
+    Ok(PodInfo { annotations: pod.metadata.annotations.unwrap_or_default(), policy })
+}
+
+fn addresses(status: v1::PodStatus) -> Result<Vec<IpAddr>, FieldError> {
+    if status.phase.is_some_and(|phase| ENDED.contains(&phase.as_str())) {
+        return Ok(Vec::new());
+    }
+    let listed = status.pod_ips.unwrap_or_default().into_iter().map(|a| a.ip);
+    let mut written: Vec<(String, String)> =
+        listed.enumerate().map(|(i, ip)| (format!("status.podIPs[{i}].ip"), ip)).collect();
+    if written.is_empty() {
+        written.extend(status.pod_ip.map(|ip| ("status.podIP".to_string(), ip)));
+    }
+    let parse = |(field, ip): (String, String)| {
+        ip.parse().map_err(|_| (Some(field), format!("`{ip}` is not an IP address")))
+    };
+    written.into_iter().map(parse).collect()
+}
+
+/// Those that have a name; of side cars (init containers that go on running) too.
+fn ports(spec: &v1::PodSpec) -> Result<Vec<ContainerPort>, FieldError> {
+    let side_cars = spec.init_containers.iter().flatten().enumerate();
+    let side_cars = side_cars.filter(|(_, c)| c.restart_policy.as_deref() == Some("Always"));
+    let side_cars = side_cars.map(|(i, c)| (format!("spec.initContainers[{i}]"), c));
+    let containers = spec.containers.iter().enumerate();
+    let containers = containers.map(|(i, c)| (format!("spec.containers[{i}]"), c));
+    let mut ports = Vec::new();
+    for (path, container) in containers.chain(side_cars) {
+        for (i, port) in container.ports.iter().flatten().enumerate() {
+            let Some(name) = port.name.clone() else { continue };
+            let protocol = match port.protocol.as_deref() {
+                None | Some("TCP") => Protocol::TCP,
+                Some("UDP") => Protocol::UDP,
+                Some("SCTP") => Protocol::SCTP,
+                Some(other) => {
+                    let message = format!("`{other}` is no protocol here: use TCP, UDP or SCTP");
+                    return Err((Some(format!("{path}.ports[{i}].protocol")), message));
+                }
+            };
+            let port = u16::try_from(port.container_port).ok().filter(|p| *p != 0).ok_or_else(|| {
+                let message = format!("{} is not a port: ports go from 1 to 65535", port.container_port);
+                (Some(format!("{path}.ports[{i}].containerPort")), message)
+            })?;
+            ports.push(ContainerPort { name, protocol, port });
+        }
+    }
+    Ok(ports)
+}
