@@ -8,7 +8,7 @@ use bulkhead_ebpf_abi::{
     FlowKey,
 };
 use bulkhead_policy::{
-    Local, admit, compile,
+    Local, Objects, admit, compile,
     diff::{self, Side},
 };
 use std::net::IpAddr;
@@ -26,6 +26,15 @@ impl Node {
         let (objects, errors) = admit(before.objects, self.with_own_node(candidate.policy));
         if !errors.is_empty() {
             return Err(refused(&errors));
+        }
+        if [before.objects, &objects].into_iter().any(judges_pods) {
+            return Err(ErrorReply {
+                code: code::UNSUPPORTED_FIELD,
+                msg: "diff compares rules of partitions only".into(),
+                details: "a NetworkPolicy or ClusterNetworkPolicy is in force or in the files, and the answer would leave it \
+                          out; `bulkhead explain` knows them all"
+                    .into(),
+            });
         }
         let mut interner = self.interner.clone();
         let pods: Vec<_> = self.endpoints.iter().map(super::local_pod).collect();
@@ -60,6 +69,11 @@ impl Node {
         }
         Ok(())
     }
+}
+
+/// Rules that judge pods one by one: the comparison goes by ranges of partitions.
+fn judges_pods(objects: &Objects) -> bool {
+    !objects.network_policies.is_empty() || !objects.cluster_network_policies.is_empty()
 }
 
 /// A live connection in its initiator's direction.
