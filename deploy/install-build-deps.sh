@@ -82,7 +82,7 @@ install_bpf_linker() {
     # In a directory of its own, not in Bulkhead's target directory.
     env -u CARGO_TARGET_DIR LLVM_PREFIX=/usr/lib/llvm-22 \
         cargo install bpf-linker --version "$bpf_linker" --locked --force --no-default-features --features llvm-22 \
-        || fail "cargo could not build bpf-linker $bpf_linker (see above); it needs crates.io and llvm-22-dev"
+        || fail "cargo could not build bpf-linker $bpf_linker (see above); it needs the crate registry and llvm-22-dev"
     command -v bpf-linker >/dev/null || fail "bpf-linker is installed, but its directory (~/.cargo/bin) is not in PATH"
 }
 
