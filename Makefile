@@ -37,7 +37,7 @@ test: deps ## Everything that tests: units, eBPF by test-run, the lab, interoper
 	BULKHEAD_BIN_PATH=$(call PROGRAMS,debug) cargo test --locked --no-fail-fast
 	echo "==> all tests held ($$((SECONDS / 60)) min $$((SECONDS % 60)) s)"
 
-bench: build ## The figures that are promised, into target/bench/results.jsonl; ONLY=name for one of them
+bench: build ## The figures that are promised, into target/bench/results.jsonl; ONLY=group for one group
 	@echo "==> measuring"
 	cargo build --locked --release --bin bulkhead-bench
 	BULKHEAD_BIN_PATH=$(call PROGRAMS,release) $(TARGET)/release/bulkhead-bench $(TARGET)/bench

@@ -1,25 +1,38 @@
-//! Figures that are promised: what was measured, and the most it may be.
+//! Figures that are promised: what was measured, beside what, and what it has to be.
 
 use serde::Serialize;
 
-/// One row of `results.jsonl`. Less is better, for all of them.
+/// One row of `results.jsonl`.
 #[derive(Clone, Debug, PartialEq, Serialize)]
 pub struct Figure {
-    pub name: &'static str,
+    pub name: String,
     pub ours: f64,
-    /// The same measured on something to compare with.
+    /// The same measured on something to compare with, in the same run.
     pub reference: Option<f64>,
     /// `ours` / `reference`.
     pub ratio: Option<f64>,
     pub unit: &'static str,
-    /// The most it may be, where that is promised.
+    /// What is promised, where something is; of which column, says [`Bound`].
     pub target: Option<f64>,
     pub met: Option<bool>,
+    #[serde(skip)]
+    pub bound: Option<Bound>,
+}
+
+/// How a target is to be read.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Bound {
+    AtMost,
+    /// `ours` is at most `reference` + target.
+    AtMostBeyond,
+    RatioAtMost,
+    RatioAtLeast,
 }
 
 impl Figure {
-    pub fn new(name: &'static str, ours: f64, unit: &'static str) -> Self {
-        Self { name, ours, reference: None, ratio: None, unit, target: None, met: None }
+    pub fn new(name: impl Into<String>, ours: f64, unit: &'static str) -> Self {
+        let name = name.into();
+        Self { name, ours, reference: None, ratio: None, unit, target: None, met: None, bound: None }
     }
 
     pub fn beside(mut self, reference: f64) -> Self {
@@ -28,10 +41,43 @@ impl Figure {
         self
     }
 
-    pub fn at_most(mut self, target: f64) -> Self {
-        self.target = Some(target);
-        self.met = Some(self.ours <= target);
+    pub fn at_most(self, target: f64) -> Self {
+        let met = self.ours <= target;
+        self.promised(Bound::AtMost, target, met)
+    }
+
+    /// At most so much more than the reference. Without a reference it is not met.
+    pub fn at_most_beyond(self, target: f64) -> Self {
+        let met = self.reference.is_some_and(|r| self.ours <= r + target);
+        self.promised(Bound::AtMostBeyond, target, met)
+    }
+
+    /// Of the ratio to the reference.
+    pub fn ratio_at_most(self, target: f64) -> Self {
+        let met = self.ratio.is_some_and(|r| r <= target);
+        self.promised(Bound::RatioAtMost, target, met)
+    }
+
+    /// Of the ratio to the reference.
+    pub fn ratio_at_least(self, target: f64) -> Self {
+        let met = self.ratio.is_some_and(|r| r >= target);
+        self.promised(Bound::RatioAtLeast, target, met)
+    }
+
+    fn promised(mut self, bound: Bound, target: f64, met: bool) -> Self {
+        (self.bound, self.target, self.met) = (Some(bound), Some(target), Some(met));
         self
+    }
+
+    /// The target in words; empty where nothing is promised.
+    pub fn promise(&self) -> String {
+        let (Some(bound), Some(target)) = (self.bound, self.target) else { return String::new() };
+        match bound {
+            Bound::AtMost => format!("at most {target}"),
+            Bound::AtMostBeyond => format!("at most {target} beyond"),
+            Bound::RatioAtMost => format!("ratio at most {target}"),
+            Bound::RatioAtLeast => format!("ratio at least {target}"),
+        }
     }
 }
 
@@ -43,6 +89,20 @@ mod tests {
     fn a_target_is_met_up_to_the_target_itself() {
         let met = |ours| Figure::new("x", ours, "ms").at_most(5.0).met;
         assert_eq!([met(4.9), met(5.0), met(5.1)], [Some(true), Some(true), Some(false)]);
+    }
+
+    #[test]
+    fn a_target_may_be_told_of_the_reference() {
+        let figure = |ours| Figure::new("x", ours, "ns").beside(100.0);
+        assert_eq!(figure(130.0).at_most_beyond(30.0).met, Some(true));
+        assert_eq!(figure(131.0).at_most_beyond(30.0).met, Some(false));
+        assert_eq!(figure(110.0).ratio_at_least(1.1).met, Some(true));
+        assert_eq!(figure(110.0).ratio_at_most(1.0).met, Some(false));
+    }
+
+    #[test]
+    fn what_has_no_reference_does_not_meet_a_target_told_of_it() {
+        assert_eq!(Figure::new("x", 1.0, "ns").ratio_at_most(9.0).met, Some(false));
     }
 
     #[test]

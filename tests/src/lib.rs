@@ -9,6 +9,7 @@
 //! Everything lives in namespaces that vanish with their init process, so nothing can be left behind, whatever fails.
 //! This crate must never touch an interface, a route, a mount or a pin of the machine itself.
 
+pub mod bench;
 pub mod bird;
 pub mod capture;
 pub mod demo;

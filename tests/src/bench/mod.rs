@@ -1,0 +1,78 @@
+//! The figures that Bulkhead promises, in groups that can be measured alone.
+//!
+//! A group is a function that measures and returns its figures; a new one is a file here and a line in [`GROUPS`]. Each
+//! group runs in namespaces of its own, and measures what it compares in one interleaved run.
+
+mod cni;
+mod demo;
+
+use crate::{Context, Result, enter, figure::Figure, unmet};
+use std::{fs, path::Path};
+
+pub struct Group {
+    pub name: &'static str,
+    pub what: &'static str,
+    run: fn() -> Result<Vec<Figure>>,
+}
+
+pub const GROUPS: &[Group] = &[
+    Group { name: "cni", what: "the plugin: its size, and its own time in a call", run: cni::run },
+    Group { name: "demo", what: "the data centre of the demo, step by step", run: demo::run },
+];
+
+/// Measures all groups, or `only` one; prints the figures and writes them to `results.jsonl`. Whether every target is met.
+pub fn run(directory: &Path, only: Option<&str>) -> Result<bool> {
+    let chosen: Vec<_> = GROUPS.iter().filter(|g| only.is_none_or(|name| g.name == name)).collect();
+    if chosen.is_empty() {
+        let names: Vec<_> = GROUPS.iter().map(|g| g.name).collect();
+        return unmet(format!(
+            "no group of figures is called {}; there are: {}",
+            only.unwrap_or(""),
+            names.join(", ")
+        ));
+    }
+    let _inside = enter()?;
+    let mut figures = Vec::new();
+    for group in chosen {
+        eprintln!("==> {}: {}", group.name, group.what);
+        let measured = (group.run)()?;
+        measured.iter().for_each(show);
+        figures.extend(measured);
+        // A later group that fails loses nothing.
+        write(directory, &figures)?;
+    }
+    Ok(figures.iter().all(|f| f.met != Some(false)))
+}
+
+fn write(directory: &Path, figures: &[Figure]) -> Result<()> {
+    let path = directory.join("results.jsonl");
+    let row = |f: &Figure| {
+        serde_json::to_string(f)
+            .map(|row| row + "\n")
+            .map_err(|source| crate::Error::Json { what: f.name.clone(), source })
+    };
+    let text = figures.iter().map(row).collect::<Result<String>>()?;
+    fs::create_dir_all(directory).during(|| directory.display().to_string())?;
+    fs::write(&path, text).during(|| path.display().to_string())
+}
+
+fn show(figure: &Figure) {
+    let Figure { name, unit, .. } = figure;
+    let beside = figure.reference.map_or(String::new(), |r| format!("beside {}", number(r)));
+    let ratio = figure.ratio.map_or(String::new(), |r| format!("{r:.2}"));
+    let met = match figure.met {
+        Some(true) => "met",
+        Some(false) => "NOT MET",
+        None => "",
+    };
+    let line = format!(
+        "    {name:<40}{:>10} {unit:<6} {beside:<18}{ratio:<8}{:<24}{met}",
+        number(figure.ours),
+        figure.promise()
+    );
+    println!("{}", line.trim_end());
+}
+
+fn number(value: f64) -> String {
+    if value.fract() == 0.0 { format!("{value:.0}") } else { format!("{value:.2}") }
+}
