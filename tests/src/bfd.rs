@@ -109,12 +109,11 @@ impl Client {
     }
 
     fn sessions(&mut self) -> Result<Vec<SessionInfo>> {
-        let answer = self.hear_of(|report| match report {
+        self.hear_of(|report| match report {
             Report::Sessions { sessions, .. } => Some(Ok(sessions.clone())),
             Report::Refused { message } => Some(Err(Error::Unmet(message.clone()))),
             Report::Changed { .. } => None,
-        })?;
-        answer
+        })?
     }
 }
 
