@@ -13,8 +13,8 @@ const CNI_DIR: &str = "x86_64-unknown-linux-musl/cni";
 /// Kubernetes' own programs, of `make kubernetes`.
 const KUBERNETES_DIR: &str = "kubernetes";
 
-/// One of `bulkheadd`, `bulkhead`, `bulkhead-cni`, or of Kubernetes' programs. Without [`PATH`]: beside the running program,
-/// then where the release build of the plugin and the programs of Kubernetes go.
+/// One of `bulkheadd`, `bulkhead-bfd`, `bulkhead`, `bulkhead-cni`, or of Kubernetes' programs. Without [`PATH`]: beside the
+/// running program, then where the release build of the plugin and the programs of Kubernetes go.
 pub fn find(name: &'static str) -> Result<PathBuf> {
     let dirs = match env::var_os(PATH) {
         Some(path) => env::split_paths(&path).collect(),

@@ -3,6 +3,11 @@
 //! Field names are the wire format. A `*Spec` here is a plain struct; with feature `kube` it also derives the
 //! custom resource around it (`Partition`, `NetworkGroup`, ...), whose definitions stand in `deploy/crds`.
 
+#![allow(
+    clippy::duplicated_attributes,
+    reason = "the lint takes equal types of two printed columns for one attribute twice"
+)]
+
 mod address;
 mod bandwidth;
 mod bgp;
