@@ -114,7 +114,7 @@ impl Sizes {
         policies: 1_024,
         port_tables: 512,
         port_pages: 4_096,
-        rows: 262_144,
+        rows: 524_288,
         cells: 262_144,
     };
 }

@@ -4,7 +4,7 @@ use crate::prefix::Prefix;
 use bulkhead_api::objects::{IpBlockPeer, IpNetwork};
 use bulkhead_ebpf_abi::{SLOT_SCTP, SLOT_UDP};
 use serde::{Deserialize, Serialize};
-use std::fmt;
+use std::{fmt, sync::Arc};
 
 /// A container port's name and what it stands for; the protocol as a slot of the port tables.
 #[derive(Clone, Debug, PartialEq, Eq, Hash, PartialOrd, Ord, Serialize, Deserialize)]
@@ -39,17 +39,17 @@ pub(crate) enum Atom {
     /// A node of the control plane.
     ControlPlane,
     /// In a network group.
-    Group(String),
+    Group(Arc<str>),
     /// In `cidr` and in none of `except` (sorted).
     Block { cidr: IpNetwork, except: Vec<IpNetwork> },
     /// Picked by a selector of a policy; the selector as text.
-    Selected(String),
+    Selected(Arc<str>),
     /// A pod with a container port of this name and number.
     NamedPort(NamedPort),
     /// In the range of some partition.
     Pod,
     /// In the range of this partition.
-    Partition(String),
+    Partition(Arc<str>),
 }
 
 impl Atom {

@@ -75,7 +75,7 @@ impl Compiled {
     /// Groups and prefixes of rules that hold its addresses, selectors that pick it, `node`, `localNode`, `controlPlane`, `clusterDNS`; `world`
     /// where there is nothing to say, not even a partition.
     pub fn known_as(&self, identity: u32) -> Vec<String> {
-        let atoms = self.identities.get(&identity).map(Vec::as_slice).unwrap_or_default();
+        let atoms = self.meaning(identity);
         if atoms.is_empty() {
             return vec!["world".into()];
         }

@@ -115,7 +115,7 @@ fn decide(
 /// What each tier that has rules says by itself.
 fn tiers(compiled: &Compiled, policy: u32, dir: u32, peer: u32, flow: Flow) -> Vec<TierDecision> {
     let Some(list) = compiled.lists.get(&(policy, dir)) else { return Vec::new() };
-    let atoms = compiled.identities.get(&peer).map(Vec::as_slice).unwrap_or_default();
+    let atoms = compiled.meaning(peer);
     let firsts = list.firsts(atoms, flow.proto, flow.port);
     let has_rules = |tier| list.rules.iter().any(|r| r.tier == tier);
     let told = TIERS.into_iter().zip(firsts).filter(|(tier, _)| has_rules(*tier));

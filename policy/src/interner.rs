@@ -1,28 +1,33 @@
 //! Stable numbers for identities, policies and rules.
 //!
 //! The daemon keeps the interner on disk: the kernel's maps hold these numbers over restarts. It compiles, puts the
-//! tables into force, and then says [`Interner::switched`]. A preview compiles with a clone and throws it away.
+//! tables into force, and then says [`Interner::switched`]. A preview compiles with a clone and throws it away: a clone
+//! shares everything and costs nothing.
 //!
-//! When a number is freed: what no compile has asked for keeps its number for [`KEPT_GENERATIONS`] further switches, so
-//! that entries of the generation before still mean what they meant. A compile or write that fails frees nothing. After
-//! that, numbers of identities and policies (indices of bounded tables) are given out again, lowest first; numbers of
-//! rules never are, because counters and connections may hold them for as long as they live.
+//! When a number is freed: what the tables in force do not ask for keeps its number for [`KEPT_GENERATIONS`] further
+//! switches, so that entries of the generation before still mean what they meant. A compile or write that fails frees
+//! nothing. After that, numbers of identities and policies (indices of bounded tables) are given out again, lowest first;
+//! numbers of rules never are, because counters and connections may hold them for as long as they live.
 
 use crate::atom::Atom;
 use bulkhead_ebpf_abi::{ID_FIRST_DYNAMIC, RULE_FIRST_DYNAMIC};
-use serde::{Deserialize, Serialize};
-use std::collections::{BTreeMap, BTreeSet};
+use imbl::{OrdMap, OrdSet};
+use serde::{Deserialize, Deserializer, Serialize, Serializer, ser::SerializeStruct};
+use std::sync::Arc;
 
 /// Switches that an unused number outlives.
 pub const KEPT_GENERATIONS: u64 = 2;
 
+/// What an identity stands for: atoms, sorted.
+pub(crate) type Meaning = Arc<[Atom]>;
+
 #[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
-#[serde(rename_all = "camelCase")]
 pub struct Interner {
+    #[serde(skip)]
     switches: u64,
-    identities: Numbers<Vec<Atom>>,
-    policies: Numbers<String>,
-    rules: Numbers<String>,
+    identities: Numbers<Meaning>,
+    policies: Numbers<Arc<str>>,
+    rules: Numbers<Arc<str>>,
 }
 
 impl Default for Interner {
@@ -40,69 +45,109 @@ impl Default for Interner {
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(crate) struct Exhausted;
 
+/// The numbers that a generation is made of, each kind ascending.
+#[derive(Clone, Debug, Default, PartialEq)]
+pub(crate) struct Asked {
+    pub identities: Arc<[u32]>,
+    pub policies: Arc<[u32]>,
+    pub rules: Arc<[u32]>,
+}
+
 impl Interner {
     /// What was compiled last is in force: forgets what has been unused for long enough.
     pub fn switched(&mut self) {
         self.switches += 1;
-        let oldest = self.switches.saturating_sub(KEPT_GENERATIONS);
-        let released = self.identities.release(oldest);
+        let released = self.identities.release(self.switches);
         self.identities.free.extend(released);
-        let released = self.policies.release(oldest);
+        let released = self.policies.release(self.switches);
         self.policies.free.extend(released);
-        self.rules.release(oldest);
+        self.rules.release(self.switches);
     }
 
-    pub(crate) fn identity(&mut self, atoms: &Vec<Atom>) -> Result<u32, Exhausted> {
-        self.identities.number(atoms, self.switches)
+    /// Whether both give every number the same meaning: what is on disk of the one serves for the other.
+    pub fn says_the_same(&self, other: &Self) -> bool {
+        self.identities.by_number == other.identities.by_number
+            && self.policies.by_number == other.policies.by_number
+            && self.rules.by_number == other.rules.by_number
+            && self.rules.next == other.rules.next
     }
 
-    pub(crate) fn policy(&mut self, partition: &str) -> Result<u32, Exhausted> {
-        self.policies.number(&partition.to_string(), self.switches)
+    /// A compile succeeded, and this is what it asks for.
+    pub(crate) fn asked(&mut self, asked: Asked) {
+        self.identities.asked = asked.identities;
+        self.policies.asked = asked.policies;
+        self.rules.asked = asked.rules;
+    }
+
+    pub(crate) fn identity(&mut self, atoms: &[Atom]) -> Result<u32, Exhausted> {
+        match self.identities.by_key.get(atoms) {
+            Some(number) => Ok(*number),
+            None => self.identities.take(atoms.into()),
+        }
+    }
+
+    pub(crate) fn policy(&mut self, key: &str) -> Result<u32, Exhausted> {
+        self.policies.number(key)
     }
 
     pub(crate) fn rule(&mut self, name: &str) -> Result<u32, Exhausted> {
-        self.rules.number(&name.to_string(), self.switches)
+        self.rules.number(name)
     }
 
     /// Identities with a number, those kept from earlier generations among them.
-    pub(crate) fn identities(&self) -> impl Iterator<Item = (&[Atom], u32)> {
-        self.identities.iter().map(|(atoms, number)| (atoms.as_slice(), number))
+    pub(crate) fn identities(&self) -> &OrdMap<u32, Meaning> {
+        &self.identities.by_number
+    }
+
+    /// The number of an identity that the last compile asked for.
+    pub(crate) fn asked_identity(&self, atoms: &[Atom]) -> Option<u32> {
+        let number = self.identities.by_key.get(atoms).copied()?;
+        self.identities.asked.binary_search(&number).is_ok().then_some(number)
     }
 
     /// Rules with a number, those kept from earlier generations among them.
-    pub(crate) fn rules(&self) -> impl Iterator<Item = (&str, u32)> {
-        self.rules.iter().map(|(name, number)| (name.as_str(), number))
+    pub(crate) fn rules(&self) -> &OrdMap<u32, Arc<str>> {
+        &self.rules.by_number
     }
 }
 
-#[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
-#[serde(bound(serialize = "K: Serialize", deserialize = "K: Ord + Deserialize<'de>"))]
-struct Numbers<K> {
+#[derive(Clone, Debug, PartialEq)]
+struct Numbers<K: Ord + Clone> {
     /// The lowest number never given out.
     next: u32,
     /// Given out before, and nobody's now.
-    free: BTreeSet<u32>,
-    #[serde(with = "pairs")]
-    taken: BTreeMap<K, Taken>,
+    free: OrdSet<u32>,
+    by_key: OrdMap<K, u32>,
+    by_number: OrdMap<u32, K>,
+    /// By the tables in force, or about to be; ascending.
+    asked: Arc<[u32]>,
+    /// Of those that nobody asks for: the first switch that found it so.
+    idle: OrdMap<u32, u64>,
 }
 
-#[derive(Clone, Copy, Debug, PartialEq, Serialize, Deserialize)]
-struct Taken {
-    number: u32,
-    last_used: u64,
+impl Numbers<Arc<str>> {
+    fn number(&mut self, key: &str) -> Result<u32, Exhausted> {
+        match self.by_key.get(key) {
+            Some(number) => Ok(*number),
+            None => self.take(key.into()),
+        }
+    }
 }
 
 impl<K: Ord + Clone> Numbers<K> {
     fn from(first: u32) -> Self {
-        Self { next: first, free: BTreeSet::new(), taken: BTreeMap::new() }
+        Self {
+            next: first,
+            free: OrdSet::new(),
+            by_key: OrdMap::new(),
+            by_number: OrdMap::new(),
+            asked: Arc::default(),
+            idle: OrdMap::new(),
+        }
     }
 
-    fn number(&mut self, key: &K, now: u64) -> Result<u32, Exhausted> {
-        if let Some(taken) = self.taken.get_mut(key) {
-            taken.last_used = now;
-            return Ok(taken.number);
-        }
-        let number = match self.free.pop_first() {
+    fn take(&mut self, key: K) -> Result<u32, Exhausted> {
+        let number = match self.free.remove_min() {
             Some(number) => number,
             None => {
                 let number = self.next;
@@ -110,50 +155,72 @@ impl<K: Ord + Clone> Numbers<K> {
                 number
             }
         };
-        self.taken.insert(key.clone(), Taken { number, last_used: now });
+        self.by_key.insert(key.clone(), number);
+        self.by_number.insert(number, key);
         Ok(number)
     }
 
-    fn release(&mut self, oldest: u64) -> Vec<u32> {
-        let released = self.taken.values().filter(|t| t.last_used < oldest).map(|t| t.number).collect();
-        self.taken.retain(|_, t| t.last_used >= oldest);
+    fn release(&mut self, now: u64) -> Vec<u32> {
+        let asked = self.asked.clone();
+        let is_asked = |number: &u32| asked.binary_search(number).is_ok();
+        let back: Vec<u32> = self.idle.keys().copied().filter(is_asked).collect();
+        for number in back {
+            self.idle.remove(&number);
+        }
+        for number in self.by_number.keys().filter(|number| !is_asked(number)) {
+            self.idle.entry(*number).or_insert(now);
+        }
+        let long_ago = |since: u64| now + 1 >= since + KEPT_GENERATIONS;
+        let released: Vec<u32> = self.idle.iter().filter(|(_, s)| long_ago(**s)).map(|(n, _)| *n).collect();
+        for number in &released {
+            self.idle.remove(number);
+            self.by_number.remove(number).map(|key| self.by_key.remove(&key));
+        }
         released
-    }
-
-    fn iter(&self) -> impl Iterator<Item = (&K, u32)> {
-        self.taken.iter().map(|(key, taken)| (key, taken.number))
     }
 }
 
-/// A map as a list of pairs: JSON has no keys but strings.
-mod pairs {
-    use super::*;
-    use serde::{Deserializer, Serializer};
-
-    pub fn serialize<K: Serialize, V: Serialize, S: Serializer>(
-        map: &BTreeMap<K, V>,
-        serializer: S,
-    ) -> Result<S::Ok, S::Error> {
-        serializer.collect_seq(map)
+/// `next` and the pairs: JSON has no keys but strings. Who asks for what is not of the disk: after a restart all that is
+/// known counts as in use until the first switch.
+impl<K: Ord + Clone + Serialize> Serialize for Numbers<K> {
+    fn serialize<S: Serializer>(&self, serializer: S) -> Result<S::Ok, S::Error> {
+        let mut numbers = serializer.serialize_struct("Numbers", 3)?;
+        numbers.serialize_field("next", &self.next)?;
+        numbers.serialize_field("free", &self.free)?;
+        numbers.serialize_field("taken", &self.by_number.iter().collect::<Vec<_>>())?;
+        numbers.end()
     }
+}
 
-    pub fn deserialize<'de, K, V, D>(deserializer: D) -> Result<BTreeMap<K, V>, D::Error>
-    where
-        K: Ord + Deserialize<'de>,
-        V: Deserialize<'de>,
-        D: Deserializer<'de>,
-    {
-        Ok(Vec::<(K, V)>::deserialize(deserializer)?.into_iter().collect())
+impl<'de, K: Ord + Clone + Deserialize<'de>> Deserialize<'de> for Numbers<K> {
+    fn deserialize<D: Deserializer<'de>>(deserializer: D) -> Result<Self, D::Error> {
+        #[derive(Deserialize)]
+        struct Written<K> {
+            next: u32,
+            free: Vec<u32>,
+            taken: Vec<(u32, K)>,
+        }
+        let Written { next, free, taken } = Written::<K>::deserialize(deserializer)?;
+        Ok(Self {
+            free: free.into_iter().collect(),
+            by_key: taken.iter().map(|(number, key)| (key.clone(), *number)).collect(),
+            by_number: taken.into_iter().collect(),
+            ..Self::from(next)
+        })
     }
 }
 
 #[cfg(test)]
 mod tests {
     use super::*;
+    use std::collections::BTreeSet;
 
     /// One generation that asks for these partitions.
     fn generation(interner: &mut Interner, names: &[&str]) -> Vec<u32> {
-        let numbers = names.iter().map(|n| interner.policy(n).unwrap()).collect();
+        let numbers: Vec<u32> = names.iter().map(|n| interner.policy(n).unwrap()).collect();
+        let mut asked = numbers.clone();
+        asked.sort_unstable();
+        interner.asked(Asked { policies: asked.into(), ..Asked::default() });
         interner.switched();
         numbers
     }
@@ -188,10 +255,12 @@ mod tests {
         let mut interner = Interner::default();
         let mut seen = BTreeSet::new();
         for i in 0..10 {
-            assert!(seen.insert(interner.rule(&format!("rule {i}")).unwrap()));
+            let number = interner.rule(&format!("rule {i}")).unwrap();
+            assert!(seen.insert(number));
+            interner.asked(Asked { rules: [number].into(), ..Asked::default() });
             interner.switched();
         }
-        assert_eq!(interner.rules().count(), KEPT_GENERATIONS as usize);
+        assert_eq!(interner.rules().len(), KEPT_GENERATIONS as usize);
     }
 
     #[test]

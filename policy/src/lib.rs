@@ -19,7 +19,7 @@ mod rulebook;
 pub mod selector;
 mod tables;
 
-pub use admit::admit;
+pub use admit::{Admitted, admit, admit_change};
 pub use compile::{CompileError, Compiled, Local, Placement, compile};
 pub use evaluate::Decision;
 pub use explain::{Flow, explain, judged};

@@ -97,6 +97,15 @@ impl LocalPod {
 const NAMESPACE_NAME_LABEL: &str = "kubernetes.io/metadata.name";
 
 impl Objects {
+    /// Whether both have the same rules; what they know of pods, namespaces and nodes aside.
+    pub fn same_rules(&self, other: &Self) -> bool {
+        self.partitions == other.partitions
+            && self.network_groups == other.network_groups
+            && self.bandwidth_classes == other.bandwidth_classes
+            && self.network_policies == other.network_policies
+            && self.cluster_network_policies == other.cluster_network_policies
+    }
+
     /// What the source tells of a pod, by `namespace/name`.
     pub fn pod(&self, key: &str) -> Option<&Pod> {
         self.pods.get(key).map(Arc::as_ref)

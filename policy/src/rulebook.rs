@@ -29,11 +29,14 @@ const BUILT_IN: [(u32, &str); 7] = [
 ];
 
 impl RuleBook {
-    pub(crate) fn new(in_force: BTreeMap<u32, RuleEntry>, numbers: &Interner) -> Self {
+    pub(crate) fn new<'a>(
+        in_force: impl Iterator<Item = (&'a u32, &'a RuleEntry)>,
+        numbers: &Interner,
+    ) -> Self {
         let entry = |name: &str| RuleEntry { name: name.into(), file: None };
         let mut book: BTreeMap<_, _> = BUILT_IN.iter().map(|(number, name)| (*number, entry(name))).collect();
-        book.extend(numbers.rules().map(|(name, number)| (number, entry(name))));
-        book.extend(in_force);
+        book.extend(numbers.rules().iter().map(|(number, name)| (*number, entry(name))));
+        book.extend(in_force.map(|(number, entry)| (*number, entry.clone())));
         Self(book)
     }
 

@@ -1,16 +1,18 @@
 //! The decision tables of one generation, as they are written to the kernel. How they are read: `bulkhead_ebpf_abi`.
 
 use bulkhead_ebpf_abi::{Cell, PolicyDir, PortDirectory, PortPage};
+use std::sync::Arc;
 
+/// A clone shares them all.
 #[derive(Clone, Debug, PartialEq, Default)]
 pub struct Tables {
     /// Address class by identity; 0: told apart by no rule.
-    pub classes: Vec<u32>,
+    pub classes: Arc<Vec<u32>>,
     /// By policy number, then by direction (`DIR_EGRESS`, `DIR_INGRESS`).
-    pub policies: Vec<[PolicyDir; 2]>,
-    pub port_directories: Vec<PortDirectory>,
-    pub port_pages: Vec<PortPage>,
+    pub policies: Arc<Vec<[PolicyDir; 2]>>,
+    pub port_directories: Arc<Vec<PortDirectory>>,
+    pub port_pages: Arc<Vec<PortPage>>,
     /// Offsets into `cells`.
-    pub rows: Vec<u32>,
-    pub cells: Vec<Cell>,
+    pub rows: Arc<Vec<u32>>,
+    pub cells: Arc<Vec<Cell>>,
 }

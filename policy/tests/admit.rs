@@ -4,7 +4,7 @@
 mod common;
 
 use bulkhead_api::objects::NetworkGroupSpec;
-use bulkhead_policy::{Objects, Sourced, admit};
+use bulkhead_policy::{Objects, Sourced, admit, admit_change};
 use common::*;
 use proptest::prelude::*;
 use std::sync::Arc;
@@ -472,9 +472,13 @@ proptest! {
     fn whatever_comes_what_is_in_force_stays_free_of_contradictions(
         history in prop::collection::vec(any_objects(), 1..5)
     ) {
-        let mut in_force = Objects::default();
+        let (mut in_force, mut clean) = (Objects::default(), false);
         for candidate in history {
             let (objects, errors) = admit(&in_force, candidate.clone());
+            // To look at what differs finds what a look at all finds.
+            let change = admit_change(&in_force, clean, candidate.clone());
+            prop_assert_eq!((&change.objects, &change.errors), (&objects, &errors));
+            clean = change.clean;
             let (again, contradictions) = admit(&objects, objects.clone());
             prop_assert_eq!(&again, &objects);
             prop_assert_eq!(contradictions, vec![]);

@@ -1,4 +1,5 @@
-//! Tables depend on the objects alone: whatever came before, they are those of a compile from scratch, but for numbers.
+//! Tables depend on the objects alone: whatever came before, and however much of it was kept, they are those of a compile
+//! from scratch, but for numbers and places.
 #![allow(clippy::unwrap_used, reason = "a failed look-up is a failed test")]
 
 #[path = "oracle/cases.rs"]
@@ -6,71 +7,183 @@
 mod cases;
 mod common;
 
-use bulkhead_ebpf_abi::Cell;
+use bulkhead_ebpf_abi::{Cell, PORT_SLOTS, PolicyDir, PortPage};
 use bulkhead_policy::{Compiled, Interner, Local, LocalPod, Objects, compile};
 use cases::any_objects;
 use common::*;
 use proptest::{prelude::*, test_runner::FileFailurePersistence};
-use std::fmt::Debug;
+use std::collections::BTreeMap;
 
 fn pods(objects: &Objects) -> Vec<LocalPod> {
     objects.pods.iter().filter(|(_, p)| !p.host_network).map(|(key, _)| local(objects, key)).collect()
 }
 
-/// Every snapshot compiled and switched to in turn, the last one until nothing is left of those before.
-fn after(history: &[Objects]) -> Compiled {
-    let mut interner = Interner::default();
-    let mut former: Option<Compiled> = None;
-    for objects in history.iter().chain(std::iter::repeat_n(history.last().unwrap(), 4)) {
-        let pods = pods(objects);
-        let local = Local { pods: &pods, former: former.as_ref(), ..HERE };
-        former = Some(compile(objects, &mut interner, &local).unwrap());
-        interner.switched();
+/// One snapshot after another, each made of the one before and of parts of another: whole kinds, or a pod or a policy alone.
+fn changes() -> impl Strategy<Value = Vec<Objects>> {
+    let parts = (prop::collection::vec(any::<bool>(), 8), any_objects());
+    (any_objects(), prop::collection::vec(parts, 1..6)).prop_map(|(first, changes)| {
+        let mut history = vec![first];
+        for (parts, other) in changes {
+            history.push(mixed(history.last().unwrap().clone(), other, &parts));
+        }
+        history
+    })
+}
+
+fn mixed(mut objects: Objects, other: Objects, parts: &[bool]) -> Objects {
+    let [partitions, groups, policies, cluster_policies, namespaces, nodes, all_pods, one] = parts else {
+        panic!("eight parts")
+    };
+    if *partitions {
+        objects.partitions = other.partitions;
     }
-    former.unwrap()
+    if *groups {
+        objects.network_groups = other.network_groups;
+        objects.cluster_dns = other.cluster_dns;
+    }
+    if *policies {
+        objects.network_policies = other.network_policies;
+    } else if let Some((key, policy)) = other.network_policies.get_min().filter(|_| *one) {
+        objects.network_policies.insert(key.clone(), policy.clone());
+    }
+    if *cluster_policies {
+        objects.cluster_network_policies = other.cluster_network_policies;
+    }
+    if *namespaces {
+        objects.namespaces = other.namespaces;
+    }
+    if *nodes {
+        objects.nodes = other.nodes;
+    }
+    if *all_pods {
+        objects.pods = other.pods;
+    } else if let Some((key, pod)) = other.pods.get_max().filter(|_| *one) {
+        objects.pods.insert(key.clone(), pod.clone());
+    } else if let Some((key, _)) = objects.pods.get_min().cloned() {
+        objects.pods.remove(&key);
+    }
+    objects
 }
 
-/// Cells with the rule's name in its number's place.
-fn named(compiled: &Compiled) -> Vec<(String, Cell)> {
-    let name = |cell: &Cell| compiled.rules.get(cell.rule).unwrap().name.clone();
-    compiled.tables.cells.iter().map(|cell| (name(cell), Cell { rule: 0, ..*cell })).collect()
+/// Every snapshot compiled from what the one before was made of, and switched to: as it goes on, and once nothing is left
+/// of what was in force before it.
+fn after(history: &[Objects]) -> Vec<[Compiled; 2]> {
+    let mut interner = Interner::default();
+    let mut all: Vec<[Compiled; 2]> = Vec::new();
+    for objects in history {
+        let pods = pods(objects);
+        let next = |former, interner: &mut Interner| {
+            let compiled = compile(objects, interner, &Local { pods: &pods, former, ..HERE }).unwrap();
+            interner.switched();
+            compiled
+        };
+        let compiled = next(all.last().map(|[compiled, _]| compiled), &mut interner);
+        let alone = next(Some(&compiled), &mut interner.clone());
+        all.push([compiled, alone]);
+    }
+    all
 }
 
-/// Behind the policies in use there may be closed ones, for numbers that are free.
-fn begins_with<T: PartialEq + Debug>(table: &[T], scratch: &[T]) -> Result<(), TestCaseError> {
-    prop_assert_eq!(&table[..scratch.len().min(table.len())], scratch);
+type Named = (String, Cell);
+
+/// A policy's direction without a number in it.
+#[derive(Debug, PartialEq)]
+struct WrittenOut {
+    flags: u32,
+    /// Pages in order of first appearance, and which of them each 256 ports have.
+    pages: (Vec<PortPage>, Vec<usize>),
+    /// By class: the cells that ports lead to, with the rules' names.
+    rows: Vec<Vec<Named>>,
+}
+
+fn written_out(c: &Compiled, policy: PolicyDir, classes: &[u32]) -> WrittenOut {
+    let tables = &c.tables;
+    let first = (policy.port_table * PORT_SLOTS) as usize;
+    let directories = &tables.port_directories[first..first + PORT_SLOTS as usize];
+    let (mut pages, mut seen) = (Vec::new(), BTreeMap::new());
+    let mut of_ports = Vec::new();
+    for page in directories.iter().flatten() {
+        of_ports.push(*seen.entry(*page).or_insert_with(|| {
+            pages.push(tables.port_pages[*page as usize]);
+            pages.len() - 1
+        }));
+    }
+    let widest = usize::from(*pages.iter().flatten().max().unwrap());
+    let name = |cell: &Cell| (c.rules.get(cell.rule).unwrap().name.clone(), Cell { rule: 0, ..*cell });
+    let row = |class: &u32| {
+        let class = if *class < policy.row_count { *class } else { 0 };
+        let row = tables.rows[(policy.row_base + class) as usize] as usize;
+        tables.cells[row..=row + widest].iter().map(name).collect()
+    };
+    WrittenOut { flags: policy.flags, pages: (pages, of_ports), rows: classes.iter().map(row).collect() }
+}
+
+/// The class of the world, of every entry, and of the pods of this node, in order; and the same by first appearance.
+fn classes(c: &Compiled, objects: &Objects) -> (Vec<u32>, Vec<usize>) {
+    let of_pods = pods(objects).into_iter().flat_map(|pod| {
+        let placement = c.place(objects, &pod).unwrap();
+        pod.addresses.into_iter().map(move |a| c.pod_identity(&placement, a)).collect::<Vec<_>>()
+    });
+    let entries = c.prefixes.values().chain(c.exact.values()).map(|i| i.id).chain(of_pods);
+    let classes: Vec<u32> = [0].into_iter().chain(entries.map(|id| c.tables.classes[id as usize])).collect();
+    let mut seen = BTreeMap::new();
+    let canonical = classes
+        .iter()
+        .map(|class| {
+            let next = seen.len();
+            *seen.entry(*class).or_insert(next)
+        })
+        .collect();
+    (classes, canonical)
+}
+
+fn check(found: &Compiled, objects: &Objects) -> Result<(), TestCaseError> {
+    let pods = pods(objects);
+    let scratch = compiled_for(objects, &pods);
+    prop_assert!(
+        found.prefixes.keys().eq(scratch.prefixes.keys()) && found.exact.keys().eq(scratch.exact.keys())
+    );
+    let flags =
+        |c: &Compiled| c.prefixes.values().chain(c.exact.values()).map(|i| i.flags).collect::<Vec<_>>();
+    prop_assert_eq!(flags(found), flags(&scratch));
+    let ((found_classes, found_order), (scratch_classes, scratch_order)) =
+        (classes(found, objects), classes(&scratch, objects));
+    prop_assert_eq!(found_order, scratch_order);
+    let policies = |c: &Compiled| {
+        let of_pods = pods.iter().map(|pod| c.place(objects, pod).unwrap().policy).collect::<Vec<_>>();
+        let of_partitions = scratch.policies.keys().map(|name| c.policies[name]).collect::<Vec<_>>();
+        [of_pods, of_partitions].concat()
+    };
+    for (a, b) in policies(found).into_iter().zip(policies(&scratch)) {
+        for dir in 0..2 {
+            let (a, b) = (found.tables.policies[a as usize][dir], scratch.tables.policies[b as usize][dir]);
+            prop_assert_eq!(
+                written_out(found, a, &found_classes),
+                written_out(&scratch, b, &scratch_classes)
+            );
+        }
+    }
     Ok(())
 }
 
 proptest! {
     #![proptest_config(ProptestConfig {
-        cases: 64,
+        cases: 48,
         failure_persistence: Some(Box::new(FileFailurePersistence::WithSource("regressions"))),
         ..ProptestConfig::default()
     })]
 
     #[test]
-    fn any_sequence_of_changes_ends_in_the_tables_of_a_compile_from_scratch(
-        history in prop::collection::vec(any_objects(), 1..5),
-    ) {
-        let objects = history.last().unwrap();
-        let (found, scratch) = (after(&history), compiled_for(objects, &pods(objects)));
-        begins_with(&named(&found), &named(&scratch))?;
-        begins_with(&found.tables.rows, &scratch.tables.rows)?;
-        begins_with(&found.tables.port_directories, &scratch.tables.port_directories)?;
-        begins_with(&found.tables.port_pages, &scratch.tables.port_pages)?;
-        for pod in pods(objects) {
-            let policy = |c: &Compiled| c.tables.policies[c.place(objects, &pod).unwrap().policy as usize];
-            prop_assert_eq!(policy(&found), policy(&scratch));
+    fn after_every_change_the_tables_are_those_of_a_compile_from_scratch(history in changes()) {
+        for ([_, alone], objects) in after(&history).iter().zip(&history) {
+            check(alone, objects)?;
         }
-        for (partition, number) in &scratch.policies {
-            let number_found = found.policies[partition] as usize;
-            prop_assert_eq!(found.tables.policies[number_found], scratch.tables.policies[*number as usize]);
-        }
-        let class = |c: &Compiled, id: u32| c.tables.classes[id as usize];
-        prop_assert!(found.prefixes.keys().eq(scratch.prefixes.keys()) && found.exact.keys().eq(scratch.exact.keys()));
-        for (a, b) in found.prefixes.values().zip(scratch.prefixes.values()).chain(found.exact.values().zip(scratch.exact.values())) {
-            prop_assert_eq!((class(&found, a.id), a.flags), (class(&scratch, b.id), b.flags));
-        }
+    }
+
+    #[test]
+    fn the_same_objects_again_change_nothing(objects in any_objects()) {
+        let [first, again] = &after(&[objects])[0];
+        prop_assert_eq!(&first.tables, &again.tables);
+        prop_assert_eq!(&first.exact, &again.exact);
     }
 }

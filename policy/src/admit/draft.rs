@@ -4,7 +4,8 @@ use crate::{Named, Objects, Sourced};
 use bulkhead_api::objects::{
     BandwidthClassSpec, ClusterNetworkPolicySpec, NetworkGroupSpec, NetworkPolicySpec, PartitionSpec,
 };
-use std::collections::BTreeSet;
+use imbl::ordmap::DiffItem;
+use std::{collections::BTreeSet, sync::Arc};
 
 #[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord)]
 pub(super) enum Kind {
@@ -41,11 +42,41 @@ pub(super) struct Layer<'a, T> {
     pub current: Named<Sourced<T>>,
     /// Moved back: their previous version, or none, is current.
     back: BTreeSet<String>,
+    /// Names of what may be at fault; None: all.
+    differing: Option<BTreeSet<String>>,
 }
 
 impl<'a, T: Clone + PartialEq> Layer<'a, T> {
-    fn new(previous: &'a Named<Sourced<T>>, candidate: Named<Sourced<T>>) -> Self {
-        Self { previous, current: candidate.clone(), candidate, back: BTreeSet::new() }
+    fn new(previous: &'a Named<Sourced<T>>, candidate: Named<Sourced<T>>, clean: bool) -> Self {
+        let differing = clean.then(|| {
+            let names = previous.diff(&candidate).map(|item| match item {
+                DiffItem::Add(name, _) | DiffItem::Remove(name, _) => name.clone(),
+                DiffItem::Update { new: (name, _), .. } => name.clone(),
+            });
+            names.collect()
+        });
+        Self { previous, current: candidate.clone(), candidate, back: BTreeSet::new(), differing }
+    }
+
+    /// Of what stands now: what may be at fault by itself. What was in force without a fault still has none.
+    pub fn suspects(&self) -> Vec<(&String, &Arc<Sourced<T>>)> {
+        match &self.differing {
+            None => self.current.iter().collect(),
+            Some(names) => names.iter().filter_map(|name| Some((name, self.current.get(name)?))).collect(),
+        }
+    }
+
+    /// Whether `of` is other than before of something that differs, or of something that came or went.
+    pub fn differs_in<V: PartialEq>(&self, of: impl Fn(&T) -> V) -> bool {
+        let Some(names) = &self.differing else { return true };
+        let value = |all: &Named<Sourced<T>>, name: &String| all.get(name).map(|o| of(&o.spec));
+        names.iter().any(|name| value(self.previous, name) != value(&self.current, name))
+    }
+
+    /// Whether something that was there may not be there any more.
+    pub fn lacks_any(&self) -> bool {
+        let Some(names) = &self.differing else { return true };
+        names.iter().any(|n| self.previous.contains_key(n) && !self.current.contains_key(n))
     }
 
     /// Whether what stands now is other than what is in force.
@@ -77,25 +108,29 @@ pub(super) struct Draft<'a> {
 }
 
 impl<'a> Draft<'a> {
-    pub fn new(in_force: &'a Objects, mut candidate: Objects) -> Self {
+    pub fn new(in_force: &'a Objects, mut candidate: Objects, clean: bool) -> Self {
         Self {
             in_force,
-            partitions: Layer::new(&in_force.partitions, std::mem::take(&mut candidate.partitions)),
+            partitions: Layer::new(&in_force.partitions, std::mem::take(&mut candidate.partitions), clean),
             network_groups: Layer::new(
                 &in_force.network_groups,
                 std::mem::take(&mut candidate.network_groups),
+                clean,
             ),
             bandwidth_classes: Layer::new(
                 &in_force.bandwidth_classes,
                 std::mem::take(&mut candidate.bandwidth_classes),
+                clean,
             ),
             network_policies: Layer::new(
                 &in_force.network_policies,
                 std::mem::take(&mut candidate.network_policies),
+                clean,
             ),
             cluster_network_policies: Layer::new(
                 &in_force.cluster_network_policies,
                 std::mem::take(&mut candidate.cluster_network_policies),
+                clean,
             ),
             rest: candidate,
         }

@@ -42,20 +42,20 @@ fn alone(draft: &Draft<'_>) -> Vec<Fault> {
             faults.push(refusal(draft, &key, file, field, message));
         }
     };
-    for (name, o) in &draft.partitions.current {
+    for (name, o) in draft.partitions.suspects() {
         add((Kind::Partition, name.clone()), &o.file, check_partition(name, &o.spec));
     }
-    for (name, o) in &draft.network_groups.current {
+    for (name, o) in draft.network_groups.suspects() {
         add((Kind::NetworkGroup, name.clone()), &o.file, check_network_group(name, &o.spec));
     }
-    for (name, o) in &draft.bandwidth_classes.current {
+    for (name, o) in draft.bandwidth_classes.suspects() {
         add((Kind::BandwidthClass, name.clone()), &o.file, check_bandwidth_class(name, &o.spec));
     }
-    for (name, o) in &draft.cluster_network_policies.current {
+    for (name, o) in draft.cluster_network_policies.suspects() {
         let key = (Kind::ClusterNetworkPolicy, name.clone());
         add(key, &o.file, check_cluster_network_policy(name, &o.spec));
     }
-    for (key, o) in &draft.network_policies.current {
+    for (key, o) in draft.network_policies.suspects() {
         add((Kind::NetworkPolicy, key.clone()), &o.file, check_network_policy(&o.spec));
     }
     faults
@@ -98,6 +98,9 @@ fn partition_key(name: &str) -> Key {
 
 fn policy_ids(draft: &Draft<'_>) -> Vec<Fault> {
     let mut faults = Vec::new();
+    if !draft.partitions.differs_in(|spec| spec.policy_id) {
+        return faults;
+    }
     let mut owners: BTreeMap<u16, Vec<&str>> = BTreeMap::new();
     for (name, partition) in &draft.partitions.current {
         let id = partition.spec.policy_id;
@@ -131,7 +134,12 @@ fn pairs<'a>(names: &[&'a str]) -> Vec<(&'a str, &'a str)> {
 /// Names of objects that are not there.
 fn references(draft: &Draft<'_>) -> Vec<Fault> {
     let mut faults = Vec::new();
-    for (name, partition) in &draft.partitions.current {
+    let lost = draft.partitions.lacks_any()
+        || draft.network_groups.lacks_any()
+        || draft.bandwidth_classes.lacks_any();
+    let looked_at: Vec<_> =
+        if lost { draft.partitions.current.iter().collect() } else { draft.partitions.suspects() };
+    for (name, partition) in looked_at {
         let key = partition_key(name);
         for (field, target) in targets(&partition.spec).into_iter().filter(|(_, t)| !exists(draft, t)) {
             if draft.changed(&key) || !draft.was_in_force(&target) {
@@ -229,6 +237,9 @@ struct Range<'a> {
 
 /// Ranges that are not disjoint. In order, every range that holds another stands on the stack when that one comes.
 fn overlaps(draft: &Draft<'_>) -> Vec<Fault> {
+    if !draft.ranges_changed() && !draft.partitions.differs_in(|spec| spec.pod_cidrs.clone()) {
+        return Vec::new();
+    }
     let of_default = draft.rest.default_pod_cidrs.iter().enumerate();
     let mut ranges: Vec<_> =
         of_default.map(|(index, c)| Range { prefix: Prefix::of(*c), partition: None, index }).collect();
@@ -292,6 +303,10 @@ fn overlap(draft: &Draft<'_>, outer: Range<'_>, inner: Range<'_>) -> Option<Faul
 
 /// Namespaces that two partitions ask for.
 fn namespaces(draft: &Draft<'_>) -> Vec<Fault> {
+    let claim = |spec: &PartitionSpec| (spec.namespaces.clone(), spec.namespace_selector.clone());
+    if draft.rest.namespaces == draft.in_force.namespaces && !draft.partitions.differs_in(claim) {
+        return Vec::new();
+    }
     let now = claims(&draft.partitions.current, &draft.rest);
     let twice: Vec<_> = now.iter().filter(|(_, owners)| owners.len() > 1).collect();
     if twice.is_empty() {

@@ -19,22 +19,37 @@ use std::collections::BTreeSet;
 /// The objects to put into force, and why others are not. A refused object keeps its previous version, if it had one;
 /// all others go on. With `in_force` admitted before, what is returned is free of contradictions.
 pub fn admit(in_force: &Objects, candidate: Objects) -> (Objects, Vec<ObjectError>) {
-    let mut draft = Draft::new(in_force, candidate);
+    let Admitted { objects, errors, .. } = admit_change(in_force, false, candidate);
+    (objects, errors)
+}
+
+/// What an admission ended with.
+#[derive(Clone, Debug, PartialEq)]
+pub struct Admitted {
+    pub objects: Objects,
+    pub errors: Vec<ObjectError>,
+    /// Not one fault is left in the objects.
+    pub clean: bool,
+}
+
+/// As [`admit`], at the cost of what differs where `in_force` is known to be `clean`.
+pub fn admit_change(in_force: &Objects, clean: bool, candidate: Objects) -> Admitted {
+    let mut draft = Draft::new(in_force, candidate, clean);
     let mut errors = BTreeSet::new();
     for _ in 0..=draft.moves_left() {
-        if !round(&mut draft, &mut errors) {
-            return (draft.into_objects(), errors.into_iter().collect());
+        if let Some(clean) = round(&mut draft, &mut errors) {
+            return Admitted { objects: draft.into_objects(), errors: errors.into_iter().collect(), clean };
         }
     }
     let message =
         "the objects contradict each other in a way that no single refusal mends: all stay as they were";
     errors.insert(ObjectError { file: None, object: None, field: None, message: message.into() });
-    (in_force.clone(), errors.into_iter().collect())
+    Admitted { objects: in_force.clone(), errors: errors.into_iter().collect(), clean }
 }
 
 /// Looks once and moves what is at fault. A fault with an object that has just moved is looked at again in the next
-/// round: it may be gone. Says whether anything moved.
-fn round(draft: &mut Draft<'_>, errors: &mut BTreeSet<ObjectError>) -> bool {
+/// round: it may be gone. Where nothing moved any more, says whether there was no fault.
+fn round(draft: &mut Draft<'_>, errors: &mut BTreeSet<ObjectError>) -> Option<bool> {
     let faults = faults::faults(draft);
     let mut moved = BTreeSet::new();
     for fault in &faults {
@@ -45,8 +60,10 @@ fn round(draft: &mut Draft<'_>, errors: &mut BTreeSet<ObjectError>) -> bool {
             errors.insert(fault.error.clone());
         }
     }
-    if moved.is_empty() {
-        errors.extend(faults.into_iter().map(|f| f.error));
+    if !moved.is_empty() {
+        return None;
     }
-    !moved.is_empty()
+    let clean = faults.is_empty();
+    errors.extend(faults.into_iter().map(|f| f.error));
+    Some(clean)
 }

@@ -4,20 +4,24 @@
 //! atoms: those of the prefix around it, and its own.
 
 use super::selection::Selections;
-use crate::{Objects, atom::Atom, prefix::Prefix};
-use bulkhead_api::objects::RulePeer;
+use crate::{Objects, Sourced, atom::Atom, interner::Meaning, prefix::Prefix};
+use bulkhead_api::objects::PartitionSpec;
 use bulkhead_ebpf_abi::Addr;
-use std::collections::{BTreeMap, BTreeSet};
+use imbl::ordmap::DiffItem;
+use std::{
+    collections::{BTreeMap, BTreeSet},
+    sync::Arc,
+};
 
 /// What is known of the addresses of a prefix.
 #[derive(Clone, Debug, PartialEq, Default)]
 struct Known {
-    partition: Option<String>,
+    partition: Option<Arc<str>>,
     atoms: BTreeSet<Atom>,
 }
 
 impl Known {
-    fn atoms(&self) -> Vec<Atom> {
+    fn atoms(&self) -> Meaning {
         let partition = self.partition.iter().flat_map(|p| [Atom::Pod, Atom::Partition(p.clone())]);
         self.atoms.iter().cloned().chain(partition).collect()
     }
@@ -32,20 +36,20 @@ impl Known {
 enum Mark {
     /// Nothing that holds around it holds in it: IPv4 inside `::/0`.
     Family,
-    Partition(String),
+    Partition(Arc<str>),
     Add(Atom),
     Remove(Atom),
 }
 
 /// Atoms (sorted) by prefix and by address of a node. Empty atoms: the world again, inside a prefix that is not.
-#[derive(Debug, Default)]
+#[derive(Clone, Debug, Default, PartialEq)]
 pub(crate) struct Addresses {
-    pub prefixes: BTreeMap<Prefix, Vec<Atom>>,
-    pub nodes: BTreeMap<Addr, Vec<Atom>>,
+    pub prefixes: BTreeMap<Prefix, Meaning>,
+    pub nodes: BTreeMap<Addr, Meaning>,
 }
 
 impl Addresses {
-    /// `blocks`: those of policies, besides the partitions' own.
+    /// `blocks`: those that the policies ask for.
     pub fn of(objects: &Objects, local_node: &str, asked: &Selections, blocks: &BTreeSet<Atom>) -> Self {
         let known = walk(marks(objects, blocks));
         let mut nodes: BTreeMap<Addr, BTreeSet<Atom>> = BTreeMap::new();
@@ -72,6 +76,19 @@ impl Addresses {
     }
 }
 
+/// Whether [`Addresses::of`] reads the same in both, but for what policies ask.
+pub(super) fn same_addresses(a: &Objects, b: &Objects) -> bool {
+    let same_ranges = |item: DiffItem<'_, '_, String, Arc<Sourced<PartitionSpec>>>| match item {
+        DiffItem::Update { old: (_, old), new: (_, new) } => old.spec.pod_cidrs == new.spec.pod_cidrs,
+        _ => false,
+    };
+    a.default_pod_cidrs == b.default_pod_cidrs
+        && a.cluster_dns == b.cluster_dns
+        && a.nodes == b.nodes
+        && a.network_groups == b.network_groups
+        && a.partitions.diff(&b.partitions).all(same_ranges)
+}
+
 /// The value of the longest prefix that holds the address.
 fn longest<T>(prefixes: &BTreeMap<Prefix, T>, address: Addr) -> Option<&T> {
     (0..=128).rev().find_map(|length| prefixes.get(&Prefix::of_address(address, length)))
@@ -89,13 +106,11 @@ fn marks(objects: &Objects, blocks: &BTreeSet<Atom>) -> BTreeMap<Prefix, BTreeSe
     }
     for (name, group) in &objects.network_groups {
         for cidr in &group.spec.cidrs {
-            marks.entry(Prefix::of(*cidr)).or_default().insert(Mark::Add(Atom::Group(name.clone())));
+            marks.entry(Prefix::of(*cidr)).or_default().insert(Mark::Add(Atom::Group(name.as_str().into())));
         }
     }
-    let of_partitions = objects.partitions.values().flat_map(|p| peers(&p.spec));
-    let of_partitions = of_partitions.filter_map(|p| p.ip_block.as_ref()).map(Atom::block);
-    for atom in of_partitions.chain(blocks.iter().cloned()) {
-        let Atom::Block { cidr, except } = &atom else { continue };
+    for atom in blocks {
+        let Atom::Block { cidr, except } = atom else { continue };
         let cidr = Prefix::of(*cidr);
         let except: Vec<Prefix> = except.iter().map(|e| Prefix::of(*e)).collect();
         if except.iter().any(|e| e.covers(cidr)) {
@@ -111,10 +126,6 @@ fn marks(objects: &Objects, blocks: &BTreeSet<Atom>) -> BTreeMap<Prefix, BTreeSe
         marks.entry(prefix).or_default().insert(Mark::Add(Atom::ClusterDns));
     }
     marks
-}
-
-fn peers(spec: &bulkhead_api::objects::PartitionSpec) -> impl Iterator<Item = &RulePeer> {
-    spec.ingress.iter().flat_map(|r| &r.from).chain(spec.egress.iter().flat_map(|r| &r.to))
 }
 
 fn walk(marks: BTreeMap<Prefix, BTreeSet<Mark>>) -> BTreeMap<Prefix, Known> {

@@ -2,128 +2,138 @@
 //!
 //! A partition's pods are known by its prefixes. A pod has an entry of its own only where a selector or a named port tells
 //! it from its prefix, or where its address lies in no partition's range.
+//!
+//! ```text
+//! addresses ─▶ base: partitions, prefixes, nodes ─┐
+//! pods ─▶ owners of addresses ─▶ dirty addresses ─┴─▶ exact, uses of each identity
+//! ```
+//! Of the former compile all stays that this one would make again: the base where the addresses are the same, and the
+//! entries of all pods but those that something they depend on has changed for.
 
-use super::{CompileError, Local, addresses::Addresses, selection::Selections};
-use crate::{Interner, Objects, atom::Atom, prefix::Prefix};
+use super::{CompileError, Local, addresses::Addresses, pods::Pods, selection::Selections};
+use crate::{Interner, Objects, atom::Atom, interner::Meaning, prefix::Prefix};
 use bulkhead_api::objects::DEFAULT_PARTITION;
 use bulkhead_ebpf_abi::{Addr, ID_WORLD, IDENTITY_LOCAL_NODE, Identity};
-use std::collections::{BTreeMap, BTreeSet};
+use imbl::OrdMap;
+use std::{
+    collections::{BTreeMap, BTreeSet},
+    sync::Arc,
+};
 
-#[derive(Default)]
-pub(super) struct Identities {
-    pub prefixes: BTreeMap<(Addr, u8), Identity>,
-    pub exact: BTreeMap<Addr, Identity>,
+/// Who is who whatever pods there are.
+#[derive(Clone, Debug, PartialEq, Default)]
+pub(crate) struct Base {
+    pub addresses: Addresses,
+    pub prefixes: OrdMap<(Addr, u8), Identity>,
+    pub nodes: BTreeMap<Addr, Identity>,
     pub of_partitions: BTreeMap<String, u32>,
-    pub meanings: BTreeMap<u32, Vec<Atom>>,
-    pub variants: BTreeMap<String, BTreeSet<Vec<Atom>>>,
+    /// By partition: what its ranges' prefixes are known as.
+    pub variants: BTreeMap<String, BTreeSet<Meaning>>,
+    numbers: BTreeSet<u32>,
+    /// Of the prefixes, longest first.
+    lengths: Vec<u8>,
+}
+
+impl Base {
+    fn of(objects: &Objects, addresses: Addresses, numbers: &mut Interner) -> Result<Self, CompileError> {
+        let mut base = Self::default();
+        let names = objects.partitions.keys().map(String::as_str).chain([DEFAULT_PARTITION]);
+        for name in names.collect::<BTreeSet<_>>() {
+            let atoms = of_partition(name);
+            let id = base.number(numbers, &atoms)?;
+            base.of_partitions.insert(name.into(), id);
+            base.variants.insert(name.into(), [atoms.into()].into());
+        }
+        for (prefix, atoms) in &addresses.prefixes {
+            let id = base.number(numbers, atoms)?;
+            base.prefixes.insert((prefix.address, prefix.length), Identity { id, flags: 0 });
+            if let Some(variants) = partition(atoms).and_then(|p| base.variants.get_mut(p)) {
+                variants.insert(atoms.clone());
+            }
+        }
+        for (address, atoms) in &addresses.nodes {
+            let flags = if atoms.contains(&Atom::LocalNode) { IDENTITY_LOCAL_NODE } else { 0 };
+            let id = base.number(numbers, atoms)?;
+            base.nodes.insert(*address, Identity { id, flags });
+        }
+        let lengths: BTreeSet<u8> = addresses.prefixes.keys().map(|p| p.length).collect();
+        Ok(Self { addresses, lengths: lengths.into_iter().rev().collect(), ..base })
+    }
+
+    fn number(&mut self, numbers: &mut Interner, atoms: &[Atom]) -> Result<u32, CompileError> {
+        let id = number(numbers, atoms)?;
+        self.numbers.insert(id);
+        Ok(id)
+    }
+
+    /// What rules see of an address that is no node's.
+    pub fn known(&self, address: Addr) -> &[Atom] {
+        let prefixes = &self.addresses.prefixes;
+        let found = self.lengths.iter().find_map(|l| prefixes.get(&Prefix::of_address(address, *l)));
+        found.map_or(&[], |atoms| atoms)
+    }
+}
+
+/// Who is who, and the numbers in use.
+#[derive(Clone, Debug, PartialEq)]
+pub(crate) struct Identities {
+    pub base: Arc<Base>,
+    pub pods: Pods,
+    pub asked: Arc<[u32]>,
 }
 
 impl Identities {
     pub fn of(
         objects: &Objects,
         local: &Local<'_>,
-        addresses: &Addresses,
+        addresses: Option<Addresses>,
         asked: &Selections,
         numbers: &mut Interner,
     ) -> Result<Self, CompileError> {
-        let mut all = Self::default();
-        let names = objects.partitions.keys().map(String::as_str).chain([DEFAULT_PARTITION]);
-        for name in names.collect::<BTreeSet<_>>() {
-            let atoms = of_partition(name);
-            let id = all.number(numbers, &atoms)?;
-            all.of_partitions.insert(name.into(), id);
-            all.variants.insert(name.into(), [atoms].into());
-        }
-        for (Prefix { address, length }, atoms) in &addresses.prefixes {
-            let id = all.number(numbers, atoms)?;
-            all.prefixes.insert((*address, *length), Identity { id, flags: 0 });
-            if let Some(variants) = partition(atoms).and_then(|p| all.variants.get_mut(p)) {
-                variants.insert(atoms.clone());
-            }
-        }
-        for (address, atoms) in &addresses.nodes {
-            let flags = if atoms.contains(&Atom::LocalNode) { IDENTITY_LOCAL_NODE } else { 0 };
-            let id = all.number(numbers, atoms)?;
-            all.exact.insert(*address, Identity { id, flags });
-        }
-        all.add_pods(objects, asked, numbers)?;
-        all.add_local(objects, local, asked, numbers)?;
-        Ok(all)
-    }
-
-    fn number(&mut self, numbers: &mut Interner, atoms: &Vec<Atom>) -> Result<u32, CompileError> {
-        let id = if atoms.is_empty() {
-            ID_WORLD
-        } else {
-            let owner = partition(atoms).unwrap_or(DEFAULT_PARTITION);
-            numbers.identity(atoms).map_err(|_| CompileError::numbers(owner))?
+        let former = local.former;
+        let base = match (addresses, former) {
+            (None, Some(former)) => former.identities.base.clone(),
+            (addresses, _) => Arc::new(Base::of(objects, addresses.unwrap_or_default(), numbers)?),
         };
-        self.meanings.entry(id).or_insert_with(|| atoms.clone());
-        Ok(id)
+        let mut pods = former.map_or_else(Pods::default, |f| f.identities.pods.clone());
+        pods.follow_ports(former.map(|f| &f.objects), objects);
+        pods.follow(objects, former, &base, asked, numbers)?;
+        let mut used = base.numbers.clone();
+        used.extend(pods.identities());
+        used.extend(of_local(objects, local, &base, asked, numbers)?);
+        used.remove(&ID_WORLD);
+        Ok(Self { base, pods, asked: used.into_iter().collect() })
     }
+}
 
-    /// All pods that the source tells of, this node's among them.
-    fn add_pods(
-        &mut self,
-        objects: &Objects,
-        asked: &Selections,
-        numbers: &mut Interner,
-    ) -> Result<(), CompileError> {
-        let lengths: BTreeSet<u8> = self.prefixes.keys().map(|(_, length)| *length).collect();
-        // Of two pods with one address the first has it.
-        let mut taken: BTreeSet<Addr> = self.exact.keys().copied().collect();
-        let mut within = None;
-        for (key, pod) in objects.pods.iter().filter(|(_, pod)| !pod.host_network) {
-            let namespace = key.split_once('/').map_or("", |(namespace, _)| namespace);
-            // Pods of a namespace stand together.
-            if within.as_ref().is_none_or(|(n, _)| *n != namespace) {
-                within = Some((namespace, asked.within(objects, namespace)));
-            }
-            let facts = within.as_ref().map(|(_, within)| within.facts(Some(pod))).unwrap_or_default();
-            let addresses = pod.addresses.iter().map(|a| Addr::from_ip(*a));
-            for address in addresses.filter(|a| taken.insert(*a)) {
-                let found = lengths.iter().rev().find_map(|length| {
-                    let prefix = Prefix::of_address(address, *length);
-                    self.prefixes.get(&(prefix.address, prefix.length))
-                });
-                let of_prefix = found.and_then(|i| self.meanings.get(&i.id)).cloned().unwrap_or_default();
-                let in_range = partition(&of_prefix).is_some();
-                if in_range && facts.is_empty() {
-                    continue;
-                }
-                let stray = (!in_range).then(|| objects.partition_of_namespace(namespace));
-                let id = self.number(numbers, &joined(&of_prefix, &facts, stray))?;
-                self.exact.insert(address, Identity { id, flags: 0 });
-            }
+/// Pods of this node, at whatever address of their partition's ranges they may have or get.
+fn of_local(
+    objects: &Objects,
+    local: &Local<'_>,
+    base: &Base,
+    asked: &Selections,
+    numbers: &mut Interner,
+) -> Result<BTreeSet<u32>, CompileError> {
+    let facts = |pod: &crate::LocalPod| asked.within(objects, &pod.namespace).facts(objects.pod(&pod.key()));
+    let seen: BTreeSet<(&str, Vec<Atom>)> =
+        local.pods.iter().map(|pod| (pod.partition.as_str(), facts(pod))).collect();
+    let mut used = BTreeSet::new();
+    for (name, facts) in seen {
+        let there = base.variants.contains_key(name);
+        let name = if there { name } else { DEFAULT_PARTITION };
+        for of_prefix in base.variants.get(name).into_iter().flatten() {
+            used.insert(number(numbers, &joined(of_prefix, &facts, None))?);
         }
-        Ok(())
     }
+    Ok(used)
+}
 
-    /// Pods of this node, at whatever address of their partition's ranges they may have or get.
-    fn add_local(
-        &mut self,
-        objects: &Objects,
-        local: &Local<'_>,
-        asked: &Selections,
-        numbers: &mut Interner,
-    ) -> Result<(), CompileError> {
-        let seen: BTreeSet<(&str, Vec<Atom>)> = local
-            .pods
-            .iter()
-            .map(|pod| {
-                let facts = asked.within(objects, &pod.namespace).facts(objects.pod(&pod.key()));
-                (pod.partition.as_str(), facts)
-            })
-            .collect();
-        for (name, facts) in seen {
-            let there = self.variants.contains_key(name);
-            let name = if there { name } else { DEFAULT_PARTITION };
-            for of_prefix in self.variants.get(name).cloned().unwrap_or_default() {
-                self.number(numbers, &joined(&of_prefix, &facts, None))?;
-            }
-        }
-        Ok(())
+pub(super) fn number(numbers: &mut Interner, atoms: &[Atom]) -> Result<u32, CompileError> {
+    if atoms.is_empty() {
+        return Ok(ID_WORLD);
     }
+    let owner = partition(atoms).unwrap_or(DEFAULT_PARTITION);
+    numbers.identity(atoms).map_err(|_| CompileError::numbers(owner))
 }
 
 pub(super) fn of_partition(name: &str) -> Vec<Atom> {
@@ -139,7 +149,11 @@ pub(super) fn partition(atoms: &[Atom]) -> Option<&str> {
 
 /// What is known of an address and of its pod together; `stray`: the partition of a pod outside all ranges.
 pub(super) fn joined(of_prefix: &[Atom], facts: &[Atom], stray: Option<&str>) -> Vec<Atom> {
-    let stray = stray.map(of_partition).unwrap_or_default();
-    let all: BTreeSet<&Atom> = of_prefix.iter().chain(facts).chain(&stray).collect();
-    all.into_iter().cloned().collect()
+    let mut all = Vec::with_capacity(of_prefix.len() + facts.len() + 2);
+    all.extend_from_slice(of_prefix);
+    all.extend_from_slice(facts);
+    all.extend(stray.into_iter().flat_map(of_partition));
+    all.sort_unstable();
+    all.dedup();
+    all
 }

@@ -9,26 +9,38 @@
 //! with its own pods, not with the cluster's policies.
 
 mod addresses;
-mod builder;
 mod classes;
 mod cluster_policy;
 mod identities;
+mod layout;
 mod network_policy;
 mod place;
+mod pods;
 mod policy;
+mod port_table;
 mod ports;
+mod rows;
 mod rules;
 mod selection;
+mod spans;
 mod tiers;
 
-use crate::{Interner, LocalPod, Objects, atom::Atom, rulebook::RuleBook, tables::Tables};
+use crate::{Interner, LocalPod, Objects, atom::Atom, interner::Asked, rulebook::RuleBook, tables::Tables};
+use addresses::Addresses;
 use bulkhead_api::objects::DEFAULT_PARTITION;
 use bulkhead_ebpf_abi::{Addr, DIR_EGRESS, DIR_INGRESS, Identity};
+use classes::Classes;
+use identities::Identities;
+use imbl::OrdMap;
+use layout::Layout;
 pub use place::Placement;
-use policy::{Policy, PolicyKey};
+use policy::{Judged, Policy, PolicyKey};
 pub(crate) use rules::{Rule, Verdict};
 use selection::Selections;
-use std::collections::{BTreeMap, BTreeSet};
+use std::{
+    collections::{BTreeMap, BTreeSet},
+    sync::Arc,
+};
 pub(crate) use tiers::TIERS;
 
 /// The node that tables are for, and whose policies it needs.
@@ -42,31 +54,35 @@ pub struct Local<'a> {
     pub former: Option<&'a Compiled>,
 }
 
-/// Everything a generation is made of.
+/// Everything a generation is made of. A clone shares it all.
 #[derive(Clone, Debug, PartialEq)]
 pub struct Compiled {
     pub tables: Tables,
     /// By longest prefix: (address, length); IPv4 lengths are 96 larger.
-    pub prefixes: BTreeMap<(Addr, u8), Identity>,
+    pub prefixes: OrdMap<(Addr, u8), Identity>,
     /// Addresses of nodes, and of pods of which rules see more than their prefix. The daemon sets its own pods' itself:
     /// see [`Compiled::pod_identity`].
-    pub exact: BTreeMap<Addr, Identity>,
+    pub exact: OrdMap<Addr, Identity>,
     pub rules: RuleBook,
     /// Number of the policy of pods that only their partition judges, by partition, as far as needed.
     pub policies: BTreeMap<String, u32>,
     /// Identity, by partition, of a pod of which no rule sees more than its partition.
     pub pod_identities: BTreeMap<String, u32>,
-    /// What an identity stands for.
-    pub(crate) identities: BTreeMap<u32, Vec<Atom>>,
-    by_meaning: BTreeMap<Vec<Atom>, u32>,
     /// The rules behind the tables, for people.
-    pub(crate) lists: BTreeMap<(u32, u32), Policy>,
+    pub(crate) lists: BTreeMap<(u32, u32), Arc<Policy>>,
     numbers: BTreeMap<PolicyKey, u32>,
     /// Of these, the ones that were needed for themselves.
     needed: BTreeSet<PolicyKey>,
-    asked: Selections,
-    /// By partition: what its ranges' prefixes are known as.
-    variants: BTreeMap<String, BTreeSet<Vec<Atom>>>,
+    asked: Arc<Selections>,
+    identities: Identities,
+    /// What was compiled, and what it was made of: the next compile looks at what differs.
+    objects: Objects,
+    blocks: BTreeSet<Atom>,
+    judged: BTreeMap<PolicyKey, Arc<Judged>>,
+    classes: Arc<Classes>,
+    layout: Arc<Layout>,
+    /// As it was when this was compiled.
+    interner: Interner,
 }
 
 /// The objects do not fit the tables.
@@ -95,6 +111,10 @@ impl CompileError {
 
 /// Compiles all objects for one node. The interner changes only on success.
 ///
+/// What `local.former` (compiled for the same node with the same interner) was made of is made again only as far as it
+/// differs, and what it has in the tables stays in its place there. Nobody is judged otherwise for that: what is decided
+/// depends on the objects alone.
+///
 /// # Errors
 /// When something outgrows the tables; names the partition.
 pub fn compile(
@@ -107,37 +127,94 @@ pub fn compile(
     let former = local.former.iter().flat_map(|f| &f.needed).filter(|k| is_there(objects, &k.partition));
     let keys: BTreeSet<PolicyKey> = needed.iter().chain(former).cloned().collect();
     let (asked, blocks) = ask(objects, &keys);
-    let peer_ports = asked.named_ports(objects);
-    let mut policies = Vec::new();
-    let mut book = BTreeMap::new();
-    for key in &keys {
-        for dir in [DIR_EGRESS, DIR_INGRESS] {
-            policies.push(Policy::of(objects, key, dir, &peer_ports, &mut numbers, &mut book)?);
-        }
-    }
-    let addresses = addresses::Addresses::of(objects, local.node, &asked, &blocks);
-    let identities = identities::Identities::of(objects, local, &addresses, &asked, &mut numbers)?;
-    let tables = tables(&policies, &numbers)?;
-    let rules = RuleBook::new(book, &numbers);
-    let by_key: BTreeMap<PolicyKey, u32> =
-        keys.into_iter().zip(policies.iter().step_by(2).map(|p| p.number)).collect();
+    let addresses = changed_addresses(objects, local, &asked, &blocks);
+    let identities = Identities::of(objects, local, addresses, &asked, &mut numbers)?;
+    let judged = judged(objects, keys, &asked, &identities, local.former, &mut numbers)?;
+    let policies: Vec<Arc<Policy>> = judged.values().flat_map(|j| j.dirs.clone()).collect();
+    let classes = Classes::of(&policies, numbers.identities(), local.former.map(|f| &f.classes));
+    let layout = Layout::of(&with_closed(&policies), &classes, local.former.map(|f| &f.layout))?;
+    numbers.asked(Asked {
+        identities: identities.asked.clone(),
+        policies: judged.values().map(|j| j.number()).collect::<BTreeSet<_>>().into_iter().collect(),
+        rules: judged.values().flat_map(|j| j.rules()).collect::<BTreeSet<_>>().into_iter().collect(),
+    });
+    let by_key: BTreeMap<PolicyKey, u32> = judged.iter().map(|(key, j)| (key.clone(), j.number())).collect();
     let plain = by_key.iter().filter(|(key, _)| key.is_plain());
-    *interner = numbers;
+    *interner = numbers.clone();
     Ok(Compiled {
-        tables,
-        prefixes: identities.prefixes,
-        exact: identities.exact,
-        rules,
+        tables: layout.tables.clone(),
+        prefixes: identities.base.prefixes.clone(),
+        exact: identities.pods.exact.clone(),
+        rules: RuleBook::new(judged.values().flat_map(|j| &j.book), &numbers),
         policies: plain.map(|(key, number)| (key.partition.clone(), *number)).collect(),
-        pod_identities: identities.of_partitions,
-        by_meaning: identities.meanings.iter().map(|(id, atoms)| (atoms.clone(), *id)).collect(),
-        identities: identities.meanings,
+        pod_identities: identities.base.of_partitions.clone(),
         lists: policies.into_iter().map(|p| ((p.number, p.dir), p)).collect(),
         numbers: by_key,
         needed,
-        asked,
-        variants: identities.variants,
+        asked: Arc::new(asked),
+        identities,
+        objects: objects.clone(),
+        blocks,
+        judged,
+        classes,
+        layout: Arc::new(layout),
+        interner: numbers,
     })
+}
+
+impl Compiled {
+    /// What an identity stands for; nothing for the world.
+    pub(crate) fn meaning(&self, identity: u32) -> &[Atom] {
+        self.interner.identities().get(&identity).map_or(&[], |atoms| atoms)
+    }
+}
+
+/// None: as they were.
+fn changed_addresses(
+    objects: &Objects,
+    local: &Local<'_>,
+    asked: &Selections,
+    blocks: &BTreeSet<Atom>,
+) -> Option<Addresses> {
+    let same = local.former.is_some_and(|former| {
+        former.blocks == *blocks
+            && former.asked.same_nodes(asked)
+            && addresses::same_addresses(&former.objects, objects)
+    });
+    (!same).then(|| Addresses::of(objects, local.node, asked, blocks))
+}
+
+/// Rules of every policy; those of which nothing has changed are the former's.
+fn judged(
+    objects: &Objects,
+    keys: BTreeSet<PolicyKey>,
+    asked: &Selections,
+    identities: &Identities,
+    former: Option<&Compiled>,
+    numbers: &mut Interner,
+) -> Result<BTreeMap<PolicyKey, Arc<Judged>>, CompileError> {
+    let peer_ports = Arc::new(asked.named_ports(identities.pods.ports()));
+    let dns: BTreeSet<&str> = objects.cluster_dns.iter().filter_map(|a| objects.partition_at(*a)).collect();
+    let mut all = BTreeMap::new();
+    for key in keys {
+        let sources = policy::Sources::of(objects, &key, &peer_ports, dns.contains(key.partition.as_str()));
+        let same = former.and_then(|f| f.judged.get(&key)).filter(|j| j.sources.same(&sources));
+        let judged = match same {
+            Some(judged) => judged.clone(),
+            None => Arc::new(Judged::of(objects, &key, sources, numbers)?),
+        };
+        all.insert(key, judged);
+    }
+    Ok(all)
+}
+
+/// A number between those in use may stand in a pod's entry that is about to be rewritten: nothing passes.
+fn with_closed(policies: &[Arc<Policy>]) -> Vec<Arc<Policy>> {
+    let used: BTreeSet<u32> = policies.iter().map(|p| p.number).collect();
+    let last = used.last().copied().unwrap_or_default();
+    let holes = (0..last).filter(|n| !used.contains(n));
+    let closed = holes.flat_map(|n| [DIR_EGRESS, DIR_INGRESS].map(|dir| Arc::new(Policy::closed(n, dir))));
+    policies.iter().cloned().chain(closed).collect()
 }
 
 fn is_there(objects: &Objects, partition: &str) -> bool {
@@ -161,26 +238,13 @@ fn ask(objects: &Objects, keys: &BTreeSet<PolicyKey>) -> (Selections, BTreeSet<A
         let namespace = key.split_once('/').map_or("", |(namespace, _)| namespace);
         network_policy::ask(namespace, &policy.spec, &mut selections, &mut blocks);
     }
+    for partition in keys.iter().map(|k| &k.partition).collect::<BTreeSet<_>>() {
+        let partition = objects.partitions.get(partition);
+        blocks.extend(partition.iter().flat_map(|p| rules::blocks(&p.spec)));
+    }
     let policies: BTreeSet<&String> = keys.iter().flat_map(|k| &k.cluster_policies).collect();
     for policy in policies.into_iter().filter_map(|name| objects.cluster_network_policies.get(name)) {
         cluster_policy::ask(&policy.spec, &mut selections, &mut blocks);
     }
     (selections, blocks)
-}
-
-fn tables(policies: &[Policy], numbers: &Interner) -> Result<Tables, CompileError> {
-    let classes = classes::Classes::of(policies, numbers);
-    let mut builder = builder::Builder::new(&classes);
-    for policy in policies {
-        builder.add(policy)?;
-    }
-    // A number between those in use may stand in a pod's entry that is about to be rewritten: nothing passes.
-    let used: BTreeSet<u32> = policies.iter().map(|p| p.number).collect();
-    let last = used.last().copied().unwrap_or_default();
-    for hole in (0..last).filter(|n| !used.contains(n)) {
-        for dir in [DIR_EGRESS, DIR_INGRESS] {
-            builder.add(&Policy::closed(hole, dir))?;
-        }
-    }
-    Ok(builder.finish())
 }

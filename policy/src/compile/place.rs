@@ -5,7 +5,7 @@ use super::{
     identities::{joined, of_partition, partition},
     policy::PolicyKey,
 };
-use crate::{LocalPod, Objects, atom::Atom, prefix::Prefix};
+use crate::{LocalPod, Objects, atom::Atom, interner::Meaning};
 use bulkhead_api::objects::DEFAULT_PARTITION;
 use bulkhead_ebpf_abi::{Addr, ID_WORLD};
 use std::net::IpAddr;
@@ -23,11 +23,12 @@ impl Compiled {
     /// ones must come first. `objects` are those that were compiled.
     pub fn place(&self, objects: &Objects, pod: &LocalPod) -> Option<Placement> {
         let policy = self.policy_of(objects, pod)?;
-        let there = self.variants.contains_key(&pod.partition);
+        let variants = &self.identities.base.variants;
+        let there = variants.contains_key(&pod.partition);
         let partition = if there { pod.partition.as_str() } else { DEFAULT_PARTITION };
         let facts = self.asked.within(objects, &pod.namespace).facts(objects.pod(&pod.key()));
-        let known = |of_prefix: &Vec<Atom>| self.number(&joined(of_prefix, &facts, None)).is_some();
-        let all_known = self.variants.get(partition)?.iter().all(known);
+        let known = |of_prefix: &Meaning| self.number(&joined(of_prefix, &facts, None)).is_some();
+        let all_known = variants.get(partition)?.iter().all(known);
         all_known.then(|| Placement { policy, partition: partition.into(), facts })
     }
 
@@ -42,9 +43,7 @@ impl Compiled {
     /// Two addresses of one pod may differ in this, where a rule's CIDR or a group holds one of them.
     pub fn pod_identity(&self, placement: &Placement, address: IpAddr) -> u32 {
         let address = Addr::from_ip(address);
-        let mut prefixes = (0..=128).rev().map(|length| Prefix::of_address(address, length));
-        let of_prefix = prefixes.find_map(|p| self.prefixes.get(&(p.address, p.length)));
-        let of_prefix = of_prefix.and_then(|i| self.identities.get(&i.id)).map_or(&[][..], Vec::as_slice);
+        let of_prefix = self.identities.base.known(address);
         let in_range = partition(of_prefix) == Some(&placement.partition);
         let stray = of_partition(&placement.partition);
         let base = if in_range { of_prefix } else { &stray };
@@ -57,7 +56,7 @@ impl Compiled {
         self.numbers.iter().find(|(_, number)| **number == policy).map(|(key, _)| key.partition.as_str())
     }
 
-    fn number(&self, atoms: &Vec<Atom>) -> Option<u32> {
-        self.by_meaning.get(atoms).copied()
+    fn number(&self, atoms: &[Atom]) -> Option<u32> {
+        if atoms.is_empty() { Some(ID_WORLD) } else { self.interner.asked_identity(atoms) }
     }
 }

@@ -10,17 +10,20 @@ use super::{
     tiers::{Firsts, TIERS, Tier},
 };
 use crate::{
-    Interner, LocalPod, Objects,
+    Interner, LocalPod, Objects, Sourced,
     atom::{Atom, NamedPort},
     rulebook::RuleEntry,
 };
-use bulkhead_api::objects::{DEFAULT_PARTITION, Isolation};
+use bulkhead_api::objects::{
+    ClusterNetworkPolicySpec, DEFAULT_PARTITION, Isolation, NetworkPolicySpec, PartitionSpec,
+};
 use bulkhead_ebpf_abi::{
-    DIR_INGRESS, POLICY_AUDIT, POLICY_OPEN, RULE_DEFAULT_DENY, RULE_OWN_NODE, port_slot,
+    DIR_EGRESS, DIR_INGRESS, POLICY_AUDIT, POLICY_OPEN, RULE_DEFAULT_DENY, RULE_OWN_NODE, port_slot,
 };
 use std::{
     collections::{BTreeMap, BTreeSet},
     fmt,
+    sync::Arc,
 };
 
 /// What makes the policies of two pods one.
@@ -86,6 +89,86 @@ impl fmt::Display for PolicyKey {
     }
 }
 
+/// All that the rules of a policy are read from.
+#[derive(Clone, Debug, PartialEq)]
+pub(crate) struct Sources {
+    partition: Option<Arc<Sourced<PartitionSpec>>>,
+    network_policies: Vec<Option<Arc<Sourced<NetworkPolicySpec>>>>,
+    cluster_policies: Vec<Option<Arc<Sourced<ClusterNetworkPolicySpec>>>>,
+    peer_ports: Arc<BTreeSet<NamedPort>>,
+    /// Pods of the partition answer cluster DNS.
+    hosts_dns: bool,
+}
+
+impl Sources {
+    pub fn of(
+        objects: &Objects,
+        key: &PolicyKey,
+        peer_ports: &Arc<BTreeSet<NamedPort>>,
+        hosts_dns: bool,
+    ) -> Self {
+        let network = key.network_policies.iter().map(|k| objects.network_policies.get(k).cloned());
+        let cluster = key.cluster_policies.iter().map(|n| objects.cluster_network_policies.get(n).cloned());
+        Self {
+            partition: objects.partitions.get(&key.partition).cloned(),
+            network_policies: network.collect(),
+            cluster_policies: cluster.collect(),
+            peer_ports: peer_ports.clone(),
+            hosts_dns,
+        }
+    }
+
+    /// Whether they are the very same objects. Equal ones that were read anew may be told apart.
+    pub fn same(&self, other: &Self) -> bool {
+        fn one<T>(a: &Option<Arc<T>>, b: &Option<Arc<T>>) -> bool {
+            match (a, b) {
+                (Some(a), Some(b)) => Arc::ptr_eq(a, b),
+                (None, None) => true,
+                _ => false,
+            }
+        }
+        fn all<T>(a: &[Option<Arc<T>>], b: &[Option<Arc<T>>]) -> bool {
+            a.len() == b.len() && a.iter().zip(b).all(|(a, b)| one(a, b))
+        }
+        one(&self.partition, &other.partition)
+            && all(&self.network_policies, &other.network_policies)
+            && all(&self.cluster_policies, &other.cluster_policies)
+            && self.hosts_dns == other.hosts_dns
+            && self.peer_ports == other.peer_ports
+    }
+}
+
+/// A policy in both directions, and what it was read from.
+#[derive(Clone, Debug, PartialEq)]
+pub(crate) struct Judged {
+    pub sources: Sources,
+    pub dirs: [Arc<Policy>; 2],
+    pub book: Book,
+}
+
+impl Judged {
+    pub fn of(
+        objects: &Objects,
+        key: &PolicyKey,
+        sources: Sources,
+        numbers: &mut Interner,
+    ) -> Result<Self, CompileError> {
+        let mut book = Book::new();
+        let mut policy = |dir| Policy::of(objects, key, dir, &sources, numbers, &mut book).map(Arc::new);
+        let dirs = [policy(DIR_EGRESS)?, policy(DIR_INGRESS)?];
+        Ok(Self { sources, dirs, book })
+    }
+
+    pub fn number(&self) -> u32 {
+        self.dirs[0].number
+    }
+
+    /// Numbers of its rules.
+    pub fn rules(&self) -> impl Iterator<Item = u32> {
+        self.book.keys().copied()
+    }
+}
+
 /// One direction of a policy.
 #[derive(Clone, Debug, PartialEq)]
 pub(crate) struct Policy {
@@ -102,14 +185,15 @@ impl Policy {
         objects: &Objects,
         key: &PolicyKey,
         dir: u32,
-        peer_ports: &BTreeSet<NamedPort>,
+        sources: &Sources,
         numbers: &mut Interner,
         book: &mut Book,
     ) -> Result<Self, CompileError> {
+        let peer_ports = &sources.peer_ports;
         let no_number = || CompileError::numbers(&key.partition);
         let number = numbers.policy(&key.to_string()).map_err(|_| no_number())?;
-        let mut rules =
-            rules::partition_tier(objects, &key.partition, dir, numbers, book).ok_or_else(no_number)?;
+        let mut rules = rules::partition_tier(objects, &key.partition, dir, sources.hosts_dns, numbers, book)
+            .ok_or_else(no_number)?;
         rules
             .extend(network_policy_tier(objects, key, dir, peer_ports, numbers, book).ok_or_else(no_number)?);
         rules.extend(cluster_tiers(objects, key, dir, peer_ports, numbers, book).ok_or_else(no_number)?);

@@ -70,11 +70,12 @@ impl Rule {
 pub(crate) type Book = BTreeMap<u32, RuleEntry>;
 
 /// The partition tier of a partition, which is the default one if it is not among the objects; the last rule matches
-/// everything. None: no number is left.
+/// everything. `hosts_dns`: some of its pods answer cluster DNS. None: no number is left.
 pub(crate) fn partition_tier(
     objects: &Objects,
     partition: &str,
     dir: u32,
+    hosts_dns: bool,
     numbers: &mut Interner,
     book: &mut Book,
 ) -> Option<Vec<Rule>> {
@@ -88,7 +89,7 @@ pub(crate) fn partition_tier(
         return Some(open());
     }
     let rules = rules.into_iter().map(|(_, rule)| rule).collect();
-    Some(with_built_in(objects, partition, spec, dir, rules))
+    Some(with_built_in(partition, spec, dir, hosts_dns, rules))
 }
 
 pub(crate) fn isolation(objects: &Objects, partition: &str) -> Isolation {
@@ -104,10 +105,10 @@ fn built_in(verdict: Verdict, number: u32, peer: Option<Atom>) -> Rule {
 }
 
 fn with_built_in(
-    objects: &Objects,
     name: &str,
     spec: &PartitionSpec,
     dir: u32,
+    hosts_dns: bool,
     mut rules: Vec<Rule>,
 ) -> Vec<Rule> {
     let mut all = vec![built_in(Verdict::Allow, RULE_SAME_PARTITION, Some(Atom::Partition(name.into())))];
@@ -115,10 +116,9 @@ fn with_built_in(
     rules.sort_by_key(|rule| rule.verdict != Verdict::Deny);
     all.append(&mut rules);
     if spec.allow_cluster_dns {
-        let hosts = || objects.cluster_dns.iter().any(|a| objects.partition_at(*a) == Some(name));
         let peer = match dir {
             DIR_EGRESS => Some(Atom::ClusterDns),
-            _ => hosts().then_some(Atom::Pod),
+            _ => hosts_dns.then_some(Atom::Pod),
         };
         if let Some(peer) = peer {
             let port = |slot| PortRange { slot, first: DNS_PORT, last: DNS_PORT };
@@ -172,12 +172,18 @@ fn user_rules(
     Some(rules)
 }
 
+/// Every block that the rules of a partition name.
+pub(crate) fn blocks(spec: &PartitionSpec) -> impl Iterator<Item = Atom> {
+    let peers = spec.ingress.iter().flat_map(|r| &r.from).chain(spec.egress.iter().flat_map(|r| &r.to));
+    peers.filter_map(|p| p.ip_block.as_ref()).map(Atom::block)
+}
+
 fn atoms(peer: &RulePeer) -> Vec<Atom> {
     let RulePeer { partition, all_partitions, network_group, ip_block, nodes, control_plane } = peer;
     let mut atoms = Vec::with_capacity(1);
-    atoms.extend(partition.clone().map(Atom::Partition));
+    atoms.extend(partition.as_deref().map(|name| Atom::Partition(name.into())));
     atoms.extend(all_partitions.map(|_| Atom::Pod));
-    atoms.extend(network_group.clone().map(Atom::Group));
+    atoms.extend(network_group.as_deref().map(|name| Atom::Group(name.into())));
     atoms.extend(ip_block.as_ref().map(Atom::block));
     atoms.extend(nodes.map(|_| Atom::Node));
     atoms.extend(control_plane.map(|_| Atom::ControlPlane));

@@ -4,7 +4,7 @@
 //! one to the tables, however they are labelled.
 
 use crate::{
-    Objects,
+    Labels, Objects,
     atom::{Atom, NamedPort},
     objects::Pod,
     selector,
@@ -14,6 +14,7 @@ use bulkhead_ebpf_abi::{SLOT_ICMP, SLOT_SCTP, SLOT_TCP, SLOT_UDP};
 use std::{
     collections::{BTreeMap, BTreeSet},
     fmt,
+    sync::Arc,
 };
 
 /// Pods by namespace and label.
@@ -34,18 +35,20 @@ impl PodSelector {
     pub fn atom(&self) -> Atom {
         match &self.scope {
             Scope::Namespaces(namespaces) if is_empty(namespaces) && is_empty(&self.labels) => Atom::Pod,
-            _ => Atom::Selected(self.to_string()),
+            _ => Atom::Selected(self.to_string().into()),
         }
     }
 
-    pub fn matches(&self, objects: &Objects, namespace: &str, labels: &BTreeMap<String, String>) -> bool {
-        self.matches_namespace(objects, namespace) && selector::matches(&self.labels, labels)
+    pub fn matches(&self, objects: &Objects, namespace: &str, labels: &Labels) -> bool {
+        self.matches_namespace(namespace, &objects.labels(namespace))
+            && selector::matches(&self.labels, labels)
     }
 
-    fn matches_namespace(&self, objects: &Objects, namespace: &str) -> bool {
+    /// `labels` are the namespace's.
+    pub fn matches_namespace(&self, namespace: &str, labels: &Labels) -> bool {
         match &self.scope {
             Scope::Namespace(only) => only == namespace,
-            Scope::Namespaces(selector) => selector::matches(selector, &objects.labels(namespace)),
+            Scope::Namespaces(selector) => selector::matches(selector, labels),
         }
     }
 }
@@ -56,7 +59,7 @@ pub(crate) fn all_nodes(selector: &LabelSelector) -> bool {
 }
 
 pub(crate) fn node_atom(selector: &LabelSelector) -> Atom {
-    if all_nodes(selector) { Atom::Node } else { Atom::Selected(format!("nodes {}", text(selector))) }
+    if all_nodes(selector) { Atom::Node } else { Atom::Selected(format!("nodes {}", text(selector)).into()) }
 }
 
 fn is_empty(selector: &LabelSelector) -> bool {
@@ -64,22 +67,37 @@ fn is_empty(selector: &LabelSelector) -> bool {
         && selector.match_expressions.as_ref().is_none_or(Vec::is_empty)
 }
 
+/// With the text of its atom.
+type Asked = (Arc<str>, Arc<PodSelector>);
+
 /// Everything that the policies of one compile ask about pods.
 #[derive(Clone, Debug, PartialEq, Default)]
 pub(crate) struct Selections {
     /// By the text of their atom.
-    selectors: BTreeMap<String, PodSelector>,
+    selectors: BTreeMap<Arc<str>, Arc<PodSelector>>,
+    /// Of these, the ones of one namespace each, by namespace.
+    within: BTreeMap<String, Vec<Asked>>,
+    /// And those that look at every namespace.
+    across: Vec<Asked>,
     /// Of nodes, by the text of their atom.
-    nodes: BTreeMap<String, LabelSelector>,
+    nodes: BTreeMap<Arc<str>, LabelSelector>,
     /// Names of ports that rules ask of their peers.
     port_names: BTreeSet<String>,
 }
 
 impl Selections {
     pub fn ask(&mut self, selector: PodSelector) {
-        if let Atom::Selected(text) = selector.atom() {
-            self.selectors.insert(text, selector);
+        let Atom::Selected(text) = selector.atom() else { return };
+        if self.selectors.contains_key(&text) {
+            return;
         }
+        let selector = Arc::new(selector);
+        let beside = match &selector.scope {
+            Scope::Namespace(namespace) => self.within.entry(namespace.clone()).or_default(),
+            Scope::Namespaces(_) => &mut self.across,
+        };
+        beside.push((text.clone(), selector.clone()));
+        self.selectors.insert(text, selector);
     }
 
     pub fn ask_nodes(&mut self, selector: LabelSelector) {
@@ -89,7 +107,7 @@ impl Selections {
     }
 
     /// What selectors see of a node.
-    pub fn node_facts(&self, labels: &BTreeMap<String, String>) -> impl Iterator<Item = Atom> {
+    pub fn node_facts(&self, labels: &Labels) -> impl Iterator<Item = Atom> {
         let picking = self.nodes.iter().filter(|(_, s)| selector::matches(s, labels));
         picking.map(|(text, _)| Atom::Selected(text.clone()))
     }
@@ -99,21 +117,40 @@ impl Selections {
     }
 
     /// What each name that is asked for stands for anywhere in the cluster.
-    pub fn named_ports(&self, objects: &Objects) -> BTreeSet<NamedPort> {
-        let pods = objects.pods.values().filter(|p| !p.host_network);
-        pods.flat_map(|p| named_ports(p)).filter(|p| self.port_names.contains(&p.name)).collect()
+    pub fn named_ports<'a>(&self, all: impl Iterator<Item = &'a NamedPort>) -> BTreeSet<NamedPort> {
+        all.filter(|p| self.port_names.contains(&p.name)).cloned().collect()
     }
 
     /// The selectors that can match in a namespace.
     pub fn within<'a>(&'a self, objects: &Objects, namespace: &str) -> Within<'a> {
-        let matching = self.selectors.iter().filter(|(_, s)| s.matches_namespace(objects, namespace));
-        Within { all: self, selectors: matching.collect() }
+        let labels = objects.labels(namespace);
+        let of_namespace = self.within.get(namespace).into_iter().flatten();
+        let across = self.across.iter().filter(|(_, s)| s.matches_namespace(namespace, &labels));
+        let selectors = of_namespace.chain(across).map(|(text, selector)| (text, &**selector)).collect();
+        Within { all: self, selectors }
+    }
+
+    /// Selectors that only one of the two asks for.
+    pub fn unlike<'a>(&'a self, other: &'a Self) -> Vec<&'a PodSelector> {
+        let lacks = |of: &Self, text: &Arc<str>| !of.selectors.contains_key(text);
+        let new = self.selectors.iter().filter(|(text, _)| lacks(other, text));
+        let gone = other.selectors.iter().filter(|(text, _)| lacks(self, text));
+        new.chain(gone).map(|(_, selector)| &**selector).collect()
+    }
+
+    /// Whether both ask the same of nodes.
+    pub fn same_nodes(&self, other: &Self) -> bool {
+        self.nodes == other.nodes
+    }
+
+    pub fn port_names(&self) -> &BTreeSet<String> {
+        &self.port_names
     }
 }
 
 pub(crate) struct Within<'a> {
     all: &'a Selections,
-    selectors: Vec<(&'a String, &'a PodSelector)>,
+    selectors: Vec<(&'a Arc<str>, &'a PodSelector)>,
 }
 
 impl Within<'_> {

@@ -1,0 +1,154 @@
+//! One direction of a policy as rows of cells: which row each class of addresses has.
+
+use super::{
+    CompileError,
+    classes::Classes,
+    policy::Policy,
+    port_table::PortTable,
+    ports::PortClasses,
+    rules::Rule,
+    spans::Hashed,
+    tiers::{self, TIERS},
+};
+use crate::atom::Atom;
+use bulkhead_ebpf_abi::Cell;
+use std::{
+    collections::{BTreeSet, HashMap},
+    sync::Arc,
+};
+
+pub(crate) type Row = Hashed<Vec<Cell>>;
+
+/// Rows, and who has which.
+#[derive(Clone, Debug, PartialEq)]
+pub(crate) struct Rows {
+    pub policy: Arc<Policy>,
+    pub ports: Arc<PortClasses>,
+    pub port_table: Arc<PortTable>,
+    /// The first is the world's.
+    pub rows: Vec<Row>,
+    /// By class, an index into `rows`; behind the last: the world's.
+    pub of_class: Vec<u32>,
+}
+
+impl Rows {
+    pub fn of(policy: &Arc<Policy>, classes: &Classes) -> Result<Self, CompileError> {
+        let ports = Arc::new(PortClasses::of(&policy.partition, &policy.rules)?);
+        let maker = RowMaker::new(policy, &ports);
+        let mut rows = Self {
+            policy: policy.clone(),
+            ports: ports.clone(),
+            port_table: Arc::new(PortTable::of(&ports)),
+            rows: vec![Row::new(maker.make(&[]))],
+            of_class: Vec::new(),
+        };
+        let asked: BTreeSet<&Atom> = maker.by_atom.keys().copied().collect();
+        let touched: BTreeSet<usize> = asked.into_iter().flat_map(|a| classes.having(a)).copied().collect();
+        rows.fill(&maker, classes, touched);
+        Ok(rows)
+    }
+
+    /// The same policy where only these classes are others than before.
+    pub fn with(&self, classes: &Classes, changed: &[usize]) -> Self {
+        let mut rows = self.clone();
+        let maker = RowMaker::new(&self.policy, &self.ports);
+        rows.fill(&maker, classes, changed.iter().copied());
+        rows.drop_unused();
+        rows
+    }
+
+    fn fill(&mut self, maker: &RowMaker<'_>, classes: &Classes, of: impl IntoIterator<Item = usize>) {
+        let mut known: HashMap<Vec<usize>, u32> = HashMap::new();
+        let mut index: HashMap<Row, u32> = self.rows.iter().cloned().zip(0..).collect();
+        for class in of {
+            let atoms = classes.atoms.get(class).and_then(Option::as_deref).unwrap_or_default();
+            let matched = maker.matched_by(atoms);
+            let row = *known.entry(matched).or_insert_with_key(|matched| {
+                let row = Row::new(maker.make(matched));
+                *index.entry(row).or_insert_with_key(|row| {
+                    self.rows.push(row.clone());
+                    self.rows.len() as u32 - 1
+                })
+            });
+            if self.of_class.len() <= class {
+                self.of_class.resize(class + 1, 0);
+            }
+            self.of_class[class] = row;
+        }
+        let used = self.of_class.iter().rposition(|row| *row != 0).map_or(1, |last| last + 1);
+        self.of_class.resize(used, 0);
+    }
+
+    fn drop_unused(&mut self) {
+        let mut used = vec![false; self.rows.len()];
+        used[0] = true;
+        self.of_class.iter().for_each(|row| used[*row as usize] = true);
+        if used.iter().all(|used| *used) {
+            return;
+        }
+        let mut left = 0u32;
+        let moved: Vec<u32> = used
+            .iter()
+            .map(|used| {
+                left += u32::from(*used);
+                left.wrapping_sub(1)
+            })
+            .collect();
+        self.of_class.iter_mut().for_each(|row| *row = moved[*row as usize]);
+        let mut used = used.into_iter();
+        self.rows.retain(|_| used.next().unwrap_or_default());
+    }
+}
+
+/// Makes the rows of one policy: of every port class what the tiers say together.
+pub(super) struct RowMaker<'a> {
+    rules: &'a [Rule],
+    audit: bool,
+    ports: &'a PortClasses,
+    /// Rules that ask for an atom, by the atom.
+    pub by_atom: HashMap<&'a Atom, Vec<usize>>,
+}
+
+impl<'a> RowMaker<'a> {
+    pub fn new(policy: &'a Policy, ports: &'a PortClasses) -> Self {
+        let mut by_atom: HashMap<&Atom, Vec<usize>> = HashMap::new();
+        for (i, rule) in policy.rules.iter().enumerate() {
+            for atom in rule.peers.iter().flatten() {
+                by_atom.entry(atom).or_default().push(i);
+            }
+        }
+        Self { rules: &policy.rules, audit: policy.audit(), ports, by_atom }
+    }
+
+    /// Indices of the rules that ask for these atoms, ascending.
+    pub fn matched_by(&self, atoms: &[Atom]) -> Vec<usize> {
+        let any: BTreeSet<usize> =
+            atoms.iter().filter_map(|a| self.by_atom.get(a)).flatten().copied().collect();
+        let has = |i: &usize| self.rules[*i].requires.as_ref().is_none_or(|r| atoms.contains(r));
+        any.into_iter().filter(has).collect()
+    }
+
+    /// `by_peer`: the rules whose peers ask for this class; those for any peer match besides.
+    pub fn make(&self, by_peer: &[usize]) -> Vec<Cell> {
+        let mut peer_matches: Vec<bool> = self.rules.iter().map(|r| r.peers.is_none()).collect();
+        for rule in by_peer {
+            peer_matches[*rule] = true;
+        }
+        // By tier, the first that matches every port.
+        let mut any_port = [None; TIERS.len()];
+        for (i, rule) in self.rules.iter().enumerate().rev() {
+            if rule.ports.is_none() && peer_matches[i] {
+                any_port[rule.tier as usize] = Some(i);
+            }
+        }
+        let cell = |with_ports: &Vec<usize>| {
+            let mut firsts = any_port;
+            for i in with_ports.iter().copied().filter(|i| peer_matches[*i]) {
+                let first = &mut firsts[self.rules[i].tier as usize];
+                *first = Some(first.map_or(i, |f: usize| f.min(i)));
+            }
+            tiers::cell(self.audit, &firsts.map(|first| first.map(|i| &self.rules[i])))
+        };
+        self.ports.matched.iter().map(cell).collect()
+    }
+}
