@@ -1,17 +1,24 @@
 //! What was in force on this node, since when, and from which objects; and whether the source is held.
 //!
 //! One file a generation under `<state>/generations`, the newest [`KEPT`]. The newest is what is in force: a refused
-//! change leaves it so, also over a restart.
+//! change leaves it so, also over a restart. A generation is its rules; which pods, namespaces and nodes there are is no
+//! matter of going back.
+//!
+//! A thread of its own writes: nobody waits for the disk, and what is superseded before its turn is not written. A daemon
+//! that is killed in that moment comes back with the rules of the generation before for what is refused.
 
 use crate::store::{self, StoreError};
 use bulkhead_api::messages::GenerationInfo;
 use bulkhead_policy::{Named, Objects};
+use imbl::ordmap::DiffItem;
 use serde::{Deserialize, Serialize};
 use std::{
-    collections::BTreeMap,
     fs, io,
     path::{Path, PathBuf},
+    sync::{Arc, mpsc},
+    thread::{self, JoinHandle},
 };
+use tracing::error;
 
 /// Generations that can be brought back.
 const KEPT: usize = 10;
@@ -20,9 +27,24 @@ const HELD_FILE: &str = "held.json";
 #[derive(Debug)]
 pub struct History {
     dir: PathBuf,
-    /// Oldest first; objects stay on disk.
-    generations: Vec<GenerationInfo>,
+    /// Oldest first.
+    generations: Vec<Kept>,
     held: Option<u32>,
+    writer: Writer,
+}
+
+#[derive(Debug)]
+struct Kept {
+    info: GenerationInfo,
+    /// None: of a daemon before us, and on disk only.
+    rules: Option<Objects>,
+}
+
+impl Kept {
+    fn told(&self) -> GenerationInfo {
+        let objects = self.rules.as_ref().map_or_else(|| self.info.objects.clone(), names);
+        GenerationInfo { objects, ..self.info.clone() }
+    }
 }
 
 /// A file; read in halves, since only one is wanted at a time.
@@ -60,65 +82,63 @@ impl History {
         let mut generations = Vec::new();
         for path in files(&dir)? {
             let head: Option<Head> = store::read_json(&path)?;
-            generations.extend(head.map(|h| h.info));
+            generations.extend(head.map(|h| Kept { info: h.info, rules: None }));
         }
-        generations.sort_by_key(|g| (g.since, g.generation));
+        generations.sort_by_key(|g| (g.info.since, g.info.generation));
         let held = store::read_json(&dir.join(HELD_FILE))?.unwrap_or_default();
-        let history = Self { dir, generations, held };
+        let history = Self { dir, generations, held, writer: Writer::start() };
         let objects = match history.generations.last() {
-            Some(last) => history.objects(last.generation)?,
+            Some(last) => history.objects(last.info.generation)?,
             None => None,
         };
         Ok((history, objects))
     }
 
-    /// Remembers a generation. The same objects again (a restart) take the place of their last record.
-    pub fn record(
-        &mut self,
-        switched: Switched,
-        before: &Objects,
-        objects: &Objects,
-    ) -> Result<(), StoreError> {
-        let changed = changes(before, objects);
+    /// Remembers a generation. The same rules again (a restart) take the place of their last record.
+    pub fn record(&mut self, switched: Switched, before: &Objects, objects: &Objects) {
+        let Switched { generation, since, rollback_of } = switched;
         let mut info = GenerationInfo {
-            generation: switched.generation,
-            since: switched.since,
-            rollback_of: switched.rollback_of,
-            objects: named(objects).into_keys().collect(),
-            changed,
+            generation,
+            since,
+            rollback_of,
+            objects: Vec::new(),
+            changed: changes(before, objects),
         };
         let again = info.changed.is_empty().then(|| self.generations.pop()).flatten();
-        if let Some(last) = &again {
+        if let Some(Kept { info: last, .. }) = &again {
             (info.since, info.rollback_of) = (last.since, last.rollback_of.or(info.rollback_of));
             info.changed.clone_from(&last.changed);
         }
-        let record = Record { info: &info, objects };
-        store::write_json(&self.path(info.generation), &record)?;
-        if let Some(last) = again.filter(|last| last.generation != info.generation) {
-            self.remove(last.generation)?;
+        let kept = Kept { info, rules: Some(rules(objects)) };
+        self.writer.write(self.path(generation), &kept);
+        if let Some(last) = again.filter(|last| last.info.generation != generation) {
+            self.writer.remove(self.path(last.info.generation));
         }
-        self.generations.push(info);
+        self.generations.push(kept);
         while self.generations.len() > KEPT {
             let oldest = self.generations.remove(0);
-            self.remove(oldest.generation)?;
+            self.writer.remove(self.path(oldest.info.generation));
         }
-        Ok(())
     }
 
     /// The objects of a generation; `None`: there is none of that number any more.
     pub fn objects(&self, generation: u32) -> Result<Option<Objects>, StoreError> {
+        let kept = self.generations.iter().find(|g| g.info.generation == generation);
+        if let Some(rules) = kept.and_then(|k| k.rules.clone()) {
+            return Ok(Some(rules));
+        }
         let body: Option<Body> = store::read_json(&self.path(generation))?;
         Ok(body.map(|b| b.objects))
     }
 
     /// Newest first; the first is in force.
     pub fn list(&self) -> Vec<GenerationInfo> {
-        self.generations.iter().rev().cloned().collect()
+        self.generations.iter().rev().map(Kept::told).collect()
     }
 
     /// The generation before the one in force.
     pub fn previous(&self) -> Option<u32> {
-        self.generations.iter().rev().nth(1).map(|g| g.generation)
+        self.generations.iter().rev().nth(1).map(|g| g.info.generation)
     }
 
     /// The generation whose objects are held against the source.
@@ -135,14 +155,81 @@ impl History {
     fn path(&self, generation: u32) -> PathBuf {
         self.dir.join(format!("{generation}.json"))
     }
+}
 
-    fn remove(&self, generation: u32) -> Result<(), StoreError> {
-        let path = self.path(generation);
-        match fs::remove_file(&path) {
-            Err(e) if e.kind() != io::ErrorKind::NotFound => Err(StoreError::Io { path, source: e }),
-            _ => Ok(()),
+/// Writes and removes files in order, aside. What was asked for is done when it is dropped.
+#[derive(Debug)]
+struct Writer {
+    jobs: Option<mpsc::Sender<Job>>,
+    thread: Option<JoinHandle<()>>,
+}
+
+#[derive(Debug)]
+struct Job {
+    path: PathBuf,
+    /// None: the file is to go.
+    record: Option<(GenerationInfo, Objects)>,
+}
+
+impl Writer {
+    fn start() -> Self {
+        let (jobs, asked) = mpsc::channel();
+        let thread = thread::Builder::new().name("history".into()).spawn(move || write_all(&asked)).ok();
+        Self { jobs: Some(jobs), thread }
+    }
+
+    fn write(&self, path: PathBuf, kept: &Kept) {
+        let record = kept.rules.clone().map(|rules| (kept.info.clone(), rules));
+        self.ask(Job { path, record });
+    }
+
+    fn remove(&self, path: PathBuf) {
+        self.ask(Job { path, record: None });
+    }
+
+    fn ask(&self, job: Job) {
+        // Without its thread there is nobody to remember anything.
+        if self.jobs.as_ref().is_none_or(|jobs| jobs.send(job).is_err()) {
+            error!("cannot remember what is in force: the thread that writes it is gone");
         }
     }
+}
+
+impl Drop for Writer {
+    fn drop(&mut self) {
+        self.jobs = None;
+        if let Some(thread) = self.thread.take() {
+            let _ = thread.join();
+        }
+    }
+}
+
+fn write_all(asked: &mpsc::Receiver<Job>) {
+    while let Ok(first) = asked.recv() {
+        let mut last: Vec<Job> = Vec::new();
+        for job in [first].into_iter().chain(asked.try_iter()) {
+            last.retain(|j| j.path != job.path);
+            last.push(job);
+        }
+        for job in last {
+            if let Err(e) = write_one(&job) {
+                error!(error = %e, "cannot remember what is in force; a restart would not keep refused objects' last versions");
+            }
+        }
+    }
+}
+
+fn write_one(Job { path, record }: &Job) -> Result<(), StoreError> {
+    let Some((info, objects)) = record else {
+        return match fs::remove_file(path) {
+            Err(e) if e.kind() != io::ErrorKind::NotFound => {
+                Err(StoreError::Io { path: path.clone(), source: e })
+            }
+            _ => Ok(()),
+        };
+    };
+    let info = GenerationInfo { objects: names(objects), ..info.clone() };
+    store::write_json(path, &Record { info: &info, objects })
 }
 
 /// The records of a directory: `12.json`, and nothing else.
@@ -159,35 +246,51 @@ fn files(dir: &Path) -> Result<Vec<PathBuf>, StoreError> {
     Ok(found)
 }
 
-/// What rules are made of, by name, in a form that can be compared.
-fn named(objects: &Objects) -> BTreeMap<String, serde_json::Value> {
-    fn all<'a, T: Serialize>(
-        kind: &'a str,
-        of: &'a Named<T>,
-    ) -> impl Iterator<Item = (String, serde_json::Value)> + 'a {
-        of.iter().map(move |(n, o)| (format!("{kind}/{n}"), serde_json::to_value(&**o).unwrap_or_default()))
+/// What going back brings back.
+fn rules(objects: &Objects) -> Objects {
+    Objects { pods: Named::new(), namespaces: Named::new(), nodes: Named::new(), ..objects.clone() }
+}
+
+/// What rules are made of, by name.
+fn names(objects: &Objects) -> Vec<String> {
+    fn all<'a, T>(kind: &'a str, of: &'a Named<T>) -> impl Iterator<Item = String> + 'a {
+        of.keys().map(move |name| format!("{kind}/{name}"))
     }
-    all("Partition", &objects.partitions)
+    let mut names: Vec<String> = all("Partition", &objects.partitions)
         .chain(all("NetworkGroup", &objects.network_groups))
         .chain(all("BandwidthClass", &objects.bandwidth_classes))
         .chain(all("NetworkPolicy", &objects.network_policies))
         .chain(all("ClusterNetworkPolicy", &objects.cluster_network_policies))
-        .chain(all("Namespace", &objects.namespaces))
-        .chain(all("Pod", &objects.pods))
-        .chain(all("Node", &objects.nodes))
-        .collect()
+        .collect();
+    names.sort_unstable();
+    names
 }
 
 /// `+Partition/new`, `~Partition/edited`, `-NetworkGroup/gone`.
 pub fn changes(before: &Objects, after: &Objects) -> Vec<String> {
-    let (before, after) = (named(before), named(after));
-    let gone = before.keys().filter(|k| !after.contains_key(*k)).map(|k| format!("-{k}"));
-    let new_or_edited = after.iter().filter_map(|(name, object)| match before.get(name) {
-        None => Some(format!("+{name}")),
-        Some(old) if old != object => Some(format!("~{name}")),
-        Some(_) => None,
-    });
-    new_or_edited.chain(gone).collect()
+    fn all<T: PartialEq>(kind: &str, before: &Named<T>, after: &Named<T>) -> Vec<(String, String)> {
+        let told = |item: DiffItem<'_, '_, String, Arc<T>>| {
+            let (sign, name) = match item {
+                DiffItem::Add(name, _) => ('+', name),
+                DiffItem::Remove(name, _) => ('-', name),
+                DiffItem::Update { new: (name, _), .. } => ('~', name),
+            };
+            (format!("{kind}/{name}"), format!("{sign}{kind}/{name}"))
+        };
+        before.diff(after).map(told).collect()
+    }
+    let mut changes = all("Partition", &before.partitions, &after.partitions);
+    changes.extend(all("NetworkGroup", &before.network_groups, &after.network_groups));
+    changes.extend(all("BandwidthClass", &before.bandwidth_classes, &after.bandwidth_classes));
+    changes.extend(all("NetworkPolicy", &before.network_policies, &after.network_policies));
+    changes.extend(all(
+        "ClusterNetworkPolicy",
+        &before.cluster_network_policies,
+        &after.cluster_network_policies,
+    ));
+    // What is gone stands last.
+    changes.sort_by_key(|(name, told)| (told.starts_with('-'), name.clone()));
+    changes.into_iter().map(|(_, told)| told).collect()
 }
 
 #[cfg(test)]
@@ -217,8 +320,9 @@ mod tests {
         assert_eq!(none, None);
         let (a, b) =
             (objects(&[("vms", "10.0.0.0/8")]), objects(&[("vms", "10.0.0.0/9"), ("dbs", "11.0.0.0/8")]));
-        history.record(switched(1), &Objects::default(), &a).unwrap();
-        history.record(switched(2), &a, &b).unwrap();
+        history.record(switched(1), &Objects::default(), &a);
+        history.record(switched(2), &a, &b);
+        drop(history);
         let (history, in_force) = History::open(dir.path()).unwrap();
         assert_eq!(in_force, Some(b));
         assert_eq!(history.objects(1).unwrap(), Some(a));
@@ -235,8 +339,9 @@ mod tests {
         let dir = tempfile::tempdir().unwrap();
         let (mut history, _) = History::open(dir.path()).unwrap();
         let a = objects(&[("vms", "10.0.0.0/8")]);
-        history.record(switched(1), &Objects::default(), &a).unwrap();
-        history.record(switched(2), &a, &a).unwrap();
+        history.record(switched(1), &Objects::default(), &a);
+        history.record(switched(2), &a, &a);
+        drop(history);
         let list = History::open(dir.path()).unwrap().0.list();
         assert_eq!(list.iter().map(|g| (g.generation, g.since)).collect::<Vec<_>>(), [(2, 10)]);
         assert_eq!(list[0].changed, ["+NetworkGroup/vms"]);
@@ -249,10 +354,11 @@ mod tests {
         let mut before = Objects::default();
         for n in 1..=12u32 {
             let after = objects(&[("vms", &format!("10.{n}.0.0/16"))]);
-            history.record(switched(n), &before, &after).unwrap();
+            history.record(switched(n), &before, &after);
             before = after;
         }
         history.hold(Some(11)).unwrap();
+        drop(history);
         let (history, _) = History::open(dir.path()).unwrap();
         assert_eq!(history.list().len(), KEPT);
         assert_eq!(history.objects(2).unwrap(), None);

@@ -1,35 +1,35 @@
 //! A generation on its way into the kernel: idle half, identities, one store.
 
 use super::{
-    Datapath, DatapathError, MapTables, Prefix,
-    identities::{Change, Removals},
+    Datapath, DatapathError, Exact, MapTables, Prefixes,
+    identities::{self, Change, Removals},
     sys,
     values::Raw,
 };
 use aya::maps::{MapError, lpm_trie::Key};
 use bulkhead_ebpf_abi::{Addr, Cell, Identity, PolicyDir, PortDirectory, PortPage};
 use bulkhead_policy::Tables;
-use std::{collections::BTreeMap, io};
+use std::{collections::BTreeMap, io, sync::Arc};
 
 /// All that a generation says: its tables, and who addresses are.
 #[derive(Clone, Copy)]
 pub struct Generation<'a> {
     pub tables: &'a Tables,
     /// Prefix lengths are of the mapped address (IPv4: plus 96).
-    pub prefixes: &'a BTreeMap<Prefix, Identity>,
-    /// Node addresses and strays. Local pods' entries are set by wiring, which wins.
-    pub exact: &'a BTreeMap<Addr, Identity>,
+    pub prefixes: &'a Prefixes,
+    /// Node addresses and pods. Local pods' entries are set by wiring, which wins.
+    pub exact: &'a Exact,
 }
 
-/// What one half holds, without the zeros behind.
-#[derive(Default)]
+/// What one half holds, without the zeros behind; shared with the generation that was written to it.
+#[derive(Clone, Default)]
 pub(super) struct Half {
-    classes: Vec<u32>,
+    classes: Arc<Vec<u32>>,
     policies: Vec<PolicyDir>,
-    port_directories: Vec<PortDirectory>,
-    port_pages: Vec<PortPage>,
-    rows: Vec<u32>,
-    cells: Vec<Cell>,
+    port_directories: Arc<Vec<PortDirectory>>,
+    port_pages: Arc<Vec<PortPage>>,
+    rows: Arc<Vec<u32>>,
+    cells: Arc<Vec<Cell>>,
 }
 
 impl Half {
@@ -57,12 +57,12 @@ impl MapTables {
 
     fn read(&self, half: usize) -> Result<Half, DatapathError> {
         Ok(Half {
-            classes: self.classes.read(half)?,
+            classes: self.classes.read(half)?.into(),
             policies: self.policies.read(half)?,
-            port_directories: self.port_directories.read(half)?,
-            port_pages: self.port_pages.read(half)?,
-            rows: self.rows.read(half)?,
-            cells: self.cells.read(half)?,
+            port_directories: self.port_directories.read(half)?.into(),
+            port_pages: self.port_pages.read(half)?.into(),
+            rows: self.rows.read(half)?.into(),
+            cells: self.cells.read(half)?.into(),
         })
     }
 
@@ -99,15 +99,31 @@ impl Datapath {
         self.write_half((next & 1) as usize, new.tables)?;
         let live = (running & 1) as usize;
         self.half(live)?;
-        let classes = self.shadow[live].as_ref().map_or(&[][..], |half| &half.classes);
+        let classes = self.shadow[live].as_ref().map_or(&[][..], |half| &half.classes[..]);
         let change = self.identities.plan(new, classes);
         self.classify(live, &change.classes)?;
         self.add(&change)?;
         self.generation
             .set(0, next, 0)
             .map_err(|source| DatapathError::Map { what: "switching the generation".into(), source })?;
+        self.identities.share(new, &change.removals);
         self.pending = Some(change.removals);
         Ok(next)
+    }
+
+    /// Puts in force who addresses are, where the generation's tables are those that are in force: no switch, and no
+    /// packet can tell the order of the changes.
+    ///
+    /// # Errors
+    /// What was changed stays changed; the next call does the rest.
+    pub fn follow(&mut self, new: &Generation<'_>) -> Result<(), DatapathError> {
+        self.settle()?;
+        self.check_room(new)?;
+        let change = self.identities.plan(new, &[]);
+        self.add(&change)?;
+        self.remove(&change.removals)?;
+        self.identities.share(new, &Removals::default());
+        Ok(())
     }
 
     /// Ends what [`Datapath::apply`] began; takes a grace period (about 10 ms) the first time after a switch.
@@ -128,9 +144,8 @@ impl Datapath {
         let room = self.sizes.identities.saturating_mul(2);
         // Old and new entries stand side by side until the switch.
         let old = &self.identities;
-        let prefixes =
-            old.prefixes.len() + new.prefixes.keys().filter(|k| !old.prefixes.contains_key(k)).count();
-        let exact = old.exact.len() + new.exact.keys().filter(|k| !old.exact.contains_key(k)).count();
+        let prefixes = old.prefixes.len() + identities::added(&old.prefixes, new.prefixes);
+        let exact = old.exact.len() + identities::added(&old.exact, new.exact);
         for (table, needed) in [("IDENTITY_PREFIX", prefixes), ("IDENTITY_EXACT", exact)] {
             if needed > room as usize {
                 return Err(DatapathError::TooLarge { table, needed, room });
@@ -167,7 +182,7 @@ impl Datapath {
         for (identity, class) in classes {
             let at = *identity as usize;
             self.tables.classes.write_run(half, at, &[*class])?;
-            let shadow = &mut self.half(half)?.classes;
+            let shadow = Arc::make_mut(&mut self.half(half)?.classes);
             if shadow.len() <= at {
                 shadow.resize(at + 1, 0);
             }
@@ -208,14 +223,14 @@ impl Datapath {
         self.exact
             .insert(Raw(addr), Raw(identity), 0)
             .map_err(|source| DatapathError::Map { what: format!("identity of {}", addr.to_ip()), source })?;
-        self.identities.exact.insert(addr, identity);
+        self.identities.set_exact(addr, identity);
         Ok(())
     }
 
     pub(super) fn remove_exact(&mut self, addr: Addr) -> Result<(), DatapathError> {
         absent_is_fine(self.exact.remove(&Raw(addr)))
             .map_err(|source| DatapathError::Map { what: format!("identity of {}", addr.to_ip()), source })?;
-        self.identities.exact.remove(&addr);
+        self.identities.remove_exact(&addr);
         Ok(())
     }
 }

@@ -5,15 +5,23 @@
 
 use super::Generation;
 use bulkhead_ebpf_abi::{Addr, ID_WORLD, IDENTITY_LOCAL_POD, Identity};
-use std::collections::{BTreeMap, BTreeSet};
+use imbl::{OrdMap, ordmap::DiffItem};
+use std::collections::{BTreeMap, BTreeSet, HashSet};
 
 /// A prefix: network address, and its length counted in the mapped address (IPv4: plus 96).
 pub type Prefix = (Addr, u8);
 
+/// Identities by prefix. A clone shares them all.
+pub type Prefixes = OrdMap<Prefix, Identity>;
+/// Identities by address. A clone shares them all.
+pub type Exact = OrdMap<Addr, Identity>;
+
 #[derive(Clone, Debug, Default, PartialEq)]
 pub struct Identities {
-    pub prefixes: BTreeMap<Prefix, Identity>,
-    pub exact: BTreeMap<Addr, Identity>,
+    pub prefixes: Prefixes,
+    pub exact: Exact,
+    /// Of the exact entries, those of local pods.
+    pods: BTreeMap<Addr, Identity>,
 }
 
 #[derive(Clone, Debug, Default, PartialEq)]
@@ -44,31 +52,73 @@ impl Identities {
         Change { classes, set_prefixes, set_exact, removals }
     }
 
-    pub fn is_pod(&self, addr: &Addr) -> bool {
-        self.exact.get(addr).is_some_and(|i| i.flags & IDENTITY_LOCAL_POD != 0)
+    /// As the maps hold them.
+    pub fn of(prefixes: Prefixes, exact: Exact) -> Self {
+        let pods = exact.iter().filter(|(_, i)| is_pod(i)).map(|(addr, i)| (*addr, *i)).collect();
+        Self { prefixes, exact, pods }
     }
 
-    /// Identities that the running generation has never heard of, with the class of what their addresses are to it.
-    /// Where they differ, the world's: an identity has one class.
+    pub fn set_exact(&mut self, addr: Addr, identity: Identity) {
+        self.exact.insert(addr, identity);
+        if is_pod(&identity) {
+            self.pods.insert(addr, identity);
+        } else {
+            self.pods.remove(&addr);
+        }
+    }
+
+    pub fn remove_exact(&mut self, addr: &Addr) {
+        self.exact.remove(addr);
+        self.pods.remove(addr);
+    }
+
+    /// Says the same as before, once all of `new` but the removals is in the maps, in entries that are shared with `new`:
+    /// what the next generation shares with it, too, need not be compared.
+    pub fn share(&mut self, new: &Generation<'_>, left: &Removals) {
+        let old = std::mem::take(self);
+        self.prefixes.clone_from(new.prefixes);
+        self.exact.clone_from(new.exact);
+        for prefix in &left.prefixes {
+            self.prefixes.extend(old.prefixes.get(prefix).map(|i| (*prefix, *i)));
+        }
+        for addr in &left.exact {
+            self.exact.extend(old.exact.get(addr).map(|i| (*addr, *i)));
+        }
+        self.exact.extend(old.pods.iter().map(|(addr, i)| (*addr, *i)));
+        self.pods = old.pods;
+    }
+
+    pub fn is_pod(&self, addr: &Addr) -> bool {
+        self.pods.contains_key(addr)
+    }
+
+    /// Identities that are nobody's yet, with the class of what their addresses are to the running generation. Where those
+    /// differ, the world's: an identity has one class.
+    ///
+    /// Whether the running generation has a class for the number says nothing: the number may be one that is given out again,
+    /// and what it has is another's, or none.
     fn old_meanings(
         &self,
         prefixes: &[(Prefix, Identity)],
         exact: &[(Addr, Identity)],
         running_classes: &[u32],
     ) -> BTreeMap<u32, u32> {
+        if prefixes.is_empty() && exact.is_empty() {
+            return BTreeMap::new();
+        }
+        let in_use: HashSet<u32> = self.prefixes.values().chain(self.exact.values()).map(|i| i.id).collect();
         let class = |identity: u32| running_classes.get(identity as usize).copied().unwrap_or(0);
         let by_prefix = prefixes.iter().map(|((addr, len), i)| (i.id, class(self.covering(*addr, *len))));
         let by_address = exact.iter().map(|(addr, i)| (i.id, class(self.who(*addr))));
         let mut classes: BTreeMap<u32, u32> = BTreeMap::new();
-        for (id, class_today) in by_prefix.chain(by_address) {
-            if (id as usize) < running_classes.len() {
-                continue;
-            }
+        for (id, class_today) in by_prefix.chain(by_address).filter(|(id, _)| !in_use.contains(id)) {
             let entry = classes.entry(id).or_insert(class_today);
             if *entry != class_today {
                 *entry = class(ID_WORLD);
             }
         }
+        // The world has the class it has.
+        classes.remove(&ID_WORLD);
         classes
     }
 
@@ -84,18 +134,30 @@ impl Identities {
     }
 }
 
-fn changed<K: Ord + Copy>(
-    old: &BTreeMap<K, Identity>,
-    new: &BTreeMap<K, Identity>,
-) -> impl Iterator<Item = (K, Identity)> {
-    new.iter().filter(|(k, v)| old.get(k) != Some(v)).map(|(k, v)| (*k, *v))
+/// How many keys the one has that the other lacks.
+pub(super) fn added<K: Ord + Copy>(old: &OrdMap<K, Identity>, new: &OrdMap<K, Identity>) -> usize {
+    old.diff(new).filter(|item| matches!(item, DiffItem::Add(..))).count()
 }
 
-fn removed<K: Ord + Copy>(
-    old: &BTreeMap<K, Identity>,
-    new: &BTreeMap<K, Identity>,
-) -> impl Iterator<Item = K> {
-    old.keys().filter(|k| !new.contains_key(k)).copied()
+fn changed<K: Ord + Copy>(
+    old: &OrdMap<K, Identity>,
+    new: &OrdMap<K, Identity>,
+) -> impl Iterator<Item = (K, Identity)> {
+    old.diff(new).filter_map(|item| match item {
+        DiffItem::Add(key, value) | DiffItem::Update { new: (key, value), .. } => Some((*key, *value)),
+        DiffItem::Remove(..) => None,
+    })
+}
+
+fn removed<K: Ord + Copy>(old: &OrdMap<K, Identity>, new: &OrdMap<K, Identity>) -> impl Iterator<Item = K> {
+    old.diff(new).filter_map(|item| match item {
+        DiffItem::Remove(key, _) => Some(*key),
+        _ => None,
+    })
+}
+
+fn is_pod(identity: &Identity) -> bool {
+    identity.flags & IDENTITY_LOCAL_POD != 0
 }
 
 fn masked(addr: Addr, len: u8) -> Addr {
@@ -117,6 +179,10 @@ mod tests {
         Addr::v4([10, 0, 0, last])
     }
 
+    fn known(prefixes: &[(Prefix, Identity)], exact: &[(Addr, Identity)]) -> Identities {
+        Identities::of(prefixes.iter().copied().collect(), exact.iter().copied().collect())
+    }
+
     fn plan(old: &Identities, new: &Identities, classes: &[u32]) -> Change {
         let tables = Tables::default();
         old.plan(&Generation { tables: &tables, prefixes: &new.prefixes, exact: &new.exact }, classes)
@@ -124,10 +190,7 @@ mod tests {
 
     #[test]
     fn a_new_identity_means_in_the_running_generation_what_its_address_meant() {
-        let old = Identities {
-            prefixes: [((v4(0), 120), id(20)), ((Addr::default(), 0), id(16))].into(),
-            exact: BTreeMap::new(),
-        };
+        let old = known(&[((v4(0), 120), id(20)), ((Addr::default(), 0), id(16))], &[]);
         let mut new = old.clone();
         new.prefixes.insert((v4(64), 122), id(30));
         new.exact.insert(Addr::v4([192, 0, 2, 1]), id(31));
@@ -140,7 +203,7 @@ mod tests {
 
     #[test]
     fn an_identity_of_addresses_with_different_old_meanings_is_the_world_until_the_switch() {
-        let old = Identities { prefixes: [((v4(0), 120), id(2))].into(), exact: BTreeMap::new() };
+        let old = known(&[((v4(0), 120), id(2))], &[]);
         let mut new = old.clone();
         new.exact.insert(v4(1), id(9));
         new.exact.insert(Addr::v4([192, 0, 2, 1]), id(9));
@@ -148,16 +211,40 @@ mod tests {
     }
 
     #[test]
-    fn an_identity_the_running_generation_knows_keeps_its_class() {
-        let new = Identities { prefixes: BTreeMap::new(), exact: [(v4(1), id(2))].into() };
-        assert!(plan(&Identities::default(), &new, &[0, 0, 4]).classes.is_empty());
+    fn an_identity_that_addresses_have_keeps_its_class() {
+        let old = known(&[], &[(v4(1), id(2))]);
+        let new = known(&[], &[(v4(1), id(2)), (v4(2), id(2))]);
+        assert!(plan(&old, &new, &[0, 0, 4]).classes.is_empty());
+    }
+
+    #[test]
+    fn a_number_given_out_again_means_in_the_running_generation_what_its_address_meant() {
+        let old = known(&[((v4(0), 120), id(2))], &[]);
+        let mut new = old.clone();
+        // The running generation has a class for each, which was another's.
+        new.exact.insert(v4(1), id(3));
+        new.exact.insert(v4(2), id(4));
+        let change = plan(&old, &new, &[0, 0, 5, 0, 9]);
+        assert_eq!(change.classes, [(3, 5), (4, 5)].into());
+    }
+
+    #[test]
+    fn what_is_shared_with_a_generation_is_what_the_maps_hold() {
+        let pod = Identity { id: 20, flags: IDENTITY_LOCAL_POD };
+        let mut held = known(&[((v4(0), 120), id(2))], &[(v4(1), pod), (v4(2), id(3)), (v4(3), id(4))]);
+        let new = known(&[], &[(v4(1), id(5)), (v4(3), id(4))]);
+        let left = Removals { prefixes: vec![(v4(0), 120)], exact: vec![v4(2)] };
+        let before = held.clone();
+        let tables = Tables::default();
+        held.share(&Generation { tables: &tables, prefixes: &new.prefixes, exact: &new.exact }, &left);
+        assert_eq!(held, before);
     }
 
     #[test]
     fn entries_of_local_pods_are_neither_changed_nor_removed() {
         let pod = Identity { id: 20, flags: IDENTITY_LOCAL_POD };
-        let old = Identities { prefixes: BTreeMap::new(), exact: [(v4(1), pod), (v4(2), pod)].into() };
-        let new = Identities { prefixes: BTreeMap::new(), exact: [(v4(1), id(5)), (v4(3), id(6))].into() };
+        let old = known(&[], &[(v4(1), pod), (v4(2), pod)]);
+        let new = known(&[], &[(v4(1), id(5)), (v4(3), id(6))]);
         let change = plan(&old, &new, &[]);
         assert_eq!(change.set_exact, [(v4(3), id(6))]);
         assert!(change.removals.exact.is_empty());
@@ -165,7 +252,7 @@ mod tests {
 
     #[test]
     fn what_is_no_longer_wanted_is_removed() {
-        let old = Identities { prefixes: [((v4(0), 120), id(2))].into(), exact: [(v4(1), id(3))].into() };
+        let old = known(&[((v4(0), 120), id(2))], &[(v4(1), id(3))]);
         let change = plan(&old, &Identities::default(), &[]);
         assert_eq!(change.removals, Removals { prefixes: vec![(v4(0), 120)], exact: vec![v4(1)] });
     }

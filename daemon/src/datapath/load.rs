@@ -4,7 +4,7 @@ use super::{
     Datapath, DatapathError, MapTables, OBJECT,
     connections::load_forget,
     generation::Half,
-    identities::{Identities, Removals},
+    identities::{Exact, Identities, Prefixes, Removals},
     links::{self, Hook},
     pins::{self, Pins},
     table::{Table, typed},
@@ -271,16 +271,16 @@ impl Datapath {
     /// Both identity maps as the kernel holds them.
     pub fn read_identities(&self) -> Result<Identities, DatapathError> {
         let failed = |source| DatapathError::Map { what: "reading identities".into(), source };
-        let mut identities = Identities::default();
+        let (mut prefixes, mut exact) = (Prefixes::new(), Exact::new());
         for entry in self.exact.iter() {
             let (Raw(addr), Raw(identity)) = entry.map_err(failed)?;
-            identities.exact.insert(addr, identity);
+            exact.insert(addr, identity);
         }
         for entry in self.prefixes.iter() {
             let (key, Raw(identity)) = entry.map_err(failed)?;
             let length = u8::try_from(key.prefix_len()).unwrap_or(128);
-            identities.prefixes.insert((key.data().0, length), identity);
+            prefixes.insert((key.data().0, length), identity);
         }
-        Ok(identities)
+        Ok(Identities::of(prefixes, exact))
     }
 }

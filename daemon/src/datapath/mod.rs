@@ -21,7 +21,7 @@ mod table;
 mod values;
 
 pub use generation::Generation;
-pub use identities::{Identities, Prefix};
+pub use identities::{Exact, Identities, Prefix, Prefixes};
 pub use links::Hook;
 pub use load::Opened;
 pub use read::Flows;
@@ -97,11 +97,12 @@ pub trait PodMaps {
 /// The loaded programs and maps of this node.
 ///
 /// # Memory
-/// Tables of [`Sizes::DEFAULT`] take 18.3 MiB of the kernel's memory, used or not (both halves): port directories 6, port
-/// pages, rows and cells 4 each (an array's entries are rounded up to 8 bytes), classes and policies the rest. A
+/// Tables of [`Sizes::DEFAULT`] take 22.3 MiB of the kernel's memory, used or not (both halves): port directories 6, rows
+/// 8, port pages and cells 4 each (an array's entries are rounded up to 8 bytes), classes and policies the rest. A
 /// connection takes some 240 bytes, used or not (its entry 144, its places in the queue of ages 96): 262,144 are 60 MiB.
 /// The rings of a pod take at most 450 KiB at that size. All other maps take 1.3 MiB while they are empty and
-/// grow with identities, endpoints and drop counters. This struct holds a copy of both halves as far as they are filled.
+/// grow with identities, endpoints and drop counters. This struct holds both halves as far as they are filled, and shares them with the
+/// generations that were written.
 pub struct Datapath {
     pins: pins::Pins,
     object: aya::Ebpf,

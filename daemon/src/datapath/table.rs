@@ -11,6 +11,7 @@ use std::{marker::PhantomData, ops::Range, os::fd::AsFd};
 const BATCH: usize = 8192;
 /// Unchanged entries that are written rather than begin another batch.
 const GAP: usize = 16;
+const STRETCH: usize = 64;
 
 /// The map behind a table. It holds no contents: the shadows do.
 pub struct Table<T> {
@@ -98,7 +99,12 @@ impl<T: Entry> Table<T> {
 /// Where `new` differs from `old`, both with zeros behind their ends; runs with small gaps are joined.
 fn changes<T: Entry>(old: &[T], new: &[T]) -> Vec<Range<usize>> {
     let mut runs: Vec<Range<usize>> = Vec::new();
-    for i in 0..old.len().max(new.len()) {
+    let both = old.len().min(new.len());
+    // Most of a large table is as it was: whole stretches are compared at once.
+    let same =
+        |start: usize| start + STRETCH <= both && old[start..start + STRETCH] == new[start..start + STRETCH];
+    let starts = (0..old.len().max(new.len())).step_by(STRETCH).filter(|start| !same(*start));
+    for i in starts.flat_map(|start| start..(start + STRETCH).min(old.len().max(new.len()))) {
         if old.get(i).unwrap_or(&T::ZERO) == new.get(i).unwrap_or(&T::ZERO) {
             continue;
         }

@@ -34,7 +34,9 @@ use bulkhead_api::{
     objects::{ANNOTATION_BANDWIDTH_CLASS, BGPConfigurationSpec, BGPPeerSpec},
 };
 use bulkhead_ebpf_abi::{Connections, Sizes};
-use bulkhead_policy::{Compiled, Interner, Local, LocalPod, NodeInfo, Objects, Sourced, admit, compile};
+use bulkhead_policy::{
+    Admitted, Compiled, Interner, Local, LocalPod, NodeInfo, Objects, Sourced, admit_change, compile,
+};
 use std::{
     collections::{BTreeMap, BTreeSet},
     net::IpAddr,
@@ -55,6 +57,8 @@ pub struct Node {
     endpoints: Endpoints<Kernel, ClaimFiles>,
     interner: Interner,
     in_force: Snapshot,
+    /// Whether an admission found no fault in the objects in force.
+    clean: bool,
     history: History,
     /// None until the first generation of this process is live.
     compiled: Option<Compiled>,
@@ -138,6 +142,7 @@ impl Node {
             endpoints,
             interner: known.unwrap_or_default(),
             in_force,
+            clean: false,
             history,
             compiled: None,
             adopted: forwarding,
@@ -178,18 +183,22 @@ impl Node {
         let mut refused = observed.errors;
         let mut failed = Vec::new();
         let candidate = self.with_own_node(self.unless_held(observed.snapshot.policy));
-        let (objects, not_admitted) = admit(&self.in_force.policy, candidate);
-        refused.extend(not_admitted);
+        let Admitted { objects, errors, clean } = admit_change(&self.in_force.policy, self.clean, candidate);
+        refused.extend(errors);
         let changed = self.compiled.is_none() || objects != self.in_force.policy;
         if changed {
             match self.switch(objects, None, None) {
-                Ok(()) => self.last_change_millis = observed.noticed.elapsed().as_millis() as u64,
+                Ok(()) => {
+                    self.clean = clean;
+                    self.last_change_millis = observed.noticed.elapsed().as_millis() as u64;
+                }
                 Err(message) => {
                     error!(message, "the change is not in force; the running generation stays");
                     failed.push(ObjectError { file: None, object: None, field: None, message });
                 }
             }
         }
+        self.clean |= clean && !changed;
         self.in_force.pods = observed.snapshot.pods;
         refused.extend(self.admit_bgp(observed.snapshot.bgp_peers, observed.snapshot.bgp));
         let told = self.errors();
@@ -282,6 +291,9 @@ impl Node {
     }
 
     /// Compiles and switches the whole node to the result, and remembers it. `coming`: a pod that is about to be wired.
+    ///
+    /// Where only facts have changed and the tables know everybody already, a pod that came or was labelled anew is an entry
+    /// in the map of identities, and no generation.
     fn switch(
         &mut self,
         objects: Objects,
@@ -299,27 +311,26 @@ impl Node {
         };
         let compiled = compile(&objects, &mut interner, &local).map_err(|e| e.to_string())?;
         // On disk first: a successor must read the numbers in the kernel as we do.
-        if interner != self.interner {
+        if !interner.says_the_same(&self.interner) || self.compiled.is_none() {
             store::write_json(&self.config.state_dir.join(INTERNER_FILE), &interner)
                 .map_err(|e| e.to_string())?;
-            self.interner = interner;
         }
-        let generation = self
-            .datapath
-            .apply(&Generation {
-                tables: &compiled.tables,
-                prefixes: &compiled.prefixes,
-                exact: &compiled.exact,
-            })
-            .map_err(|e| e.to_string())?;
+        self.interner = interner;
+        let wanted =
+            Generation { tables: &compiled.tables, prefixes: &compiled.prefixes, exact: &compiled.exact };
+        let same_tables = self.compiled.as_ref().is_some_and(|c| c.tables == compiled.tables);
+        if same_tables && rollback_of.is_none() && objects.same_rules(&self.in_force.policy) {
+            self.datapath.follow(&wanted).map_err(|e| e.to_string())?;
+            (self.compiled, self.in_force.policy) = (Some(compiled), objects);
+            return Ok(());
+        }
+        let generation = self.datapath.apply(&wanted).map_err(|e| e.to_string())?;
         self.interner.switched();
         self.generation_since = unix_seconds();
         info!(generation, partitions = objects.partitions.len(), "switched");
         self.compiled = Some(compiled);
         let switched = Switched { generation, since: self.generation_since, rollback_of };
-        if let Err(e) = self.history.record(switched, &self.in_force.policy, &objects) {
-            error!(error = %e, "cannot remember what is in force; a restart would not keep refused objects' last versions");
-        }
+        self.history.record(switched, &self.in_force.policy, &objects);
         self.in_force.policy = objects;
         Ok(())
     }

@@ -31,6 +31,7 @@ impl Node {
             return Err(failed(reasons.join("; ")));
         }
         self.switch(objects, Some(to), None).map_err(failed)?;
+        self.clean = true;
         self.history
             .hold(Some(to))
             .map_err(|e| failed(format!("in force, but the hold is not on disk: {e}")))?;
@@ -70,7 +71,7 @@ impl Node {
 
 /// The rules of one set, and of the other what is the case whether anybody likes it or not.
 fn with_facts(rules: Objects, facts: Objects) -> Objects {
-    Objects { nodes: facts.nodes, ..rules }
+    Objects { nodes: facts.nodes, pods: facts.pods, namespaces: facts.namespaces, ..rules }
 }
 
 fn failed(details: String) -> ErrorReply {

@@ -9,6 +9,7 @@ use bulkhead_daemon::datapath::PodMaps;
 use bulkhead_ebpf_abi::{
     DIR_EGRESS, DIR_INGRESS, DROP_POLICY, Identity, POLICY_AUDIT, RULE_DEFAULT_DENY, RULE_NONE,
 };
+use std::sync::Arc;
 
 crate::trials! {
     decisions:
@@ -97,7 +98,7 @@ fn a_policy_that_no_generation_wrote_denies() {
     let rules = Rules::none().egress(POLICY_A, VM, Port::Tcp80, 70);
     let mut node = Node::new(rules.clone());
     let mut tables = rules.tables();
-    tables.policies.truncate(POLICY_A as usize);
+    Arc::make_mut(&mut tables.policies).truncate(POLICY_A as usize);
     let (prefixes, exact) = (node.prefixes.clone(), node.exact.clone());
     // Twice: the half written first still held the policy.
     for _ in 0..2 {
@@ -121,12 +122,14 @@ fn tables_that_point_beyond_their_half_deny() {
     let good = rules.tables();
     for what in ["row", "cell", "port table", "page"] {
         let mut tables = good.clone();
-        let policy = &mut tables.policies[POLICY_A as usize][DIR_EGRESS as usize];
+        let policy = &mut Arc::make_mut(&mut tables.policies)[POLICY_A as usize][DIR_EGRESS as usize];
         match what {
             "row" => policy.row_base = SIZES.rows,
-            "cell" => tables.rows.fill(SIZES.cells),
+            "cell" => Arc::make_mut(&mut tables.rows).fill(SIZES.cells),
             "port table" => policy.port_table = SIZES.port_tables,
-            _ => tables.port_directories.iter_mut().for_each(|d| d.fill(SIZES.port_pages)),
+            _ => {
+                Arc::make_mut(&mut tables.port_directories).iter_mut().for_each(|d| d.fill(SIZES.port_pages))
+            }
         }
         let generation =
             bulkhead_daemon::datapath::Generation { tables: &tables, prefixes: &prefixes, exact: &exact };

@@ -9,6 +9,7 @@ use bulkhead_daemon::datapath::{DatapathError, Generation, Identities, PodMaps};
 use bulkhead_ebpf_abi::{
     Cell, DROP_POLICY, DROP_REVOKED, IDENTITY_LOCAL_POD, Identity, ORIGIN_NONE, RULE_DEFAULT_DENY,
 };
+use std::sync::Arc;
 
 crate::trials! {
     generations:
@@ -190,12 +191,16 @@ fn tables_too_large_change_nothing() {
     for what in ["CLASS", "POLICY", "PORT_DIR", "PORT_PAGE", "ROW", "CELL", "identity"] {
         let mut tables = good.clone();
         match what {
-            "CLASS" => tables.classes.resize(SIZES.identities as usize + 1, 0),
-            "POLICY" => tables.policies.resize(SIZES.policies as usize + 1, Default::default()),
-            "PORT_DIR" => tables.port_directories.resize(7, [0; 256]),
-            "PORT_PAGE" => tables.port_pages.resize(SIZES.port_pages as usize + 1, [0; 256]),
-            "ROW" => tables.rows.resize(SIZES.rows as usize + 1, 0),
-            "CELL" => tables.cells.resize(SIZES.cells as usize + 1, Cell::default()),
+            "CLASS" => Arc::make_mut(&mut tables.classes).resize(SIZES.identities as usize + 1, 0),
+            "POLICY" => {
+                Arc::make_mut(&mut tables.policies).resize(SIZES.policies as usize + 1, Default::default())
+            }
+            "PORT_DIR" => Arc::make_mut(&mut tables.port_directories).resize(7, [0; 256]),
+            "PORT_PAGE" => {
+                Arc::make_mut(&mut tables.port_pages).resize(SIZES.port_pages as usize + 1, [0; 256])
+            }
+            "ROW" => Arc::make_mut(&mut tables.rows).resize(SIZES.rows as usize + 1, 0),
+            "CELL" => Arc::make_mut(&mut tables.cells).resize(SIZES.cells as usize + 1, Cell::default()),
             _ => {
                 prefixes.insert((addr("198.51.100.0"), 120), Identity { id: SIZES.identities, flags: 0 });
             }
@@ -218,7 +223,7 @@ fn shrinking_tables_leave_nothing_behind() {
     node.apply(&rules);
     assert_eq!(node.send(A, &tcp((V4.a, 1), ("198.51.100.1", 80), SYN)).end, End::Next);
     let mut tables = rules.tables();
-    tables.classes.truncate(39);
+    Arc::make_mut(&mut tables.classes).truncate(39);
     let (prefixes, exact) = (node.prefixes.clone(), node.exact.clone());
     node.datapath
         .apply(&Generation { tables: &tables, prefixes: &prefixes, exact: &exact })

@@ -6,7 +6,7 @@ use crate::{
     sandbox,
 };
 use aya::programs::{SchedClassifier, TestRun, TestRunOptions};
-use bulkhead_daemon::datapath::{Datapath, Generation, Hook, PodMaps, Prefix};
+use bulkhead_daemon::datapath::{Datapath, Exact, Generation, Hook, PodMaps, Prefix, Prefixes};
 use bulkhead_ebpf_abi::{
     AUDIT_POLICY, Addr, Connections, DropKey, Endpoint, Flow, FlowKey, IDENTITY_LOCAL_NODE,
     IDENTITY_LOCAL_POD, Identity, ORIGIN_SHIFT,
@@ -91,8 +91,8 @@ pub struct Node {
     pub datapath: Datapath,
     pub pins: PathBuf,
     pub adopted: bool,
-    pub prefixes: BTreeMap<Prefix, Identity>,
-    pub exact: BTreeMap<Addr, Identity>,
+    pub prefixes: Prefixes,
+    pub exact: Exact,
 }
 
 pub fn addr(text: &str) -> Addr {
@@ -141,8 +141,10 @@ impl Node {
             datapath: opened.datapath,
             adopted: opened.adopted,
             pins,
-            prefixes: [(prefix("192.0.2.0", 24), vm), (prefix("2001:db8:2::", 48), vm)].into(),
-            exact: [(addr(V4.node), node), (addr(V6.node), node), (addr("169.254.1.1"), node)].into(),
+            prefixes: [(prefix("192.0.2.0", 24), vm), (prefix("2001:db8:2::", 48), vm)].into_iter().collect(),
+            exact: [(addr(V4.node), node), (addr(V6.node), node), (addr("169.254.1.1"), node)]
+                .into_iter()
+                .collect(),
         }
     }
 

@@ -5,7 +5,7 @@ use bulkhead_ebpf_abi::{
     VERDICT_ALLOW, VERDICT_DENY, port_slot,
 };
 use bulkhead_policy::Tables;
-use std::collections::BTreeMap;
+use std::{collections::BTreeMap, sync::Arc};
 
 pub const SIZES: Sizes =
     Sizes { identities: 64, policies: 4, port_tables: 1, port_pages: 64, rows: 512, cells: 4096 };
@@ -78,11 +78,12 @@ impl Rules {
     }
 
     pub fn tables(&self) -> Tables {
-        let mut tables = Tables { classes: (0..CLASSES).collect(), ..Tables::default() };
-        (tables.port_directories, tables.port_pages) = ports();
+        let mut tables = Tables { classes: Arc::new((0..CLASSES).collect()), ..Tables::default() };
+        let (directories, pages) = ports();
+        (tables.port_directories, tables.port_pages) = (directories.into(), pages.into());
         for policy in 0..SIZES.policies {
             let dirs = [DIR_EGRESS, DIR_INGRESS].map(|dir| self.policy(&mut tables, policy, dir));
-            tables.policies.push(dirs);
+            Arc::make_mut(&mut tables.policies).push(dirs);
         }
         tables
     }
@@ -90,10 +91,11 @@ impl Rules {
     fn policy(&self, tables: &mut Tables, policy: u32, dir: u32) -> PolicyDir {
         let row_base = tables.rows.len() as u32;
         for peer in 0..CLASSES {
-            tables.rows.push(tables.cells.len() as u32);
+            Arc::make_mut(&mut tables.rows).push(tables.cells.len() as u32);
             for port in ALL_PORTS {
                 let deny = Cell { rule: RULE_DEFAULT_DENY, verdict: VERDICT_DENY, flags: 0, reserved: 0 };
-                tables.cells.push(*self.cells.get(&(policy, dir, peer, port)).unwrap_or(&deny));
+                Arc::make_mut(&mut tables.cells)
+                    .push(*self.cells.get(&(policy, dir, peer, port)).unwrap_or(&deny));
             }
         }
         let flags = self.flags.get(&policy).copied().unwrap_or(0);
