@@ -4,6 +4,7 @@
 //! group runs in namespaces of its own, and measures what it compares in one interleaved run.
 
 mod cni;
+mod compile;
 mod demo;
 
 use crate::{Context, Result, enter, figure::Figure, unmet};
@@ -17,6 +18,11 @@ pub struct Group {
 
 pub const GROUPS: &[Group] = &[
     Group { name: "cni", what: "the plugin: its size, and its own time in a call", run: cni::run },
+    Group {
+        name: "compile",
+        what: "compile and switch at scale, through the kernel's maps",
+        run: compile::run,
+    },
     Group { name: "demo", what: "the data centre of the demo, step by step", run: demo::run },
 ];
 
