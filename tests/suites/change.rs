@@ -83,7 +83,7 @@ fn a_diff_changes_nothing(lab: &mut Lab) -> Result<()> {
     drop((live, accepted, listener));
     let line =
         |c: &PolicyChange| (c.allows, c.from.clone(), c.to.clone(), c.ports.clone(), c.cut_connections);
-    let end = |name: &str| format!("partition {name}");
+    let end = |name: &str| vec![format!("partition {name}")];
     let (web, payments) = (end("web"), end("payments"));
     let expected = [
         (false, web.clone(), payments.clone(), "8000-8080".to_string(), 1),
