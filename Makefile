@@ -20,9 +20,9 @@ help: ## This list
 deps: ## Install what is missing: Debian packages, Rust components, bpf-linker
 	@deploy/install-build-deps.sh
 
-build: deps ## All programs, release: bulkheadd, bulkhead, bulkhead-cni, bulkhead-demo
+build: deps ## All programs, release: bulkheadd, bulkhead-bfd, bulkhead, bulkhead-cni, bulkhead-demo
 	@echo "==> building (release)"
-	cargo build --locked --release --bin bulkheadd --bin bulkhead --bin bulkhead-demo
+	cargo build --locked --release --bin bulkheadd --bin bulkhead-bfd --bin bulkhead --bin bulkhead-demo
 	$(BUILD_CNI)
 
 demo: build ## A data centre on this machine, the whole job in ten steps; KEEP=1 leaves it up

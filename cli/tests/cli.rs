@@ -236,10 +236,10 @@ fn a_diff_on_files_alone_needs_no_daemon() {
     let expected = "\
 +NetworkPolicy/shop/db
 
-NEWLY   FROM                                                         TO                             PROTOCOL                           PORTS               FOR EXAMPLE                    BY                                CUTS
-- deny  other pods of partition shop; pods app=db in namespace shop  pods app=db in namespace shop  tcp                                all                 10.66.0.4 -> 10.66.0.2 tcp/80  NetworkPolicy/shop/db (isolates)     0
+NEWLY   FROM                                                         TO                             PROTOCOL                          PORTS               FOR EXAMPLE                    BY                                CUTS
+- deny  other pods of partition shop; pods app=db in namespace shop  pods app=db in namespace shop  tcp                               all                 10.66.0.4 -> 10.66.0.2 tcp/80  NetworkPolicy/shop/db (isolates)     0
 - deny  any pod                                                      pods app=db in namespace shop  udp, sctp, icmp, other protocols  all                 10.66.0.4 -> 10.66.0.2 udp/53  NetworkPolicy/shop/db (isolates)     0
-- deny  pods app=web in namespace shop                               pods app=db in namespace shop  tcp                                0-5431, 5433-65535  10.66.0.1 -> 10.66.0.2 tcp/80  NetworkPolicy/shop/db (isolates)     0
+- deny  pods app=web in namespace shop                               pods app=db in namespace shop  tcp                               0-5431, 5433-65535  10.66.0.1 -> 10.66.0.2 tcp/80  NetworkPolicy/shop/db (isolates)     0
 
 no live connection of this node would be cut
 ";

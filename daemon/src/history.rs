@@ -163,11 +163,12 @@ mod tests {
     use super::*;
     use bulkhead_api::objects::NetworkGroupSpec;
     use bulkhead_policy::Sourced;
+    use std::sync::Arc;
 
     fn objects(groups: &[(&str, &str)]) -> Objects {
-        let group = |cidr: &str| Sourced {
-            spec: NetworkGroupSpec { cidrs: vec![cidr.parse().unwrap()] },
-            file: Some("groups.yaml:1".into()),
+        let group = |cidr: &str| {
+            let spec = NetworkGroupSpec { cidrs: vec![cidr.parse().unwrap()] };
+            Arc::new(Sourced { spec, file: Some("groups.yaml:1".into()) })
         };
         let network_groups = groups.iter().map(|(name, cidr)| (name.to_string(), group(cidr))).collect();
         Objects { network_groups, ..Objects::default() }

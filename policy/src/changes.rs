@@ -1,7 +1,7 @@
 //! What differs between two sets of objects, by name.
 
-use crate::{Objects, Sourced};
-use std::collections::BTreeMap;
+use crate::{Named, Objects, Sourced};
+use std::{collections::BTreeMap, sync::Arc};
 
 /// `Partition/web`, of all objects that policy can see.
 pub fn names(objects: &Objects) -> Vec<String> {
@@ -37,17 +37,11 @@ struct Changes {
 }
 
 impl Changes {
-    fn add<T>(
-        &mut self,
-        kind: &str,
-        before: &BTreeMap<String, T>,
-        after: &BTreeMap<String, T>,
-        same: impl Fn(&T, &T) -> bool,
-    ) {
+    fn add<T>(&mut self, kind: &str, before: &Named<T>, after: &Named<T>, same: impl Fn(&T, &T) -> bool) {
         for (name, object) in after {
             let sign = match before.get(name) {
                 None => '+',
-                Some(old) if !same(old, object) => '~',
+                Some(old) if !Arc::ptr_eq(old, object) && !same(old, object) => '~',
                 Some(_) => continue,
             };
             self.there.insert(format!("{kind}/{name}"), sign);

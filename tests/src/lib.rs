@@ -10,6 +10,7 @@
 //! This crate must never touch an interface, a route, a mount or a pin of the machine itself.
 
 pub mod bench;
+pub mod bfd;
 pub mod bird;
 pub mod capture;
 pub mod demo;
@@ -31,6 +32,7 @@ pub mod single;
 pub mod traffic;
 pub mod wait;
 
+pub use bfd::Bfd;
 pub use bird::Bird;
 pub use capture::Capture;
 pub use enter::{Inside, enter};

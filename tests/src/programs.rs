@@ -11,7 +11,7 @@ pub const PATH: &str = "BULKHEAD_BIN_PATH";
 /// `bulkhead-cni` is built apart from the others: small profile, static target.
 const CNI_DIR: &str = "x86_64-unknown-linux-musl/cni";
 
-/// One of `bulkheadd`, `bulkhead`, `bulkhead-cni`. Without [`PATH`]: beside the running program, then where the release
+/// One of `bulkheadd`, `bulkhead-bfd`, `bulkhead`, `bulkhead-cni`. Without [`PATH`]: beside the running program, then where the release
 /// build of the plugin goes.
 pub fn find(name: &'static str) -> Result<PathBuf> {
     let dirs = match env::var_os(PATH) {

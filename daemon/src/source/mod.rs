@@ -6,7 +6,7 @@
 
 mod directory;
 
-pub use bulkhead_policy::files::{Object, PodInfo, Snapshot, parse};
+pub use bulkhead_policy::files::{Kind, Object, PodInfo, Snapshot, parse};
 pub use directory::{Directory, watch};
 
 use bulkhead_api::messages::ObjectError;

@@ -16,6 +16,7 @@ use bulkhead_ebpf_abi::{
 use std::{
     collections::{BTreeMap, BTreeSet, HashMap},
     net::IpAddr,
+    sync::Arc,
 };
 
 pub struct Side {
@@ -158,12 +159,12 @@ impl Side {
 /// A source need not tell of the node's own pods.
 fn with_local(mut objects: Objects, local: &[LocalPod]) -> Objects {
     for pod in local {
-        let mut told = objects.pods.get(&pod.key()).cloned().unwrap_or_default();
+        let mut told = objects.pod(&pod.key()).cloned().unwrap_or_default();
         let new: Vec<IpAddr> =
             pod.addresses.iter().filter(|a| !told.addresses.contains(a)).copied().collect();
         if !told.host_network && !new.is_empty() {
             told.addresses.extend(new);
-            objects.pods.insert(pod.key(), told);
+            objects.pods.insert(pod.key(), Arc::new(told));
         }
     }
     objects
