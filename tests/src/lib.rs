@@ -17,6 +17,7 @@ pub mod demo;
 pub mod enter;
 pub mod error;
 pub mod figure;
+pub mod kubernetes;
 pub mod lab;
 pub mod leftovers;
 pub mod link;
