@@ -4,8 +4,8 @@ use super::Node;
 use crate::source;
 use bulkhead_api::messages::{DiffRequest, ErrorReply, ObjectError, PolicyDiff, code};
 use bulkhead_ebpf_abi::{
-    DIR_EGRESS, DIR_INGRESS, FLOW_INITIATOR_LOW, FLOW_KEEP_EGRESS, FLOW_KEEP_INGRESS, FLOW_OWN_NODE, Flow,
-    FlowKey,
+    DIR_EGRESS, DIR_INGRESS, FLOW_CLOSED, FLOW_INITIATOR_LOW, FLOW_KEEP_EGRESS, FLOW_KEEP_INGRESS,
+    FLOW_OWN_NODE, Flow, FlowKey,
 };
 use bulkhead_policy::{
     CompileError, admit, changes,
@@ -43,7 +43,7 @@ impl Node {
     }
 
     fn count_cuts(&self, diff: &Diff<'_>, after: &Side, reply: &mut PolicyDiff) -> Result<(), ErrorReply> {
-        for entry in self.datapath.flows() {
+        for entry in self.datapath.live_flows().map_err(super::views::kernel_error)? {
             let (key, flow) = entry.map_err(super::views::kernel_error)?;
             let Some(cut) = Connection::of(&key, &flow).filter(|c| c.is_cut(&flow, after)) else { continue };
             reply.cut_connections += 1;
@@ -65,9 +65,9 @@ struct Connection {
 }
 
 impl Connection {
-    /// None: begun by the node itself, which no policy cuts.
+    /// None: begun by the node itself, which no policy cuts, or closed by both sides, which nobody misses.
     fn of(key: &FlowKey, flow: &Flow) -> Option<Self> {
-        if flow.flags & FLOW_OWN_NODE != 0 {
+        if flow.flags & (FLOW_OWN_NODE | FLOW_CLOSED) != 0 {
             return None;
         }
         let low_first = flow.flags & FLOW_INITIATOR_LOW != 0;
