@@ -17,7 +17,8 @@ mod table;
 pub use path::Via;
 
 use crate::{
-    maps::CONNTRACK,
+    maps::{CONNTRACK, GENERATION},
+    origin,
     parse::{self, Packet, TCP_ACK, TCP_FIN, TCP_RST, TCP_SYN},
     policy::Answer,
     skb,
@@ -49,6 +50,21 @@ pub struct At {
 }
 
 impl At {
+    /// A packet of the pod at this interface, by the stack.
+    #[inline(always)]
+    pub fn new(ctx: &TcContext, policy: u32, dir: u32) -> Self {
+        Self {
+            policy,
+            // Without it every decision is a no: generation 0 has no tables.
+            generation: GENERATION.get(0).copied().unwrap_or(0),
+            dir,
+            origin: origin::read(ctx),
+            bytes: skb::len(ctx),
+            owner: skb::ifindex(ctx),
+            via: Via::Stack,
+        }
+    }
+
     #[inline(always)]
     pub fn sends(&self) -> bool {
         self.dir == DIR_EGRESS
@@ -57,25 +73,36 @@ impl At {
 
 #[inline(always)]
 pub fn admit(ctx: &TcContext, at: &At, packet: &Packet) -> Verdict {
-    Verdict::of(bulkhead_admit(ctx.skb.skb, at, packet))
+    if packet.is_icmp() && !packet.is_echo_request() && !packet.is_echo_reply() {
+        return Verdict::of(bulkhead_icmp(ctx.skb.skb, at, packet));
+    }
+    Verdict::of(bulkhead_admit(at, packet))
 }
 
 /// A function of its own to the verifier ("global"): checked once, for any packet, and not again on every path to it.
 #[unsafe(no_mangle)]
 #[inline(never)]
-extern "C" fn bulkhead_admit(skb: *mut __sk_buff, at: *const At, packet: *const Packet) -> u64 {
+extern "C" fn bulkhead_admit(at: *const At, packet: *const Packet) -> u64 {
     // SAFETY: the caller's; null is what the verifier must be told of.
     let (Some(at), Some(packet)) = (unsafe { (at.as_ref(), packet.as_ref()) }) else {
         return Verdict::drop(DROP_MALFORMED).raw();
     };
-    decide_on(&TcContext::new(skb), at, packet).raw()
+    decide_on(at, packet).raw()
+}
+
+/// Of its own for the stack's sake, too.
+#[unsafe(no_mangle)]
+#[inline(never)]
+extern "C" fn bulkhead_icmp(skb: *mut __sk_buff, at: *const At, packet: *const Packet) -> u64 {
+    // SAFETY: as above.
+    let (Some(at), Some(packet)) = (unsafe { (at.as_ref(), packet.as_ref()) }) else {
+        return Verdict::drop(DROP_MALFORMED).raw();
+    };
+    icmp(&TcContext::new(skb), at, packet).raw()
 }
 
 #[inline(always)]
-fn decide_on(ctx: &TcContext, at: &At, packet: &Packet) -> Verdict {
-    if packet.is_icmp() && !packet.is_echo_request() && !packet.is_echo_reply() {
-        return icmp(ctx, at, packet);
-    }
+fn decide_on(at: &At, packet: &Packet) -> Verdict {
     let (key, from_low) = Key::of(packet);
     let Some(flow) = CONNTRACK.get_ptr_mut(key.as_abi()) else {
         return begin(at, packet, &key, from_low, false);

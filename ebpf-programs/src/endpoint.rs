@@ -4,10 +4,10 @@ mod arp;
 mod source;
 
 use crate::{
-    conntrack::{self, At, Via},
+    conntrack::{self, At},
     counters::{self, count},
     forward, fragment,
-    maps::{ENDPOINT, GENERATION},
+    maps::ENDPOINT,
     origin,
     parse::{self, Packet, Part},
     skb,
@@ -19,12 +19,6 @@ use bulkhead_ebpf_abi::{
     ORIGIN_NONE,
 };
 use core::mem::MaybeUninit;
-
-#[inline(always)]
-pub fn live_generation() -> u32 {
-    // Without it every decision is a no: generation 0 has no tables.
-    GENERATION.get(0).copied().unwrap_or(0)
-}
 
 #[inline(always)]
 pub fn from_pod(ctx: &TcContext) -> i32 {
@@ -44,10 +38,12 @@ pub fn from_pod(ctx: &TcContext) -> i32 {
     if !checked.passes() || checked.is_settled() {
         return to_stack(ctx, pod, checked);
     }
+    // One for all ways from here: the stack has no room for more.
+    let mut at = At::new(ctx, pod.policy, DIR_EGRESS);
     if forward::is_plain(ctx, packet, ipv6) && !forward::is_paced(pod) {
-        return forward::from_pod(ctx, pod, packet, ipv6);
+        return forward::from_pod(ctx, &mut at, packet, ipv6);
     }
-    to_stack(ctx, pod, decide(ctx, pod, packet, DIR_EGRESS))
+    to_stack(ctx, pod, decide(ctx, &at, packet))
 }
 
 /// The ifb's queue paces; it hands the packet back to this interface, behind this hook, mark and all.
@@ -116,29 +112,20 @@ fn inbound(ctx: &TcContext, pod: &Endpoint) -> Verdict {
     if origin::read(ctx) == ORIGIN_NONE && source::is_neighbour_discovery(packet) {
         return Verdict::PASS;
     }
-    decide(ctx, pod, packet, DIR_INGRESS)
+    decide(ctx, &At::new(ctx, pod.policy, DIR_INGRESS), packet)
 }
 
 #[inline(always)]
-fn decide(ctx: &TcContext, pod: &Endpoint, packet: &mut Packet, dir: u32) -> Verdict {
+fn decide(ctx: &TcContext, at: &At, packet: &mut Packet) -> Verdict {
     if packet.part == Part::Later {
-        let reason = fragment::resolve(packet, dir);
+        let reason = fragment::resolve(packet, at.dir);
         if reason != 0 {
             return Verdict::drop(reason as u8);
         }
     }
-    let at = At {
-        policy: pod.policy,
-        generation: live_generation(),
-        dir,
-        origin: origin::read(ctx),
-        bytes: skb::len(ctx),
-        owner: skb::ifindex(ctx),
-        via: Via::Stack,
-    };
-    let verdict = conntrack::admit(ctx, &at, packet);
+    let verdict = conntrack::admit(ctx, at, packet);
     if verdict.passes() && packet.part == Part::First {
-        let reason = fragment::remember(packet, dir);
+        let reason = fragment::remember(packet, at.dir);
         if reason != 0 {
             return Verdict::drop(reason as u8);
         }

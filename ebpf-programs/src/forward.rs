@@ -14,16 +14,14 @@ mod remote;
 
 use crate::{
     conntrack::{self, At, Via},
-    counters, endpoint,
+    counters,
     maps::LOCAL,
-    origin,
     parse::{self, Packet, Part},
     skb,
     verdict::NEXT,
 };
 use aya_ebpf::{helpers::generated::bpf_redirect_peer, programs::TcContext};
 use bulkhead_ebpf_abi::{DIR_EGRESS, DIR_INGRESS, Delivery, ENDPOINT_PACED, Endpoint};
-use core::mem::MaybeUninit;
 
 /// May the pod's packet pass the stack by, as far as packet and pod go?
 #[inline(always)]
@@ -37,78 +35,70 @@ pub fn is_paced(pod: &Endpoint) -> bool {
     pod.ifb_ifindex != 0 || pod.flags & ENDPOINT_PACED != 0
 }
 
-/// To another pod of this node, or elsewhere; the program's word.
+/// To another pod of this node, or elsewhere; the program's word. `at` is the sender's.
 #[inline(always)]
-pub fn from_pod(ctx: &TcContext, pod: &Endpoint, packet: &mut Packet, ipv6: bool) -> i32 {
+pub fn from_pod(ctx: &TcContext, at: &mut At, packet: &Packet, ipv6: bool) -> i32 {
     // SAFETY: read field by field; the daemon replaces entries, it never writes into them.
     match unsafe { LOCAL.get(packet.dst.as_addr()) } {
-        Some(to) => to_local(ctx, pod, to, packet, ipv6),
-        None => to_remote(ctx, pod, packet, ipv6),
+        Some(to) => to_local(ctx, at, to, packet, ipv6),
+        None => to_remote(ctx, at, packet, ipv6),
     }
 }
 
 #[inline(always)]
-fn to_local(ctx: &TcContext, pod: &Endpoint, to: &Delivery, packet: &Packet, ipv6: bool) -> i32 {
-    let own = skb::ifindex(ctx);
-    let via = if to.flags & ENDPOINT_PACED != 0 || to.ifindex == own { Via::Stack } else { Via::Local };
-    let sender = at(ctx, pod.policy, DIR_EGRESS, own, via);
-    let verdict = conntrack::admit(ctx, &sender, packet);
+fn to_local(ctx: &TcContext, at: &mut At, to: &Delivery, packet: &Packet, ipv6: bool) -> i32 {
+    if to.flags & ENDPOINT_PACED == 0 && to.ifindex != at.owner {
+        at.via = Via::Local;
+    }
+    let verdict = conntrack::admit(ctx, at, packet);
     if !verdict.passes() {
-        return counters::drop(verdict, pod.policy, DIR_EGRESS, skb::len(ctx));
+        return counters::drop(verdict, at.policy, DIR_EGRESS, at.bytes);
     }
     if !verdict.is_direct() {
         return NEXT;
     }
     if !verdict.is_settled() {
-        let receiver = At { policy: to.policy, dir: DIR_INGRESS, owner: to.ifindex, ..sender };
-        let verdict = conntrack::admit(ctx, &receiver, packet);
+        (at.policy, at.dir, at.owner) = (to.policy, DIR_INGRESS, to.ifindex);
+        let verdict = conntrack::admit(ctx, at, packet);
         if !verdict.passes() {
-            return counters::drop(verdict, to.policy, DIR_INGRESS, skb::len(ctx));
+            return counters::drop(verdict, to.policy, DIR_INGRESS, at.bytes);
         }
     }
-    deliver(ctx, to, packet, ipv6)
+    deliver(ctx, to, packet, u32::from(ipv6))
 }
 
 #[inline(always)]
-fn to_remote(ctx: &TcContext, pod: &Endpoint, packet: &Packet, ipv6: bool) -> i32 {
-    let at = at(ctx, pod.policy, DIR_EGRESS, skb::ifindex(ctx), Via::Remote);
-    let verdict = conntrack::admit(ctx, &at, packet);
+fn to_remote(ctx: &TcContext, at: &mut At, packet: &Packet, ipv6: bool) -> i32 {
+    at.via = Via::Remote;
+    let verdict = conntrack::admit(ctx, at, packet);
     if !verdict.passes() {
-        return counters::drop(verdict, pod.policy, DIR_EGRESS, skb::len(ctx));
+        return counters::drop(verdict, at.policy, DIR_EGRESS, at.bytes);
     }
     if verdict.is_direct() { remote::send(ctx, packet, u32::from(ipv6)) } else { NEXT }
 }
 
-/// What an uplink brought for a pod of this node, its origin marked.
-#[inline(never)]
-pub fn from_uplink(ctx: &TcContext, to: &Delivery, ethertype: u16) -> i32 {
-    let mut room = MaybeUninit::uninit();
-    let packet = Packet::empty(&mut room);
+/// What an uplink brought for a pod of this node, its origin marked. `packet` is read anew.
+#[inline(always)]
+pub fn from_uplink(ctx: &TcContext, to: &Delivery, packet: &mut Packet, ethertype: u16) -> i32 {
     let ipv6 = ethertype == skb::ETHERTYPE_IPV6;
     // What cannot be read is judged and counted behind the stack, like all that is not direct.
     if parse::parse(ctx, packet, ethertype) != 0 || !is_plain(ctx, packet, ipv6) {
         return NEXT;
     }
-    let at = at(ctx, to.policy, DIR_INGRESS, to.ifindex, Via::Uplink);
+    let at = At { owner: to.ifindex, via: Via::Uplink, ..At::new(ctx, to.policy, DIR_INGRESS) };
     let verdict = conntrack::admit(ctx, &at, packet);
     if !verdict.passes() {
-        return counters::drop(verdict, to.policy, DIR_INGRESS, skb::len(ctx));
+        return counters::drop(verdict, to.policy, DIR_INGRESS, at.bytes);
     }
-    if verdict.is_direct() { deliver(ctx, to, packet, ipv6) } else { NEXT }
+    if verdict.is_direct() { deliver(ctx, to, packet, u32::from(ipv6)) } else { NEXT }
 }
 
-#[inline(always)]
-fn at(ctx: &TcContext, policy: u32, dir: u32, owner: u32, via: Via) -> At {
-    let generation = endpoint::live_generation();
-    At { policy, generation, dir, origin: origin::read(ctx), bytes: skb::len(ctx), owner, via }
-}
-
-/// Into the pod, behind the queue and the hook of its host side.
-#[inline(always)]
-fn deliver(ctx: &TcContext, to: &Delivery, packet: &Packet, ipv6: bool) -> i32 {
+/// Into the pod, behind the queue and the hook of its host side. A function of its own, for the stack's sake.
+#[inline(never)]
+fn deliver(ctx: &TcContext, to: &Delivery, packet: &Packet, ipv6: u32) -> i32 {
     if packet.hop_limit <= 1
         || frame::segment(ctx, packet) > u32::from(to.mtu)
-        || !frame::forward(ctx, &to.macs, packet.hop_limit, ipv6)
+        || !frame::forward(ctx, &to.macs, packet.hop_limit, ipv6 != 0)
     {
         return NEXT;
     }

@@ -41,7 +41,7 @@ pub fn from_uplink(ctx: &TcContext) -> i32 {
     }
     // SAFETY: read field by field; the daemon replaces entries, it never writes into them.
     match unsafe { LOCAL.get(packet.dst.as_addr()) } {
-        Some(to) if to.flags & ENDPOINT_PACED == 0 => forward::from_uplink(ctx, to, protocol),
+        Some(to) if to.flags & ENDPOINT_PACED == 0 => forward::from_uplink(ctx, to, packet, protocol),
         _ => NEXT,
     }
 }
