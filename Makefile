@@ -4,13 +4,13 @@ SHELL := bash
 .SHELLFLAGS := -euo pipefail -c
 .DEFAULT_GOAL := help
 .ONESHELL:
-.PHONY: help deps build demo test bench lint
+.PHONY: help deps build kubernetes crds demo test bench lint
 
 MUSL := x86_64-unknown-linux-musl
 TARGET := $(abspath $(or $(CARGO_TARGET_DIR),target))
 export CARGO_TARGET_DIR := $(TARGET)
 # Where the lab looks for the programs it runs.
-PROGRAMS = $(TARGET)/$(1):$(TARGET)/$(MUSL)/cni
+PROGRAMS = $(TARGET)/$(1):$(TARGET)/$(MUSL)/cni:$(TARGET)/kubernetes
 # An invocation of its own, so that the plugin is built with its own features only.
 BUILD_CNI := cargo build --locked --profile cni --target $(MUSL) -p bulkhead-cni
 
@@ -20,16 +20,23 @@ help: ## This list
 deps: ## Install what is missing: Debian packages, Rust components, bpf-linker
 	@deploy/install-build-deps.sh
 
-build: deps ## All programs, release: bulkheadd, bulkhead, bulkhead-cni, bulkhead-demo
+build: deps ## All programs, release: bulkheadd, bulkhead-bfd, bulkhead, bulkhead-cni, bulkhead-demo
 	@echo "==> building (release)"
-	cargo build --locked --release --bin bulkheadd --bin bulkhead --bin bulkhead-demo
+	cargo build --locked --release --bin bulkheadd --bin bulkhead-bfd --bin bulkhead --bin bulkhead-demo
 	$(BUILD_CNI)
+
+kubernetes: ## Kubernetes' own programs, for the tests: built once with Go, minutes
+	@tests/kubernetes/build.sh $(TARGET)/kubernetes
+
+crds: ## The definitions in deploy/crds, anew from the types
+	@BULKHEAD_WRITE_CRDS=yes cargo test --locked -p bulkhead-api --features kube --test crds
 
 demo: build ## A data centre on this machine, the whole job in ten steps; KEEP=1 leaves it up
 	@BULKHEAD_BIN_PATH=$(call PROGRAMS,release) $(TARGET)/release/bulkhead-demo $(if $(KEEP),--keep)
 
 test: deps ## Everything that tests: units, eBPF by test-run, the lab, interoperation with BIRD
 	@SECONDS=0
+	$(MAKE) --no-print-directory kubernetes
 	echo "==> building what the suites execute"
 	cargo build --locked --bins
 	$(BUILD_CNI)

@@ -1,7 +1,7 @@
 #!/usr/bin/env bash
 # Installs what building and testing Bulkhead needs on Debian 12, and nothing that is there already.
 #
-#   packages     a C linker, LLVM 22 (for bpf-linker), BIRD 2 and iproute2 (for the lab)
+#   packages     a C linker, LLVM 22 (for bpf-linker), BIRD 2, iproute2 and nftables (for the lab)
 #   rustup       rust-src (eBPF builds `core`), the static musl target, clippy and rustfmt
 #   cargo        bpf-linker, of the LLVM that rustc itself carries
 #
@@ -9,7 +9,7 @@
 # RUSTC and CARGO pointing at them; the static plugin then needs Debian's `libstd-rust-web-dev` for musl, or runs dynamic.
 set -euo pipefail
 
-packages=(build-essential ca-certificates iproute2 iputils-ping bird2 llvm-22-dev libzstd-dev zlib1g-dev)
+packages=(build-essential ca-certificates iproute2 iputils-ping nftables bird2 llvm-22-dev libzstd-dev zlib1g-dev)
 bpf_linker=0.13.0
 musl=x86_64-unknown-linux-musl
 

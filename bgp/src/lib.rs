@@ -15,6 +15,7 @@
 //! **Stopping is restarting**: only a NOTIFICATION or an explicit withdrawal takes routes back; a process
 //! that ends does neither, and its neighbours keep the routes as RFC 4724 says.
 
+pub mod bfd;
 #[cfg(feature = "tokio")]
 pub mod driver;
 pub mod export;

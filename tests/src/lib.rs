@@ -10,12 +10,14 @@
 //! This crate must never touch an interface, a route, a mount or a pin of the machine itself.
 
 pub mod bench;
+pub mod bfd;
 pub mod bird;
 pub mod capture;
 pub mod demo;
 pub mod enter;
 pub mod error;
 pub mod figure;
+pub mod kubernetes;
 pub mod lab;
 pub mod leftovers;
 pub mod link;
@@ -31,6 +33,7 @@ pub mod single;
 pub mod traffic;
 pub mod wait;
 
+pub use bfd::Bfd;
 pub use bird::Bird;
 pub use capture::Capture;
 pub use enter::{Inside, enter};
