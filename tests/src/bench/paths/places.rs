@@ -35,7 +35,7 @@ pub fn bridge() -> Result<Place> {
     let [client, server, between] = Place::namespaces("bridge")?;
     between.ip("link add br0 type bridge")?;
     between.ip("link set br0 up")?;
-    for (netns, port, address) in [(&client, "a", "172.31.1.1/24"), (&server, "b", "172.31.1.2/24")] {
+    for (netns, port, address) in [(&client, "port1", "172.31.1.1/24"), (&server, "port2", "172.31.1.2/24")] {
         veth(
             End { netns: &between, name: port, addresses: &[] },
             End { netns, name: "eth0", addresses: &[address] },
@@ -57,7 +57,7 @@ pub enum Filter {
 pub fn routed(name: &str, filter: Filter) -> Result<Place> {
     let [client, server, between] = Place::namespaces(name)?;
     between.sysctl("net/ipv4/ip_forward", "1")?;
-    for (netns, port, net) in [(&client, "a", 1), (&server, "b", 2)] {
+    for (netns, port, net) in [(&client, "port1", 1), (&server, "port2", 2)] {
         let [near, far] = [format!("172.31.{net}.1/24"), format!("172.31.{net}.2/24")];
         veth(
             End { netns: &between, name: port, addresses: &[&near] },
@@ -70,7 +70,7 @@ pub fn routed(name: &str, filter: Filter) -> Result<Place> {
 }
 
 fn rules(filter: &Filter) -> String {
-    let mut text = String::from("table ip policy {\n");
+    let mut text = String::from("table ip walls {\n");
     match filter {
         Filter::IntervalSet => {
             text += " set admitted {\n  type ipv4_addr\n  flags interval\n  elements = { 172.31.1.0/24";
