@@ -12,7 +12,9 @@ use libtest_mimic::{Arguments, Failed, Trial};
 use std::sync::{Arc, Mutex, PoisonError};
 use support::{Watch, alternative, exchange, require, says, send_a_megabyte, wire};
 
-const CASES: &[(&str, fn(&mut Lab) -> Result<()>)] = &[
+type Case = fn(&mut Lab) -> Result<()>;
+
+const CASES: &[(&str, Case)] = &[
     ("between pods the stack of neither node sees a connection", between_pods),
     (
         "what leaves for or comes from an address outside takes the stack unless the configuration says direct",
@@ -54,7 +56,7 @@ fn start() -> Result<Lab> {
 }
 
 fn trials(lab: &Shared) -> Vec<Trial> {
-    let trial = |(name, case): &(&'static str, fn(&mut Lab) -> Result<()>)| {
+    let trial = |(name, case): &(&'static str, Case)| {
         let (lab, case) = (lab.clone(), *case);
         Trial::test(*name, move || match &mut *lab.lock().unwrap_or_else(PoisonError::into_inner) {
             Ok(lab) => case(lab).map_err(Failed::from),
