@@ -9,13 +9,12 @@
 
 use crate::store::{self, StoreError};
 use bulkhead_api::messages::GenerationInfo;
-use bulkhead_policy::{Named, Objects};
-use imbl::ordmap::DiffItem;
+use bulkhead_policy::{Named, Objects, changes, names};
 use serde::{Deserialize, Serialize};
 use std::{
     fs, io,
     path::{Path, PathBuf},
-    sync::{Arc, mpsc},
+    sync::mpsc,
     thread::{self, JoinHandle},
 };
 use tracing::error;
@@ -102,7 +101,7 @@ impl History {
             since,
             rollback_of,
             objects: Vec::new(),
-            changed: changes(before, objects),
+            changed: changes(&rules(before), &rules(objects)),
         };
         let again = info.changed.is_empty().then(|| self.generations.pop()).flatten();
         if let Some(Kept { info: last, .. }) = &again {
@@ -249,48 +248,6 @@ fn files(dir: &Path) -> Result<Vec<PathBuf>, StoreError> {
 /// What going back brings back.
 fn rules(objects: &Objects) -> Objects {
     Objects { pods: Named::new(), namespaces: Named::new(), nodes: Named::new(), ..objects.clone() }
-}
-
-/// What rules are made of, by name.
-fn names(objects: &Objects) -> Vec<String> {
-    fn all<'a, T>(kind: &'a str, of: &'a Named<T>) -> impl Iterator<Item = String> + 'a {
-        of.keys().map(move |name| format!("{kind}/{name}"))
-    }
-    let mut names: Vec<String> = all("Partition", &objects.partitions)
-        .chain(all("NetworkGroup", &objects.network_groups))
-        .chain(all("BandwidthClass", &objects.bandwidth_classes))
-        .chain(all("NetworkPolicy", &objects.network_policies))
-        .chain(all("ClusterNetworkPolicy", &objects.cluster_network_policies))
-        .collect();
-    names.sort_unstable();
-    names
-}
-
-/// `+Partition/new`, `~Partition/edited`, `-NetworkGroup/gone`.
-pub fn changes(before: &Objects, after: &Objects) -> Vec<String> {
-    fn all<T: PartialEq>(kind: &str, before: &Named<T>, after: &Named<T>) -> Vec<(String, String)> {
-        let told = |item: DiffItem<'_, '_, String, Arc<T>>| {
-            let (sign, name) = match item {
-                DiffItem::Add(name, _) => ('+', name),
-                DiffItem::Remove(name, _) => ('-', name),
-                DiffItem::Update { new: (name, _), .. } => ('~', name),
-            };
-            (format!("{kind}/{name}"), format!("{sign}{kind}/{name}"))
-        };
-        before.diff(after).map(told).collect()
-    }
-    let mut changes = all("Partition", &before.partitions, &after.partitions);
-    changes.extend(all("NetworkGroup", &before.network_groups, &after.network_groups));
-    changes.extend(all("BandwidthClass", &before.bandwidth_classes, &after.bandwidth_classes));
-    changes.extend(all("NetworkPolicy", &before.network_policies, &after.network_policies));
-    changes.extend(all(
-        "ClusterNetworkPolicy",
-        &before.cluster_network_policies,
-        &after.cluster_network_policies,
-    ));
-    // What is gone stands last.
-    changes.sort_by_key(|(name, told)| (told.starts_with('-'), name.clone()));
-    changes.into_iter().map(|(_, told)| told).collect()
 }
 
 #[cfg(test)]

@@ -10,7 +10,7 @@ use std::{
 };
 
 /// Class 0 has no atom that any rule asks for: the world.
-#[derive(Debug, PartialEq)]
+#[derive(Debug, Default, PartialEq)]
 pub(crate) struct Classes {
     /// By identity.
     pub by_identity: Arc<Vec<u32>>,

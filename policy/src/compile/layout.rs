@@ -22,7 +22,7 @@ use std::{
 /// A list of rows has room for so many more classes than it needs, at most.
 const ROOM: u32 = 32;
 
-#[derive(Debug, PartialEq)]
+#[derive(Debug, Default, PartialEq)]
 pub(crate) struct Layout {
     pub tables: Tables,
     classes: Arc<Classes>,

@@ -31,17 +31,19 @@ use bulkhead_api::objects::DEFAULT_PARTITION;
 use bulkhead_ebpf_abi::{Addr, DIR_EGRESS, DIR_INGRESS, Identity};
 use classes::Classes;
 use identities::Identities;
+pub(crate) use identities::partition as partition_of;
 use imbl::OrdMap;
 use layout::Layout;
 pub use place::Placement;
-use policy::{Judged, Policy, PolicyKey};
+pub(crate) use policy::Policy;
+use policy::{Judged, PolicyKey};
 pub(crate) use rules::{Rule, Verdict};
 use selection::Selections;
 use std::{
     collections::{BTreeMap, BTreeSet},
     sync::Arc,
 };
-pub(crate) use tiers::TIERS;
+pub(crate) use tiers::{TIERS, cell};
 
 /// The node that tables are for, and whose policies it needs.
 #[derive(Clone, Copy, Debug)]
@@ -126,40 +128,97 @@ pub fn compile(
     let needed = keys(objects, local);
     let former = local.former.iter().flat_map(|f| &f.needed).filter(|k| is_there(objects, &k.partition));
     let keys: BTreeSet<PolicyKey> = needed.iter().chain(former).cloned().collect();
-    let (asked, blocks) = ask(objects, &keys);
-    let addresses = changed_addresses(objects, local, &asked, &blocks);
-    let identities = Identities::of(objects, local, addresses, &asked, &mut numbers)?;
-    let judged = judged(objects, keys, &asked, &identities, local.former, &mut numbers)?;
-    let policies: Vec<Arc<Policy>> = judged.values().flat_map(|j| j.dirs.clone()).collect();
+    let judges = Judges::of(objects, &mut numbers, local, keys)?;
+    let policies: Vec<Arc<Policy>> = judges.policies().collect();
     let classes = Classes::of(&policies, numbers.identities(), local.former.map(|f| &f.classes));
     let layout = Layout::of(&with_closed(&policies), &classes, local.former.map(|f| &f.layout))?;
-    numbers.asked(Asked {
-        identities: identities.asked.clone(),
-        policies: judged.values().map(|j| j.number()).collect::<BTreeSet<_>>().into_iter().collect(),
-        rules: judged.values().flat_map(|j| j.rules()).collect::<BTreeSet<_>>().into_iter().collect(),
-    });
-    let by_key: BTreeMap<PolicyKey, u32> = judged.iter().map(|(key, j)| (key.clone(), j.number())).collect();
-    let plain = by_key.iter().filter(|(key, _)| key.is_plain());
-    *interner = numbers.clone();
-    Ok(Compiled {
-        tables: layout.tables.clone(),
-        prefixes: identities.base.prefixes.clone(),
-        exact: identities.pods.exact.clone(),
-        rules: RuleBook::new(judged.values().flat_map(|j| &j.book), &numbers),
-        policies: plain.map(|(key, number)| (key.partition.clone(), *number)).collect(),
-        pod_identities: identities.base.of_partitions.clone(),
-        lists: policies.into_iter().map(|p| ((p.number, p.dir), p)).collect(),
-        numbers: by_key,
-        needed,
-        asked: Arc::new(asked),
-        identities,
-        objects: objects.clone(),
-        blocks,
-        judged,
-        classes,
-        layout: Arc::new(layout),
-        interner: numbers,
-    })
+    let compiled = judges.into_compiled(objects, numbers.clone(), needed, classes, Arc::new(layout));
+    *interner = numbers;
+    Ok(compiled)
+}
+
+/// Everything but the tables, and the number of each pod's policy: to compare whole clusters. Tables are a node's; those
+/// of all policies of a cluster would grow with policies times identities.
+pub(crate) fn without_tables<'a>(
+    objects: &Objects,
+    interner: &mut Interner,
+    node: &str,
+    pods: impl Iterator<Item = &'a LocalPod>,
+) -> Result<(Compiled, Vec<u32>), CompileError> {
+    let none = BTreeSet::new();
+    let local = Local { node, pods: &[], partitions: Some(&none), former: None };
+    let keys: Vec<PolicyKey> = pods.map(|pod| PolicyKey::of(objects, pod)).collect();
+    let judges = Judges::of(objects, interner, &local, keys.iter().cloned().collect())?;
+    let numbers = keys.iter().filter_map(|key| judges.judged.get(key)).map(|j| j.number()).collect();
+    let (classes, layout) = (Arc::default(), Arc::default());
+    Ok((judges.into_compiled(objects, interner.clone(), BTreeSet::new(), classes, layout), numbers))
+}
+
+/// The policies as lists of rules, and everybody they can tell apart.
+struct Judges {
+    asked: Selections,
+    blocks: BTreeSet<Atom>,
+    identities: Identities,
+    judged: BTreeMap<PolicyKey, Arc<Judged>>,
+}
+
+impl Judges {
+    fn of(
+        objects: &Objects,
+        numbers: &mut Interner,
+        local: &Local<'_>,
+        keys: BTreeSet<PolicyKey>,
+    ) -> Result<Self, CompileError> {
+        let (asked, blocks) = ask(objects, &keys);
+        let addresses = changed_addresses(objects, local, &asked, &blocks);
+        let identities = Identities::of(objects, local, addresses, &asked, numbers)?;
+        let judged = judged(objects, keys, &asked, &identities, local.former, numbers)?;
+        numbers.asked(Asked {
+            identities: identities.asked.clone(),
+            policies: judged.values().map(|j| j.number()).collect::<BTreeSet<_>>().into_iter().collect(),
+            rules: judged.values().flat_map(|j| j.rules()).collect::<BTreeSet<_>>().into_iter().collect(),
+        });
+        Ok(Self { asked, blocks, identities, judged })
+    }
+
+    /// In the order of the keys: what is stored first does not depend on the numbers.
+    fn policies(&self) -> impl Iterator<Item = Arc<Policy>> {
+        self.judged.values().flat_map(|j| j.dirs.clone())
+    }
+
+    fn into_compiled(
+        self,
+        objects: &Objects,
+        interner: Interner,
+        needed: BTreeSet<PolicyKey>,
+        classes: Arc<Classes>,
+        layout: Arc<Layout>,
+    ) -> Compiled {
+        let lists = self.policies().map(|p| ((p.number, p.dir), p)).collect();
+        let Self { asked, blocks, identities, judged } = self;
+        let numbers: BTreeMap<PolicyKey, u32> =
+            judged.iter().map(|(key, j)| (key.clone(), j.number())).collect();
+        let plain = numbers.iter().filter(|(key, _)| key.is_plain());
+        Compiled {
+            tables: layout.tables.clone(),
+            prefixes: identities.base.prefixes.clone(),
+            exact: identities.pods.exact.clone(),
+            rules: RuleBook::new(judged.values().flat_map(|j| &j.book), &interner),
+            policies: plain.map(|(key, number)| (key.partition.clone(), *number)).collect(),
+            pod_identities: identities.base.of_partitions.clone(),
+            lists,
+            numbers,
+            needed,
+            asked: Arc::new(asked),
+            identities,
+            objects: objects.clone(),
+            blocks,
+            judged,
+            classes,
+            layout,
+            interner,
+        }
+    }
 }
 
 impl Compiled {

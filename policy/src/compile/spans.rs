@@ -24,6 +24,12 @@ pub(crate) struct Spans<K: Hash + Eq> {
 /// Entries that gaps may take beyond as many as are in use.
 const SLACK: u64 = 1024;
 
+impl<K: Hash + Eq> Default for Spans<K> {
+    fn default() -> Self {
+        Self { spans: HashMap::new(), end: 0 }
+    }
+}
+
 impl<K: Hash + Eq + Clone> Spans<K> {
     /// A span for each of these, which may come more than once. None: beyond 32 bits.
     pub fn of(former: Option<&Self>, wanted: impl Iterator<Item = (K, u32)>) -> Option<Self> {

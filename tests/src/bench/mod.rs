@@ -6,6 +6,7 @@
 mod cni;
 mod compile;
 mod demo;
+mod paths;
 
 use crate::{Context, Result, enter, figure::Figure, unmet};
 use std::{fs, path::Path};
@@ -24,6 +25,7 @@ pub const GROUPS: &[Group] = &[
         run: compile::run,
     },
     Group { name: "demo", what: "the data centre of the demo, step by step", run: demo::run },
+    Group { name: "paths", what: "between pods of one node, beside a bridge and nftables", run: paths::run },
 ];
 
 /// Measures all groups, or `only` one; prints the figures and writes them to `results.jsonl`. Whether every target is met.
