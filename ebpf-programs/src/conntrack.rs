@@ -20,7 +20,7 @@ use crate::{
     skb,
     verdict::Verdict,
 };
-use aya_ebpf::{bindings::__sk_buff, programs::TcContext};
+use aya_ebpf::{bindings::__sk_buff, macros::map, maps::PerCpuArray, programs::TcContext};
 use bulkhead_ebpf_abi::{
     Admission, DIR_EGRESS, DIR_INGRESS, DROP_CONNTRACK_FULL, DROP_MALFORMED, DROP_REVOKED, FLOW_ANSWERED,
     FLOW_CLOSED, FLOW_CLOSING, FLOW_ESTABLISHED, FLOW_INITIATOR_LOW, FLOW_KEEP_EGRESS, FLOW_KEEP_INGRESS,
@@ -28,7 +28,8 @@ use bulkhead_ebpf_abi::{
 };
 use core::mem::MaybeUninit;
 use decide::{Peer, ask, peer_of_flow, peer_of_packet};
-use key::Key;
+pub use key::Key;
+pub use table::see;
 
 /// What is decided on besides the packet: whose policy, which generation, which side of the pod.
 #[repr(C)]
@@ -103,10 +104,15 @@ fn icmp(ctx: &TcContext, at: &At, packet: &Packet) -> Verdict {
     }
 }
 
+/// Off the stack, which has no room for a second packet.
+#[map]
+static QUOTED: PerCpuArray<MaybeUninit<Packet>> = PerCpuArray::with_max_entries(1, 0);
+
 #[inline(never)]
 fn speaks_of_known(ctx: &TcContext, packet: &Packet) -> bool {
-    let mut room = MaybeUninit::uninit();
-    let inner = Packet::empty(&mut room);
+    let Some(inner) = QUOTED.get_ptr_mut(0) else { return false };
+    // SAFETY: this CPU's own, and nobody else's meanwhile: a program runs without being preempted by another of its kind.
+    let inner = Packet::empty(unsafe { &mut *inner });
     if !parse::quoted(ctx, packet, inner) {
         return false;
     }
@@ -206,12 +212,17 @@ fn touch(at: &At, packet: &Packet, flow: &mut Flow, forward: bool, again: bool, 
     if flags != flow.flags {
         flow.flags = flags;
     }
-    flow.last_seen = now;
+    table::seen(flow, now);
+    count(flow, at.sends(), at.bytes);
+}
+
+#[inline(always)]
+pub fn count(flow: &mut Flow, sends: bool, bytes: u32) {
     // Of a flow between two pods of this node both hooks see each packet: the sender's counts.
     let both_ends_here = flow.admitted[0].generation != 0 && flow.admitted[1].generation != 0;
-    if at.sends() || !both_ends_here {
+    if sends || !both_ends_here {
         flow.packets += 1;
-        flow.bytes += u64::from(at.bytes);
+        flow.bytes += u64::from(bytes);
     }
 }
 
@@ -244,6 +255,8 @@ fn open(at: &At, packet: &Packet, key: &Key, from_low: bool, replaces: bool) -> 
         origin: peer.origin(),
         owner: 0,
         serial: 0,
+        tick: 0,
+        reserved: 0,
     };
     if peer == Peer::OWN_NODE {
         flow.flags |= FLOW_OWN_NODE;

@@ -1,13 +1,14 @@
 //! The two hooks of a pod's interface.
 
 mod arp;
-mod source;
+mod kept;
+pub mod source;
 
 use crate::{
     conntrack::{self, At},
     counters::{self, count},
-    fragment,
-    maps::{ENDPOINT, GENERATION},
+    fragment, known,
+    maps::GENERATION,
     origin,
     parse::{self, Packet, Part},
     skb,
@@ -28,8 +29,7 @@ fn live_generation() -> u32 {
 
 #[inline(always)]
 pub fn from_pod(ctx: &TcContext) -> i32 {
-    // SAFETY: read field by field; the daemon replaces entries, it never writes into them.
-    let Some(pod) = (unsafe { ENDPOINT.get(skb::ifindex(ctx)) }) else {
+    let Some(pod) = kept::endpoint(skb::ifindex(ctx)) else {
         return unwired(ctx, DIR_EGRESS);
     };
     let verdict = outbound(ctx, pod);
@@ -58,6 +58,10 @@ fn outbound(ctx: &TcContext, pod: &Endpoint) -> Verdict {
         skb::ETHERTYPE_ARP => return arp::from_pod(ctx, pod),
         _ => return Verdict::drop(DROP_NOT_IP),
     }
+    let generation = live_generation();
+    if known::sent(ctx, pod, generation, ethertype) {
+        return Verdict::PASS;
+    }
     let mut room = MaybeUninit::uninit();
     let packet = Packet::empty(&mut room);
     let reason = parse::parse(ctx, packet, ethertype);
@@ -77,13 +81,12 @@ fn outbound(ctx: &TcContext, pod: &Endpoint) -> Verdict {
     if packet.dst.is_multicast() {
         return Verdict::drop(DROP_MULTICAST);
     }
-    decide(ctx, pod, packet, DIR_EGRESS)
+    decide(ctx, pod, packet, DIR_EGRESS, generation)
 }
 
 #[inline(always)]
 pub fn to_pod(ctx: &TcContext) -> i32 {
-    // SAFETY: as above.
-    let Some(pod) = (unsafe { ENDPOINT.get(skb::ifindex(ctx)) }) else {
+    let Some(pod) = kept::endpoint(skb::ifindex(ctx)) else {
         return unwired(ctx, DIR_INGRESS);
     };
     let verdict = inbound(ctx, pod);
@@ -99,6 +102,10 @@ fn inbound(ctx: &TcContext, pod: &Endpoint) -> Verdict {
         skb::ETHERTYPE_ARP => return Verdict::PASS,
         _ => return Verdict::drop(DROP_NOT_IP),
     }
+    let generation = live_generation();
+    if known::received(ctx, generation, ethertype) {
+        return Verdict::PASS;
+    }
     let mut room = MaybeUninit::uninit();
     let packet = Packet::empty(&mut room);
     let reason = parse::parse(ctx, packet, ethertype);
@@ -108,11 +115,11 @@ fn inbound(ctx: &TcContext, pod: &Endpoint) -> Verdict {
     if origin::read(ctx) == ORIGIN_NONE && source::is_neighbour_discovery(packet) {
         return Verdict::PASS;
     }
-    decide(ctx, pod, packet, DIR_INGRESS)
+    decide(ctx, pod, packet, DIR_INGRESS, generation)
 }
 
 #[inline(always)]
-fn decide(ctx: &TcContext, pod: &Endpoint, packet: &mut Packet, dir: u32) -> Verdict {
+fn decide(ctx: &TcContext, pod: &Endpoint, packet: &mut Packet, dir: u32, generation: u32) -> Verdict {
     if packet.part == Part::Later {
         let reason = fragment::resolve(packet, dir);
         if reason != 0 {
@@ -121,7 +128,7 @@ fn decide(ctx: &TcContext, pod: &Endpoint, packet: &mut Packet, dir: u32) -> Ver
     }
     let at = At {
         policy: pod.policy,
-        generation: live_generation(),
+        generation,
         dir,
         origin: origin::read(ctx),
         bytes: skb::len(ctx),

@@ -12,9 +12,11 @@ use std::{
 
 impl PodMaps for Datapath {
     fn set_endpoint(&mut self, ifindex: u32, endpoint: &Endpoint) -> Result<(), DatapathError> {
-        self.endpoints
-            .insert(Raw(ifindex), Raw(*endpoint), 0)
-            .map_err(|source| DatapathError::Map { what: format!("endpoint of interface {ifindex}"), source })
+        self.endpoints.insert(Raw(ifindex), Raw(*endpoint), 0).map_err(|source| DatapathError::Map {
+            what: format!("endpoint of interface {ifindex}"),
+            source,
+        })?;
+        self.endpoints_changed()
     }
 
     fn remove_endpoint(&mut self, ifindex: u32) -> Result<(), DatapathError> {
@@ -22,6 +24,7 @@ impl PodMaps for Datapath {
             what: format!("endpoint of interface {ifindex}"),
             source,
         })?;
+        self.endpoints_changed()?;
         self.release_share(ifindex)
     }
 
@@ -91,5 +94,14 @@ impl PodMaps for Datapath {
         let has = |name: &str, hook: Hook| pinned.iter().any(|(n, h)| n == name && *h == hook);
         let both = |name: &&String| has(name, Hook::FromPod) && has(name, Hook::ToPod);
         Ok(pinned.iter().map(|(name, _)| name).filter(both).cloned().collect())
+    }
+}
+
+impl Datapath {
+    /// Behind every change of an endpoint: on return each packet meets the new one.
+    fn endpoints_changed(&mut self) -> Result<(), DatapathError> {
+        let failed = |source| DatapathError::Map { what: "telling the hooks of an endpoint".into(), source };
+        let epoch = self.endpoint_epoch.get(&0, 0).map_err(failed)?;
+        self.endpoint_epoch.set(0, epoch.wrapping_add(1), 0).map_err(failed)
     }
 }
