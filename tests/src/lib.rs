@@ -12,6 +12,7 @@
 pub mod bench;
 pub mod bfd;
 pub mod bird;
+pub mod bpf;
 pub mod capture;
 pub mod demo;
 pub mod enter;

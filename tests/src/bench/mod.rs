@@ -5,6 +5,7 @@
 
 mod cni;
 mod demo;
+mod packet;
 
 use crate::{Context, Result, enter, figure::Figure, unmet};
 use std::{fs, path::Path};
@@ -18,6 +19,7 @@ pub struct Group {
 pub const GROUPS: &[Group] = &[
     Group { name: "cni", what: "the plugin: its size, and its own time in a call", run: cni::run },
     Group { name: "demo", what: "the data centre of the demo, step by step", run: demo::run },
+    Group { name: "packet", what: "a packet at a hook, beside the bare look-up", run: packet::run },
 ];
 
 /// Measures all groups, or `only` one; prints the figures and writes them to `results.jsonl`. Whether every target is met.
