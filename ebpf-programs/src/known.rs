@@ -16,18 +16,18 @@ use crate::{
 use aya_ebpf::programs::TcContext;
 use bulkhead_ebpf_abi::{
     AgeKind, DIR_EGRESS, DIR_INGRESS, Endpoint, FLOW_CLOSED, FLOW_CLOSING, FLOW_ESTABLISHED,
-    FLOW_INITIATOR_LOW, FLOW_OWN_NODE, Flow, PROTO_TCP,
+    FLOW_INITIATOR_LOW, FLOW_OWN_NODE, Flow, PATH_STACK, PROTO_TCP,
 };
 use frame::Frame;
 
 /// A packet that the pod sends: marked with its origin if it passes.
 #[inline(never)]
-pub fn sent(ctx: &TcContext, pod: &Endpoint, generation: u32, ethertype: u16) -> bool {
+pub fn sent(ctx: &TcContext, pod: &Endpoint, ethertype: u16) -> bool {
     let ipv6 = ethertype == skb::ETHERTYPE_IPV6;
-    let Some(frame) = Frame::read(ctx, ipv6) else { return false };
+    let Some(frame) = Frame::read(ctx, ethertype) else { return false };
     let passes = source::has_mac(pod, &frame.src_mac)
         && frame.src == source::address(pod, ipv6)
-        && passes(ctx, &frame, DIR_EGRESS, generation);
+        && passes(ctx, &frame, DIR_EGRESS);
     if passes {
         origin::write(ctx, if ipv6 { pod.identity_v6 } else { pod.identity_v4 });
     }
@@ -36,15 +36,15 @@ pub fn sent(ctx: &TcContext, pod: &Endpoint, generation: u32, ethertype: u16) ->
 
 /// A packet for the pod.
 #[inline(never)]
-pub fn received(ctx: &TcContext, generation: u32, ethertype: u16) -> bool {
-    match Frame::read(ctx, ethertype == skb::ETHERTYPE_IPV6) {
-        Some(frame) => passes(ctx, &frame, DIR_INGRESS, generation),
+pub fn received(ctx: &TcContext, ethertype: u16) -> bool {
+    match Frame::read(ctx, ethertype) {
+        Some(frame) => passes(ctx, &frame, DIR_INGRESS),
         None => false,
     }
 }
 
 #[inline(always)]
-fn passes(ctx: &TcContext, frame: &Frame, dir: u32, generation: u32) -> bool {
+fn passes(ctx: &TcContext, frame: &Frame, dir: u32) -> bool {
     let from_low = !frame.src.is_above(&frame.dst);
     let key = if from_low {
         Key::between(frame.src, frame.dst, frame.src_port, frame.dst_port, frame.proto)
@@ -57,7 +57,7 @@ fn passes(ctx: &TcContext, frame: &Frame, dir: u32, generation: u32) -> bool {
     let forward = (flow.flags & FLOW_INITIATOR_LOW != 0) == from_low;
     let sends = dir == DIR_EGRESS;
     let end = if forward == sends { DIR_EGRESS } else { DIR_INGRESS };
-    flow.admitted[end as usize].generation == generation
+    flow.admitted[end as usize].generation == conntrack::live_generation()
         && is_settled(flow, frame.proto, forward)
         && conntrack::see(flow, kind_of(flow, frame.proto))
         && {
@@ -73,7 +73,7 @@ fn is_settled(flow: &Flow, proto: u8, forward: bool) -> bool {
     let stage = flow.flags & stages;
     // Datagrams that nobody answers.
     let one_way = proto != PROTO_TCP && forward && stage == 0;
-    flow.origin == 0 && (stage == FLOW_ESTABLISHED || one_way)
+    flow.path == PATH_STACK && flow.origin == 0 && (stage == FLOW_ESTABLISHED || one_way)
 }
 
 #[inline(always)]

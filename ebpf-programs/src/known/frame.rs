@@ -26,8 +26,12 @@ pub struct Frame {
 
 impl Frame {
     #[inline(always)]
-    pub fn read(ctx: &TcContext, ipv6: bool) -> Option<Self> {
-        if ipv6 { Self::v6(ctx) } else { Self::v4(ctx) }
+    pub fn read(ctx: &TcContext, ethertype: u16) -> Option<Self> {
+        match ethertype {
+            skb::ETHERTYPE_IPV4 => Self::v4(ctx),
+            skb::ETHERTYPE_IPV6 => Self::v6(ctx),
+            _ => None,
+        }
     }
 
     #[inline(always)]

@@ -75,7 +75,9 @@ impl World {
                 identity_v6: OWN,
                 ifb_ifindex: 0,
                 mac: MAC,
-                reserved: 0,
+                host_mac: HOST_MAC,
+                mtu: 1500,
+                flags: 0,
             };
             // Indices grow with every interface that a node ever had.
             told(datapath.set_endpoint(ifindex + 17 * n, &endpoint))?;
