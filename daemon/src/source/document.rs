@@ -142,7 +142,8 @@ fn parse_document(file: &str, first_line: usize, text: &str) -> Result<Option<Ob
 
 pub(super) type FieldError = (Option<String>, String);
 
-fn typed(
+/// One object of an API version and kind; `file` is where it stands.
+pub(super) fn typed(
     api_version: &str,
     kind: &str,
     name: &str,

@@ -1,11 +1,13 @@
 //! Where objects come from. A source sends whole snapshots; what follows cannot tell one source from another.
 //!
 //! ```text
-//! directory ──scan──▶ files ──document──▶ objects ──▶ Observed ──watch channel──▶ node
+//! directory ──scan──▶ files ──document──▶ objects ──┬─▶ Observed ──watch channel──▶ node
+//! API server ──watch──▶ events ──document──▶ objects ┘
 //! ```
 
 mod directory;
 mod document;
+pub mod kubernetes;
 mod pod;
 
 pub use directory::{Directory, watch};
@@ -52,6 +54,23 @@ impl Snapshot {
         }
     }
 
+    /// Whether this very version of the object is in here.
+    pub fn holds(&self, object: &Object) -> bool {
+        let policy = &self.policy;
+        match object {
+            Object::Partition(name, o) => policy.partitions.get(name) == Some(o),
+            Object::NetworkGroup(name, o) => policy.network_groups.get(name) == Some(o),
+            Object::BandwidthClass(name, o) => policy.bandwidth_classes.get(name) == Some(o),
+            Object::BgpPeer(name, o) => self.bgp_peers.get(name) == Some(o),
+            Object::BgpConfiguration(_, o) => self.bgp.as_ref() == Some(o),
+            Object::Namespace(name, labels) => policy.namespaces.get(name) == Some(labels),
+            Object::Pod(key, pod) => self.pods.get(key) == Some(pod),
+            Object::NetworkPolicy(key, o) => policy.network_policies.get(key) == Some(o),
+            Object::ClusterNetworkPolicy(name, o) => policy.cluster_network_policies.get(name) == Some(o),
+            Object::Node(name, node) => policy.nodes.get(name) == Some(node),
+        }
+    }
+
     /// Forgets an object, if there is one of that kind and name (`namespace/name` where the kind has a namespace).
     pub fn remove(&mut self, kind: Kind, name: &str) {
         match kind {
@@ -83,7 +102,8 @@ pub struct PodInfo {
 /// A snapshot, what could not be read into it, and when the change was noticed.
 #[derive(Clone, Debug)]
 pub struct Observed {
-    pub snapshot: Snapshot,
+    /// None: the source has not told everything yet, and nothing may follow from what it has.
+    pub snapshot: Option<Snapshot>,
     pub errors: Vec<ObjectError>,
     pub noticed: Instant,
 }
@@ -91,7 +111,7 @@ pub struct Observed {
 impl Observed {
     /// A source that has nothing.
     pub fn nothing() -> Self {
-        Self { snapshot: Snapshot::default(), errors: Vec::new(), noticed: Instant::now() }
+        Self { snapshot: Some(Snapshot::default()), errors: Vec::new(), noticed: Instant::now() }
     }
 }
 
