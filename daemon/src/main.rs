@@ -87,7 +87,7 @@ async fn claims(config: &Config) -> Result<(Claims, Option<Client>), Box<dyn Err
         Origin::Kubernetes(kubernetes) => {
             let client = kubernetes::connect(kubernetes.kubeconfig.as_deref()).await?;
             let memory = config.state_dir.join("blocks.json");
-            (Claims::Objects(ClaimObjects::new(client.clone(), memory)), Some(client))
+            (Claims::Objects(Box::new(ClaimObjects::new(client.clone(), memory))), Some(client))
         }
     })
 }

@@ -261,7 +261,8 @@ fn a_changed_object_gives_way_to_one_that_did_not_change() {
 fn an_object_that_comes_gives_way_to_one_that_is_there_and_changes() {
     let mut candidate = cluster();
     add(&mut candidate, "intruder", "{policyID: 7, podCIDRs: [10.65.128.0/17]}");
-    let web = "{policyID: 1, namespaces: [web], podCIDRs: [10.65.0.0/16], egress: [{to: [{partition: pay}]}]}";
+    let web =
+        "{policyID: 1, namespaces: [web], podCIDRs: [10.65.0.0/16], egress: [{to: [{partition: pay}]}]}";
     add(&mut candidate, "web", web);
     let (objects, errors) = admit(&cluster(), candidate);
     assert_eq!(objects.partitions["web"].spec, partition(web));

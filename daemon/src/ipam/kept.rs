@@ -9,7 +9,7 @@ use bulkhead_api::objects::IPBlockSpec;
 #[derive(Clone)]
 pub enum Claims {
     Files(ClaimFiles),
-    Objects(ClaimObjects),
+    Objects(Box<ClaimObjects>),
 }
 
 impl BlockClaims for Claims {

@@ -93,8 +93,7 @@ fn fifty(site: &mut Site) -> Result<()> {
         let ranges = ["10.80.0.0/20".parse().map_err(failed)?];
         let tasks: Vec<_> = claimers
             .into_iter()
-            .map(|mut ipam| {
-                let ranges = ranges;
+            .map(move |mut ipam| {
                 tokio::spawn(async move {
                     let address = ipam.allocate("till", &ranges).await.map_err(failed)?;
                     Ok::<_, Error>((address, ipam.blocks().keys().copied().collect::<Vec<_>>()))
