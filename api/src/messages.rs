@@ -228,12 +228,12 @@ pub struct PolicyDiff {
 pub struct PolicyChange {
     /// Newly allowed; else newly denied.
     pub allows: bool,
-    /// `partition web`, `NetworkGroup/vms`, a prefix, `world`.
-    pub from: String,
-    pub to: String,
-    /// `tcp`, `icmp`, `protocols 0-255`.
+    /// Who: `partition web`, `pods app=db in namespace shop`, `NetworkGroup/vms`, a prefix, `world`.
+    pub from: Vec<String>,
+    pub to: Vec<String>,
+    /// `tcp`, `icmp`, `other protocols`, `any`.
     pub protocol: String,
-    /// `8080`, `8000-8090`, `all`; ICMP types.
+    /// `8080`, `80, 8000-8090`, `all`; ICMP types.
     pub ports: String,
     pub example: ExampleFlow,
     /// The rule that decides now, and the one that would.

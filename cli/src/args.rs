@@ -1,5 +1,6 @@
 //! What can be typed.
 
+use crate::offline::Cluster;
 use bulkhead_api::messages::ExplainRequest;
 use clap::{CommandFactory, Parser, Subcommand, ValueEnum, error::ErrorKind};
 use std::path::PathBuf;
@@ -43,6 +44,11 @@ pub enum Command {
         /// Files with the objects as they would be; `-`: standard input
         #[arg(short, long = "file", required = true, num_args = 1..)]
         files: Vec<PathBuf>,
+        /// Compare with the objects of this directory, and not with a daemon's
+        #[arg(long, value_name = "DIR")]
+        objects: Option<PathBuf>,
+        #[command(flatten)]
+        cluster: Cluster,
     },
     /// Generations of policy: what is in force, and going back
     #[command(subcommand)]

@@ -7,6 +7,7 @@
 //! `diff` as `kubectl diff`: 0 no change, 1 a change, 2 an error of any kind.
 
 mod args;
+mod offline;
 mod paint;
 mod table;
 mod units;
@@ -18,22 +19,33 @@ use bulkhead_api::{
     messages::{DiffRequest, FileText, PolicyDiff, Rollback},
 };
 use clap::{CommandFactory, Parser, error::ErrorKind};
+use offline::OfflineError;
 use paint::Paint;
 use serde::{Serialize, de::DeserializeOwned};
 use std::{
     io::{self, IsTerminal, Write},
-    path::{Path, PathBuf},
+    path::Path,
     process::ExitCode,
     time::{Duration, SystemTime, UNIX_EPOCH},
 };
 
 /// The daemon answers from memory.
 const DEADLINE: Duration = Duration::from_secs(10);
+/// It compiles a whole cluster twice.
+const DIFF_DEADLINE: Duration = Duration::from_secs(120);
 
 const REFUSED: u8 = 1;
 const UNREACHABLE: u8 = 2;
 /// `diff` found some.
 const CHANGES: u8 = 1;
+
+#[derive(Debug, thiserror::Error)]
+enum Failure {
+    #[error(transparent)]
+    Daemon(#[from] ClientError),
+    #[error(transparent)]
+    Offline(#[from] OfflineError),
+}
 
 struct Answer {
     text: String,
@@ -53,17 +65,25 @@ fn main() -> ExitCode {
         Err(e) => {
             // Nobody may read this either (`2>&1 | head`).
             let _ = writeln!(io::stderr(), "bulkhead: {e}{}", hint(&e));
-            let refused = matches!(e, ClientError::Refused(_)) && !is_diff;
+            let refused = matches!(e, Failure::Daemon(ClientError::Refused(_))) && !is_diff;
             ExitCode::from(if refused { REFUSED } else { UNREACHABLE })
         }
     }
 }
 
 /// What to print.
-fn run(args: &Args) -> Result<Answer, ClientError> {
+fn run(args: &Args) -> Result<Answer, Failure> {
     let paint = Paint::for_terminal(io::stdout().is_terminal(), std::env::var_os("NO_COLOR"));
     let text = match &args.command {
-        Command::Diff { files } => return diff(args, files, paint),
+        Command::Diff { files, objects, cluster } => {
+            let files: Vec<_> = files.iter().map(|path| read(path).unwrap_or_else(|e| e.exit())).collect();
+            let diff = match objects {
+                Some(directory) => offline::diff(directory, &files, cluster)?,
+                None => ask_diff(args, files)?,
+            };
+            let changes = !diff.changes.is_empty();
+            return Ok(Answer { text: printed(args, &diff, |d| views::diff(d, paint))?, changes });
+        }
         Command::Status => get(args, "/v1/status", |s| views::status(s, now(), paint)),
         Command::Endpoints => get(args, "/v1/endpoints", |e: &Vec<_>| views::endpoints(e, paint)),
         Command::Partitions => get(args, "/v1/partitions", |p: &Vec<_>| views::partitions(p, paint)),
@@ -97,12 +117,8 @@ fn run(args: &Args) -> Result<Answer, ClientError> {
     Ok(Answer { text, changes: false })
 }
 
-fn diff(args: &Args, files: &[PathBuf], paint: Paint) -> Result<Answer, ClientError> {
-    let files = files.iter().map(|path| read(path).unwrap_or_else(|e| e.exit())).collect();
-    let reply: PolicyDiff =
-        client::request(&args.socket, "/v1/policy/diff", Some(&DiffRequest { files }), DEADLINE)?;
-    let changes = !reply.changes.is_empty();
-    Ok(Answer { text: printed(args, &reply, |d| views::diff(d, paint))?, changes })
+fn ask_diff(args: &Args, files: Vec<FileText>) -> Result<PolicyDiff, ClientError> {
+    client::request(&args.socket, "/v1/policy/diff", Some(&DiffRequest { files }), DIFF_DEADLINE)
 }
 
 fn get<R: DeserializeOwned + Serialize>(
@@ -147,7 +163,8 @@ fn show(text: &str) -> io::Result<()> {
     }
 }
 
-fn hint(error: &ClientError) -> &'static str {
+fn hint(error: &Failure) -> &'static str {
+    let Failure::Daemon(error) = error else { return "" };
     match error {
         ClientError::Connect { source, .. } if source.kind() == io::ErrorKind::PermissionDenied => {
             "\nhint: the socket belongs to root"

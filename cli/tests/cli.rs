@@ -173,7 +173,7 @@ fn a_diff_ends_as_kubectl_diff_does() {
     assert_eq!((none.status, none.err.as_str()), (0, ""));
     let rule = json!({"number": 1, "name": "no rule allows it"});
     let change = json!([{
-        "allows": false, "from": "partition web", "to": "world", "protocol": "tcp", "ports": "80",
+        "allows": false, "from": ["partition web"], "to": ["world"], "protocol": "tcp", "ports": "80",
         "example": {"from": "10.66.0.1", "to": "192.0.2.7", "protocol": 6, "port": 80},
         "before": rule, "after": rule, "cutConnections": 0,
     }]);
@@ -185,4 +185,67 @@ fn a_diff_ends_as_kubectl_diff_does() {
     let missing = ask(Answer::Json(200, policy_diff(&json!([]))), &dir.path().join("gone.yaml"));
     assert_eq!(missing.status, 2);
     assert!(missing.err.contains("gone.yaml"), "{}", missing.err);
+}
+
+const SHOP: &str = "
+apiVersion: bulkhead.dev/v1alpha1
+kind: Partition
+metadata: {name: shop}
+spec: {policyID: 1, namespaces: [shop], podCIDRs: [10.66.0.0/16]}
+---
+apiVersion: v1
+kind: Pod
+metadata: {name: web-1, namespace: shop, labels: {app: web}}
+status: {podIPs: [{ip: 10.66.0.1}]}
+---
+apiVersion: v1
+kind: Pod
+metadata: {name: db-1, namespace: shop, labels: {app: db}}
+status: {podIPs: [{ip: 10.66.0.2}]}
+---
+apiVersion: v1
+kind: Pod
+metadata: {name: db-2, namespace: shop, labels: {app: db}}
+status: {podIPs: [{ip: 10.66.0.3}]}
+";
+
+const ISOLATED: &str = "
+apiVersion: networking.k8s.io/v1
+kind: NetworkPolicy
+metadata: {name: db, namespace: shop}
+spec:
+  podSelector: {matchLabels: {app: db}}
+  ingress:
+  - from: [{podSelector: {matchLabels: {app: web}}}]
+    ports: [{port: 5432}]
+";
+
+#[test]
+fn a_diff_on_files_alone_needs_no_daemon() {
+    let (objects, change) = (tempfile::tempdir().unwrap(), tempfile::tempdir().unwrap());
+    std::fs::write(objects.path().join("shop.yaml"), SHOP).unwrap();
+    let file = change.path().join("policy.yaml");
+    let diff = |text: &str| {
+        std::fs::write(&file, text).unwrap();
+        let (objects, file) = (objects.path().to_str().unwrap(), file.to_str().unwrap());
+        bulkhead(Path::new("/nobody"), &["diff", "--objects", objects, "-f", file])
+    };
+    let none = diff(SHOP);
+    assert_eq!((none.status, none.err.as_str()), (0, ""));
+    let some = diff(ISOLATED);
+    let expected = "\
++NetworkPolicy/shop/db
+
+NEWLY   FROM                                                         TO                             PROTOCOL                          PORTS               FOR EXAMPLE                    BY                                CUTS
+- deny  other pods of partition shop; pods app=db in namespace shop  pods app=db in namespace shop  tcp                               all                 10.66.0.4 -> 10.66.0.2 tcp/80  NetworkPolicy/shop/db (isolates)     0
+- deny  any pod                                                      pods app=db in namespace shop  udp, sctp, icmp, other protocols  all                 10.66.0.4 -> 10.66.0.2 udp/53  NetworkPolicy/shop/db (isolates)     0
+- deny  pods app=web in namespace shop                               pods app=db in namespace shop  tcp                               0-5431, 5433-65535  10.66.0.1 -> 10.66.0.2 tcp/80  NetworkPolicy/shop/db (isolates)     0
+
+no live connection of this node would be cut
+";
+    assert_eq!(some.out, expected);
+    assert_eq!(some.status, 1);
+    let wrong = diff(&ISOLATED.replace("port: 5432", "port: 543200"));
+    assert_eq!(wrong.status, 2);
+    assert!(wrong.err.contains("spec.ingress[0].ports[0].port"), "{}", wrong.err);
 }

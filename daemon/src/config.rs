@@ -35,6 +35,13 @@ pub struct Config {
     /// Addresses that answer cluster DNS.
     #[serde(rename = "clusterDNS", default)]
     pub cluster_dns: Vec<IpAddr>,
+    /// Where services have their addresses: what goes there is translated by the host's stack.
+    #[serde(rename = "serviceCIDRs", default)]
+    pub service_cidrs: Vec<IpNetwork>,
+    /// Addresses outside, besides the pods' own ranges, that nothing on this host translates or masquerades on the way to:
+    /// connections between them and pods pass its stack by.
+    #[serde(default)]
+    pub direct_to: Vec<IpNetwork>,
     /// Interfaces that lead out of the node; none named: that of the default route.
     #[serde(default)]
     pub uplinks: Vec<String>,

@@ -5,10 +5,9 @@
 
 use crate::store::{self, StoreError};
 use bulkhead_api::messages::GenerationInfo;
-use bulkhead_policy::{Named, Objects};
+use bulkhead_policy::{Objects, changes, names};
 use serde::{Deserialize, Serialize};
 use std::{
-    collections::BTreeMap,
     fs, io,
     path::{Path, PathBuf},
 };
@@ -84,7 +83,7 @@ impl History {
             generation: switched.generation,
             since: switched.since,
             rollback_of: switched.rollback_of,
-            objects: named(objects).into_keys().collect(),
+            objects: names(objects),
             changed,
         };
         let again = info.changed.is_empty().then(|| self.generations.pop()).flatten();
@@ -157,37 +156,6 @@ fn files(dir: &Path) -> Result<Vec<PathBuf>, StoreError> {
         }
     }
     Ok(found)
-}
-
-/// What rules are made of, by name, in a form that can be compared.
-fn named(objects: &Objects) -> BTreeMap<String, serde_json::Value> {
-    fn all<'a, T: Serialize>(
-        kind: &'a str,
-        of: &'a Named<T>,
-    ) -> impl Iterator<Item = (String, serde_json::Value)> + 'a {
-        of.iter().map(move |(n, o)| (format!("{kind}/{n}"), serde_json::to_value(&**o).unwrap_or_default()))
-    }
-    all("Partition", &objects.partitions)
-        .chain(all("NetworkGroup", &objects.network_groups))
-        .chain(all("BandwidthClass", &objects.bandwidth_classes))
-        .chain(all("NetworkPolicy", &objects.network_policies))
-        .chain(all("ClusterNetworkPolicy", &objects.cluster_network_policies))
-        .chain(all("Namespace", &objects.namespaces))
-        .chain(all("Pod", &objects.pods))
-        .chain(all("Node", &objects.nodes))
-        .collect()
-}
-
-/// `+Partition/new`, `~Partition/edited`, `-NetworkGroup/gone`.
-pub fn changes(before: &Objects, after: &Objects) -> Vec<String> {
-    let (before, after) = (named(before), named(after));
-    let gone = before.keys().filter(|k| !after.contains_key(*k)).map(|k| format!("-{k}"));
-    let new_or_edited = after.iter().filter_map(|(name, object)| match before.get(name) {
-        None => Some(format!("+{name}")),
-        Some(old) if old != object => Some(format!("~{name}")),
-        Some(_) => None,
-    });
-    new_or_edited.chain(gone).collect()
 }
 
 #[cfg(test)]

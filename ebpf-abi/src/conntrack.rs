@@ -69,7 +69,9 @@ pub const FLOW_ESTABLISHED: u8 = 64;
 /// TCP: FIN of both sides seen, or RST.
 pub const FLOW_CLOSED: u8 = 128;
 
+/// Through the host's stack, which may have translated its addresses.
 pub const PATH_STACK: u8 = 0;
+/// From hook to interface; the stack has seen none of it, and may see none.
 pub const PATH_DIRECT: u8 = 1;
 
 /// An entry by key and serial: `AGING` and `RECENT` value.

@@ -63,6 +63,8 @@ drop_reasons! {
     DROP_MULTICAST = 13, "multicast";
     /// The pod has as many connections as it may.
     DROP_CONNTRACK_SHARE = 14, "pod's share of connections used up";
+    /// Translation would give a new connection the addresses and ports of a live one that it knows nothing of.
+    DROP_CLASH = 15, "clash with a direct connection";
     /// Recorded, not dropped: `isolation: Audit`.
     AUDIT_POLICY = 128, "audit: policy would drop";
 }

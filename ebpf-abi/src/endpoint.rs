@@ -17,7 +17,38 @@ pub struct Endpoint {
     /// The `ifb` that paces what leaves the pod; 0: none.
     pub ifb_ifindex: u32,
     pub mac: [u8; 6],
-    pub reserved: u16,
+    /// Of the interface's host side: what the pod takes its gateway's to be.
+    pub host_mac: [u8; 6],
+    pub mtu: u16,
+    /// `ENDPOINT_*` bits.
+    pub flags: u16,
 }
 
-assert_size!(Endpoint = 56);
+/// A queue of the interface paces what enters or leaves the pod: nothing may pass it by.
+pub const ENDPOINT_PACED: u16 = 1;
+
+/// `LOCAL` value, by address: how a packet gets to the pod of this node that has it, and whose policy is asked.
+#[repr(C)]
+#[derive(Clone, Copy, PartialEq, Eq, Debug, Default)]
+pub struct Delivery {
+    /// Host side of its interface.
+    pub ifindex: u32,
+    pub policy: u32,
+    /// Destination and source of the frame, as the host's stack would write them.
+    pub macs: [[u8; 6]; 2],
+    pub mtu: u16,
+    /// `ENDPOINT_*` bits.
+    pub flags: u16,
+}
+
+impl Delivery {
+    pub const fn to(ifindex: u32, pod: &Endpoint) -> Self {
+        Self { ifindex, policy: pod.policy, macs: [pod.mac, pod.host_mac], mtu: pod.mtu, flags: pod.flags }
+    }
+}
+
+/// `DIRECT` values, by prefix: may connections with these addresses pass the host's stack by?
+pub const DIRECT_NO: u32 = 0;
+pub const DIRECT_YES: u32 = 1;
+
+assert_size!(Endpoint = 64, Delivery = 24);

@@ -34,6 +34,13 @@ impl Address {
         unsafe { &*(&raw const self.0).cast::<Addr>() }
     }
 
+    /// As they lie in the packet; the last is an IPv4 address.
+    #[inline(always)]
+    pub fn words(&self) -> [u32; 4] {
+        let [high, low] = self.0;
+        [high as u32, (high >> 32) as u32, low as u32, (low >> 32) as u32]
+    }
+
     /// An IPv6 header must not carry one: it would be taken for the IPv4 address.
     #[inline(always)]
     pub fn is_mapped(&self) -> bool {

@@ -11,10 +11,14 @@
 
 mod decide;
 mod key;
+mod path;
 mod table;
 
+pub use path::Via;
+
 use crate::{
-    maps::CONNTRACK,
+    maps::{CONNTRACK, GENERATION},
+    origin,
     parse::{self, Packet, TCP_ACK, TCP_FIN, TCP_RST, TCP_SYN},
     policy::Answer,
     skb,
@@ -22,9 +26,9 @@ use crate::{
 };
 use aya_ebpf::{bindings::__sk_buff, programs::TcContext};
 use bulkhead_ebpf_abi::{
-    Admission, DIR_EGRESS, DIR_INGRESS, DROP_CONNTRACK_FULL, DROP_MALFORMED, DROP_REVOKED, FLOW_ANSWERED,
-    FLOW_CLOSED, FLOW_CLOSING, FLOW_ESTABLISHED, FLOW_INITIATOR_LOW, FLOW_KEEP_EGRESS, FLOW_KEEP_INGRESS,
-    FLOW_OWN_NODE, FLOW_VERSION, Flow, PATH_STACK, PROTO_TCP,
+    Admission, DIR_EGRESS, DIR_INGRESS, DROP_CLASH, DROP_CONNTRACK_FULL, DROP_MALFORMED, DROP_REVOKED,
+    FLOW_ANSWERED, FLOW_CLOSED, FLOW_CLOSING, FLOW_ESTABLISHED, FLOW_INITIATOR_LOW, FLOW_KEEP_EGRESS,
+    FLOW_KEEP_INGRESS, FLOW_OWN_NODE, FLOW_VERSION, Flow, PATH_DIRECT, PATH_STACK, PROTO_TCP,
 };
 use core::mem::MaybeUninit;
 use decide::{Peer, ask, peer_of_flow, peer_of_packet};
@@ -42,9 +46,25 @@ pub struct At {
     pub bytes: u32,
     /// The pod's interface: a new connection counts in its share.
     pub owner: u32,
+    pub via: Via,
 }
 
 impl At {
+    /// A packet of the pod at this interface, by the stack.
+    #[inline(always)]
+    pub fn new(ctx: &TcContext, policy: u32, dir: u32) -> Self {
+        Self {
+            policy,
+            // Without it every decision is a no: generation 0 has no tables.
+            generation: GENERATION.get(0).copied().unwrap_or(0),
+            dir,
+            origin: origin::read(ctx),
+            bytes: skb::len(ctx),
+            owner: skb::ifindex(ctx),
+            via: Via::Stack,
+        }
+    }
+
     #[inline(always)]
     pub fn sends(&self) -> bool {
         self.dir == DIR_EGRESS
@@ -53,28 +73,39 @@ impl At {
 
 #[inline(always)]
 pub fn admit(ctx: &TcContext, at: &At, packet: &Packet) -> Verdict {
-    Verdict::of(bulkhead_admit(ctx.skb.skb, at, packet))
+    if packet.is_icmp() && !packet.is_echo_request() && !packet.is_echo_reply() {
+        return Verdict::of(bulkhead_icmp(ctx.skb.skb, at, packet));
+    }
+    Verdict::of(bulkhead_admit(at, packet))
 }
 
 /// A function of its own to the verifier ("global"): checked once, for any packet, and not again on every path to it.
 #[unsafe(no_mangle)]
 #[inline(never)]
-extern "C" fn bulkhead_admit(skb: *mut __sk_buff, at: *const At, packet: *const Packet) -> u64 {
+extern "C" fn bulkhead_admit(at: *const At, packet: *const Packet) -> u64 {
     // SAFETY: the caller's; null is what the verifier must be told of.
     let (Some(at), Some(packet)) = (unsafe { (at.as_ref(), packet.as_ref()) }) else {
         return Verdict::drop(DROP_MALFORMED).raw();
     };
-    decide_on(&TcContext::new(skb), at, packet).raw()
+    decide_on(at, packet).raw()
+}
+
+/// Of its own for the stack's sake, too.
+#[unsafe(no_mangle)]
+#[inline(never)]
+extern "C" fn bulkhead_icmp(skb: *mut __sk_buff, at: *const At, packet: *const Packet) -> u64 {
+    // SAFETY: as above.
+    let (Some(at), Some(packet)) = (unsafe { (at.as_ref(), packet.as_ref()) }) else {
+        return Verdict::drop(DROP_MALFORMED).raw();
+    };
+    icmp(&TcContext::new(skb), at, packet).raw()
 }
 
 #[inline(always)]
-fn decide_on(ctx: &TcContext, at: &At, packet: &Packet) -> Verdict {
-    if packet.is_icmp() && !packet.is_echo_request() && !packet.is_echo_reply() {
-        return icmp(ctx, at, packet);
-    }
+fn decide_on(at: &At, packet: &Packet) -> Verdict {
     let (key, from_low) = Key::of(packet);
     let Some(flow) = CONNTRACK.get_ptr_mut(key.as_abi()) else {
-        return open(at, packet, &key, from_low, false);
+        return begin(at, packet, &key, from_low, false);
     };
     // SAFETY: a live entry; two CPUs may write it at once, which costs a count or a bit that the next packet sets again.
     let flow = unsafe { &mut *flow };
@@ -82,15 +113,38 @@ fn decide_on(ctx: &TcContext, at: &At, packet: &Packet) -> Verdict {
     let now = table::now();
     // Dead already, only not yet looked at.
     if table::is_dead(flow, packet.proto, now) || starts_another(at, packet, flow, forward) {
-        return open(at, packet, &key, from_low, true);
+        return begin(at, packet, &key, from_low, true);
+    }
+    if at.via == Via::Uplink && flow.path != PATH_DIRECT {
+        return Verdict::PASS;
     }
     known(at, packet, &key, flow, forward, now)
 }
 
-/// Errors belong to the flow they speak of; all else of ICMP but echo has no flow.
+/// From an uplink only what is direct is decided on here.
+#[inline(always)]
+fn begin(at: &At, packet: &Packet, key: &Key, from_low: bool, replaces: bool) -> Verdict {
+    let direct = path::begins_direct(at, packet);
+    if at.via == Via::Uplink && !direct {
+        return Verdict::PASS;
+    }
+    let flag = |set: bool, bit: u32| if set { bit } else { 0 };
+    let how = flag(from_low, FROM_LOW) | flag(replaces, REPLACES) | flag(direct, ON_DIRECT);
+    let verdict = open(at, packet, key, how);
+    if direct && verdict.passes() { Verdict::DIRECT } else { verdict }
+}
+
+/// Errors belong to the flow they speak of, and take its path; all else of ICMP but echo has no flow.
 #[inline(always)]
 fn icmp(ctx: &TcContext, at: &At, packet: &Packet) -> Verdict {
-    if packet.is_icmp_error() && speaks_of_known(ctx, packet) {
+    if packet.is_icmp_error() {
+        match u8::try_from(path_of_quoted(ctx, packet)) {
+            Ok(PATH_DIRECT) if at.via != Via::Stack => return Verdict::DIRECT,
+            Ok(_) => return Verdict::PASS,
+            Err(_) => {}
+        }
+    }
+    if at.via == Via::Uplink {
         return Verdict::PASS;
     }
     let peer = peer_of_packet(at, packet);
@@ -103,20 +157,22 @@ fn icmp(ctx: &TcContext, at: &At, packet: &Packet) -> Verdict {
     }
 }
 
+/// Of the flow that the error speaks of; none: beyond a byte.
 #[inline(never)]
-fn speaks_of_known(ctx: &TcContext, packet: &Packet) -> bool {
+fn path_of_quoted(ctx: &TcContext, packet: &Packet) -> u32 {
     let mut room = MaybeUninit::uninit();
     let inner = Packet::empty(&mut room);
     if !parse::quoted(ctx, packet, inner) {
-        return false;
+        return NO_PATH;
     }
     let (key, _) = Key::of(inner);
-    match CONNTRACK.get_ptr(key.as_abi()) {
-        // SAFETY: a live entry.
-        Some(flow) => !table::is_dead(unsafe { &*flow }, inner.proto, table::now()),
-        None => false,
-    }
+    let Some(flow) = CONNTRACK.get_ptr(key.as_abi()) else { return NO_PATH };
+    // SAFETY: a live entry.
+    let flow = unsafe { &*flow };
+    if table::is_dead(flow, inner.proto, table::now()) { NO_PATH } else { u32::from(flow.path) }
 }
+
+const NO_PATH: u32 = 256;
 
 /// Is this packet the beginning of a flow that only shares its key with the entry?
 #[inline(always)]
@@ -135,6 +191,9 @@ fn known(at: &At, packet: &Packet, key: &Key, flow: &mut Flow, forward: bool, no
     let keep = if end == DIR_EGRESS { FLOW_KEEP_EGRESS } else { FLOW_KEEP_INGRESS };
     // A connection begun again is asked about again, by each end for itself.
     let again = forward && packet.is_syn();
+    if again && path::clashes(at, flow) {
+        return Verdict::drop(DROP_CLASH);
+    }
     if flow.flags & FLOW_OWN_NODE == 0 {
         let admitted = flow.admitted[end as usize].generation;
         if admitted != at.generation || again {
@@ -146,12 +205,19 @@ fn known(at: &At, packet: &Packet, key: &Key, flow: &mut Flow, forward: bool, no
             }
         }
     }
+    let direct = path::follow(at, packet, flow, forward, again);
     let closed = flow.flags & FLOW_CLOSED;
     touch(at, packet, flow, forward, again, now);
     if closed == 0 && flow.flags & FLOW_CLOSED != 0 {
         table::closed(key, flow);
     }
-    Verdict::PASS
+    let [egress, ingress] = flow.admitted;
+    let settled = egress.generation == at.generation && ingress.generation == at.generation && !again;
+    match (direct, settled) {
+        (false, _) => Verdict::PASS,
+        (true, false) => Verdict::DIRECT,
+        (true, true) => Verdict::SETTLED,
+    }
 }
 
 /// Asks this end's policy in the initiator's direction, and stamps. Keep shields against changes of the partition tier.
@@ -225,9 +291,14 @@ fn closing(packet: &Packet, flow: &mut Flow, forward: bool) -> u8 {
     if closed { FLOW_CLOSING | FLOW_CLOSED } else { FLOW_CLOSING }
 }
 
-/// Decides in the packet's direction and makes the entry, in the place of another one (`replaces`) or of none.
+/// Of a new entry: the packet goes from low to high; another entry stands in its place; it takes the direct path.
+const FROM_LOW: u32 = 1;
+const REPLACES: u32 = 2;
+const ON_DIRECT: u32 = 4;
+
+/// Decides in the packet's direction and makes the entry. (Bits, because a function here has five arguments at most.)
 #[inline(never)]
-fn open(at: &At, packet: &Packet, key: &Key, from_low: bool, replaces: bool) -> Verdict {
+fn open(at: &At, packet: &Packet, key: &Key, how: u32) -> Verdict {
     let Some(draft) = table::draft(key) else { return Verdict::drop(DROP_CONNTRACK_FULL) };
     let peer = peer_of_packet(at, packet);
     let flow = &mut draft.flow;
@@ -237,8 +308,8 @@ fn open(at: &At, packet: &Packet, key: &Key, from_low: bool, replaces: bool) -> 
         packets: 1,
         bytes: u64::from(at.bytes),
         service_port: packet.service_port(),
-        flags: if from_low { FLOW_INITIATOR_LOW } else { 0 },
-        path: PATH_STACK,
+        flags: if how & FROM_LOW != 0 { FLOW_INITIATOR_LOW } else { 0 },
+        path: if how & ON_DIRECT != 0 { PATH_DIRECT } else { PATH_STACK },
         version: FLOW_VERSION,
         fin: 0,
         origin: peer.origin(),
@@ -260,7 +331,9 @@ fn open(at: &At, packet: &Packet, key: &Key, from_low: bool, replaces: bool) -> 
     if packet.tcp_flags & (TCP_FIN | TCP_RST) != 0 {
         flow.flags |= closing(packet, flow, true);
     }
-    if replaces && let Some(old) = CONNTRACK.get_ptr_mut(key.as_abi()) {
+    if how & REPLACES != 0
+        && let Some(old) = CONNTRACK.get_ptr_mut(key.as_abi())
+    {
         // SAFETY: a live entry.
         table::remove(key.as_abi(), unsafe { &*old });
     }

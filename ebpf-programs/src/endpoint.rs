@@ -6,8 +6,8 @@ mod source;
 use crate::{
     conntrack::{self, At},
     counters::{self, count},
-    fragment,
-    maps::{ENDPOINT, GENERATION},
+    forward, fragment,
+    maps::ENDPOINT,
     origin,
     parse::{self, Packet, Part},
     skb,
@@ -21,63 +21,67 @@ use bulkhead_ebpf_abi::{
 use core::mem::MaybeUninit;
 
 #[inline(always)]
-fn live_generation() -> u32 {
-    // Without it every decision is a no: generation 0 has no tables.
-    GENERATION.get(0).copied().unwrap_or(0)
-}
-
-#[inline(always)]
 pub fn from_pod(ctx: &TcContext) -> i32 {
     // SAFETY: read field by field; the daemon replaces entries, it never writes into them.
     let Some(pod) = (unsafe { ENDPOINT.get(skb::ifindex(ctx)) }) else {
         return unwired(ctx, DIR_EGRESS);
     };
-    let verdict = outbound(ctx, pod);
+    let ethertype = skb::ethertype(ctx);
+    if ethertype == skb::ETHERTYPE_ARP {
+        return to_stack(ctx, pod, arp::from_pod(ctx, pod));
+    }
+    let mut room = MaybeUninit::uninit();
+    let packet = Packet::empty(&mut room);
+    let checked = check(ctx, pod, packet, ethertype);
+    // Of the ethertype, which the verifier follows: of `packet.ipv6` it knows only that it is some byte.
+    let ipv6 = ethertype == skb::ETHERTYPE_IPV6;
+    if !checked.passes() || checked.is_settled() {
+        return to_stack(ctx, pod, checked);
+    }
+    // One for all ways from here: the stack has no room for more.
+    let mut at = At::new(ctx, pod.policy, DIR_EGRESS);
+    if forward::is_plain(ctx, packet, ipv6) && !forward::is_paced(pod) {
+        return forward::from_pod(ctx, &mut at, packet, ipv6);
+    }
+    to_stack(ctx, pod, decide(ctx, &at, packet))
+}
+
+/// The ifb's queue paces; it hands the packet back to this interface, behind this hook, mark and all.
+#[inline(always)]
+fn to_stack(ctx: &TcContext, pod: &Endpoint, verdict: Verdict) -> i32 {
     if !verdict.passes() {
         return counters::drop(verdict, pod.policy, DIR_EGRESS, skb::len(ctx));
     }
-    // The ifb's queue paces; it hands the packet back to this interface, behind this hook, mark and all.
     match pod.ifb_ifindex {
-        0 => forward(),
+        0 => NEXT,
         // SAFETY: a helper that takes two numbers.
         ifb => unsafe { bpf_redirect(ifb, 0) as i32 },
     }
 }
 
-/// The stack routes. A packet that may take the direct path is redirected here.
+/// Reads the packet, marks its origin, and lets nobody speak for others. `SETTLED`: no policy is asked about it.
 #[inline(always)]
-fn forward() -> i32 {
-    NEXT
-}
-
-#[inline(always)]
-fn outbound(ctx: &TcContext, pod: &Endpoint) -> Verdict {
-    let ethertype = skb::ethertype(ctx);
-    match ethertype {
-        skb::ETHERTYPE_IPV4 | skb::ETHERTYPE_IPV6 => {}
-        skb::ETHERTYPE_ARP => return arp::from_pod(ctx, pod),
-        _ => return Verdict::drop(DROP_NOT_IP),
+fn check(ctx: &TcContext, pod: &Endpoint, packet: &mut Packet, ethertype: u16) -> Verdict {
+    if ethertype != skb::ETHERTYPE_IPV4 && ethertype != skb::ETHERTYPE_IPV6 {
+        return Verdict::drop(DROP_NOT_IP);
     }
-    let mut room = MaybeUninit::uninit();
-    let packet = Packet::empty(&mut room);
     let reason = parse::parse(ctx, packet, ethertype);
     if reason != 0 {
         return Verdict::drop(reason as u8);
     }
     let link_control = source::is_link_control(packet);
-    // Of the ethertype, which the verifier follows: of `packet.ipv6` it knows only that it is some byte.
     let ipv6 = ethertype == skb::ETHERTYPE_IPV6;
     if !source::is_of(pod, packet, ipv6, link_control) {
         return Verdict::drop(DROP_SPOOFED_POD);
     }
     origin::write(ctx, if ipv6 { pod.identity_v6 } else { pod.identity_v4 });
     if link_control {
-        return Verdict::PASS;
+        return Verdict::SETTLED;
     }
     if packet.dst.is_multicast() {
         return Verdict::drop(DROP_MULTICAST);
     }
-    decide(ctx, pod, packet, DIR_EGRESS)
+    Verdict::PASS
 }
 
 #[inline(always)]
@@ -108,28 +112,20 @@ fn inbound(ctx: &TcContext, pod: &Endpoint) -> Verdict {
     if origin::read(ctx) == ORIGIN_NONE && source::is_neighbour_discovery(packet) {
         return Verdict::PASS;
     }
-    decide(ctx, pod, packet, DIR_INGRESS)
+    decide(ctx, &At::new(ctx, pod.policy, DIR_INGRESS), packet)
 }
 
 #[inline(always)]
-fn decide(ctx: &TcContext, pod: &Endpoint, packet: &mut Packet, dir: u32) -> Verdict {
+fn decide(ctx: &TcContext, at: &At, packet: &mut Packet) -> Verdict {
     if packet.part == Part::Later {
-        let reason = fragment::resolve(packet, dir);
+        let reason = fragment::resolve(packet, at.dir);
         if reason != 0 {
             return Verdict::drop(reason as u8);
         }
     }
-    let at = At {
-        policy: pod.policy,
-        generation: live_generation(),
-        dir,
-        origin: origin::read(ctx),
-        bytes: skb::len(ctx),
-        owner: skb::ifindex(ctx),
-    };
-    let verdict = conntrack::admit(ctx, &at, packet);
+    let verdict = conntrack::admit(ctx, at, packet);
     if verdict.passes() && packet.part == Part::First {
-        let reason = fragment::remember(packet, dir);
+        let reason = fragment::remember(packet, at.dir);
         if reason != 0 {
             return Verdict::drop(reason as u8);
         }

@@ -1,12 +1,11 @@
 //! The kernel side: what happens to a packet at each hook.
 //!
 //! ```text
-//!             pod                              pod
-//!              │ tcx ingress of the host side   ▲ tcx egress of the host side
-//!          from_pod                           to_pod
-//!              │ (ifb: paced)                   │
-//!              ▼                                │
-//!   uplink ──from_uplink──▶ host stack: routing, translation
+//!             pod                                pod ◀───── direct ─────┐
+//!              │ tcx ingress of the host side     ▲ tcx egress          │
+//!          from_pod ─── direct: pod, uplink     to_pod                  │
+//!              │ (ifb: paced)                     │                     │
+//!              └───▶ host stack: routing, translation ◀── from_uplink ──┘ ◀── uplink
 //! ```
 //! Entry points here only put the parts in order. Every packet ends in `Next` (the kernel goes on with it), a drop that
 //! is counted, or a redirect. Nothing here may let a packet pass because a look-up failed.
@@ -19,6 +18,7 @@ mod address;
 mod conntrack;
 mod counters;
 mod endpoint;
+mod forward;
 mod fragment;
 mod identity;
 mod maps;

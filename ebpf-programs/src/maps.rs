@@ -10,8 +10,8 @@ use aya_ebpf::{
     maps::{Array, HashMap, LpmTrie, LruHashMap, PerCpuHashMap, Queue},
 };
 use bulkhead_ebpf_abi::{
-    Addr, Ages, Cell, Connections, Counter, DropKey, Endpoint, Flow, FlowKey, FlowName, FragmentKey,
-    FragmentPorts, Identity, PolicyDir, PortDirectory, PortPage, RecentKey, Share, Sizes,
+    Addr, Ages, Cell, Connections, Counter, Delivery, DropKey, Endpoint, Flow, FlowKey, FlowName,
+    FragmentKey, FragmentPorts, Identity, PolicyDir, PortDirectory, PortPage, RecentKey, Share, Sizes,
 };
 
 /// The live generation; read once a packet.
@@ -27,6 +27,12 @@ pub static IDENTITY_EXACT: HashMap<Addr, Identity> = HashMap::with_max_entries(1
 pub static IDENTITY_PREFIX: LpmTrie<Address, Identity> = LpmTrie::with_max_entries(1, BPF_F_NO_PREALLOC);
 #[map]
 pub static ENDPOINT: HashMap<u32, Endpoint> = HashMap::with_max_entries(1, BPF_F_NO_PREALLOC);
+/// The pods of this node by address.
+#[map]
+pub static LOCAL: HashMap<Addr, Delivery> = HashMap::with_max_entries(1, BPF_F_NO_PREALLOC);
+/// Whom connections reach without the host's stack; see `forward`.
+#[map]
+pub static DIRECT: LpmTrie<Address, u32> = LpmTrie::with_max_entries(1, BPF_F_NO_PREALLOC);
 
 #[map]
 pub static CLASS: Array<u32> = Array::with_max_entries(1, 0);

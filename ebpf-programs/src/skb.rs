@@ -2,9 +2,12 @@
 //!
 //! Whole fields, always: the verifier refuses the narrower accesses that a compiler would make of them.
 
-use aya_ebpf::{helpers::generated::bpf_skb_load_bytes, programs::TcContext};
+use aya_ebpf::{
+    helpers::generated::{bpf_skb_load_bytes, bpf_skb_store_bytes},
+    programs::TcContext,
+};
 use core::{
-    mem::MaybeUninit,
+    mem::{MaybeUninit, size_of},
     ptr::{read_volatile, write_volatile},
 };
 
@@ -54,10 +57,30 @@ pub fn set_mark(ctx: &TcContext, mark: u32) {
     unsafe { write_volatile(&raw mut (*ctx.skb.skb).mark, mark) }
 }
 
+/// Is the frame for this interface? (`PACKET_HOST`; another in promiscuous mode.)
+#[inline(always)]
+pub fn is_for_host(ctx: &TcContext) -> bool {
+    field!(ctx, pkt_type) == 0
+}
+
+/// Payload of each packet on the wire where this is many of them; else 0.
+#[inline(always)]
+pub fn gso_size(ctx: &TcContext) -> u32 {
+    field!(ctx, gso_size)
+}
+
 /// Is this one packet for the stack, and many on the wire? Then its length fields may be 0.
 #[inline(always)]
 pub fn is_gso(ctx: &TcContext) -> bool {
-    field!(ctx, gso_size) != 0
+    gso_size(ctx) != 0
+}
+
+/// Writes the `N` bytes of `value` at `offset`. `flags`: `BPF_F_RECOMPUTE_CSUM`, or 0 where no checksum sees the change.
+#[inline(always)]
+pub fn store<T: Copy, const N: u32>(ctx: &TcContext, offset: u32, value: &T, flags: u64) -> bool {
+    const { assert!(size_of::<T>() >= N as usize) };
+    // SAFETY: as many bytes as there are.
+    unsafe { bpf_skb_store_bytes(ctx.skb.skb.cast(), offset, (&raw const *value).cast(), N, flags) == 0 }
 }
 
 /// Eight bytes at `offset`, the first highest; `None` if the packet ends before.

@@ -1,10 +1,12 @@
 //! The hook of an uplink: marks where packets come from, and lets nobody outside speak as this node or its pods.
 //!
-//! Policy is not asked here: what is for a pod is decided at the pod, what is for the node (BGP, BFD, SSH) is the node's.
+//! Policy is asked here only about what is delivered from here: all else that is for a pod is decided at the pod, and what is
+//! for the node (BGP, BFD, SSH) is the node's.
 
 use crate::{
-    counters,
+    counters, forward,
     identity::identity,
+    maps::LOCAL,
     origin,
     parse::{self, Packet},
     skb,
@@ -12,7 +14,7 @@ use crate::{
 };
 use aya_ebpf::programs::TcContext;
 use bulkhead_ebpf_abi::{
-    DIR_INGRESS, DROP_SPOOFED_UPLINK, IDENTITY_LOCAL_NODE, IDENTITY_LOCAL_POD, ORIGIN_UNKNOWN,
+    DIR_INGRESS, DROP_SPOOFED_UPLINK, ENDPOINT_PACED, IDENTITY_LOCAL_NODE, IDENTITY_LOCAL_POD, ORIGIN_UNKNOWN,
 };
 use core::mem::MaybeUninit;
 
@@ -33,5 +35,13 @@ pub fn from_uplink(ctx: &TcContext) -> i32 {
         return counters::drop(Verdict::drop(DROP_SPOOFED_UPLINK), 0, DIR_INGRESS, skb::len(ctx));
     }
     origin::write(ctx, who.id());
-    NEXT
+    let ethertype = skb::ethertype(ctx);
+    if ethertype != protocol {
+        return NEXT;
+    }
+    // SAFETY: read field by field; the daemon replaces entries, it never writes into them.
+    match unsafe { LOCAL.get(packet.dst.as_addr()) } {
+        Some(to) if to.flags & ENDPOINT_PACED == 0 => forward::from_uplink(ctx, to, packet, protocol),
+        _ => NEXT,
+    }
 }

@@ -6,13 +6,21 @@ use bulkhead_ebpf_abi::RULE_NONE;
 pub const NEXT: i32 = -1;
 pub const DROP: i32 = 2;
 
-/// Zero: passes. Else the reason in the low half and the rule in the high one.
+/// The reason of a drop in the lowest byte and the rule in the high half. No reason: it passes, and the second byte says
+/// on which path.
 #[derive(Clone, Copy)]
 #[repr(transparent)]
 pub struct Verdict(u64);
 
 impl Verdict {
+    /// By the host's stack.
     pub const PASS: Self = Self(0);
+    /// Past it.
+    pub const DIRECT: Self = Self(Self::IS_DIRECT);
+    /// The same, and the other end, also of this node, has nothing left to decide.
+    pub const SETTLED: Self = Self(Self::IS_DIRECT | Self::IS_SETTLED);
+    const IS_DIRECT: u64 = 1 << 8;
+    const IS_SETTLED: u64 = 1 << 9;
 
     #[inline(always)]
     pub fn drop(reason: u8) -> Self {
@@ -36,7 +44,17 @@ impl Verdict {
 
     #[inline(always)]
     pub fn passes(self) -> bool {
-        self.0 == 0
+        self.reason() == 0
+    }
+
+    #[inline(always)]
+    pub fn is_direct(self) -> bool {
+        self.0 & Self::IS_DIRECT != 0
+    }
+
+    #[inline(always)]
+    pub fn is_settled(self) -> bool {
+        self.0 & Self::IS_SETTLED != 0
     }
 
     #[inline(always)]

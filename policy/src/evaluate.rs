@@ -72,6 +72,18 @@ impl Compiled {
         })
     }
 
+    /// Network groups and prefixes of rules that hold its addresses, and what nodes are; `world` outside where there is
+    /// nothing to say.
+    pub(crate) fn places(&self, identity: u32) -> Vec<String> {
+        let atoms = self.identities.get(&identity).map(Vec::as_slice).unwrap_or_default();
+        if atoms.is_empty() {
+            return vec!["world".into()];
+        }
+        let of_pods =
+            |a: &&Atom| matches!(a, Atom::Pod | Atom::Partition(_) | Atom::Selected(_) | Atom::NamedPort(_));
+        atoms.iter().filter(|a| !of_pods(a)).map(ToString::to_string).collect()
+    }
+
     /// Groups and prefixes of rules that hold its addresses, selectors that pick it, `node`, `localNode`, `controlPlane`, `clusterDNS`; `world`
     /// where there is nothing to say, not even a partition.
     pub fn known_as(&self, identity: u32) -> Vec<String> {

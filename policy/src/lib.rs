@@ -8,10 +8,13 @@
 
 mod admit;
 mod atom;
+mod changes;
 mod compile;
 pub mod diff;
 mod evaluate;
 mod explain;
+#[cfg(feature = "files")]
+pub mod files;
 mod interner;
 mod objects;
 mod prefix;
@@ -20,6 +23,7 @@ pub mod selector;
 mod tables;
 
 pub use admit::admit;
+pub use changes::{changes, names};
 pub use compile::{CompileError, Compiled, Local, Placement, compile};
 pub use evaluate::Decision;
 pub use explain::{Flow, explain, judged};

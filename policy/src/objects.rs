@@ -150,7 +150,7 @@ impl Objects {
     }
 
     /// All pod ranges with their partition: by name, the default partition's last.
-    pub(crate) fn ranges(&self) -> impl Iterator<Item = (&str, &IpNetwork)> {
+    pub fn ranges(&self) -> impl Iterator<Item = (&str, &IpNetwork)> {
         let partitions =
             self.partitions.iter().flat_map(|(n, p)| p.spec.pod_cidrs.iter().map(move |c| (n.as_str(), c)));
         partitions.chain(self.default_pod_cidrs.iter().map(|c| (DEFAULT_PARTITION, c)))

@@ -11,6 +11,7 @@
 
 pub mod bench;
 pub mod bfd;
+pub mod bgp;
 pub mod bird;
 pub mod capture;
 pub mod demo;

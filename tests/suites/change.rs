@@ -1,5 +1,8 @@
 //! Before and after a change, as an operator sees it: the real daemon, the command line, live pods.
 
+#[path = "change/policies.rs"]
+mod policies;
+
 use bulkhead_api::messages::{DiffRequest, FileText, GenerationInfo, PolicyChange, PolicyDiff, Status};
 use bulkhead_lab::{Lab, Node, Pod, Result, enter, unmet, wait::until_true};
 use libtest_mimic::{Arguments, Failed, Trial};
@@ -49,7 +52,7 @@ type Shared = Arc<Mutex<Option<Lab>>>;
 type Run = fn(&mut Lab) -> Result<()>;
 
 fn trials(lab: &Shared) -> Vec<Trial> {
-    let all: [(&str, Run); 6] = [
+    let all: [(&str, Run); 9] = [
         (
             "a diff names the flows, the rules and the live connections, and changes nothing",
             a_diff_changes_nothing,
@@ -59,6 +62,18 @@ fn trials(lab: &Shared) -> Vec<Trial> {
         ("while held, an edit in the source is not in force", an_edit_while_held_waits),
         ("a hold outlives the daemon", a_hold_outlives_the_daemon),
         ("a release brings the source into force", a_release_brings_the_source),
+        (
+            "a NetworkPolicy cuts the live connection that the diff told of",
+            policies::a_network_policy_cuts_what_the_diff_says,
+        ),
+        (
+            "a relabelled pod is allowed, denied and allowed again, as the diff told",
+            policies::a_relabelled_pod_is_allowed_denied_and_allowed_again,
+        ),
+        (
+            "an admin ClusterNetworkPolicy stands over a NetworkPolicy, as the diff told",
+            policies::an_admin_policy_stands_over_a_network_policy,
+        ),
     ];
     all.into_iter()
         .map(|(name, run)| {
@@ -83,7 +98,7 @@ fn a_diff_changes_nothing(lab: &mut Lab) -> Result<()> {
     drop((live, accepted, listener));
     let line =
         |c: &PolicyChange| (c.allows, c.from.clone(), c.to.clone(), c.ports.clone(), c.cut_connections);
-    let end = |name: &str| format!("partition {name}");
+    let end = |name: &str| vec![format!("partition {name}")];
     let (web, payments) = (end("web"), end("payments"));
     let expected = [
         (false, web.clone(), payments.clone(), "8000-8080".to_string(), 1),

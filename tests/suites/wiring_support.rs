@@ -10,7 +10,7 @@ use bulkhead_daemon::{
         PodState, Routes, Shaper, Sources, node,
     },
 };
-use bulkhead_ebpf_abi::{Endpoint, Identity};
+use bulkhead_ebpf_abi::{Addr, Delivery, Endpoint, Identity};
 use bulkhead_lab::wait::until_true;
 use ipnetwork::IpNetwork;
 use std::{
@@ -271,6 +271,10 @@ impl PodMaps for FakeMaps {
     }
     fn address(&self, address: IpAddr) -> Result<Option<Identity>, DatapathError> {
         Ok(self.addresses.get(&address).copied())
+    }
+    fn delivery(&self, address: IpAddr) -> Result<Option<Delivery>, DatapathError> {
+        let of = |e: &Endpoint| [e.ipv4, e.ipv6].contains(&Addr::from_ip(address));
+        Ok(self.endpoints.iter().find(|(_, e)| of(e)).map(|(ifindex, e)| Delivery::to(*ifindex, e)))
     }
     fn attached(&self) -> Result<BTreeSet<String>, DatapathError> {
         Ok(self.attached.clone())

@@ -4,7 +4,7 @@ use crate::{
     paint::{Colour, Paint},
     table::{self, number, text},
 };
-use bulkhead_api::messages::{PolicyChange, PolicyDiff};
+use bulkhead_api::messages::{ExampleFlow, PolicyChange, PolicyDiff};
 
 pub fn diff(diff: &PolicyDiff, paint: Paint) -> String {
     let edited = match diff.changed.as_slice() {
@@ -19,11 +19,11 @@ pub fn diff(diff: &PolicyDiff, paint: Paint) -> String {
         let e = &c.example;
         vec![
             text(word).colour(colour),
-            text(&c.from),
-            text(&c.to),
+            text(who(&c.from)),
+            text(who(&c.to)),
             text(&c.protocol),
             text(&c.ports),
-            text(format!("{} -> {}", e.from, e.to)),
+            text(example(e)),
             text(&c.after.name),
             number(c.cut_connections),
         ]
@@ -31,6 +31,29 @@ pub fn diff(diff: &PolicyDiff, paint: Paint) -> String {
     let header = ["NEWLY", "FROM", "TO", "PROTOCOL", "PORTS", "FOR EXAMPLE", "BY", "CUTS"];
     let rows = table::with_header(&header, diff.changes.iter().map(row).collect(), paint);
     format!("{edited}\n{rows}\n{}\n", cuts(diff.cut_connections))
+}
+
+/// More are for programs.
+const SHOWN: usize = 4;
+
+fn who(groups: &[String]) -> String {
+    match groups.len().saturating_sub(SHOWN) {
+        0 | 1 => groups.join("; "),
+        more => format!("{}; and {more} more", groups[..SHOWN].join("; ")),
+    }
+}
+
+/// `10.66.0.1 -> 10.65.0.1 tcp/8080`.
+fn example(flow: &ExampleFlow) -> String {
+    let ExampleFlow { from, to, protocol, port } = flow;
+    let service = match protocol {
+        1 | 58 => format!("icmp/{port}"),
+        6 => format!("tcp/{port}"),
+        17 => format!("udp/{port}"),
+        132 => format!("sctp/{port}"),
+        other => format!("protocol {other}"),
+    };
+    format!("{from} -> {to} {service}")
 }
 
 fn cuts(connections: usize) -> String {
@@ -45,7 +68,7 @@ fn cuts(connections: usize) -> String {
 mod tests {
     use super::*;
     use crate::paint::PLAIN;
-    use bulkhead_api::messages::{ExampleFlow, RuleInfo};
+    use bulkhead_api::messages::RuleInfo;
 
     fn rule(name: &str) -> RuleInfo {
         RuleInfo { number: 64, name: name.into(), file: None }
@@ -55,8 +78,8 @@ mod tests {
     fn a_change_says_who_to_whom_by_which_rule_and_what_it_cuts() {
         let change = PolicyChange {
             allows: false,
-            from: "partition web".into(),
-            to: "partition payments".into(),
+            from: vec!["partition web".into()],
+            to: vec!["partition payments".into()],
             protocol: "tcp".into(),
             ports: "8000-8080".into(),
             example: ExampleFlow {
@@ -77,8 +100,8 @@ mod tests {
         let expected = "\
 ~Partition/payments
 
-NEWLY   FROM           TO                  PROTOCOL  PORTS      FOR EXAMPLE             BY                 CUTS
-- deny  partition web  partition payments  tcp       8000-8080  10.66.0.0 -> 10.65.0.0  no rule allows it     2
+NEWLY   FROM           TO                  PROTOCOL  PORTS      FOR EXAMPLE                      BY                 CUTS
+- deny  partition web  partition payments  tcp       8000-8080  10.66.0.0 -> 10.65.0.0 tcp/8000  no rule allows it     2
 
 2 live connections of this node would be cut
 ";

@@ -6,7 +6,7 @@ use aya::{
     Ebpf,
     programs::{SchedClassifier, TestRun, TestRunOptions},
 };
-use bulkhead_ebpf_abi::{FlowKey, RECENT_CLOSED, RECENT_IN, RECENT_OUT, RecentKey, Share};
+use bulkhead_ebpf_abi::{Flow, FlowKey, RECENT_CLOSED, RECENT_IN, RECENT_OUT, RecentKey, Share};
 
 const FORGET: &str = "forget";
 
@@ -23,15 +23,21 @@ fn missing() -> DatapathError {
 }
 
 impl Datapath {
-    /// Connections that are alive. Dead ones stay in the table until a new one needs their room.
+    /// How many connections are alive.
     pub fn flow_count(&self) -> Result<usize, DatapathError> {
+        self.live_flows()?.try_fold(0, |count, flow| flow.map(|_| count + 1))
+    }
+
+    /// Connections that are alive. Dead ones stay in the table until a new one needs their room.
+    pub fn live_flows(
+        &self,
+    ) -> Result<impl Iterator<Item = Result<(FlowKey, Flow), DatapathError>>, DatapathError> {
         let now = monotonic_coarse()?;
         let ages = self.connections.ages;
-        self.flows().try_fold(0, |count, flow| {
-            let (key, flow) = flow?;
-            let alive = now.saturating_sub(flow.last_seen) <= ages.of(key.proto, flow.flags);
-            Ok(count + usize::from(alive))
-        })
+        let alive = move |key: &FlowKey, flow: &Flow| {
+            now.saturating_sub(flow.last_seen) <= ages.of(key.proto, flow.flags)
+        };
+        Ok(self.flows().filter(move |entry| entry.as_ref().map_or(true, |(key, flow)| alive(key, flow))))
     }
 
     /// What the pod behind this interface has of the table; none before its first connection.

@@ -3,6 +3,7 @@
 use super::{
     Datapath, DatapathError, MapTables, OBJECT,
     connections::load_forget,
+    direct::Direct,
     generation::Half,
     identities::{Identities, Removals},
     links::{self, Hook},
@@ -15,8 +16,9 @@ use aya::{
     maps::{Array, Map, MapData, MapInfo},
 };
 use bulkhead_ebpf_abi::{
-    ABI_VERSION, Addr, Cell, Connections, Counter, DropKey, Endpoint, Flow, FlowKey, FlowName, FragmentKey,
-    FragmentPorts, Identity, PORT_SLOTS, PolicyDir, PortDirectory, PortPage, RecentKey, Share, Sizes,
+    ABI_VERSION, Addr, Cell, Connections, Counter, Delivery, DropKey, Endpoint, Flow, FlowKey, FlowName,
+    FragmentKey, FragmentPorts, Identity, PORT_SLOTS, PolicyDir, PortDirectory, PortPage, RecentKey, Share,
+    Sizes,
 };
 use std::{
     fs,
@@ -26,6 +28,8 @@ use std::{
 
 /// Pods of one node, with room for those that come before others have gone.
 const ENDPOINTS: u32 = 4096;
+/// Ranges of pods, and those that the configuration names.
+const DIRECT_PREFIXES: u32 = 16_384;
 /// Datagrams in pieces at one time.
 const FRAGMENTS: u32 = 4096;
 /// Different (reason, rule, policy, direction).
@@ -59,6 +63,8 @@ fn shapes(sizes: &Sizes, connections: &Connections) -> Vec<Shape> {
         shape::<Addr, Identity>("IDENTITY_EXACT", addresses),
         shape::<[u8; 20], Identity>("IDENTITY_PREFIX", addresses),
         shape::<u32, Endpoint>("ENDPOINT", ENDPOINTS),
+        shape::<Addr, Delivery>("LOCAL", ENDPOINTS * 2),
+        shape::<[u8; 20], u32>("DIRECT", DIRECT_PREFIXES),
         shape::<u32, u32>("CLASS", halves(sizes.identities)),
         shape::<u32, PolicyDir>("POLICY", halves(sizes.policies.saturating_mul(2))),
         shape::<u32, PortDirectory>("PORT_DIR", halves(sizes.port_tables.saturating_mul(PORT_SLOTS))),
@@ -127,6 +133,8 @@ impl Datapath {
             exact: take(o, "IDENTITY_EXACT")?,
             prefixes: take(o, "IDENTITY_PREFIX")?,
             endpoints: take(o, "ENDPOINT")?,
+            local: take(o, "LOCAL")?,
+            direct: Direct::new(take(o, "DIRECT")?),
             conntrack_fd: owned_fd(&conntrack)?,
             conntrack: typed("CONNTRACK", conntrack)?,
             recent: take(o, "RECENT")?,

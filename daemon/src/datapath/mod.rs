@@ -9,6 +9,7 @@
 //! with half a generation, or an interface without its hook.
 
 mod connections;
+mod direct;
 mod generation;
 mod identities;
 mod links;
@@ -27,8 +28,8 @@ pub use load::Opened;
 pub use read::Flows;
 
 use bulkhead_ebpf_abi::{
-    Addr, Cell, Connections, Counter, DropKey, Endpoint, Flow, FlowKey, FlowName, Identity, PolicyDir,
-    PortDirectory, PortPage, RecentKey, Share, Sizes,
+    Addr, Cell, Connections, Counter, Delivery, DropKey, Endpoint, Flow, FlowKey, FlowName, Identity,
+    PolicyDir, PortDirectory, PortPage, RecentKey, Share, Sizes,
 };
 use identities::Removals;
 use std::{
@@ -72,7 +73,7 @@ pub enum DatapathError {
 
 /// What wiring a pod needs of the kernel's maps and hooks. One real implementation ([`Datapath`]), one fake in tests.
 pub trait PodMaps {
-    /// Makes the interface's hooks know their pod; replaces.
+    /// Makes the interface's hooks know their pod, and the others the way to it; replaces.
     fn set_endpoint(&mut self, ifindex: u32, endpoint: &Endpoint) -> Result<(), DatapathError>;
     /// Succeeds also when there is none.
     fn remove_endpoint(&mut self, ifindex: u32) -> Result<(), DatapathError>;
@@ -86,7 +87,9 @@ pub trait PodMaps {
     fn detach_pod(&mut self, ifname: &str) -> Result<(), DatapathError>;
     /// Forgets every connection of these addresses; says how many there were.
     fn forget_flows(&mut self, addresses: &[IpAddr]) -> Result<usize, DatapathError>;
-    /// Every endpoint entry there is, by interface index (CHECK and the reconcile at start read these three).
+    /// How the hooks of others deliver to an address.
+    fn delivery(&self, address: IpAddr) -> Result<Option<Delivery>, DatapathError>;
+    /// Every endpoint entry there is, by interface index (CHECK and the reconcile at start read these four).
     fn endpoints(&self) -> Result<BTreeMap<u32, Endpoint>, DatapathError>;
     /// The exact entry of an address.
     fn address(&self, address: IpAddr) -> Result<Option<Identity>, DatapathError>;
@@ -111,6 +114,8 @@ pub struct Datapath {
     exact: HashMap<Addr, Identity>,
     prefixes: aya::maps::lpm_trie::LpmTrie<aya::maps::MapData, Raw<Addr>, Raw<Identity>>,
     endpoints: HashMap<u32, Endpoint>,
+    local: HashMap<Addr, Delivery>,
+    direct: direct::Direct,
     conntrack: HashMap<FlowKey, Flow>,
     conntrack_fd: OwnedFd,
     recent: HashMap<RecentKey, FlowName>,

@@ -4,7 +4,7 @@ use super::{
     Datapath, DatapathError, PodMaps, generation::absent_is_fine, links::Hook, pins::release, values::Raw,
 };
 use aya::maps::MapError;
-use bulkhead_ebpf_abi::{Addr, Endpoint, Identity};
+use bulkhead_ebpf_abi::{Addr, Delivery, Endpoint, Identity};
 use std::{
     collections::{BTreeMap, BTreeSet},
     net::IpAddr,
@@ -12,12 +12,23 @@ use std::{
 
 impl PodMaps for Datapath {
     fn set_endpoint(&mut self, ifindex: u32, endpoint: &Endpoint) -> Result<(), DatapathError> {
-        self.endpoints
-            .insert(Raw(ifindex), Raw(*endpoint), 0)
-            .map_err(|source| DatapathError::Map { what: format!("endpoint of interface {ifindex}"), source })
+        self.endpoints.insert(Raw(ifindex), Raw(*endpoint), 0).map_err(|source| DatapathError::Map {
+            what: format!("endpoint of interface {ifindex}"),
+            source,
+        })?;
+        let delivery = Delivery::to(ifindex, endpoint);
+        for address in addresses(endpoint) {
+            self.local.insert(Raw(address), Raw(delivery), 0).map_err(|source| DatapathError::Map {
+                what: format!("delivery to {}", address.to_ip()),
+                source,
+            })?;
+        }
+        Ok(())
     }
 
     fn remove_endpoint(&mut self, ifindex: u32) -> Result<(), DatapathError> {
+        // The entry last: until then the next attempt finds the addresses.
+        self.remove_deliveries(ifindex)?;
         absent_is_fine(self.endpoints.remove(&Raw(ifindex))).map_err(|source| DatapathError::Map {
             what: format!("endpoint of interface {ifindex}"),
             source,
@@ -86,10 +97,47 @@ impl PodMaps for Datapath {
         }
     }
 
+    fn delivery(&self, address: IpAddr) -> Result<Option<Delivery>, DatapathError> {
+        match self.local.get(&Raw(Addr::from_ip(address)), 0) {
+            Ok(Raw(delivery)) => Ok(Some(delivery)),
+            Err(MapError::KeyNotFound) => Ok(None),
+            Err(source) => {
+                Err(DatapathError::Map { what: format!("reading the delivery to {address}"), source })
+            }
+        }
+    }
+
     fn attached(&self) -> Result<BTreeSet<String>, DatapathError> {
         let pinned = self.links_pinned()?;
         let has = |name: &str, hook: Hook| pinned.iter().any(|(n, h)| n == name && *h == hook);
         let both = |name: &&String| has(name, Hook::FromPod) && has(name, Hook::ToPod);
         Ok(pinned.iter().map(|(name, _)| name).filter(both).cloned().collect())
     }
+}
+
+impl Datapath {
+    /// To the addresses of an interface's pod; another pod may have one of them by now.
+    fn remove_deliveries(&mut self, ifindex: u32) -> Result<(), DatapathError> {
+        let endpoint = match self.endpoints.get(&Raw(ifindex), 0) {
+            Ok(Raw(endpoint)) => endpoint,
+            Err(MapError::KeyNotFound) => return Ok(()),
+            Err(source) => {
+                let what = format!("reading the endpoint of interface {ifindex}");
+                return Err(DatapathError::Map { what, source });
+            }
+        };
+        for address in addresses(&endpoint) {
+            if self.delivery(address.to_ip())?.is_some_and(|d| d.ifindex == ifindex) {
+                absent_is_fine(self.local.remove(&Raw(address))).map_err(|source| DatapathError::Map {
+                    what: format!("delivery to {}", address.to_ip()),
+                    source,
+                })?;
+            }
+        }
+        Ok(())
+    }
+}
+
+fn addresses(endpoint: &Endpoint) -> impl Iterator<Item = Addr> {
+    [endpoint.ipv4, endpoint.ipv6].into_iter().filter(|a| *a != Addr::default())
 }

@@ -2,8 +2,8 @@
 
 use super::sys::Plain;
 use bulkhead_ebpf_abi::{
-    Addr, Cell, Counter, DropKey, Endpoint, Flow, FlowKey, FlowName, Identity, PolicyDir, PortDirectory,
-    PortPage, RecentKey, Share,
+    Addr, Cell, Counter, Delivery, DropKey, Endpoint, Flow, FlowKey, FlowName, Identity, PolicyDir,
+    PortDirectory, PortPage, RecentKey, Share,
 };
 
 /// A key or value handed to aya, whose trait cannot be implemented for another crate's types.
@@ -25,6 +25,7 @@ plain!(
     Addr,
     Cell,
     Counter,
+    Delivery,
     DropKey,
     Endpoint,
     Flow,

@@ -5,7 +5,7 @@ use crate::{
     datapath::{DatapathError, PodMaps},
     net::{self, HostState, Link, Net, NetError, PodState},
 };
-use bulkhead_ebpf_abi::{Endpoint, Identity};
+use bulkhead_ebpf_abi::{Delivery, Endpoint, Identity};
 use ipnetwork::IpNetwork;
 use std::{collections::BTreeMap, fmt, net::IpAddr, path::Path};
 
@@ -18,6 +18,7 @@ pub struct Found {
     pub rates: (Option<u64>, Option<u64>),
     pub endpoint: Option<Endpoint>,
     pub identities: BTreeMap<IpAddr, Identity>,
+    pub deliveries: BTreeMap<IpAddr, Delivery>,
     pub attached: bool,
 }
 
@@ -42,10 +43,13 @@ pub async fn find<N: Net, M: PodMaps>(
         Some(index) => (net.inspect_host(index).await?, net.rates(index, &record.ifb()).await?),
         None => Default::default(),
     };
-    let mut identities = BTreeMap::new();
+    let (mut identities, mut deliveries) = (BTreeMap::new(), BTreeMap::new());
     for &address in &record.addresses {
         if let Some(identity) = maps.address(address)? {
             identities.insert(address, identity);
+        }
+        if let Some(delivery) = maps.delivery(address)? {
+            deliveries.insert(address, delivery);
         }
     }
     Ok(Found {
@@ -55,6 +59,7 @@ pub async fn find<N: Net, M: PodMaps>(
             None => None,
         },
         identities,
+        deliveries,
         attached: maps.attached()?.contains(&record.host_interface),
         host,
         host_state,
@@ -142,9 +147,13 @@ fn pod_side(record: &EndpointRecord, found: &Found, list: &mut Mismatches) {
 
 fn policy(record: &EndpointRecord, wired: Wired, found: &Found, list: &mut Mismatches) {
     list.require(found.attached, || format!("{} has no programs attached", record.host_interface));
-    list.same("endpoint entry", found.endpoint, Some(record.endpoint(wired.ifb_ifindex)));
+    let endpoint = record.endpoint(wired.ifb_ifindex);
+    list.same("endpoint entry", found.endpoint, Some(endpoint));
     for (address, entry) in record.identity_entries() {
         let identity = found.identities.get(&address).copied();
         list.same(format_args!("identity of {address}"), identity, Some(entry));
+        let delivery = found.deliveries.get(&address).copied();
+        let expected = Delivery::to(wired.host_ifindex, &endpoint);
+        list.same(format_args!("delivery to {address}"), delivery, Some(expected));
     }
 }

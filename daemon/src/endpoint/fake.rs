@@ -10,7 +10,7 @@ use crate::{
         Routes, Shaper, host_network,
     },
 };
-use bulkhead_ebpf_abi::{Endpoint, Identity};
+use bulkhead_ebpf_abi::{Addr, Delivery, Endpoint, Identity};
 use ipnetwork::IpNetwork;
 use std::{
     collections::{BTreeMap, BTreeSet},
@@ -168,6 +168,10 @@ impl PodMaps for Fake {
     }
     fn address(&self, address: IpAddr) -> Result<Option<Identity>, DatapathError> {
         Ok(self.with(|s| s.addresses.get(&address).copied()))
+    }
+    fn delivery(&self, address: IpAddr) -> Result<Option<Delivery>, DatapathError> {
+        let of = |e: &Endpoint| [e.ipv4, e.ipv6].contains(&Addr::from_ip(address));
+        Ok(self.with(|s| s.endpoints.iter().find(|(_, e)| of(e)).map(|(i, e)| Delivery::to(*i, e))))
     }
     fn attached(&self) -> Result<BTreeSet<String>, DatapathError> {
         Ok(self.with(|s| s.attached.clone()))

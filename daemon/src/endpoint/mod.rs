@@ -233,17 +233,17 @@ impl<N: Net, C: BlockClaims> Endpoints<N, C> {
         if entry.record.limits == limits && entry.record.bandwidth_class == bandwidth_class {
             return Ok(());
         }
+        let record = EndpointRecord { limits, bandwidth_class, ..entry.record.clone() };
         if let Some(wired) = &mut entry.wired {
-            let ifb = entry.record.ifb();
+            let ifb = record.ifb();
             let before = wired.ifb_ifindex;
             let now = self.net.set(wired.host_ifindex, &ifb, &limits).await?;
-            maps.set_endpoint(wired.host_ifindex, &entry.record.endpoint(now))?;
+            maps.set_endpoint(wired.host_ifindex, &record.endpoint(now))?;
             if now == 0 && before != 0 {
                 self.net.clear_egress(&ifb).await?;
             }
             wired.ifb_ifindex = now;
         }
-        let record = EndpointRecord { limits, bandwidth_class, ..entry.record.clone() };
         effect::save(&self.store, &key, &record).await?;
         entry.record = record;
         Ok(())

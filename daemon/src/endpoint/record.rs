@@ -8,7 +8,7 @@ use crate::{
 use bulkhead_api::messages::{
     Attach, Attachment, AttachmentId, EndpointInfo, Interface, PodRef, PodRoute, RuntimeBandwidth,
 };
-use bulkhead_ebpf_abi::{Addr, Endpoint, IDENTITY_LOCAL_POD, Identity};
+use bulkhead_ebpf_abi::{Addr, ENDPOINT_PACED, Endpoint, IDENTITY_LOCAL_POD, Identity};
 use ipnetwork::IpNetwork;
 use serde::{Deserialize, Serialize};
 use std::{net::IpAddr, path::PathBuf};
@@ -125,7 +125,9 @@ impl EndpointRecord {
             identity_v6: identity_of(of(Family::V6)),
             ifb_ifindex,
             mac: self.pod_mac.0,
-            reserved: 0,
+            host_mac: self.host_mac.0,
+            mtu: u16::try_from(self.mtu).unwrap_or(u16::MAX),
+            flags: if self.limits == Limits::default() { 0 } else { ENDPOINT_PACED },
         }
     }
 

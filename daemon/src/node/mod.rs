@@ -266,11 +266,22 @@ impl Node {
 
     /// What follows a switch: pods, announcements, and the end of the former generation.
     async fn follow(&mut self) {
+        if let Err(e) = self.set_direct() {
+            self.failed.push(ObjectError { file: None, object: None, field: None, message: e.to_string() });
+        }
         self.update_endpoints().await;
         self.announce_blocks().await;
         if let Err(e) = self.datapath.settle() {
             warn!(error = %e, "cannot remove what only the former generation needed; tried again with the next change");
         }
+    }
+
+    /// Pods' ranges are routed as they are, by what this plugin is; of other addresses only the configuration knows.
+    fn set_direct(&mut self) -> Result<(), DatapathError> {
+        let objects = &self.in_force.policy;
+        let direct = objects.ranges().map(|(_, range)| range).chain(&self.config.direct_to);
+        let services = objects.partitions.values().flat_map(|p| &p.spec.service_cidrs);
+        self.datapath.set_direct(direct, services.chain(&self.config.service_cidrs))
     }
 
     /// What the configuration and the kernel know of the cluster and the objects need not repeat.

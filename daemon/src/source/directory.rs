@@ -8,6 +8,7 @@
 use super::{Object, Observed, Snapshot, parse};
 use crate::store::{self, StoreError};
 use bulkhead_api::messages::ObjectError;
+use bulkhead_policy::files::{self, is_object_file};
 use notify::{
     EventKind, RecursiveMode, Watcher,
     event::{AccessKind, AccessMode, ModifyKind},
@@ -128,32 +129,11 @@ impl Directory {
 
     /// All objects of all files. An object that stands twice is refused where it stands second.
     pub fn snapshot(&self) -> (Snapshot, Vec<ObjectError>) {
-        let mut snapshot = Snapshot::default();
-        let mut errors = Vec::new();
-        let mut first_seen: BTreeMap<String, &str> = BTreeMap::new();
-        for (name, file) in &self.files {
-            errors.extend(file.error.clone());
-            for object in &file.objects {
-                let key = object.key();
-                if let Some(other) = first_seen.get(&key) {
-                    errors.push(ObjectError {
-                        file: Some(name.clone()),
-                        object: Some(key),
-                        field: Some("metadata.name".into()),
-                        message: format!("stands in {other} already: remove one of the two"),
-                    });
-                    continue;
-                }
-                first_seen.insert(key, name);
-                snapshot.insert(object.clone());
-            }
-        }
-        (snapshot, errors)
+        let files = self.files.iter().map(|(name, file)| (name.as_str(), file.objects.as_slice()));
+        let (snapshot, twice) = files::snapshot(files);
+        let unreadable = self.files.values().filter_map(|file| file.error.clone());
+        (snapshot, unreadable.chain(twice).collect())
     }
-}
-
-fn is_object_file(name: &str) -> bool {
-    !name.starts_with('.') && [".yaml", ".yml", ".json"].iter().any(|end| name.ends_with(end))
 }
 
 /// Reads the directory now, and again after every change, until the receiver is gone.

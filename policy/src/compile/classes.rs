@@ -18,7 +18,7 @@ pub(crate) struct Classes {
 
 impl Classes {
     /// Classes are numbered by what they are, never by the identities' numbers: those depend on history.
-    pub fn of(policies: &[Policy], numbers: &Interner) -> Self {
+    pub fn of(policies: &[&Policy], numbers: &Interner) -> Self {
         let rules = policies.iter().flat_map(|p| &p.rules);
         let asked: BTreeSet<&Atom> =
             rules.flat_map(|r| r.peers.iter().flatten().chain(&r.requires)).collect();

@@ -130,7 +130,7 @@ pub(super) fn of_partition(name: &str) -> Vec<Atom> {
     vec![Atom::Pod, Atom::Partition(name.into())]
 }
 
-pub(super) fn partition(atoms: &[Atom]) -> Option<&str> {
+pub(crate) fn partition(atoms: &[Atom]) -> Option<&str> {
     match atoms.last() {
         Some(Atom::Partition(name)) => Some(name),
         _ => None,

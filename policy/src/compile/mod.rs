@@ -24,12 +24,14 @@ mod tiers;
 use crate::{Interner, LocalPod, Objects, atom::Atom, rulebook::RuleBook, tables::Tables};
 use bulkhead_api::objects::DEFAULT_PARTITION;
 use bulkhead_ebpf_abi::{Addr, DIR_EGRESS, DIR_INGRESS, Identity};
+pub(crate) use identities::partition as partition_of;
 pub use place::Placement;
-use policy::{Policy, PolicyKey};
+pub(crate) use policy::Policy;
+use policy::PolicyKey;
 pub(crate) use rules::{Rule, Verdict};
 use selection::Selections;
 use std::collections::{BTreeMap, BTreeSet};
-pub(crate) use tiers::TIERS;
+pub(crate) use tiers::{TIERS, cell};
 
 /// The node that tables are for, and whose policies it needs.
 #[derive(Clone, Copy, Debug)]
@@ -106,35 +108,65 @@ pub fn compile(
     let needed = keys(objects, local);
     let former = local.former.iter().flat_map(|f| &f.needed).filter(|k| is_there(objects, &k.partition));
     let keys: BTreeSet<PolicyKey> = needed.iter().chain(former).cloned().collect();
+    let mut compiled = rules_of(objects, &mut numbers, local, keys)?;
+    compiled.needed = needed;
+    // In the order of the keys: what is stored first does not depend on the numbers.
+    let lists = compiled.numbers.values().flat_map(|n| [DIR_EGRESS, DIR_INGRESS].map(|dir| (*n, dir)));
+    let lists: Vec<&Policy> = lists.filter_map(|list| compiled.lists.get(&list)).collect();
+    compiled.tables = tables(&lists, &numbers)?;
+    *interner = numbers;
+    Ok(compiled)
+}
+
+/// Everything but the tables, and the number of each pod's policy: to compare whole clusters. Tables are a node's; those
+/// of all policies of a cluster would grow with policies times identities.
+pub(crate) fn without_tables<'a>(
+    objects: &Objects,
+    interner: &mut Interner,
+    node: &str,
+    pods: impl Iterator<Item = &'a LocalPod>,
+) -> Result<(Compiled, Vec<u32>), CompileError> {
+    let none = BTreeSet::new();
+    let local = Local { node, pods: &[], partitions: Some(&none), former: None };
+    let keys: Vec<PolicyKey> = pods.map(|pod| PolicyKey::of(objects, pod)).collect();
+    let compiled = rules_of(objects, interner, &local, keys.iter().cloned().collect())?;
+    let numbers = keys.iter().filter_map(|key| compiled.numbers.get(key)).copied().collect();
+    Ok((compiled, numbers))
+}
+
+/// The policies as lists of rules, and everybody they can tell apart.
+fn rules_of(
+    objects: &Objects,
+    numbers: &mut Interner,
+    local: &Local<'_>,
+    keys: BTreeSet<PolicyKey>,
+) -> Result<Compiled, CompileError> {
     let (asked, blocks) = ask(objects, &keys);
     let peer_ports = asked.named_ports(objects);
     let mut policies = Vec::new();
     let mut book = BTreeMap::new();
     for key in &keys {
         for dir in [DIR_EGRESS, DIR_INGRESS] {
-            policies.push(Policy::of(objects, key, dir, &peer_ports, &mut numbers, &mut book)?);
+            policies.push(Policy::of(objects, key, dir, &peer_ports, numbers, &mut book)?);
         }
     }
     let addresses = addresses::Addresses::of(objects, local.node, &asked, &blocks);
-    let identities = identities::Identities::of(objects, local, &addresses, &asked, &mut numbers)?;
-    let tables = tables(&policies, &numbers)?;
-    let rules = RuleBook::new(book, &numbers);
+    let identities = identities::Identities::of(objects, local, &addresses, &asked, numbers)?;
     let by_key: BTreeMap<PolicyKey, u32> =
         keys.into_iter().zip(policies.iter().step_by(2).map(|p| p.number)).collect();
     let plain = by_key.iter().filter(|(key, _)| key.is_plain());
-    *interner = numbers;
     Ok(Compiled {
-        tables,
+        tables: Tables::default(),
         prefixes: identities.prefixes,
         exact: identities.exact,
-        rules,
+        rules: RuleBook::new(book, numbers),
         policies: plain.map(|(key, number)| (key.partition.clone(), *number)).collect(),
         pod_identities: identities.of_partitions,
         by_meaning: identities.meanings.iter().map(|(id, atoms)| (atoms.clone(), *id)).collect(),
         identities: identities.meanings,
         lists: policies.into_iter().map(|p| ((p.number, p.dir), p)).collect(),
         numbers: by_key,
-        needed,
+        needed: BTreeSet::new(),
         asked,
         variants: identities.variants,
     })
@@ -168,7 +200,7 @@ fn ask(objects: &Objects, keys: &BTreeSet<PolicyKey>) -> (Selections, BTreeSet<A
     (selections, blocks)
 }
 
-fn tables(policies: &[Policy], numbers: &Interner) -> Result<Tables, CompileError> {
+fn tables(policies: &[&Policy], numbers: &Interner) -> Result<Tables, CompileError> {
     let classes = classes::Classes::of(policies, numbers);
     let mut builder = builder::Builder::new(&classes);
     for policy in policies {

@@ -5,7 +5,7 @@
 use super::{
     CompileError, cluster_policy,
     network_policy::{self, PortNames},
-    rules::{self, Book, PortRange, Rule, Verdict},
+    rules::{self, Book, Rule, Verdict},
     selection::named_ports,
     tiers::{Firsts, TIERS, Tier},
 };
@@ -137,14 +137,17 @@ impl Policy {
         self.flags & POLICY_AUDIT != 0
     }
 
+    pub fn is_open(&self) -> bool {
+        self.flags & POLICY_OPEN != 0
+    }
+
     /// Rule by rule, for people: the first that matches in each tier.
     pub fn firsts(&self, atoms: &[Atom], proto: u8, port: u16) -> Firsts<'_> {
         let (slot, port) = port_slot(proto, port);
-        let in_range = |r: &PortRange| r.slot == slot && r.first <= port && port <= r.last;
         let matches = |rule: &&Rule| {
             rule.peers.as_ref().is_none_or(|peers| peers.iter().any(|p| atoms.contains(p)))
                 && rule.requires.as_ref().is_none_or(|r| atoms.contains(r))
-                && rule.ports.as_ref().is_none_or(|ports| ports.iter().any(in_range))
+                && rule.is_for(slot, port)
         };
         TIERS.map(|tier| self.rules.iter().filter(|r| r.tier == tier).find(matches))
     }

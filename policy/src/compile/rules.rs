@@ -60,6 +60,19 @@ impl Rule {
         Self { number: RULE_NONE, tier, verdict, keep: false, peers, requires, ports: None }
     }
 
+    /// Whether both mean the same, whatever they are called.
+    pub fn says_what(&self, other: &Self) -> bool {
+        let Self { number: _, keep: _, tier, verdict, peers, requires, ports } = self;
+        (tier, verdict) == (&other.tier, &other.verdict)
+            && (peers, requires, ports) == (&other.peers, &other.requires, &other.ports)
+    }
+
+    /// Whether it speaks of this port of a slot.
+    pub fn is_for(&self, slot: u32, port: u16) -> bool {
+        let in_range = |r: &PortRange| r.slot == slot && r.first <= port && port <= r.last;
+        self.ports.as_ref().is_none_or(|ports| ports.iter().any(in_range))
+    }
+
     /// A rule that nobody wrote, for all ports.
     pub fn built_in(tier: Tier, verdict: Verdict, number: u32, peer: Option<Atom>) -> Self {
         Self { number, ..Self::of(tier, verdict, peer.map(|p| vec![p]), None) }

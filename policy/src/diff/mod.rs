@@ -1,167 +1,168 @@
-//! What a change newly allows and newly denies, read off both generations' tables.
+//! What a change newly allows and newly denies.
 //!
 //! ```text
-//! prefixes of both ─▶ subjects: sets of addresses that neither generation tells apart, one address for each
-//! subjects × subjects × protocols ─▶ ranges of ports ─▶ allowed before / allowed after ─▶ changes
+//! pods and prefixes of both sides ─▶ groups: addresses that neither side tells apart
+//! groups × groups ─▶ what each end decides, before and after, by protocol and port ─▶ sets of groups ─▶ words
 //! ```
 //! Exact, and not a guess from the objects' text: two rules may cancel out, and one edit may reach far.
 
+mod functions;
+mod groups;
+mod names;
+mod outcome;
 mod ports;
-mod subjects;
+mod side;
+mod turned;
 
-use crate::{Compiled, Objects, evaluate::Decision};
-use bulkhead_api::messages::{ExampleFlow, PolicyChange, RuleInfo};
-use bulkhead_ebpf_abi::{DIR_EGRESS, DIR_INGRESS, PORT_SLOTS};
-use ports::Boundaries;
+use bulkhead_api::messages::{ExampleFlow, PolicyChange};
+use bulkhead_ebpf_abi::port_slot;
+use groups::{Group, Groups};
+use names::Names;
+use outcome::Part;
+pub use side::{FlowVerdict, Side};
 use std::{collections::BTreeMap, net::IpAddr};
-use subjects::Subject;
+use turned::{Set, turned};
 
-/// One generation: objects and what they compile to.
-#[derive(Clone, Copy)]
-pub struct Side<'a> {
-    pub objects: &'a Objects,
-    pub compiled: &'a Compiled,
+pub struct Diff<'a> {
+    sides: [&'a Side; 2],
+    groups: Groups,
+    /// Groups stand by IP version: the first of IPv6.
+    v6_from: usize,
+    /// Every (who, to whom, protocol, ports) whose verdict turns; `cut_connections` is left 0.
+    pub changes: Vec<PolicyChange>,
+    /// With the change that each is shown as.
+    found: Vec<(Flows, usize)>,
 }
 
-/// What happens to a flow, and the rule that decides: the first end's that refuses, else the last's.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub struct FlowVerdict {
-    pub allowed: bool,
-    /// An end that admits it keeps its connections over changes (`established: Keep`).
-    pub keep: bool,
-    pub rule: u32,
+/// Changes by all that is said of them: those of the two IP versions are one.
+type Shown = BTreeMap<(bool, Vec<String>, Vec<String>, String, String), usize>;
+
+/// Flows between groups of one IP version that turn one way.
+struct Flows {
+    v6: bool,
+    from: Set,
+    to: Set,
+    parts: Vec<Part>,
 }
 
-impl Side<'_> {
-    /// Only ends that are pods decide.
-    pub fn verdict(&self, from: IpAddr, to: IpAddr, proto: u8, port: u16) -> FlowVerdict {
-        let ends = [(from, to, DIR_EGRESS), (to, from, DIR_INGRESS)];
-        let mut verdict = FlowVerdict { allowed: true, keep: false, rule: bulkhead_ebpf_abi::RULE_OPEN };
-        for (end, peer, dir) in ends {
-            let Some(decision) = self.decide(end, peer, dir, proto, port) else { continue };
-            verdict = FlowVerdict {
-                allowed: decision.passes(),
-                keep: verdict.keep || decision.keep,
-                rule: decision.rule,
-            };
-            if !verdict.allowed {
-                break;
-            }
+impl<'a> Diff<'a> {
+    pub fn of(before: &'a Side, after: &'a Side) -> Self {
+        let sides = [before, after];
+        let groups = Groups::of(sides);
+        let v6_from = groups.all.iter().take_while(|g| g.addresses.iter().all(IpAddr::is_ipv4)).count();
+        let mut diff = Self { sides, groups, v6_from, changes: Vec::new(), found: Vec::new() };
+        let mut shown = Shown::new();
+        for v6 in [false, true] {
+            diff.add(v6, &mut shown);
         }
-        verdict
+        diff
     }
 
-    /// Whether one end alone admits it: the initiator's egress, or the responder's ingress. An end outside does.
-    pub fn admits(&self, dir: u32, from: IpAddr, to: IpAddr, proto: u8, port: u16) -> bool {
-        let (end, peer) = if dir == DIR_EGRESS { (from, to) } else { (to, from) };
-        self.decide(end, peer, dir, proto, port).is_none_or(Decision::passes)
-    }
-
-    fn decide(&self, end: IpAddr, peer: IpAddr, dir: u32, proto: u8, port: u16) -> Option<Decision> {
-        let policy = self.policy(end)?;
-        Some(self.compiled.evaluate(policy, dir, self.compiled.identity(peer).id, proto, port))
-    }
-
-    fn policy(&self, address: IpAddr) -> Option<u32> {
-        let partition = self.objects.partition_of_address(address)?;
-        self.compiled.policies.get(partition).copied()
-    }
-
-    /// Rule as messages name it.
-    pub fn rule(&self, number: u32) -> RuleInfo {
-        let entry = self.compiled.rules.get(number);
-        RuleInfo {
-            number,
-            name: entry.map_or_else(|| format!("rule {number}"), |e| e.name.clone()),
-            file: entry.and_then(|e| e.file.clone()),
+    /// The change that speaks of a flow.
+    pub fn find(&self, from: IpAddr, to: IpAddr, proto: u8, port: u16) -> Option<usize> {
+        if from == to || from.is_ipv4() != to.is_ipv4() {
+            return None;
         }
-    }
-}
-
-/// Every (who, to whom, protocol, ports) whose verdict the change turns; `cut_connections` is left 0.
-pub fn diff(before: Side<'_>, after: Side<'_>) -> Vec<PolicyChange> {
-    let subjects = subjects::subjects(before, after);
-    let mut boundaries = Boundaries::default();
-    let mut changes = Changes::default();
-    for from in &subjects {
-        for to in subjects.iter().filter(|to| from.address.is_ipv4() == to.address.is_ipv4()) {
-            // Two ends outside: not ours to decide.
-            if !(from.decides || to.decides) {
-                continue;
-            }
-            pair(before, after, from, to, &mut boundaries, &mut changes);
-        }
-    }
-    changes.into_list()
-}
-
-/// Whether a flow is one of those that a change speaks of.
-pub fn speaks_of(
-    change: &PolicyChange,
-    before: Side<'_>,
-    after: Side<'_>,
-    from: IpAddr,
-    to: IpAddr,
-    proto: u8,
-    port: u16,
-) -> bool {
-    change.from == subjects::name_of(before, after, from)
-        && change.to == subjects::name_of(before, after, to)
-        && ports::holds(change, proto, port)
-}
-
-fn pair(
-    before: Side<'_>,
-    after: Side<'_>,
-    from: &Subject,
-    to: &Subject,
-    boundaries: &mut Boundaries,
-    changes: &mut Changes,
-) {
-    let mut turned = Vec::new();
-    for slot in (0..PORT_SLOTS).filter(|slot| ports::speaks(*slot, from.address)) {
-        for range in boundaries.of(&[before, after], from.address, to.address, slot) {
-            let (proto, port) = ports::example(slot, range.0);
-            let [old, new] = [before, after].map(|side| side.verdict(from.address, to.address, proto, port));
-            if old.allowed != new.allowed {
-                turned.push((slot, range, old, new));
-            }
-        }
-    }
-    for (slot, range, old, new) in ports::join(turned) {
-        let (proto, port) = ports::example(slot, range.0);
-        changes.add(PolicyChange {
-            allows: new.allowed,
-            from: from.name.clone(),
-            to: to.name.clone(),
-            protocol: ports::protocol(slot, range),
-            ports: ports::text(slot, range),
-            example: ExampleFlow { from: from.address, to: to.address, protocol: proto, port },
-            before: before.rule(old.rule),
-            after: after.rule(new.rule),
-            cut_connections: 0,
+        let v6 = from.is_ipv6();
+        let place = |address| Some((self.groups.number(self.sides, address)? - self.first(v6)) as u32);
+        let (from, to) = (place(from)?, place(to)?);
+        let holds = |set: &Set, n: u32| set.iter().any(|(first, last)| (*first..=*last).contains(&n));
+        let (slot, port) = port_slot(proto, port);
+        let speaks = |part: &Part| {
+            part.slot == slot && part.ranges.iter().any(|(first, last)| (*first..=*last).contains(&port))
+        };
+        let found = self.found.iter().find(|(flows, _)| {
+            flows.v6 == v6
+                && flows.parts.iter().any(speaks)
+                && holds(&flows.from, from)
+                && holds(&flows.to, to)
         });
+        found.map(|(_, change)| *change)
     }
-}
 
-/// Changes in order, those of the two IP versions in one.
-#[derive(Default)]
-struct Changes {
-    list: Vec<PolicyChange>,
-    seen: BTreeMap<(bool, String, String, String, String), usize>,
-}
+    fn first(&self, v6: bool) -> usize {
+        if v6 { self.v6_from } else { 0 }
+    }
 
-impl Changes {
-    fn add(&mut self, change: PolicyChange) {
-        let c = &change;
-        let protocol = c.protocol.trim_end_matches("v6").to_string();
-        let key = (c.allows, c.from.clone(), c.to.clone(), protocol, c.ports.clone());
-        if self.seen.insert(key, self.list.len()).is_none() {
-            self.list.push(change);
+    fn add(&mut self, v6: bool, shown: &mut Shown) {
+        let groups = match v6 {
+            false => &self.groups.all[..self.v6_from],
+            true => &self.groups.all[self.v6_from..],
+        };
+        let mut by_ends: BTreeMap<(Set, Set, bool), Vec<Part>> = BTreeMap::new();
+        for turned in turned(self.sides, groups, v6) {
+            by_ends.entry((turned.from, turned.to, turned.part.allows)).or_default().push(turned.part);
+        }
+        if by_ends.is_empty() {
+            return;
+        }
+        let names = Names::of(self.sides, groups);
+        for ((from, to, allows), parts) in by_ends {
+            // A group of one address has no flows to itself.
+            let Some(ends) = example(groups, &from, &to) else { continue };
+            let [who, to_whom] = [&from, &to].map(|set| names.say(set));
+            for parts in lines(parts) {
+                let (protocol, ports) = words(&parts, v6);
+                let key = protocol.replace("icmpv6", "icmp");
+                let key = (allows, who.clone(), to_whom.clone(), key, ports.clone());
+                let change = *shown.entry(key).or_insert_with(|| {
+                    let example = flow(ends, &parts[0]);
+                    let rules = self.sides.map(|side| {
+                        let ExampleFlow { from, to, protocol, port } = example;
+                        side.rule(side.verdict(from, to, protocol, port).rule)
+                    });
+                    let [before, after] = rules;
+                    let (from, to) = (who.clone(), to_whom.clone());
+                    let cut_connections = 0;
+                    self.changes.push(PolicyChange {
+                        allows,
+                        from,
+                        to,
+                        protocol,
+                        ports,
+                        example,
+                        before,
+                        after,
+                        cut_connections,
+                    });
+                    self.changes.len() - 1
+                });
+                self.found.push((Flows { v6, from: from.clone(), to: to.clone(), parts }, change));
+            }
         }
     }
+}
 
-    fn into_list(self) -> Vec<PolicyChange> {
-        self.list
+/// A line for the protocols of which all turns, and one for each other.
+fn lines(mut parts: Vec<Part>) -> Vec<Vec<Part>> {
+    parts.sort_unstable();
+    let (whole, some): (Vec<_>, Vec<_>) = parts.into_iter().partition(|p| ports::is_all(p.slot, &p.ranges));
+    let whole = (!whole.is_empty()).then_some(whole);
+    some.into_iter().map(|part| vec![part]).chain(whole).collect()
+}
+
+/// Protocols and ports.
+fn words(parts: &[Part], v6: bool) -> (String, String) {
+    match parts {
+        [part] => (ports::protocol(part.slot, &part.ranges), ports::text(part.slot, &part.ranges)),
+        all if all.len() == ports::slots(v6).count() => ("any".into(), "all".into()),
+        several => {
+            let protocols: Vec<_> = several.iter().map(|p| ports::protocol(p.slot, &p.ranges)).collect();
+            (protocols.join(", "), "all".into())
+        }
     }
+}
+
+/// Two addresses that are not one.
+fn example(groups: &[Group], from: &Set, to: &Set) -> Option<(IpAddr, IpAddr)> {
+    let addresses = |set: &Set| {
+        let numbers = set.clone().into_iter().flat_map(|(first, last)| first..=last);
+        numbers.filter_map(|n| groups.get(n as usize)).flat_map(|g| g.addresses.iter().copied())
+    };
+    addresses(from).take(2).find_map(|from| Some((from, addresses(to).find(|to| *to != from)?)))
+}
+
+fn flow((from, to): (IpAddr, IpAddr), part: &Part) -> ExampleFlow {
+    let (protocol, port) = ports::example(part.slot, ports::known(part.slot, &part.ranges));
+    ExampleFlow { from, to, protocol, port }
 }

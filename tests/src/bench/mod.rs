@@ -5,6 +5,7 @@
 
 mod cni;
 mod demo;
+mod paths;
 
 use crate::{Context, Result, enter, figure::Figure, unmet};
 use std::{fs, path::Path};
@@ -18,6 +19,7 @@ pub struct Group {
 pub const GROUPS: &[Group] = &[
     Group { name: "cni", what: "the plugin: its size, and its own time in a call", run: cni::run },
     Group { name: "demo", what: "the data centre of the demo, step by step", run: demo::run },
+    Group { name: "paths", what: "between pods of one node, beside a bridge and nftables", run: paths::run },
 ];
 
 /// Measures all groups, or `only` one; prints the figures and writes them to `results.jsonl`. Whether every target is met.

@@ -8,7 +8,7 @@ use crate::{
 use aya::programs::{SchedClassifier, TestRun, TestRunOptions};
 use bulkhead_daemon::datapath::{Datapath, Generation, Hook, PodMaps, Prefix};
 use bulkhead_ebpf_abi::{
-    AUDIT_POLICY, Addr, Connections, DropKey, Endpoint, Flow, FlowKey, IDENTITY_LOCAL_NODE,
+    AUDIT_POLICY, Addr, Connections, DropKey, ENDPOINT_PACED, Endpoint, Flow, FlowKey, IDENTITY_LOCAL_NODE,
     IDENTITY_LOCAL_POD, Identity, ORIGIN_SHIFT,
 };
 use std::{collections::BTreeMap, net::IpAddr, path::PathBuf};
@@ -164,7 +164,9 @@ impl Node {
                 identity_v6: identity,
                 ifb_ifindex,
                 mac,
-                reserved: 0,
+                // Through the stack: each hook is met by itself.
+                flags: ENDPOINT_PACED,
+                ..Endpoint::default()
             };
             self.datapath.set_endpoint(ifindex(name), &endpoint).expect("endpoint");
             for address in [v4, v6] {

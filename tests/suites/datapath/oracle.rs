@@ -24,8 +24,8 @@ use aya::{
 };
 use bulkhead_daemon::datapath::{Datapath, Generation, Hook, PodMaps};
 use bulkhead_ebpf_abi::{
-    Addr, Connections, DIR_EGRESS, DIR_INGRESS, DropKey, Endpoint, IDENTITY_LOCAL_POD, Identity, ORIGIN_NONE,
-    ORIGIN_SHIFT, ORIGIN_UNKNOWN, RULE_FIRST_DYNAMIC, Sizes, origin_of,
+    Addr, Connections, DIR_EGRESS, DIR_INGRESS, DropKey, ENDPOINT_PACED, Endpoint, IDENTITY_LOCAL_POD,
+    Identity, ORIGIN_NONE, ORIGIN_SHIFT, ORIGIN_UNKNOWN, RULE_FIRST_DYNAMIC, Sizes, origin_of,
 };
 use bulkhead_policy::{Compiled, Interner, Local, LocalPod, Objects, compile};
 use frames::Site;
@@ -91,7 +91,9 @@ impl Kernel {
                 identity_v6: pod.identities[1],
                 ifb_ifindex: 0,
                 mac: pod.mac,
-                reserved: 0,
+                // Through the stack: each hook is met by itself.
+                flags: ENDPOINT_PACED,
+                ..Endpoint::default()
             };
             self.datapath.set_endpoint(ifindex(name), &endpoint).expect("endpoint");
             for (address, id) in pod.addresses.iter().zip(pod.identities) {

@@ -1,8 +1,9 @@
 //! Events of all watches into one snapshot. Pure: no client, no clock but to say when something was noticed.
 
 use super::kinds::api_version;
-use crate::source::{Kind, Object, Observed, Snapshot, document};
+use crate::source::{Kind, Object, Observed, Snapshot};
 use bulkhead_api::messages::ObjectError;
+use bulkhead_policy::files;
 use kube::api::{DynamicObject, ResourceExt};
 use serde_json::{Value, json};
 use std::{
@@ -200,7 +201,7 @@ fn read(kind: Kind, object: DynamicObject) -> (String, Result<Object, ObjectErro
         kept["annotations"] = json!(metadata.annotations.unwrap_or_default());
         fields.insert("metadata".into(), kept);
     }
-    let object = document::typed(&api_version(kind), &kind.to_string(), &name, value, None);
+    let object = files::typed(&api_version(kind), &kind.to_string(), &name, value, None);
     let error =
         |(field, message)| ObjectError { file: None, object: Some(format!("{kind}/{key}")), field, message };
     (key.clone(), object.map_err(error))

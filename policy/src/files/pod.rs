@@ -1,8 +1,8 @@
 //! A Pod object: what rules and limits can see of it.
 
 use super::{PodInfo, document::FieldError};
+use crate::{ContainerPort, Pod};
 use bulkhead_api::objects::Protocol;
-use bulkhead_policy::{ContainerPort, Pod};
 use k8s_openapi::api::core::v1;
 use std::{net::IpAddr, sync::Arc};
 

@@ -1,15 +1,14 @@
 //! One YAML file into objects, or into an error that names file, object and field.
 
 use super::{PodInfo, pod};
+use crate::{Labels, NodeInfo, Sourced};
 use bulkhead_api::{
     messages::ObjectError,
     objects::{
-        API_VERSION, BGPConfiguration, BGPConfigurationSpec, BGPPeer, BGPPeerSpec, BandwidthClass,
-        BandwidthClassSpec, ClusterNetworkPolicySpec, NetworkGroup, NetworkGroupSpec, NetworkPolicySpec,
-        Partition, PartitionSpec,
+        API_VERSION, BGPConfigurationSpec, BGPPeerSpec, BandwidthClassSpec, ClusterNetworkPolicySpec,
+        NetworkGroupSpec, NetworkPolicySpec, PartitionSpec,
     },
 };
-use bulkhead_policy::{Labels, NodeInfo, Sourced};
 use k8s_openapi::{
     api::{core::v1, networking::v1::NetworkPolicy},
     apimachinery::pkg::apis::meta::v1::ObjectMeta,
@@ -140,10 +139,10 @@ fn parse_document(file: &str, first_line: usize, text: &str) -> Result<Option<Ob
         .map_err(|(field, message)| error(line, Some(format!("{kind}/{name}")), field, message))
 }
 
-pub(super) type FieldError = (Option<String>, String);
+pub type FieldError = (Option<String>, String);
 
-/// One object of an API version and kind; `file` is where it stands.
-pub(super) fn typed(
+/// One object of an API version and kind; `file` is where it stands. The error: a field, if it is one's, and what is wrong.
+pub fn typed(
     api_version: &str,
     kind: &str,
     name: &str,
@@ -152,26 +151,21 @@ pub(super) fn typed(
 ) -> Result<Object, FieldError> {
     let name = name.to_string();
     Ok(match (api_version, kind) {
-        (API_VERSION, "Partition") => {
-            Object::Partition(name, Arc::new(Sourced { spec: read::<Partition>(value)?.spec, file }))
-        }
+        (API_VERSION, "Partition") => Object::Partition(name, Arc::new(Sourced { spec: spec(value)?, file })),
         (API_VERSION, "NetworkGroup") => {
-            Object::NetworkGroup(name, Arc::new(Sourced { spec: read::<NetworkGroup>(value)?.spec, file }))
+            Object::NetworkGroup(name, Arc::new(Sourced { spec: spec(value)?, file }))
         }
-        (API_VERSION, "BandwidthClass") => Object::BandwidthClass(
-            name,
-            Arc::new(Sourced { spec: read::<BandwidthClass>(value)?.spec, file }),
-        ),
-        (API_VERSION, "BGPPeer") => {
-            Object::BgpPeer(name, Sourced { spec: read::<BGPPeer>(value)?.spec, file })
+        (API_VERSION, "BandwidthClass") => {
+            Object::BandwidthClass(name, Arc::new(Sourced { spec: spec(value)?, file }))
         }
+        (API_VERSION, "BGPPeer") => Object::BgpPeer(name, Sourced { spec: spec(value)?, file }),
         (API_VERSION, "BGPConfiguration") => {
             if name != "default" {
                 let message =
                     format!("there is one BGPConfiguration, and its name is `default`, not `{name}`");
                 return Err((Some("metadata.name".into()), message));
             }
-            Object::BgpConfiguration(name, Sourced { spec: read::<BGPConfiguration>(value)?.spec, file })
+            Object::BgpConfiguration(name, Sourced { spec: spec(value)?, file })
         }
         ("v1", "Namespace") => {
             let mut labels = read::<v1::Namespace>(value)?.metadata.labels.unwrap_or_default();
@@ -190,7 +184,7 @@ pub(super) fn typed(
             Object::NetworkPolicy(key, Arc::new(Sourced { spec: policy.spec.unwrap_or_default(), file }))
         }
         ("policy.networking.k8s.io/v1alpha2", "ClusterNetworkPolicy") => {
-            let spec = read::<ClusterNetworkPolicy>(value)?.spec;
+            let spec = spec(value)?;
             Object::ClusterNetworkPolicy(name, Arc::new(Sourced { spec, file }))
         }
         ("v1", "Node") => Object::Node(name, Arc::new(node(read::<v1::Node>(value)?)?)),
@@ -205,10 +199,10 @@ fn namespace_of(metadata: &ObjectMeta) -> String {
     metadata.namespace.clone().unwrap_or_else(|| "default".into())
 }
 
-/// What is read of the object; its status is the reporters'.
+/// What is read of an object besides its name; its status is the reporters'.
 #[derive(Deserialize)]
-struct ClusterNetworkPolicy {
-    spec: ClusterNetworkPolicySpec,
+struct Written<T> {
+    spec: T,
 }
 
 /// As [`read`], of a type that passes over what it does not know: a misspelt field of a policy must not be lost.
@@ -243,6 +237,10 @@ fn lost(written: &Value, understood: &Value, path: &str) -> Option<String> {
             .find_map(|(i, (written, understood))| lost(written, understood, &format!("{path}[{i}]"))),
         _ => None,
     }
+}
+
+fn spec<T: DeserializeOwned>(value: Value) -> Result<T, FieldError> {
+    Ok(read::<Written<T>>(value)?.spec)
 }
 
 fn read<T: DeserializeOwned>(value: Value) -> Result<T, FieldError> {

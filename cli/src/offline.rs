@@ -1,0 +1,88 @@
+//! `diff --objects`: the comparison on files alone, without a daemon.
+//!
+//! The directory stands for what is in force, as a daemon would read it; no node's own reach counts, and no connection is
+//! known.
+
+use bulkhead_api::messages::{FileText, ObjectError, PolicyDiff};
+use bulkhead_policy::{
+    Interner, Objects, admit, changes,
+    diff::{Diff, Side},
+    files::{self, Snapshot},
+};
+use ipnetwork::IpNetwork;
+use std::{fs, io, net::IpAddr, path::Path};
+
+/// What a node's configuration says besides the objects.
+#[derive(clap::Args, Debug)]
+pub struct Cluster {
+    /// With --objects: range of the default partition, as the daemons' `podCIDRs`
+    #[arg(long = "pod-cidr", requires = "objects")]
+    pub pod_cidrs: Vec<IpNetwork>,
+    /// With --objects: an address that answers cluster DNS, as the daemons' `clusterDNS`
+    #[arg(long, requires = "objects")]
+    pub cluster_dns: Vec<IpAddr>,
+}
+
+#[derive(Debug, thiserror::Error)]
+pub enum OfflineError {
+    #[error("cannot read {path}: {source}")]
+    Read { path: String, source: io::Error },
+    #[error("{}", lines(.0))]
+    Refused(Vec<ObjectError>),
+    #[error(transparent)]
+    TooLarge(#[from] bulkhead_policy::CompileError),
+}
+
+fn lines(errors: &[ObjectError]) -> String {
+    let lines: Vec<_> = errors.iter().map(ToString::to_string).collect();
+    format!("refused:\n{}", lines.join("\n"))
+}
+
+pub fn diff(directory: &Path, changed: &[FileText], cluster: &Cluster) -> Result<PolicyDiff, OfflineError> {
+    let before = read(directory)?;
+    let mut after = before.clone();
+    for file in changed {
+        let objects = files::parse(&file.name, &file.text).map_err(|e| OfflineError::Refused(vec![e]))?;
+        objects.into_iter().for_each(|object| after.insert(object));
+    }
+    let before = admitted(&Objects::default(), before, cluster)?;
+    let after = admitted(&before, after, cluster)?;
+    let mut interner = Interner::default();
+    let mut side = |objects| Side::of(objects, &mut interner, "", &[]);
+    let (was, is) = (side(&before)?, side(&after)?);
+    let diff = Diff::of(&was, &is);
+    Ok(PolicyDiff { changed: changes(&before, &after), changes: diff.changes, cut_connections: 0 })
+}
+
+fn admitted(before: &Objects, snapshot: Snapshot, cluster: &Cluster) -> Result<Objects, OfflineError> {
+    let mut objects = snapshot.policy;
+    objects.default_pod_cidrs.clone_from(&cluster.pod_cidrs);
+    objects.cluster_dns.clone_from(&cluster.cluster_dns);
+    match admit(before, objects) {
+        (objects, errors) if errors.is_empty() => Ok(objects),
+        (_, errors) => Err(OfflineError::Refused(errors)),
+    }
+}
+
+fn read(directory: &Path) -> Result<Snapshot, OfflineError> {
+    let at = |path: &Path, source| OfflineError::Read { path: path.display().to_string(), source };
+    let mut files = Vec::new();
+    let mut errors = Vec::new();
+    for entry in fs::read_dir(directory).map_err(|e| at(directory, e))? {
+        let path = entry.map_err(|e| at(directory, e))?.path();
+        let Some(name) = path.file_name().and_then(|n| n.to_str()).filter(|n| files::is_object_file(n))
+        else {
+            continue;
+        };
+        let text = fs::read_to_string(&path).map_err(|e| at(&path, e))?;
+        match files::parse(name, &text) {
+            Ok(objects) => files.push((name.to_string(), objects)),
+            Err(error) => errors.push(error),
+        }
+    }
+    files.sort_by(|a, b| a.0.cmp(&b.0));
+    let (snapshot, twice) =
+        files::snapshot(files.iter().map(|(name, objects)| (name.as_str(), objects.as_slice())));
+    errors.extend(twice);
+    if errors.is_empty() { Ok(snapshot) } else { Err(OfflineError::Refused(errors)) }
+}

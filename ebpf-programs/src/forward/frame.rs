@@ -1,0 +1,65 @@
+//! What a router does to a packet: one hop less, and the next link's addresses.
+
+use crate::{parse::Packet, skb};
+use aya_ebpf::{bindings::BPF_F_RECOMPUTE_CSUM, programs::TcContext};
+use bulkhead_ebpf_abi::{PROTO_TCP, PROTO_UDP};
+use core::mem::MaybeUninit;
+
+const TTL: u32 = skb::ETHERNET + 8;
+const HOP_LIMIT: u32 = skb::ETHERNET + 7;
+
+/// Length of the longest packet that this one is on the wire, from the IP header on.
+#[inline(always)]
+pub fn segment(ctx: &TcContext, packet: &Packet) -> u32 {
+    let size = skb::gso_size(ctx);
+    if size == 0 {
+        return skb::len(ctx).wrapping_sub(skb::ETHERNET);
+    }
+    let header = match packet.proto {
+        PROTO_TCP => tcp_header(ctx, packet.transport),
+        PROTO_UDP => 8,
+        _ => 0,
+    };
+    (packet.transport - skb::ETHERNET) + header + size
+}
+
+#[inline(never)]
+fn tcp_header(ctx: &TcContext, transport: u32) -> u32 {
+    // Data offset and flags are in the second half of the header's second word.
+    skb::word(ctx, transport + 8).map_or(15, |word| (word >> 28) as u32 & 0xf) * 4
+}
+
+/// Time to live, protocol, checksum.
+#[repr(C)]
+#[derive(Clone, Copy)]
+struct Hop {
+    ttl: u8,
+    proto: u8,
+    checksum: [u8; 2],
+}
+
+/// Addresses the frame and takes a hop off; false: nothing was changed, or the packet cannot be written.
+#[inline(always)]
+pub fn forward(ctx: &TcContext, macs: &[[u8; 6]; 2], hop_limit: u8, ipv6: bool) -> bool {
+    lower_hop_limit(ctx, hop_limit, ipv6) && skb::store::<_, 12>(ctx, 0, macs, 0)
+}
+
+#[inline(always)]
+pub fn lower_hop_limit(ctx: &TcContext, hop_limit: u8, ipv6: bool) -> bool {
+    if ipv6 {
+        return skb::store::<_, 1>(
+            ctx,
+            HOP_LIMIT,
+            &hop_limit.wrapping_sub(1),
+            u64::from(BPF_F_RECOMPUTE_CSUM),
+        );
+    }
+    let mut room = MaybeUninit::<Hop>::uninit();
+    // SAFETY: four bytes into four; integers only.
+    let Some(hop) = (unsafe { skb::load::<Hop, 0, 4>(ctx, TTL, &mut room) }) else { return false };
+    // RFC 1141: what the header loses the checksum gains; a sum over both is the same as before.
+    let sum = u32::from(u16::from_be_bytes(hop.checksum)) + 0x100;
+    let checksum = ((sum + (sum >> 16)) as u16).to_be_bytes();
+    let hop = Hop { ttl: hop.ttl.wrapping_sub(1), checksum, ..*hop };
+    skb::store::<_, 4>(ctx, TTL, &hop, 0)
+}

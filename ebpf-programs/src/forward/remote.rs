@@ -1,0 +1,62 @@
+//! Out of the node: the route's next hop, and its neighbour's address as the kernel knows or finds it.
+
+use super::frame;
+use crate::{parse::Packet, skb, verdict::NEXT};
+use aya_ebpf::{
+    bindings::{BPF_FIB_LKUP_RET_SUCCESS, BPF_FIB_LOOKUP_SKIP_NEIGH, bpf_fib_lookup, bpf_redir_neigh},
+    helpers::generated,
+    programs::TcContext,
+};
+use core::mem::{size_of, zeroed};
+
+const AF_INET: u8 = 2;
+const AF_INET6: u8 = 10;
+
+/// The stack gets what has no route, and what is longer than the route allows: it answers.
+#[inline(never)]
+pub fn send(ctx: &TcContext, packet: &Packet, ipv6: u32) -> i32 {
+    let length = frame::segment(ctx, packet);
+    if packet.hop_limit <= 1 || length > u32::from(u16::MAX) {
+        return NEXT;
+    }
+    // SAFETY: integers; zero is a value of all.
+    let mut route: bpf_fib_lookup = unsafe { zeroed() };
+    (route.l4_protocol, route.ifindex) = (packet.proto, skb::ifindex(ctx));
+    (route.sport, route.dport) = (packet.src_port.to_be(), packet.dst_port.to_be());
+    route.__bindgen_anon_1.tot_len = length as u16;
+    if ipv6 != 0 {
+        route.family = AF_INET6;
+        route.__bindgen_anon_3.ipv6_src = packet.src.words();
+        route.__bindgen_anon_4.ipv6_dst = packet.dst.words();
+    } else {
+        route.family = AF_INET;
+        route.__bindgen_anon_3.ipv4_src = packet.src.words()[3];
+        route.__bindgen_anon_4.ipv4_dst = packet.dst.words()[3];
+    }
+    let size = size_of::<bpf_fib_lookup>() as i32;
+    // SAFETY: the kernel reads and writes as many bytes as it is told.
+    let found = unsafe {
+        generated::bpf_fib_lookup(ctx.skb.skb.cast(), &raw mut route, size, BPF_FIB_LOOKUP_SKIP_NEIGH)
+    };
+    if found != i64::from(BPF_FIB_LKUP_RET_SUCCESS)
+        || !frame::lower_hop_limit(ctx, packet.hop_limit, ipv6 != 0)
+    {
+        return NEXT;
+    }
+    redirect(&route)
+}
+
+/// The next hop's family may be another than the packet's (RFC 8950).
+#[inline(always)]
+fn redirect(route: &bpf_fib_lookup) -> i32 {
+    // SAFETY: as above.
+    let mut hop: bpf_redir_neigh = unsafe { zeroed() };
+    hop.nh_family = u32::from(route.family);
+    // SAFETY: the look-up has written all of it; of IPv4 the first word counts.
+    hop.__bindgen_anon_1.ipv6_nh = unsafe { route.__bindgen_anon_4.ipv6_dst };
+    // SAFETY: the kernel reads as many bytes as it is told.
+    unsafe {
+        generated::bpf_redirect_neigh(route.ifindex, &raw mut hop, size_of::<bpf_redir_neigh>() as i32, 0)
+            as i32
+    }
+}

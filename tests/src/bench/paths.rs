@@ -1,0 +1,85 @@
+//! What a packet's way between two pods of one node costs, beside other ways to connect two namespaces.
+//!
+//! ```text
+//! bulkhead   two pods of isolated partitions, a rule admits one to the other's port
+//! bridge     two ports of a Linux bridge, no policy at all
+//! set        a routing node, nftables: established by conntrack, the rest by one interval set
+//! linear     the same with 10,000 rules in a row that each packet passes, as a list without conntrack has it
+//! ```
+//! Both ends share one processor (two are slower by far, and noisy). Slices of milliseconds, by turns and in changing order;
+//! each is compared with its neighbours of the same round, and the median of these ratios counts.
+
+mod pair;
+mod places;
+
+use crate::{Lab, Result, figure::Figure};
+use pair::{Pair, Pairs};
+use places::Filter;
+use std::time::Duration;
+
+const ROUNDS: usize = 150;
+/// Of a slice.
+const TRIPS: u32 = 250;
+const CALLS: u32 = 40;
+
+pub fn run() -> Result<Vec<Figure>> {
+    let mut lab = Lab::start()?;
+    for n in 0..lab.pods.len() {
+        let node = &lab.nodes[lab.pods[n].node];
+        lab.pods[n].add(node)?;
+    }
+    let (web, db) = (lab.pod("web/front-0")?, lab.pod("payments/db-0")?);
+    let bridge = places::bridge()?;
+    let set = places::routed("set", Filter::IntervalSet)?;
+    let linear = places::routed("linear", Filter::Linear(10_000))?;
+    let pairs =
+        [Pair { client: &web.netns, server: &db.netns, to: db.v4 }, bridge.pair(), set.pair(), linear.pair()];
+    Pairs::with(&pairs, |pairs| {
+        let mut figures = Vec::new();
+        let trips = rounds(|which| pairs.trips(which, TRIPS))?;
+        figures.extend(compare("round_trips", "per s", TRIPS, &trips, [1.10, 1.2, 3.5]));
+        let calls = rounds(|which| pairs.calls(which, CALLS))?;
+        figures.extend(compare("connections", "per s", CALLS, &calls, [1.08, 1.2, 3.5]));
+        Ok(figures)
+    })
+}
+
+const REFERENCES: [&str; 3] = ["bridge", "interval_set", "linear_rules"];
+const PLACES: usize = REFERENCES.len() + 1;
+type Round = [Duration; PLACES];
+
+fn rounds(mut slice: impl FnMut(usize) -> Result<Duration>) -> Result<Vec<Round>> {
+    let mut rounds = Vec::with_capacity(ROUNDS);
+    for n in 0..ROUNDS {
+        let mut round = [Duration::ZERO; PLACES];
+        for turn in 0..PLACES {
+            let which = (n + turn) % PLACES;
+            round[which] = slice(which)?;
+        }
+        rounds.push(round);
+    }
+    Ok(rounds)
+}
+
+fn compare(
+    what: &str,
+    unit: &'static str,
+    per_slice: u32,
+    rounds: &[Round],
+    targets: [f64; 3],
+) -> Vec<Figure> {
+    let ours = f64::from(per_slice) / median(rounds.iter().map(|r| r[0].as_secs_f64()));
+    let figure = |(n, (reference, target)): (usize, (&str, f64))| {
+        let ratio = median(rounds.iter().map(|r| r[n + 1].as_secs_f64() / r[0].as_secs_f64()));
+        Figure::new(format!("{what}_beside_{reference}"), ours, unit)
+            .beside(ours / ratio)
+            .ratio_at_least(target)
+    };
+    REFERENCES.into_iter().zip(targets).enumerate().map(figure).collect()
+}
+
+fn median(values: impl Iterator<Item = f64>) -> f64 {
+    let mut values: Vec<f64> = values.collect();
+    values.sort_by(f64::total_cmp);
+    values.get(values.len() / 2).copied().unwrap_or(f64::NAN)
+}

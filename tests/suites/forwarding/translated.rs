@@ -1,0 +1,119 @@
+//! What the node's netfilter translates, as kube-proxy and a masquerading agent would have it do.
+
+use crate::support::{Watch, alternative, exchange, exchange_at, nft, require};
+use bulkhead_lab::{Lab, Result, unmet};
+use std::net::{IpAddr, SocketAddr};
+
+/// Service addresses of both families, by number.
+fn service(n: u16, v6: bool) -> IpAddr {
+    if v6 { format!("fd00:96::{n}") } else { format!("10.96.0.{n}") }.parse().expect("an address")
+}
+
+fn at(address: IpAddr, port: u16) -> SocketAddr {
+    SocketAddr::new(address, port)
+}
+
+/// Both families in one table: DNAT by destination and port, masquerade by condition.
+fn translate(lab: &Lab, dnat: &[(SocketAddr, SocketAddr)], masquerade: &[String]) -> Result<()> {
+    let dnat = dnat.iter().map(|(from, to)| {
+        let family = if from.is_ipv4() { "ip" } else { "ip6" };
+        format!("  {family} daddr {} tcp dport {} dnat {family} to {to}\n", from.ip(), from.port())
+    });
+    let masquerade = masquerade.iter().map(|condition| format!("  {condition} masquerade\n"));
+    nft(
+        &lab.nodes[0].netns,
+        &format!(
+            "table inet proxy {{}}\ndelete table inet proxy\ntable inet proxy {{\n chain pre {{\n  type nat hook \
+             prerouting priority dstnat;\n{} }}\n chain post {{\n  type nat hook postrouting priority srcnat;\n{} }}\n \
+             chain filter {{\n  type filter hook forward priority 0;\n  ct state invalid drop\n }}\n}}\n",
+            dnat.collect::<String>(),
+            masquerade.collect::<String>()
+        ),
+    )
+}
+
+fn clear(lab: &Lab) -> Result<()> {
+    nft(&lab.nodes[0].netns, "delete table inet proxy\n")
+}
+
+pub fn services(lab: &mut Lab) -> Result<()> {
+    let (cart, plain, far) = (lab.pod("shop/cart-0")?, lab.pod("shop/plain-0")?, lab.pod("shop/cart-1")?);
+    let (mut dnat, mut masquerade) = (Vec::new(), Vec::new());
+    for v6 in [false, true] {
+        for (n, backend) in [(10, plain), (11, far), (12, cart)] {
+            dnat.push((at(service(n, v6), 80), at(alternative(backend, v6), 8080)));
+        }
+        let (family, own) = (if v6 { "ip6" } else { "ip" }, alternative(cart, v6));
+        masquerade.push(format!("{family} saddr {own} {family} daddr {own}"));
+    }
+    translate(lab, &dnat, &masquerade)?;
+    for v6 in [false, true] {
+        for (n, backend) in [(10, plain), (11, far)] {
+            let watch = Watch::start(&lab.nodes[0])?;
+            let called = at(service(n, v6), 80);
+            let seen = exchange_at(&cart.netns, &backend.netns, 8080, called, None)?;
+            require(seen == alternative(cart, v6), &format!("the backend saw {seen}"))?;
+            require(watch.packets()? >= 8, "both directions must be translated")?;
+            // Beside it, to the same backend without translation.
+            let watch = Watch::start(&lab.nodes[0])?;
+            exchange(&cart.netns, &backend.netns, alternative(backend, v6), 8080, None)?;
+            require(watch.packets()? == 0, "nothing translates this one")?;
+        }
+        exchange_at(&cart.netns, &cart.netns, 8080, at(service(12, v6), 80), None)?;
+    }
+    clear(lab)
+}
+
+pub fn masqueraded(lab: &mut Lab) -> Result<()> {
+    let (cart, far, node) = (lab.pod("shop/cart-0")?, lab.pod("shop/cart-1")?, &lab.nodes[1]);
+    // As an agent does it: all that leaves for an address that is no pod's. The first node calls the machine direct.
+    let rules = "table inet proxy {\n chain post {\n  type nat hook postrouting priority srcnat;\n  oifname eth0 ip daddr \
+                 172.30.9.0/24 masquerade\n  oifname eth0 ip6 daddr fd00:30:9::/64 masquerade\n }\n chain filter {\n  \
+                 type filter hook forward priority 0;\n  ct state invalid drop\n }\n}\n";
+    nft(&node.netns, rules)?;
+    for v6 in [false, true] {
+        let (vm, own): (IpAddr, IpAddr) =
+            if v6 { (lab.vm.v6.into(), node.v6.into()) } else { (lab.vm.v4.into(), node.v4.into()) };
+        let seen = exchange(&far.netns, &lab.vm.netns, vm, 8080, None)?;
+        require(seen == own, &format!("the machine saw {seen}"))?;
+        let seen = exchange(&lab.vm.netns, &far.netns, alternative(far, v6), 8080, None)?;
+        require(seen == vm, &format!("the pod saw {seen}"))?;
+        let seen = exchange(&far.netns, &cart.netns, alternative(cart, v6), 8080, None)?;
+        require(seen == alternative(far, v6), &format!("the other pod saw {seen}"))?;
+    }
+    nft(&node.netns, "delete table inet proxy\n")
+}
+
+pub fn node_ports(lab: &mut Lab) -> Result<()> {
+    let (cart, db) = (lab.pod("shop/cart-0")?, lab.pod("payments/db-0")?);
+    let (plain, far) = (lab.pod("shop/plain-0")?, lab.pod("shop/cart-1")?);
+    let node = &lab.nodes[0];
+    let own = |v6: bool| -> IpAddr { if v6 { node.v6.into() } else { node.v4.into() } };
+    let mut dnat = Vec::new();
+    for v6 in [false, true] {
+        for (port, backend, to) in [(30080, plain, 8080), (30081, far, 8080), (30082, db, 20880)] {
+            dnat.push((at(own(v6), port), at(alternative(backend, v6), to)));
+        }
+    }
+    translate(lab, &dnat, &["ct status dnat".into()])?;
+    // Bits of the pod's own choice.
+    let marks = [None, Some(30 << 16 | 1)];
+    for v6 in [false, true] {
+        for caller in [&lab.vm.netns, &cart.netns] {
+            for (port, backend) in [(30080, plain), (30081, far)] {
+                let seen = exchange_at(caller, &backend.netns, 8080, at(own(v6), port), None)?;
+                require(seen == own(v6), &format!("the backend saw {seen}"))?;
+            }
+        }
+        let called = at(own(v6), 30082);
+        // The machine may, by the partition's rule; whoever else speaks from the node's address may not.
+        let seen = exchange_at(&lab.vm.netns, &db.netns, 20880, called, None)?;
+        require(seen == own(v6), &format!("the backend saw {seen}"))?;
+        for mark in marks {
+            if exchange_at(&cart.netns, &db.netns, 20880, called, mark).is_ok() {
+                return unmet("a stranger passes as the node, or as whom it likes");
+            }
+        }
+    }
+    clear(lab)
+}
