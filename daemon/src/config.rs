@@ -13,15 +13,15 @@ use std::{
 pub struct Config {
     /// This node's name, as `Node` and `IPBlock` objects have it.
     pub node: String,
-    /// Directory of YAML objects, without Kubernetes.
+    /// Directory of YAML objects, without Kubernetes. Read by way of [`Self::origin`], as the next two.
     #[serde(default)]
-    objects: Option<PathBuf>,
+    pub objects: Option<PathBuf>,
     /// Directory where the nodes claim address blocks; shared by all nodes. Goes with `objects`.
     #[serde(default)]
-    blocks: Option<PathBuf>,
+    pub blocks: Option<PathBuf>,
     /// In place of both directories.
     #[serde(default)]
-    kubernetes: Option<Kubernetes>,
+    pub kubernetes: Option<Kubernetes>,
     #[serde(default = "state_dir")]
     pub state_dir: PathBuf,
     #[serde(default = "socket")]
