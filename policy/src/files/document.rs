@@ -28,7 +28,7 @@ pub enum Object {
     Partition(String, Arc<Sourced<PartitionSpec>>),
     NetworkGroup(String, Arc<Sourced<NetworkGroupSpec>>),
     BandwidthClass(String, Arc<Sourced<BandwidthClassSpec>>),
-    BgpPeer(String, Sourced<BGPPeerSpec>),
+    BgpPeer(String, Box<Sourced<BGPPeerSpec>>),
     BgpConfiguration(String, Sourced<BGPConfigurationSpec>),
     Namespace(String, Arc<Labels>),
     /// By `namespace/name`.
@@ -158,7 +158,7 @@ pub fn typed(
         (API_VERSION, "BandwidthClass") => {
             Object::BandwidthClass(name, Arc::new(Sourced { spec: spec(value)?, file }))
         }
-        (API_VERSION, "BGPPeer") => Object::BgpPeer(name, Sourced { spec: spec(value)?, file }),
+        (API_VERSION, "BGPPeer") => Object::BgpPeer(name, Box::new(Sourced { spec: spec(value)?, file })),
         (API_VERSION, "BGPConfiguration") => {
             if name != "default" {
                 let message =

@@ -35,7 +35,7 @@ impl Snapshot {
             Object::Partition(name, o) => drop(self.policy.partitions.insert(name, o)),
             Object::NetworkGroup(name, o) => drop(self.policy.network_groups.insert(name, o)),
             Object::BandwidthClass(name, o) => drop(self.policy.bandwidth_classes.insert(name, o)),
-            Object::BgpPeer(name, o) => drop(self.bgp_peers.insert(name, o)),
+            Object::BgpPeer(name, o) => drop(self.bgp_peers.insert(name, *o)),
             Object::BgpConfiguration(_, o) => self.bgp = Some(o),
             Object::Namespace(name, labels) => drop(self.policy.namespaces.insert(name, labels)),
             Object::Pod(key, pod) => {
