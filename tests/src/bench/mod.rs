@@ -6,6 +6,7 @@
 mod cni;
 mod compile;
 mod demo;
+mod packet;
 mod paths;
 
 use crate::{Context, Result, enter, figure::Figure, unmet};
@@ -25,6 +26,7 @@ pub const GROUPS: &[Group] = &[
         run: compile::run,
     },
     Group { name: "demo", what: "the data centre of the demo, step by step", run: demo::run },
+    Group { name: "packet", what: "a packet at a hook, beside the bare look-up", run: packet::run },
     Group { name: "paths", what: "between pods of one node, beside a bridge and nftables", run: paths::run },
 ];
 
