@@ -139,7 +139,10 @@ fn full_state(lab: &mut Lab) -> Result<()> {
         let ballast = Path::new(&state).join("ballast");
         let _ = fs::write(&ballast, vec![0; 256 << 10]);
         refused(add(lab, pods_of(lab, 0)[0]), &["No space left on device", "node1/state/endpoints"])?;
-        let change = lab.objects.read("web.yaml")?.replace("8080", "8081");
+        // A change that needs a number: a successor could not read the kernel's tables without it.
+        let late = "apiVersion: bulkhead.dev/v1alpha1\nkind: Partition\nmetadata: {name: late}\n\
+                    spec: {policyID: 78, namespaces: [late], podCIDRs: [10.78.0.0/20]}\n";
+        let change = format!("{}---\n{late}", lab.objects.read("web.yaml")?);
         lab.objects.write("web.yaml", &change)?;
         until_refused(&lab.nodes[0], "No space left on device")?;
         fs::remove_file(&ballast)?;
