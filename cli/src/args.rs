@@ -84,12 +84,12 @@ pub enum BgpCommand {
 
 #[derive(clap::Args, Debug)]
 pub struct Explain {
-    /// Who opens the connection: an address, or namespace/pod of this node
+    /// Who opens the connection: an address, namespace/pod, or NetworkGroup/name
     pub from: String,
-    /// Who is called: an address, or namespace/pod of this node
+    /// Who is called: an address, namespace/pod, or NetworkGroup/name
     pub to: String,
     /// tcp, udp, sctp, icmp, icmpv6 or a number
-    #[arg(long, default_value = "tcp")]
+    #[arg(long, visible_alias = "proto", default_value = "tcp")]
     pub protocol: String,
     /// Destination port; for ICMP its type [default for ICMP: echo request]
     #[arg(long)]

@@ -4,8 +4,7 @@ use super::Node;
 use crate::source;
 use bulkhead_api::messages::{DiffRequest, ErrorReply, ObjectError, PolicyDiff, code};
 use bulkhead_ebpf_abi::{
-    DIR_EGRESS, DIR_INGRESS, FLOW_CLOSED, FLOW_INITIATOR_LOW, FLOW_KEEP_EGRESS, FLOW_KEEP_INGRESS,
-    FLOW_OWN_NODE, Flow, FlowKey,
+    DIR_EGRESS, DIR_INGRESS, FLOW_CLOSED, FLOW_KEEP_EGRESS, FLOW_KEEP_INGRESS, FLOW_OWN_NODE, Flow, FlowKey,
 };
 use bulkhead_policy::{
     CompileError, admit, changes,
@@ -70,8 +69,7 @@ impl Connection {
         if flow.flags & (FLOW_OWN_NODE | FLOW_CLOSED) != 0 {
             return None;
         }
-        let low_first = flow.flags & FLOW_INITIATOR_LOW != 0;
-        let (from, to) = if low_first { (key.low, key.high) } else { (key.high, key.low) };
+        let [(from, _), (to, _)] = key.ends(flow.flags);
         Some(Self { from: from.to_ip(), to: to.to_ip(), proto: key.proto, port: flow.service_port })
     }
 
