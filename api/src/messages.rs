@@ -203,6 +203,12 @@ pub struct Rollback {
 #[derive(Clone, Debug, PartialEq, Eq, Default, Serialize, Deserialize)]
 pub struct DiffRequest {
     pub files: Vec<FileText>,
+    /// `Partition/web`: objects that would be removed.
+    #[serde(default)]
+    pub delete: Vec<String>,
+    /// The files are all there would be: what is in force and not in them would be removed. Namespaces, pods and nodes stay.
+    #[serde(default)]
+    pub prune: bool,
 }
 
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]

@@ -41,9 +41,15 @@ pub enum Command {
     Explain(Explain),
     /// What a change would newly allow and deny; exit status 0: nothing, 1: something, 2: error
     Diff {
-        /// Files with the objects as they would be; `-`: standard input
-        #[arg(short, long = "file", required = true, num_args = 1..)]
+        /// Files, or directories of files, with the objects as they would be; `-`: standard input
+        #[arg(short, long = "file", required_unless_present = "delete", num_args = 1..)]
         files: Vec<PathBuf>,
+        /// An object that would be removed, as in Partition/web or NetworkPolicy/shop/db
+        #[arg(long, value_name = "KIND/NAME", num_args = 1..)]
+        delete: Vec<String>,
+        /// The files are all there would be: objects in force that are not in them would be removed (namespaces, pods and nodes stay)
+        #[arg(long, requires = "files")]
+        prune: bool,
         /// Compare with the objects of this directory, and not with a daemon's
         #[arg(long, value_name = "DIR")]
         objects: Option<PathBuf>,

@@ -32,7 +32,7 @@ pub enum Object {
     Partition(String, Arc<Sourced<PartitionSpec>>),
     NetworkGroup(String, Arc<Sourced<NetworkGroupSpec>>),
     BandwidthClass(String, Arc<Sourced<BandwidthClassSpec>>),
-    BgpPeer(String, Sourced<BGPPeerSpec>),
+    BgpPeer(String, Box<Sourced<BGPPeerSpec>>),
     BgpConfiguration(String, Sourced<BGPConfigurationSpec>),
     Namespace(String, Arc<Labels>),
     /// By `namespace/name`.
@@ -55,6 +55,26 @@ pub enum Kind {
     NetworkPolicy,
     ClusterNetworkPolicy,
     Node,
+}
+
+impl Kind {
+    const ALL: [Self; 10] = [
+        Self::Partition,
+        Self::NetworkGroup,
+        Self::BandwidthClass,
+        Self::BgpPeer,
+        Self::BgpConfiguration,
+        Self::Namespace,
+        Self::Pod,
+        Self::NetworkPolicy,
+        Self::ClusterNetworkPolicy,
+        Self::Node,
+    ];
+
+    /// By its name in objects, in any case.
+    pub fn named(name: &str) -> Option<Self> {
+        Self::ALL.into_iter().find(|kind| kind.to_string().eq_ignore_ascii_case(name))
+    }
 }
 
 impl fmt::Display for Kind {
@@ -138,27 +158,26 @@ fn parse_document(file: &str, first_line: usize, text: &str) -> Result<Option<Ob
         return Err(error(line, Some(kind), Some("metadata.name".into()), "an object needs a name".into()));
     };
     let origin = Origin { file: format!("{file}:{line}"), first_line, text };
-    typed(&api_version, &kind, &name, value, origin)
+    typed(&api_version, &kind, &name, value, Some(origin))
         .map(Some)
         .map_err(|(field, message)| error(line, Some(format!("{kind}/{name}")), field, message))
 }
 
-/// Where an object stands, and its text.
-struct Origin<'a> {
+/// Where an object stands, and its document.
+pub struct Origin<'a> {
     file: String,
     first_line: usize,
     text: &'a str,
 }
 
-impl Origin<'_> {
-    fn plain<T>(self, spec: T) -> Sourced<T> {
-        Sourced::new(spec, Some(self.file))
-    }
+fn plain<T>(spec: T, origin: Option<Origin<'_>>) -> Sourced<T> {
+    Sourced::new(spec, origin.map(|o| o.file))
+}
 
-    /// With the lines of its rules.
-    fn with_rules<T>(self, spec: T) -> Arc<Sourced<T>> {
-        Arc::new(Sourced { lines: rule_lines(self.first_line, self.text), ..self.plain(spec) })
-    }
+/// With the lines of its rules.
+fn with_rules<T>(spec: T, origin: Option<Origin<'_>>) -> Arc<Sourced<T>> {
+    let lines = origin.as_ref().map(|o| rule_lines(o.first_line, o.text)).unwrap_or_default();
+    Arc::new(Sourced { lines, ..plain(spec, origin) })
 }
 
 /// What of a document has positions that people are told; a `Value` has lost them.
@@ -189,28 +208,32 @@ fn rule_lines(first_line: usize, text: &str) -> RuleLines {
     }
 }
 
-pub(super) type FieldError = (Option<String>, String);
+pub type FieldError = (Option<String>, String);
 
-fn typed(
+/// One object of an API version and kind; `origin`: where it stands, in a source of files. The error: a field, if it is
+/// one's, and what is wrong.
+pub fn typed(
     api_version: &str,
     kind: &str,
     name: &str,
     value: Value,
-    origin: Origin<'_>,
+    origin: Option<Origin<'_>>,
 ) -> Result<Object, FieldError> {
     let name = name.to_string();
     Ok(match (api_version, kind) {
-        (API_VERSION, "Partition") => Object::Partition(name, origin.with_rules(spec(value)?)),
-        (API_VERSION, "NetworkGroup") => Object::NetworkGroup(name, Arc::new(origin.plain(spec(value)?))),
-        (API_VERSION, "BandwidthClass") => Object::BandwidthClass(name, Arc::new(origin.plain(spec(value)?))),
-        (API_VERSION, "BGPPeer") => Object::BgpPeer(name, origin.plain(spec(value)?)),
+        (API_VERSION, "Partition") => Object::Partition(name, with_rules(spec(value)?, origin)),
+        (API_VERSION, "NetworkGroup") => Object::NetworkGroup(name, Arc::new(plain(spec(value)?, origin))),
+        (API_VERSION, "BandwidthClass") => {
+            Object::BandwidthClass(name, Arc::new(plain(spec(value)?, origin)))
+        }
+        (API_VERSION, "BGPPeer") => Object::BgpPeer(name, Box::new(plain(spec(value)?, origin))),
         (API_VERSION, "BGPConfiguration") => {
             if name != "default" {
                 let message =
                     format!("there is one BGPConfiguration, and its name is `default`, not `{name}`");
                 return Err((Some("metadata.name".into()), message));
             }
-            Object::BgpConfiguration(name, origin.plain(spec(value)?))
+            Object::BgpConfiguration(name, plain(spec(value)?, origin))
         }
         ("v1", "Namespace") => {
             let mut labels = read::<v1::Namespace>(value)?.metadata.labels.unwrap_or_default();
@@ -226,10 +249,10 @@ fn typed(
         ("networking.k8s.io/v1", "NetworkPolicy") => {
             let policy = strict::<NetworkPolicy>(value)?;
             let key = format!("{}/{name}", namespace_of(&policy.metadata));
-            Object::NetworkPolicy(key, origin.with_rules(policy.spec.unwrap_or_default()))
+            Object::NetworkPolicy(key, with_rules(policy.spec.unwrap_or_default(), origin))
         }
         ("policy.networking.k8s.io/v1alpha2", "ClusterNetworkPolicy") => {
-            Object::ClusterNetworkPolicy(name, origin.with_rules(spec(value)?))
+            Object::ClusterNetworkPolicy(name, with_rules(spec(value)?, origin))
         }
         ("v1", "Node") => Object::Node(name, Arc::new(node(read::<v1::Node>(value)?)?)),
         _ => {
