@@ -28,8 +28,10 @@ pub fn from_pod(ctx: &TcContext) -> i32 {
     if ethertype == skb::ETHERTYPE_ARP {
         return to_stack(ctx, pod, arp::from_pod(ctx, pod));
     }
-    if known::sent(ctx, pod, ethertype) {
-        return to_stack(ctx, pod, Verdict::PASS);
+    match known::sent(ctx, pod, ethertype) {
+        known::UNKNOWN => {}
+        NEXT => return to_stack(ctx, pod, Verdict::PASS),
+        redirected => return redirected,
     }
     let mut room = MaybeUninit::uninit();
     let packet = Packet::empty(&mut room);

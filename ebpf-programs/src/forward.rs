@@ -23,6 +23,21 @@ use crate::{
 use aya_ebpf::{helpers::generated::bpf_redirect_peer, programs::TcContext};
 use bulkhead_ebpf_abi::{DIR_EGRESS, DIR_INGRESS, Delivery, ENDPOINT_PACED, Endpoint};
 
+/// What forwarding must know of a packet.
+pub struct Leg {
+    pub hop_limit: u8,
+    pub proto: u8,
+    /// Where the transport header begins.
+    pub transport: u32,
+}
+
+impl Leg {
+    #[inline(always)]
+    fn of(packet: &Packet) -> Self {
+        Self { hop_limit: packet.hop_limit, proto: packet.proto, transport: packet.transport }
+    }
+}
+
 /// May the pod's packet pass the stack by, as far as packet and pod go?
 #[inline(always)]
 pub fn is_plain(ctx: &TcContext, packet: &Packet, ipv6: bool) -> bool {
@@ -64,7 +79,7 @@ fn to_local(ctx: &TcContext, at: &mut At, to: &Delivery, packet: &Packet, ipv6: 
             return counters::drop(verdict, to.policy, DIR_INGRESS, at.bytes);
         }
     }
-    deliver(ctx, to, packet, u32::from(ipv6))
+    deliver(ctx, to, &Leg::of(packet), u32::from(ipv6))
 }
 
 #[inline(always)]
@@ -90,15 +105,15 @@ pub fn from_uplink(ctx: &TcContext, to: &Delivery, packet: &mut Packet, ethertyp
     if !verdict.passes() {
         return counters::drop(verdict, to.policy, DIR_INGRESS, at.bytes);
     }
-    if verdict.is_direct() { deliver(ctx, to, packet, u32::from(ipv6)) } else { NEXT }
+    if verdict.is_direct() { deliver(ctx, to, &Leg::of(packet), u32::from(ipv6)) } else { NEXT }
 }
 
 /// Into the pod, behind the queue and the hook of its host side. A function of its own, for the stack's sake.
 #[inline(never)]
-fn deliver(ctx: &TcContext, to: &Delivery, packet: &Packet, ipv6: u32) -> i32 {
-    if packet.hop_limit <= 1
-        || frame::segment(ctx, packet) > u32::from(to.mtu)
-        || !frame::forward(ctx, &to.macs, packet.hop_limit, ipv6 != 0)
+pub fn deliver(ctx: &TcContext, to: &Delivery, leg: &Leg, ipv6: u32) -> i32 {
+    if leg.hop_limit <= 1
+        || frame::segment(ctx, leg) > u32::from(to.mtu)
+        || !frame::forward(ctx, &to.macs, leg.hop_limit, ipv6 != 0)
     {
         return NEXT;
     }

@@ -10,60 +10,93 @@ mod frame;
 use crate::{
     conntrack::{self, Key},
     endpoint::source,
-    maps::CONNTRACK,
+    forward::{self, Leg},
+    maps::{CONNTRACK, LOCAL},
     origin, skb,
+    verdict::NEXT,
 };
 use aya_ebpf::programs::TcContext;
 use bulkhead_ebpf_abi::{
-    AgeKind, DIR_EGRESS, DIR_INGRESS, Endpoint, FLOW_CLOSED, FLOW_CLOSING, FLOW_ESTABLISHED,
-    FLOW_INITIATOR_LOW, FLOW_OWN_NODE, Flow, PATH_STACK, PROTO_TCP,
+    AgeKind, DIR_EGRESS, DIR_INGRESS, ENDPOINT_PACED, Endpoint, FLOW_CLOSED, FLOW_CLOSING, FLOW_ESTABLISHED,
+    FLOW_INITIATOR_LOW, FLOW_OWN_NODE, Flow, PATH_DIRECT, PATH_STACK, PROTO_TCP,
 };
 use frame::Frame;
 
-/// A packet that the pod sends: marked with its origin if it passes.
+/// Go the long way.
+pub const UNKNOWN: i32 = -2;
+
+/// A packet that the pod sends: what becomes of it, its origin marked; or [`UNKNOWN`].
 #[inline(never)]
-pub fn sent(ctx: &TcContext, pod: &Endpoint, ethertype: u16) -> bool {
+pub fn sent(ctx: &TcContext, pod: &Endpoint, ethertype: u16) -> i32 {
     let ipv6 = ethertype == skb::ETHERTYPE_IPV6;
-    let Some(frame) = Frame::read(ctx, ethertype) else { return false };
-    let passes = source::has_mac(pod, &frame.src_mac)
-        && frame.src == source::address(pod, ipv6)
-        && passes(ctx, &frame, DIR_EGRESS);
-    if passes {
+    let Some(frame) = Frame::read(ctx, ethertype) else { return UNKNOWN };
+    if !source::has_mac(pod, &frame.src_mac) || frame.src != source::address(pod, ipv6) {
+        return UNKNOWN;
+    }
+    let from_low = !frame.src.is_above(&frame.dst);
+    let Some(flow) = entry(&frame, from_low) else { return UNKNOWN };
+    let forward = (flow.flags & FLOW_INITIATOR_LOW != 0) == from_low;
+    let generation = conntrack::live_generation();
+    let [egress, ingress] = flow.admitted;
+    let here = if forward { egress.generation } else { ingress.generation };
+    if here != generation || !is_settled(flow, frame.proto, forward) {
+        return UNKNOWN;
+    }
+    if flow.path == PATH_STACK {
+        if !conntrack::see(flow, kind_of(flow, frame.proto)) {
+            return UNKNOWN;
+        }
+        conntrack::count(flow, true, skb::len(ctx));
         origin::write(ctx, if ipv6 { pod.identity_v6 } else { pod.identity_v4 });
+        return NEXT;
+    }
+    // Straight into another pod of this node, which has nothing left to decide either.
+    let there = if forward { ingress.generation } else { egress.generation };
+    // SAFETY: read field by field; the daemon replaces entries, it never writes into them.
+    let Some(to) = (unsafe { LOCAL.get(frame.dst.as_addr()) }) else { return UNKNOWN };
+    if there != generation
+        || flow.path != PATH_DIRECT
+        || forward::is_paced(pod)
+        || to.flags & ENDPOINT_PACED != 0
+        || !skb::is_for_host(ctx)
+        || !conntrack::see(flow, kind_of(flow, frame.proto))
+    {
+        return UNKNOWN;
+    }
+    conntrack::count(flow, true, skb::len(ctx));
+    origin::write(ctx, if ipv6 { pod.identity_v6 } else { pod.identity_v4 });
+    let leg = Leg { hop_limit: frame.hop_limit, proto: frame.proto, transport: frame.transport };
+    forward::deliver(ctx, to, &leg, u32::from(ipv6))
+}
+
+/// A packet for the pod, from the stack.
+#[inline(never)]
+pub fn received(ctx: &TcContext, ethertype: u16) -> bool {
+    let Some(frame) = Frame::read(ctx, ethertype) else { return false };
+    let from_low = !frame.src.is_above(&frame.dst);
+    let Some(flow) = entry(&frame, from_low) else { return false };
+    let forward = (flow.flags & FLOW_INITIATOR_LOW != 0) == from_low;
+    let end = if forward { DIR_INGRESS } else { DIR_EGRESS };
+    let passes = flow.admitted[end as usize].generation == conntrack::live_generation()
+        && flow.path == PATH_STACK
+        && is_settled(flow, frame.proto, forward)
+        && conntrack::see(flow, kind_of(flow, frame.proto));
+    if passes {
+        conntrack::count(flow, false, skb::len(ctx));
     }
     passes
 }
 
-/// A packet for the pod.
-#[inline(never)]
-pub fn received(ctx: &TcContext, ethertype: u16) -> bool {
-    match Frame::read(ctx, ethertype) {
-        Some(frame) => passes(ctx, &frame, DIR_INGRESS),
-        None => false,
-    }
-}
-
 #[inline(always)]
-fn passes(ctx: &TcContext, frame: &Frame, dir: u32) -> bool {
-    let from_low = !frame.src.is_above(&frame.dst);
+fn entry<'a>(frame: &Frame, from_low: bool) -> Option<&'a mut Flow> {
     let key = if from_low {
         Key::between(frame.src, frame.dst, frame.src_port, frame.dst_port, frame.proto)
     } else {
         Key::between(frame.dst, frame.src, frame.dst_port, frame.src_port, frame.proto)
     };
-    let Some(flow) = CONNTRACK.get_ptr_mut(key.as_abi()) else { return false };
+    let flow = CONNTRACK.get_ptr_mut(key.as_abi())?;
     // SAFETY: a live entry; see `conntrack`.
-    let flow = unsafe { &mut *flow };
-    let forward = (flow.flags & FLOW_INITIATOR_LOW != 0) == from_low;
-    let sends = dir == DIR_EGRESS;
-    let end = if forward == sends { DIR_EGRESS } else { DIR_INGRESS };
-    flow.admitted[end as usize].generation == conntrack::live_generation()
-        && is_settled(flow, frame.proto, forward)
-        && conntrack::see(flow, kind_of(flow, frame.proto))
-        && {
-            conntrack::count(flow, sends, skb::len(ctx));
-            true
-        }
+    Some(unsafe { &mut *flow })
 }
 
 /// Nothing of the entry but counters and age may change, and who speaks is what the addresses say.
@@ -73,7 +106,7 @@ fn is_settled(flow: &Flow, proto: u8, forward: bool) -> bool {
     let stage = flow.flags & stages;
     // Datagrams that nobody answers.
     let one_way = proto != PROTO_TCP && forward && stage == 0;
-    flow.path == PATH_STACK && flow.origin == 0 && (stage == FLOW_ESTABLISHED || one_way)
+    flow.origin == 0 && (stage == FLOW_ESTABLISHED || one_way)
 }
 
 #[inline(always)]

@@ -18,6 +18,8 @@ mod adoption;
 mod connections;
 #[path = "datapath/decisions.rs"]
 mod decisions;
+#[path = "datapath/direct.rs"]
+mod direct;
 #[path = "datapath/fragments.rs"]
 mod fragments;
 #[path = "datapath/generations.rs"]
@@ -65,6 +67,7 @@ fn main() -> ExitCode {
         parsing::trials(),
         sources::trials(),
         decisions::trials(),
+        direct::trials(),
         connections::trials(),
         known::trials(),
         icmp::trials(),

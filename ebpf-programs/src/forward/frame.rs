@@ -1,6 +1,7 @@
 //! What a router does to a packet: one hop less, and the next link's addresses.
 
-use crate::{parse::Packet, skb};
+use super::Leg;
+use crate::skb;
 use aya_ebpf::{bindings::BPF_F_RECOMPUTE_CSUM, programs::TcContext};
 use bulkhead_ebpf_abi::{PROTO_TCP, PROTO_UDP};
 use core::mem::MaybeUninit;
@@ -10,17 +11,17 @@ const HOP_LIMIT: u32 = skb::ETHERNET + 7;
 
 /// Length of the longest packet that this one is on the wire, from the IP header on.
 #[inline(always)]
-pub fn segment(ctx: &TcContext, packet: &Packet) -> u32 {
+pub fn segment(ctx: &TcContext, leg: &Leg) -> u32 {
     let size = skb::gso_size(ctx);
     if size == 0 {
         return skb::len(ctx).wrapping_sub(skb::ETHERNET);
     }
-    let header = match packet.proto {
-        PROTO_TCP => tcp_header(ctx, packet.transport),
+    let header = match leg.proto {
+        PROTO_TCP => tcp_header(ctx, leg.transport),
         PROTO_UDP => 8,
         _ => 0,
     };
-    (packet.transport - skb::ETHERNET) + header + size
+    (leg.transport - skb::ETHERNET) + header + size
 }
 
 #[inline(never)]

@@ -1,6 +1,6 @@
 //! Out of the node: the route's next hop, and its neighbour's address as the kernel knows or finds it.
 
-use super::frame;
+use super::{Leg, frame};
 use crate::{parse::Packet, skb, verdict::NEXT};
 use aya_ebpf::{
     bindings::{BPF_FIB_LKUP_RET_SUCCESS, BPF_FIB_LOOKUP_SKIP_NEIGH, bpf_fib_lookup, bpf_redir_neigh},
@@ -15,7 +15,7 @@ const AF_INET6: u8 = 10;
 /// The stack gets what has no route, and what is longer than the route allows: it answers.
 #[inline(never)]
 pub fn send(ctx: &TcContext, packet: &Packet, ipv6: u32) -> i32 {
-    let length = frame::segment(ctx, packet);
+    let length = frame::segment(ctx, &Leg::of(packet));
     if packet.hop_limit <= 1 || length > u32::from(u16::MAX) {
         return NEXT;
     }

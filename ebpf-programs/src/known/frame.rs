@@ -22,6 +22,9 @@ pub struct Frame {
     pub src_port: u16,
     pub dst_port: u16,
     pub proto: u8,
+    pub hop_limit: u8,
+    /// Where the transport header begins.
+    pub transport: u32,
 }
 
 impl Frame {
@@ -49,7 +52,8 @@ impl Frame {
             return None;
         }
         let (src, dst) = (Address::v4(bytes.word32::<26>()), Address::v4(bytes.word32::<30>()));
-        Some(Self::new(&bytes, src, dst, bytes.word32::<34>(), proto))
+        let hop = (bytes.byte::<22>(), (ETHERNET + V4) as u32);
+        Some(Self::new(&bytes, (src, dst), bytes.word32::<34>(), proto, hop))
     }
 
     #[inline(always)]
@@ -69,11 +73,18 @@ impl Frame {
         if src.0[0] == 0 || dst.0[0] == 0 {
             return None;
         }
-        Some(Self::new(&bytes, src, dst, bytes.word32::<54>(), proto))
+        let hop = (bytes.byte::<21>(), (ETHERNET + V6) as u32);
+        Some(Self::new(&bytes, (src, dst), bytes.word32::<54>(), proto, hop))
     }
 
     #[inline(always)]
-    fn new<const N: usize>(bytes: &Linear<N>, src: Address, dst: Address, ports: u32, proto: u8) -> Self {
+    fn new<const N: usize>(
+        bytes: &Linear<N>,
+        (src, dst): (Address, Address),
+        ports: u32,
+        proto: u8,
+        (hop_limit, transport): (u8, u32),
+    ) -> Self {
         Self {
             src_mac: [bytes.half::<6>(), bytes.half::<8>(), bytes.half::<10>()],
             src,
@@ -81,6 +92,8 @@ impl Frame {
             src_port: u16::from_be(ports as u16),
             dst_port: u16::from_be((ports >> 16) as u16),
             proto,
+            hop_limit,
+            transport,
         }
     }
 }

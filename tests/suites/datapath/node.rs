@@ -1,7 +1,7 @@
 //! A node with two pods and an uplink, none of them real: packets are handed to the pinned programs one by one.
 
 use crate::{
-    packet::Packet,
+    packet::{HOST_MAC, Packet},
     rules::{Rules, SIZES},
     sandbox,
 };
@@ -81,6 +81,8 @@ pub struct Outcome {
     pub audited: Option<u32>,
     /// Of what was counted.
     pub counted: Option<DropKey>,
+    /// As the hook left it.
+    pub frame: Vec<u8>,
 }
 
 /// Each pod may have all of it.
@@ -176,6 +178,16 @@ impl Node {
         }
     }
 
+    /// Pods that may reach each other straight, with this room for a packet, or not (`ENDPOINT_*` bits).
+    pub fn rewire(&mut self, mtu: u16, flags: u16) {
+        for name in ["pod-a", "pod-b"] {
+            let index = ifindex(name);
+            let pod = self.datapath.endpoints().expect("endpoints")[&index];
+            let pod = Endpoint { mtu, flags, host_mac: HOST_MAC, ..pod };
+            self.datapath.set_endpoint(index, &pod).expect("endpoint");
+        }
+    }
+
     pub fn apply(&mut self, rules: &Rules) -> u32 {
         let tables = rules.tables();
         let generation = Generation { tables: &tables, prefixes: &self.prefixes, exact: &self.exact };
@@ -229,11 +241,13 @@ impl Node {
         (context[2], context[10], context[44]) = (mark, ifindex(interface), gso_size);
         let context: Vec<u8> = context.iter().flat_map(|w| w.to_ne_bytes()).collect();
         let mut context_out = vec![0; 256];
+        let mut data_out = vec![0; frame.len()];
         let result = program
             .test_run(TestRunOptions {
                 data_in: Some(frame),
                 ctx_in: Some(&context),
                 ctx_out: Some(&mut context_out),
+                data_out: Some(&mut data_out),
                 ..TestRunOptions::default()
             })
             .unwrap_or_else(|e| panic!("{hook:?}: {e}"));
@@ -253,7 +267,8 @@ impl Node {
             (2, [key]) => End::Drop(key.reason, key.rule),
             (verdict, counted) => panic!("verdict {verdict}, counted {counted:?}"),
         };
-        Outcome { end, mark, origin: mark >> ORIGIN_SHIFT, audited, counted: new.first().copied() }
+        let counted = new.first().copied();
+        Outcome { end, mark, origin: mark >> ORIGIN_SHIFT, audited, counted, frame: data_out }
     }
 
     /// The entry of a flow, whichever end is the lower.

@@ -15,6 +15,9 @@ pub const ACK: u8 = 16;
 /// The host's side of every link.
 pub const HOST_MAC: [u8; 6] = [2, 0, 0, 0, 0, 1];
 
+/// Where every frame is sent to: the address of the interface that it comes in by.
+pub const DST_MAC: [u8; 6] = [2, 0, 0, 0, 0, 0xff];
+
 /// An IP packet in an Ethernet frame, before it is written out.
 #[derive(Clone)]
 pub struct Packet {
@@ -186,7 +189,7 @@ fn checksum(bytes: &[u8]) -> u16 {
 }
 
 pub fn frame(src_mac: [u8; 6], ethertype: u16, payload: &[u8]) -> Vec<u8> {
-    let mut raw = vec![2, 0, 0, 0, 0, 0xff];
+    let mut raw = DST_MAC.to_vec();
     raw.extend(src_mac);
     raw.extend(ethertype.to_be_bytes());
     raw.extend(payload);

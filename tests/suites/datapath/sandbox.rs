@@ -1,5 +1,6 @@
 //! Namespaces of our own: mounts, so that our BPF file system is nobody else's, and network.
 
+use crate::packet::DST_MAC;
 use nix::{
     mount::{MntFlags, MsFlags, mount, umount2},
     sched::{CloneFlags, unshare},
@@ -25,8 +26,11 @@ pub fn enter() -> Sandbox {
     mount(Some("bpf"), dir.path(), Some("bpf"), MsFlags::empty(), none).expect("a BPF file system");
     BPF.set(dir.path().to_path_buf()).expect("entered once");
     run("ip", &["link", "set", "lo", "up"]);
+    // Frames are for this host.
+    let mac = DST_MAC.map(|byte| format!("{byte:02x}")).join(":");
     for name in INTERFACES {
-        run("ip", &["link", "add", name, "type", "veth", "peer", "name", &format!("{name}-peer")]);
+        let peer = format!("{name}-peer");
+        run("ip", &["link", "add", name, "address", &mac, "type", "veth", "peer", "name", &peer]);
     }
     Sandbox { dir }
 }
