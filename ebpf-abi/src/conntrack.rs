@@ -20,6 +20,7 @@ pub struct FlowKey {
 pub struct Admission {
     /// The generation that admitted it; 0: this end has not decided yet. Compared with `!=`.
     pub generation: u32,
+    /// What counts at it; `RULE_NONE`: this end has no rule to count at.
     pub rule: u32,
 }
 
@@ -31,6 +32,7 @@ pub struct Flow {
     pub last_seen: u64,
     /// Indexed by `DIR_EGRESS` (the initiator's pod) and `DIR_INGRESS` (the responder's).
     pub admitted: [Admission; 2],
+    /// Not yet counted at the rules of `admitted`; so are `bytes` and `begun`.
     pub packets: u64,
     pub bytes: u64,
     /// Destination port, ICMP type or 0, in the initiator's direction: what a renewed decision asks for.
@@ -49,9 +51,23 @@ pub struct Flow {
     pub owner: u32,
     /// Chance: tells this entry from one made later under the same key.
     pub serial: u32,
+    /// Bit 0 for the initiator's end, bit 1 for the responder's: the connection began under the rule of that end.
+    pub begun: u32,
+    pub reserved: u32,
 }
 
-pub const FLOW_VERSION: u8 = 2;
+impl Flow {
+    /// Connections not yet counted at the rule of each end; under one rule at both ends it is one connection.
+    #[inline(always)]
+    pub const fn begun(&self) -> [u64; 2] {
+        if self.admitted[0].rule == self.admitted[1].rule {
+            return [(self.begun != 0) as u64, 0];
+        }
+        [(self.begun & 1) as u64, (self.begun >> 1 & 1) as u64]
+    }
+}
+
+pub const FLOW_VERSION: u8 = 3;
 /// The initiator is `FlowKey::low`.
 pub const FLOW_INITIATOR_LOW: u8 = 1;
 /// A packet of the responder was seen.
@@ -246,5 +262,5 @@ pub struct FragmentPorts {
     pub proto: u8,
 }
 
-assert_size!(FlowKey = 40, Admission = 8, Flow = 56, FlowName = 48, RecentKey = 12, Share = 40);
+assert_size!(FlowKey = 40, Admission = 8, Flow = 64, FlowName = 48, RecentKey = 12, Share = 40);
 assert_size!(FragmentKey = 40, FragmentPorts = 8);

@@ -41,15 +41,21 @@ impl Default for Interner {
 pub(crate) struct Exhausted;
 
 impl Interner {
-    /// What was compiled last is in force: forgets what has been unused for long enough.
-    pub fn switched(&mut self) {
+    /// What was compiled last is in force: forgets what has been unused for long enough. Whether a rule was among it:
+    /// nobody can name it any more.
+    pub fn switched(&mut self) -> bool {
         self.switches += 1;
         let oldest = self.switches.saturating_sub(KEPT_GENERATIONS);
         let released = self.identities.release(oldest);
         self.identities.free.extend(released);
         let released = self.policies.release(oldest);
         self.policies.free.extend(released);
-        self.rules.release(oldest);
+        !self.rules.release(oldest).is_empty()
+    }
+
+    /// Numbers of rules that have a name, built-in ones apart.
+    pub fn rule_numbers(&self) -> BTreeSet<u32> {
+        self.rules().map(|(_, number)| number).collect()
     }
 
     pub(crate) fn identity(&mut self, atoms: &Vec<Atom>) -> Result<u32, Exhausted> {

@@ -16,6 +16,8 @@ mod sandbox;
 mod adoption;
 #[path = "datapath/connections.rs"]
 mod connections;
+#[path = "datapath/counted.rs"]
+mod counted;
 #[path = "datapath/decisions.rs"]
 mod decisions;
 #[path = "datapath/fragments.rs"]
@@ -61,6 +63,7 @@ fn main() -> ExitCode {
         sources::trials(),
         decisions::trials(),
         connections::trials(),
+        counted::trials(),
         icmp::trials(),
         fragments::trials(),
         origins::trials(),

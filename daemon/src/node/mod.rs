@@ -33,7 +33,7 @@ use bulkhead_api::{
     messages::{ErrorReply, ObjectError, PodRef, RuntimeBandwidth, code},
     objects::{ANNOTATION_BANDWIDTH_CLASS, BGPConfigurationSpec, BGPPeerSpec},
 };
-use bulkhead_ebpf_abi::{Connections, Sizes};
+use bulkhead_ebpf_abi::{Connections, RULE_FIRST_DYNAMIC, Sizes};
 use bulkhead_policy::{Compiled, Interner, Local, LocalPod, NodeInfo, Objects, Sourced, admit, compile};
 use std::{
     collections::{BTreeMap, BTreeSet},
@@ -323,7 +323,9 @@ impl Node {
                 exact: &compiled.exact,
             })
             .map_err(|e| e.to_string())?;
-        self.interner.switched();
+        if self.interner.switched() {
+            self.forget_rules();
+        }
         self.generation_since = unix_seconds();
         info!(generation, partitions = objects.partitions.len(), "switched");
         self.compiled = Some(compiled);
@@ -333,6 +335,15 @@ impl Node {
         }
         self.in_force.policy = objects;
         Ok(())
+    }
+
+    /// Counters of rules that have no name any more.
+    fn forget_rules(&mut self) {
+        let named = self.interner.rule_numbers();
+        let known = |number| number < RULE_FIRST_DYNAMIC || named.contains(&number);
+        if let Err(e) = self.datapath.keep_rules(known) {
+            warn!(error = %e, "cannot remove counters of rules that are gone; tried again when the next is");
+        }
     }
 
     /// Brings every pod's policy, identity and limits in line with the objects in force.

@@ -1,18 +1,19 @@
 //! What people ask: status, endpoints, partitions, drops, explain. Reads, never changes.
 
-use super::{Node, local_pod};
+use super::{Node, local_pod, unix_seconds};
 use bulkhead_api::{
     messages::{
-        DropInfo, EndpointInfo, ErrorReply, ExplainRequest, Explanation, PartitionInfo, RuleInfo, Status,
-        code,
+        DropInfo, EndpointInfo, ErrorReply, ExplainRequest, Explanation, PartitionInfo, RuleCountInfo,
+        RuleInfo, RulesRequest, Status, code,
     },
     objects::{DEFAULT_PARTITION, IpNetwork, Isolation, PartitionSpec},
 };
 use bulkhead_ebpf_abi::{
-    DIR_EGRESS, PROTO_ICMP, PROTO_ICMPV6, PROTO_SCTP, PROTO_TCP, PROTO_UDP, RULE_NONE, drop_reason_text,
+    DIR_EGRESS, PROTO_ICMP, PROTO_ICMPV6, PROTO_SCTP, PROTO_TCP, PROTO_UDP, RULE_NONE, RuleCounter,
+    drop_reason_text,
 };
 use bulkhead_policy::{Compiled, Flow, Local, compile, explain, judged};
-use std::net::IpAddr;
+use std::{collections::BTreeSet, net::IpAddr};
 
 impl Node {
     pub fn status(&self) -> Result<Status, ErrorReply> {
@@ -80,6 +81,35 @@ impl Node {
         Ok(drops)
     }
 
+    /// Every rule in force by its object, hit or not; of the built-in ones and those gone meanwhile what was hit.
+    pub fn rules(&self, request: &RulesRequest) -> Result<Vec<RuleCountInfo>, ErrorReply> {
+        let counters = self.datapath.rules().map_err(kernel_error)?;
+        let Some(book) = self.compiled.as_ref().map(|c| &c.rules) else { return Ok(Vec::new()) };
+        let named = counters.keys().copied().filter(|number| book.get(*number).is_some());
+        let numbers: BTreeSet<u32> = book.in_force().map(|(number, _)| number).chain(named).collect();
+        let mut rules = Vec::new();
+        for number in numbers {
+            let counter = counters.get(&number);
+            let rule = self.rule(number);
+            if request.never_hit && counter.is_some() || !is_of(&rule.name, request.partition.as_deref()) {
+                continue;
+            }
+            let age = counter.map(|c| self.datapath.age(c)).transpose().map_err(kernel_error)?;
+            let RuleCounter { packets, bytes, connections, .. } = counter.copied().unwrap_or_default();
+            let last_hit = age.map(|age| unix_seconds().saturating_sub(age.as_secs()));
+            rules.push(RuleCountInfo {
+                rule,
+                in_force: !book.is_gone(number),
+                packets,
+                bytes,
+                connections,
+                last_hit,
+            });
+        }
+        rules.sort_by(|a, b| a.rule.name.cmp(&b.rule.name));
+        Ok(rules)
+    }
+
     fn rule(&self, number: u32) -> RuleInfo {
         match self.compiled.as_ref().and_then(|c| c.rules.get(number)) {
             Some(entry) => RuleInfo { number, name: entry.name.clone(), file: entry.file.clone() },
@@ -145,6 +175,15 @@ impl Node {
         let found = record.addresses.iter().find(family).or(record.addresses.first());
         found.copied().ok_or_else(|| refused(format!("pod {text} has no address")))
     }
+}
+
+/// Is it a rule that this partition's object writes?
+fn is_of(name: &str, partition: Option<&str>) -> bool {
+    partition.is_none_or(|partition| {
+        name.strip_prefix("Partition/")
+            .and_then(|name| name.strip_prefix(partition))
+            .is_some_and(|rest| rest.starts_with(' '))
+    })
 }
 
 fn protocol(text: &str, address: IpAddr) -> Result<u8, ErrorReply> {

@@ -12,15 +12,15 @@
 //! at the cost of the pod that sends or receives it. Established connections are never evicted.
 
 use super::{At, key::Key};
-use crate::maps::{
-    AGE_CLOSED, AGE_CLOSING, AGE_ECHO, AGE_OTHER, AGE_TCP, AGE_UDP, AGE_UNANSWERED, AGING, CONNTRACK,
-    FLOWS_CLOSED, FLOWS_PER_POD, FLOWS_UNANSWERED, RECENT, SHARE,
+use crate::{
+    counters,
+    maps::{
+        AGE_CLOSED, AGE_CLOSING, AGE_ECHO, AGE_OTHER, AGE_TCP, AGE_UDP, AGE_UNANSWERED, AGING, CONNTRACK,
+        FLOWS_CLOSED, FLOWS_PER_POD, FLOWS_UNANSWERED, RECENT, SHARE,
+    },
 };
 use aya_ebpf::{
-    bindings::BPF_NOEXIST,
-    helpers::generated::{bpf_get_prandom_u32, bpf_ktime_get_coarse_ns},
-    macros::map,
-    maps::PerCpuArray,
+    bindings::BPF_NOEXIST, helpers::generated::bpf_get_prandom_u32, macros::map, maps::PerCpuArray,
 };
 use bulkhead_ebpf_abi::{
     AgeKind, DROP_CONNTRACK_FULL, DROP_CONNTRACK_SHARE, FLOW_CLOSED, FLOW_ESTABLISHED, Flow, FlowKey,
@@ -53,13 +53,6 @@ impl Name {
     }
 }
 
-/// The coarse clock: a few nanoseconds a call, right to a few milliseconds, and readable by user space.
-#[inline(always)]
-pub fn now() -> u64 {
-    // SAFETY: takes nothing and returns a number.
-    unsafe { bpf_ktime_get_coarse_ns() }
-}
-
 /// A function of its own: the ages of all kinds would take the stack of whoever asks.
 #[inline(never)]
 pub fn is_dead(flow: &Flow, proto: u8, now: u64) -> bool {
@@ -75,10 +68,11 @@ pub fn is_dead(flow: &Flow, proto: u8, now: u64) -> bool {
     now.saturating_sub(flow.last_seen) > age
 }
 
-/// Removes an entry. Its share is given back by the one whose removal succeeds, whoever else tries at the same time.
+/// Removes an entry, and leaves what it counted to its rules. Its share is given back by the one whose removal succeeds, whoever else tries at the same time.
 #[inline(always)]
-pub fn remove(key: &FlowKey, flow: &Flow) {
+pub fn remove(key: &FlowKey, flow: &mut Flow) {
     let owner = flow.owner;
+    counters::fold(flow);
     if CONNTRACK.remove(key).is_ok()
         && let Some(share) = SHARE.get_ptr_mut(owner)
     {
