@@ -1,14 +1,20 @@
 //! What this node announces: its own claimed blocks, no more. Pure, but for the file that remembers it.
 
-use crate::net::Sources;
+use crate::{
+    net::Sources,
+    peering::{self, Refusal},
+};
 use bulkhead_api::{
     messages::ObjectError,
-    objects::{AddressFamily, BGPConfigurationSpec, BGPPeerSpec, DEFAULT_PARTITION},
+    objects::{AddressFamily, BGPConfigurationSpec, BGPPeerSpec, BGPSession, DEFAULT_PARTITION},
 };
-use bulkhead_bgp::{Family, PeerConfig, Remote, RouteAttributes};
+use bulkhead_bgp::{Family, Password, PeerConfig, Remote, RouteAttributes};
 use bulkhead_policy::{NodeInfo, Objects, Sourced, selector};
 use ipnetwork::IpNetwork;
-use std::{collections::BTreeMap, net::IpAddr};
+use std::{
+    collections::BTreeMap,
+    net::{IpAddr, Ipv4Addr},
+};
 
 pub type Routes = BTreeMap<IpNetwork, RouteAttributes>;
 
@@ -44,7 +50,8 @@ fn community(text: &str) -> Option<u32> {
 type Peers = BTreeMap<String, Sourced<BGPPeerSpec>>;
 type Configuration = Option<Sourced<BGPConfigurationSpec>>;
 
-/// Lets through what a speaker can run with; of what it cannot, the version that was in force `before` stays.
+/// Lets through what a speaker can run with; of what it cannot, the version that was in force `before` stays. A group
+/// that goes while peers are of it is the configuration's fault; a group that never was, the peer's.
 pub fn admit(
     before: (&Peers, &Configuration),
     mut peers: Peers,
@@ -58,58 +65,125 @@ pub fn admit(
     for (name, object) in std::mem::take(&mut peers) {
         let admitted = match check(&object.spec) {
             Ok(()) => Some(object),
-            Err((field, message)) => {
-                refused.push(ObjectError {
-                    file: object.file,
-                    object: Some(format!("BGPPeer/{name}")),
-                    field: Some(format!("spec.{field}")),
-                    message,
-                });
+            Err(refusal) => {
+                refused.push(refused_peer(&name, object.file, refusal));
                 before.0.get(&name).cloned()
             }
         };
         peers.extend(admitted.map(|object| (name, object)));
     }
+    let lost = |(name, peer): (&String, &Sourced<BGPPeerSpec>)| {
+        let stays = before.0.get(name).is_some_and(|known| known.spec == peer.spec);
+        let known = before.1.as_ref().is_some_and(|c| has_group(c, &peer.spec));
+        (stays && known).then(|| (name.clone(), peer.spec.group.clone().unwrap_or_default()))
+    };
+    if let Some(new) = &configuration
+        && let Some((peer, group)) = peers.iter().filter(|(_, p)| !has_group(new, &p.spec)).find_map(lost)
+    {
+        refused.push(ObjectError {
+            file: new.file.clone(),
+            object: Some(format!("BGPConfiguration/{DEFAULT_PARTITION}")),
+            field: Some("spec.peerGroups".into()),
+            message: format!("BGPPeer/{peer} is still of the group `{group}`: change that object first"),
+        });
+        configuration.clone_from(before.1);
+    }
+    if let Some(configuration) = &configuration {
+        for (name, object) in std::mem::take(&mut peers) {
+            if has_group(configuration, &object.spec) {
+                peers.insert(name, object);
+                continue;
+            }
+            let message = format!(
+                "there is no group `{}` in peerGroups of the BGPConfiguration",
+                object.spec.group.as_deref().unwrap_or_default()
+            );
+            refused.push(refused_peer(&name, object.file, ("group".into(), message)));
+            let known = before.0.get(&name).filter(|known| has_group(configuration, &known.spec));
+            peers.extend(known.map(|known| (name, known.clone())));
+        }
+    }
     (peers, configuration, refused)
 }
 
-/// The routers this node peers with.
+fn refused_peer(name: &str, file: Option<String>, (field, message): Refusal) -> ObjectError {
+    ObjectError {
+        file,
+        object: Some(format!("BGPPeer/{name}")),
+        field: Some(format!("spec.{field}")),
+        message,
+    }
+}
+
+fn has_group(configuration: &Sourced<BGPConfigurationSpec>, peer: &BGPPeerSpec) -> bool {
+    peer.group.as_ref().is_none_or(|group| configuration.spec.peer_groups.contains_key(group))
+}
+
+/// The routers this node peers with, by name; `password` reads a password file. A peer whose password cannot be had is an
+/// error: it must not be spoken to without it.
 pub fn peers(
     node: &str,
     info: Option<&NodeInfo>,
     uplink: Sources,
-    objects: &BTreeMap<String, Sourced<BGPPeerSpec>>,
-) -> Vec<PeerConfig> {
+    objects: &Peers,
+    configuration: &BGPConfigurationSpec,
+    password: impl Fn(&str) -> Result<Password, String>,
+) -> BTreeMap<String, Result<PeerConfig, ObjectError>> {
     let none = NodeInfo::default();
     let labels = &info.unwrap_or(&none).labels;
     let chosen = |spec: &BGPPeerSpec| {
         spec.node.as_deref().is_none_or(|n| n == node)
             && spec.node_selector.as_ref().is_none_or(|s| selector::matches(s, labels))
     };
-    let objects = objects.iter().filter(|(_, object)| chosen(&object.spec));
-    objects.map(|(name, object)| peer(name, &object.spec, uplink)).collect()
+    let one = |(name, object): (&String, &Sourced<BGPPeerSpec>)| {
+        let group = object.spec.group.as_ref().and_then(|group| configuration.peer_groups.get(group));
+        let session = object.spec.session.clone().or(group.unwrap_or(&BGPSession::default()));
+        let secret = session.password_file.as_deref().map(&password).transpose();
+        let made = secret
+            .map_err(|message| ("passwordFile".to_string(), message))
+            .and_then(|secret| peering::with_session(peer(name, &object.spec, uplink), &session, secret));
+        let made = made.map_err(|(field, message)| {
+            refused_peer(name, object.file.clone(), (format!("session.{field}"), message))
+        });
+        (name.clone(), made)
+    };
+    objects.iter().filter(|(_, object)| chosen(&object.spec)).map(one).collect()
 }
 
-fn check(spec: &BGPPeerSpec) -> Result<(), (&'static str, String)> {
+fn check(spec: &BGPPeerSpec) -> Result<(), Refusal> {
+    if spec.peer_address.is_some() == spec.peer_range.is_some() {
+        let message = "set one of peerAddress (a router) and peerRange (all that connect from there)";
+        return Err(("peerAddress".into(), message.into()));
+    }
+    let remote = Remote::Address(Ipv4Addr::UNSPECIFIED.into());
+    peering::with_session(PeerConfig::new("", remote, spec.peer_asn), &spec.session, None)
+        .map_err(|(field, message)| (format!("session.{field}"), message))?;
     if spec.peer_asn == 0 {
-        return Err(("peerASN", "0 is reserved (RFC 7607): give the router's AS number".into()));
+        return Err(("peerASN".into(), "0 is reserved (RFC 7607): give the router's AS number".into()));
     }
     if matches!(spec.hold_time_seconds, 1 | 2) {
         let message =
             format!("{} s is not allowed (RFC 4271 section 4.2): 0, or at least 3", spec.hold_time_seconds);
-        return Err(("holdTimeSeconds", message));
+        return Err(("holdTimeSeconds".into(), message));
     }
     if spec.families.is_empty() {
-        return Err(("families", "name IPv4, IPv6 or both".into()));
+        return Err(("families".into(), "name IPv4, IPv6 or both".into()));
     }
     Ok(())
 }
 
 fn peer(name: &str, spec: &BGPPeerSpec, uplink: Sources) -> PeerConfig {
     let local_address = match spec.peer_address {
-        IpAddr::V4(_) => uplink.v4.map(IpAddr::V4),
-        IpAddr::V6(a) if a.is_unicast_link_local() => None,
-        IpAddr::V6(_) => uplink.v6.map(IpAddr::V6),
+        Some(IpAddr::V4(_)) => uplink.v4.map(IpAddr::V4),
+        Some(IpAddr::V6(a)) if a.is_unicast_link_local() => None,
+        Some(IpAddr::V6(_)) => uplink.v6.map(IpAddr::V6),
+        None => None,
+    };
+    let remote = match (spec.peer_address, spec.peer_range) {
+        (Some(address), _) => Remote::Address(address),
+        (None, Some(range)) => Remote::Range(range),
+        // Not admitted.
+        (None, None) => Remote::Address(Ipv4Addr::UNSPECIFIED.into()),
     };
     let family = |f: &AddressFamily| match f {
         AddressFamily::IPv4 => Family::Ipv4Unicast,
@@ -123,7 +197,7 @@ fn peer(name: &str, spec: &BGPPeerSpec, uplink: Sources) -> PeerConfig {
         local_address,
         next_hop_ipv4: uplink.v4,
         next_hop_ipv6: uplink.v6,
-        ..PeerConfig::new(name, Remote::Address(spec.peer_address), spec.peer_asn)
+        ..PeerConfig::new(name, remote, spec.peer_asn)
     }
 }
 
@@ -141,10 +215,100 @@ fn check_configuration(object: &Sourced<BGPConfigurationSpec>) -> Option<ObjectE
     if !(1..=4095).contains(&object.spec.restart_time_seconds) {
         return Some(error("restartTimeSeconds", "must be 1 to 4095 (RFC 4724 section 3)"));
     }
+    for (name, session) in &object.spec.peer_groups {
+        let remote = Remote::Address(Ipv4Addr::UNSPECIFIED.into());
+        if let Err((field, message)) =
+            peering::with_session(PeerConfig::new(name, remote, object.spec.asn), session, None)
+        {
+            return Some(error(&format!("peerGroups[{name}].{field}"), &message));
+        }
+    }
     let bad = object.spec.communities.iter().position(|c| community(c).is_none())?;
     let message = format!(
         "`{}` is not a community: write two numbers up to 65535, as 65000:100",
         object.spec.communities[bad]
     );
     Some(error(&format!("communities[{bad}]"), &message))
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn peer(yaml: &str) -> (String, Sourced<BGPPeerSpec>) {
+        let text = format!("{{peerASN: 65020, {yaml}}}");
+        let spec = serde_saphyr::from_str(&text).expect("a peer");
+        ("leaf".into(), Sourced { spec, file: None })
+    }
+
+    fn configuration(groups: &str) -> Configuration {
+        let text = format!("{{asn: 65010, peerGroups: {{{groups}}}}}");
+        Some(Sourced { spec: serde_saphyr::from_str(&text).expect("a configuration"), file: None })
+    }
+
+    const GROUPED: &str = "peerAddress: 192.0.2.1, group: leaves";
+
+    /// What is in force afterwards, and the refused fields.
+    fn after(
+        before: (&Peers, &Configuration),
+        peers: &Peers,
+        configuration: Configuration,
+    ) -> (Peers, Configuration, Vec<String>) {
+        let (peers, configuration, refused) = admit(before, peers.clone(), configuration);
+        let refused = refused
+            .into_iter()
+            .map(|e| format!("{}: {}", e.object.unwrap_or_default(), e.field.unwrap_or_default()));
+        (peers, configuration, refused.collect())
+    }
+
+    #[test]
+    fn a_group_is_there_before_its_peers_and_goes_after_them() {
+        let with = configuration("leaves: {passive: true}");
+        let none = (&Peers::new(), &None);
+        let grouped = Peers::from([peer(GROUPED)]);
+        let (peers, kept, refused) = after(none, &grouped, configuration(""));
+        assert_eq!((peers.len(), refused), (0, vec!["BGPPeer/leaf: spec.group".to_string()]));
+        assert!(kept.is_some());
+        let (peers, kept, refused) = after(none, &grouped, with.clone());
+        assert_eq!((peers.len(), refused.len()), (1, 0));
+        let in_force = (&peers, &kept);
+        let (still, kept, refused) = after(in_force, &grouped, configuration(""));
+        assert_eq!((&still, &kept), (&grouped, &with), "the group is still named");
+        assert_eq!(refused, ["BGPConfiguration/default: spec.peerGroups"]);
+        let alone = Peers::from([peer("peerAddress: 192.0.2.1")]);
+        let (peers, kept, refused) = after(in_force, &alone, configuration(""));
+        assert_eq!((peers, kept, refused.len()), (alone, configuration(""), 0));
+    }
+
+    #[test]
+    fn a_peer_has_an_address_or_a_range() {
+        for (yaml, fine) in [
+            ("peerAddress: 192.0.2.1", true),
+            ("peerRange: 192.0.2.0/24", true),
+            ("peerAddress: 192.0.2.1, peerRange: 192.0.2.0/24", false),
+            ("families: [IPv4]", false),
+            ("peerAddress: 192.0.2.1, session: {localASN: 0}", false),
+        ] {
+            assert_eq!(check(&peer(yaml).1.spec).is_ok(), fine, "{yaml}");
+        }
+    }
+
+    #[test]
+    fn a_peer_without_the_password_it_needs_is_an_error_and_no_peer() {
+        let objects = Peers::from([peer(GROUPED)]);
+        let configuration =
+            configuration("leaves: {passwordFile: /secret, passive: true}").expect("one").spec;
+        let made = |password: Result<Password, String>| {
+            let peers = peers("n1", None, Sources::default(), &objects, &configuration, |path| {
+                assert_eq!(path, "/secret");
+                password.clone()
+            });
+            peers.into_values().next().expect("one peer")
+        };
+        let password = Password::new("correct-horse").expect("a password");
+        let peer = made(Ok(password.clone())).expect("a peer");
+        assert_eq!((peer.password, peer.passive), (Some(password), true));
+        let refused = made(Err("no such file".into())).expect_err("no password");
+        assert_eq!(refused.field.as_deref(), Some("spec.session.passwordFile"));
+    }
 }

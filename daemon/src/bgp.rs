@@ -10,7 +10,7 @@ use crate::{
     store,
 };
 use bulkhead_api::messages::{BgpPeerInfo, BgpRouteInfo, ErrorReply, ObjectError, code};
-use bulkhead_bgp::{Family, Speaker, SpeakerConfig};
+use bulkhead_bgp::{Family, Password, PeerConfig, Speaker, SpeakerConfig};
 use ipnetwork::IpNetwork;
 use std::{
     collections::BTreeMap,
@@ -37,8 +37,10 @@ pub struct Bgp {
     forwarding_preserved: bool,
     speaker: Option<(Speaker, Fixed)>,
     routes: Routes,
+    /// As they were last given to the speaker.
+    peers: BTreeMap<String, PeerConfig>,
     drained: bool,
-    /// Why there is no speaker though there should be one; at most one.
+    /// Why there is no speaker though there should be one, or a peer less.
     errors: Vec<ObjectError>,
 }
 
@@ -51,6 +53,7 @@ impl Bgp {
             forwarding_preserved,
             speaker: None,
             routes: Routes::new(),
+            peers: BTreeMap::new(),
             drained: false,
             errors: Vec::new(),
         }
@@ -88,12 +91,30 @@ impl Bgp {
             return;
         }
         let info = snapshot.policy.nodes.get(&self.node);
-        let peers = announce::peers(&self.node, info.map(|i| &**i), self.uplink, &snapshot.bgp_peers);
+        let peers = announce::peers(
+            &self.node,
+            info.map(|i| &**i),
+            self.uplink,
+            &snapshot.bgp_peers,
+            &configuration.spec,
+            read_password,
+        );
+        let peers = self.keep_known(peers);
         self.announce(announce::routes(blocks, &snapshot.policy, &configuration.spec));
         if let Some((speaker, _)) = &self.speaker {
             speaker.set_peers(peers);
             speaker.initial_routes_complete();
         }
+    }
+
+    /// A peer that cannot be made as its object now says stays as it was: nothing is withdrawn because a file went away.
+    fn keep_known(&mut self, peers: BTreeMap<String, Result<PeerConfig, ObjectError>>) -> Vec<PeerConfig> {
+        let mut known = std::mem::take(&mut self.peers);
+        for (name, peer) in peers {
+            let peer = peer.map_err(|error| self.errors.push(error)).ok().or_else(|| known.remove(&name));
+            self.peers.extend(peer.map(|peer| (name, peer)));
+        }
+        self.peers.values().cloned().collect()
     }
 
     /// Starts the speaker, or starts it again where what it cannot change has changed.
@@ -203,6 +224,14 @@ impl Bgp {
         let (advertised, received) = (speaker.advertised().await, speaker.received().await);
         advertised.into_iter().chain(received).map(of_route).collect()
     }
+}
+
+/// The file's first line. What is wrong is told without any of it.
+fn read_password(path: &str) -> Result<Password, String> {
+    let text = std::fs::read_to_string(path).map_err(|e| format!("cannot read {path}: {e}"))?;
+    let line = text.lines().next().unwrap_or_default();
+    let limit = Password::MAX_LEN;
+    Password::new(line).ok_or_else(|| format!("the first line of {path} must have 1 to {limit} octets"))
 }
 
 fn family_name(family: &Family) -> String {

@@ -10,6 +10,7 @@ pub mod history;
 pub mod ipam;
 pub mod net;
 pub mod node;
+pub mod peering;
 pub mod server;
 pub mod source;
 pub mod store;

@@ -51,9 +51,10 @@ pub struct Flow {
     pub owner: u32,
     /// Chance: tells this entry from one made later under the same key.
     pub serial: u32,
+    /// The kernel's tick at `last_seen`, its lower half: while that lasts, there is nothing new to stamp.
+    pub tick: u32,
     /// Bit 0 for the initiator's end, bit 1 for the responder's: the connection began under the rule of that end.
     pub begun: u32,
-    pub reserved: u32,
 }
 
 impl Flow {
@@ -67,7 +68,7 @@ impl Flow {
     }
 }
 
-pub const FLOW_VERSION: u8 = 3;
+pub const FLOW_VERSION: u8 = 4;
 /// The initiator is `FlowKey::low`.
 pub const FLOW_INITIATOR_LOW: u8 = 1;
 /// A packet of the responder was seen.

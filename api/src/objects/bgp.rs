@@ -1,9 +1,9 @@
 //! `BGPPeer` and `BGPConfiguration`.
 
-use super::{LabelSelector, ObjectStatus, schema};
+use super::{BGPSession, IpNetwork, LabelSelector, ObjectStatus, schema};
 use schemars::JsonSchema;
 use serde::{Deserialize, Serialize};
-use std::net::IpAddr;
+use std::{collections::BTreeMap, net::IpAddr};
 
 /// A router, and which nodes peer with it.
 #[derive(Clone, Debug, PartialEq, Serialize, Deserialize, JsonSchema)]
@@ -38,8 +38,19 @@ pub struct BGPPeerSpec {
     /// Peer from nodes with these labels.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub node_selector: Option<LabelSelector>,
+    /// The router's address; or `peerRange`.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
     #[schemars(schema_with = "schema::ip")]
-    pub peer_address: IpAddr,
+    pub peer_address: Option<IpAddr>,
+    /// Every router with an address of this range may connect, and none is dialled.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    #[schemars(schema_with = "schema::cidr")]
+    pub peer_range: Option<IpNetwork>,
+    /// One of `peerGroups` of the BGPConfiguration: what `session` does not say is as it says.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub group: Option<String>,
+    #[serde(default)]
+    pub session: BGPSession,
     #[serde(rename = "peerASN")]
     #[schemars(range(min = 1))]
     pub peer_asn: u32,
@@ -111,6 +122,10 @@ pub struct BGPConfigurationSpec {
     #[serde(default, skip_serializing_if = "Vec::is_empty")]
     #[schemars(schema_with = "schema::communities")]
     pub communities: Vec<String>,
+    /// Settings that peers share, by the name that they give as their `group`.
+    #[serde(default, skip_serializing_if = "BTreeMap::is_empty")]
+    #[schemars(extend("maxProperties" = 64))]
+    pub peer_groups: BTreeMap<String, BGPSession>,
 }
 
 fn restart_time() -> u16 {

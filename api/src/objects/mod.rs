@@ -11,6 +11,7 @@
 mod address;
 mod bandwidth;
 mod bgp;
+mod bgp_session;
 mod cluster_network_policy;
 mod network_group;
 mod network_policy;
@@ -23,6 +24,7 @@ mod validate;
 pub use address::*;
 pub use bandwidth::*;
 pub use bgp::*;
+pub use bgp_session::*;
 pub use cluster_network_policy::*;
 pub use network_group::*;
 pub use network_policy::*;

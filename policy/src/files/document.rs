@@ -28,7 +28,7 @@ pub enum Object {
     Partition(String, Arc<Sourced<PartitionSpec>>),
     NetworkGroup(String, Arc<Sourced<NetworkGroupSpec>>),
     BandwidthClass(String, Arc<Sourced<BandwidthClassSpec>>),
-    BgpPeer(String, Sourced<BGPPeerSpec>),
+    BgpPeer(String, Box<Sourced<BGPPeerSpec>>),
     BgpConfiguration(String, Sourced<BGPConfigurationSpec>),
     Namespace(String, Arc<Labels>),
     /// By `namespace/name`.
@@ -139,9 +139,10 @@ fn parse_document(file: &str, first_line: usize, text: &str) -> Result<Option<Ob
         .map_err(|(field, message)| error(line, Some(format!("{kind}/{name}")), field, message))
 }
 
-pub(super) type FieldError = (Option<String>, String);
+pub type FieldError = (Option<String>, String);
 
-fn typed(
+/// One object of an API version and kind; `file` is where it stands. The error: a field, if it is one's, and what is wrong.
+pub fn typed(
     api_version: &str,
     kind: &str,
     name: &str,
@@ -157,7 +158,7 @@ fn typed(
         (API_VERSION, "BandwidthClass") => {
             Object::BandwidthClass(name, Arc::new(Sourced { spec: spec(value)?, file }))
         }
-        (API_VERSION, "BGPPeer") => Object::BgpPeer(name, Sourced { spec: spec(value)?, file }),
+        (API_VERSION, "BGPPeer") => Object::BgpPeer(name, Box::new(Sourced { spec: spec(value)?, file })),
         (API_VERSION, "BGPConfiguration") => {
             if name != "default" {
                 let message =

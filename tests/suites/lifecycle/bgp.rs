@@ -8,6 +8,7 @@ pub const CASES: &[Case] = &[
     ("a BGPConfiguration that is removed withdraws everything; put back, it is announced again", put_back),
     ("a changed ASN is what the routers hear; changed back, the routes are back", asn),
     ("a peer that is edited to nonsense keeps its session as it was", peer_refused),
+    ("an export rule keeps the blocks from its router alone, and the session goes on", export_rule),
     ("a partition that is not to be advertised is withdrawn, and comes back", not_advertised),
     (
         "a daemon that cannot compile or write after a restart still keeps its routes in the router",
@@ -84,6 +85,27 @@ fn peer_refused(lab: &mut Lab) -> Result<()> {
     until_routed(lab, addresses, true)?;
     require(lab.bird.established("n1v4")?, "the session stands")?;
     stayed(watch, addresses)
+}
+
+fn export_rule(lab: &mut Lab) -> Result<()> {
+    let [v4, v6] = start(lab)?;
+    let text = lab.objects.read("bgp.yaml")?;
+    let session = "peerASN: 65000\n  session: {export: [{action: Reject, prefixes: [{cidr: 0.0.0.0/0}]}]}";
+    lab.objects.write("bgp.yaml", &text.replacen("peerASN: 65000", session, 1))?;
+    until("only the other session has the pod's block", LATER, || {
+        let has = |session: &str, address: IpAddr| {
+            Ok::<_, bulkhead_lab::Error>(lab.bird.routes(session)?.iter().any(|r| r.prefix.contains(address)))
+        };
+        Ok((!has("n1v4", v4)? && has("n1v6", v6)?).then_some(()))
+    })?;
+    require(lab.bird.established("n1v4")?, "the session goes on")?;
+    let secret = "peerASN: 65000\n  session: {passwordFile: /run/nothing}";
+    lab.objects.write("bgp.yaml", &text.replacen("peerASN: 65000", secret, 1))?;
+    until_refused(&lab.nodes[0], "BGPPeer/router-node1-v4: spec.session.passwordFile")?;
+    require(lab.bird.established("n1v4")?, "without its password file the session stays as it was")?;
+    lab.objects.write("bgp.yaml", &text)?;
+    until_routed(lab, [v4, v6], true)?;
+    until_content(&lab.nodes[0])
 }
 
 /// No route to these addresses left the router's kernel.

@@ -1,0 +1,216 @@
+//! What a session with a router is to be like: from the settings of its object and group to those of the speaker. Pure.
+
+use bulkhead_api::objects::{
+    BGPAction, BGPMaxPrefixes, BGPPrefixRange, BGPRule, BGPSession, IpNetwork, parse_community,
+};
+use bulkhead_bgp::{
+    Password, PeerConfig, Ttl,
+    filter::{Changes, Community, Filter, PrefixRange, Rule},
+    neighbour::PrefixLimit,
+};
+use std::time::Duration;
+
+/// A field of a session, and why it cannot be as it is.
+pub type Refusal = (String, String);
+
+/// `password`: what is in the session's password file.
+pub fn with_session(
+    peer: PeerConfig,
+    session: &BGPSession,
+    password: Option<Password>,
+) -> Result<PeerConfig, Refusal> {
+    check(session)?;
+    let ttl = match (session.ttl_security_hops, session.multihop_ttl) {
+        (Some(hops), _) => Ttl::Security(hops),
+        (None, Some(ttl)) => Ttl::Fixed(ttl),
+        (None, None) => Ttl::System,
+    };
+    Ok(PeerConfig {
+        local_asn: session.local_asn,
+        remove_private_as: session.remove_private_as.unwrap_or(false),
+        local_address: session.source_address.or(peer.local_address),
+        passive: session.passive.unwrap_or(false),
+        ttl,
+        password,
+        send_hold_time: session.send_hold_time_seconds.unwrap_or(0),
+        add_path: session.add_path.unwrap_or(false),
+        extended_next_hop: session.extended_next_hop.unwrap_or(false),
+        allow_own_as: session.allow_own_as.unwrap_or(0),
+        prefix_limit: session.max_prefixes.as_ref().map(limit),
+        shutdown: session.shutdown.clone(),
+        export: filter("export", session.export.as_deref())?,
+        ..peer
+    })
+}
+
+fn check(session: &BGPSession) -> Result<(), Refusal> {
+    let refuse = |field: &str, message: &str| Err((field.to_owned(), message.to_owned()));
+    if session.local_asn == Some(0) {
+        return refuse("localASN", "0 is reserved (RFC 7607): give an AS number, or leave it out");
+    }
+    if session.ttl_security_hops.is_some() && session.multihop_ttl.is_some() {
+        return refuse("multihopTTL", "ttlSecurityHops says the TTL already: set one of the two");
+    }
+    if matches!(session.ttl_security_hops, Some(0 | 255)) {
+        return refuse("ttlSecurityHops", "must be 1 (the router is on the link) to 254");
+    }
+    if session.multihop_ttl == Some(0) {
+        return refuse("multihopTTL", "must be 1 to 255");
+    }
+    Ok(())
+}
+
+fn limit(max: &BGPMaxPrefixes) -> PrefixLimit {
+    let retry = max.restart_seconds.map(|seconds| Duration::from_secs(seconds.into()));
+    PrefixLimit { max: max.limit, warn_at: max.warn_percent, retry }
+}
+
+/// What no rule matches is announced.
+fn filter(field: &str, rules: Option<&[BGPRule]>) -> Result<Filter, Refusal> {
+    let read = |(index, object): (usize, &BGPRule)| rule(&format!("{field}[{index}]"), object);
+    let rules = rules.unwrap_or_default().iter().enumerate().map(read);
+    Ok(Filter { rules: rules.collect::<Result<_, _>>()?, otherwise: true })
+}
+
+fn rule(field: &str, object: &BGPRule) -> Result<Rule, Refusal> {
+    let ranges = object.prefixes.iter().enumerate();
+    let ranges = ranges.map(|(index, object)| range(&format!("{field}.prefixes[{index}]"), object));
+    let changes = &object.set;
+    Ok(Rule {
+        prefixes: ranges.collect::<Result<_, _>>()?,
+        communities: communities(&format!("{field}.communities"), &object.communities)?,
+        path_has: Vec::new(),
+        accept: object.action == BGPAction::Accept,
+        set: Changes {
+            communities: communities(&format!("{field}.set.communities"), &changes.communities)?,
+            local_pref: changes.local_preference,
+            med: changes.med,
+            prepend: changes.prepend,
+        },
+    })
+}
+
+fn range(field: &str, object: &BGPPrefixRange) -> Result<PrefixRange, Refusal> {
+    let network = object.cidr;
+    let longest = if network.is_ipv4() { 32 } else { 128 };
+    let min = object.min_length.unwrap_or(network.prefix());
+    let max = object.max_length.unwrap_or(longest);
+    if !(network.prefix() <= min && min <= max && max <= longest) {
+        let message = format!(
+            "lengths {min} to {max} do not fit {network}: they must lie between {} and {longest}",
+            network.prefix()
+        );
+        return Err((field.to_owned(), message));
+    }
+    let network = IpNetwork::new(network.network(), network.prefix()).unwrap_or(network);
+    Ok(PrefixRange { network, min, max })
+}
+
+fn communities(field: &str, texts: &[String]) -> Result<Vec<Community>, Refusal> {
+    let read = |(index, text): (usize, &String)| {
+        let refusal = || {
+            let message =
+                format!("`{text}` is not a community: write 65000:100, or a large one as 65000:1:2");
+            (format!("{field}[{index}]"), message)
+        };
+        community(text).ok_or_else(refusal)
+    };
+    texts.iter().enumerate().map(read).collect()
+}
+
+/// RFC 1997 or RFC 8092, as people write it.
+fn community(text: &str) -> Option<Community> {
+    if let Some((high, low)) = parse_community(text) {
+        return Some(Community::Plain(u32::from(high) << 16 | u32::from(low)));
+    }
+    let number = |part: &str| part.bytes().all(|b| b.is_ascii_digit()).then(|| part.parse().ok()).flatten();
+    let parts: Option<Vec<u32>> = text.split(':').map(number).collect();
+    parts?.try_into().ok().map(Community::Large)
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use bulkhead_bgp::Remote;
+
+    fn read(yaml: &str) -> Result<PeerConfig, Refusal> {
+        let session: BGPSession = serde_saphyr::from_str(yaml).expect("a session");
+        let remote = Remote::Address([192, 0, 2, 1].into());
+        with_session(PeerConfig::new("leaf", remote, 65020), &session, None)
+    }
+
+    #[test]
+    fn what_is_not_said_leaves_the_peer_as_it_was() {
+        let remote = Remote::Address([192, 0, 2, 1].into());
+        assert_eq!(read("{}"), Ok(PeerConfig::new("leaf", remote, 65020)));
+    }
+
+    #[test]
+    fn every_setting_reaches_the_speaker() {
+        let peer = read(
+            "{localASN: 64496, removePrivateAS: true, sourceAddress: 192.0.2.9, passive: true, ttlSecurityHops: 1, \
+             sendHoldTimeSeconds: 60, addPath: true, extendedNextHop: true, allowOwnAS: 1, shutdown: moving, \
+             maxPrefixes: {limit: 10, restartSeconds: 30}, export: [{action: Reject, prefixes: [{cidr: 10.1.0.0/16, \
+             maxLength: 24}]}, {action: Accept, communities: ['65010:1', '65010:1:2'], set: {communities: ['65010:9'], \
+             med: 5, localPreference: 200, prepend: 2}}]}",
+        )
+        .expect("a peer");
+        let network = "10.1.0.0/16".parse().expect("a network");
+        let rejecting = Rule { prefixes: vec![PrefixRange { network, min: 16, max: 24 }], ..Rule::default() };
+        let set = Changes {
+            communities: vec![Community::Plain(65010 << 16 | 9)],
+            local_pref: Some(200),
+            med: Some(5),
+            prepend: 2,
+        };
+        let matched = vec![Community::Plain(65010 << 16 | 1), Community::Large([65010, 1, 2])];
+        let accepting = Rule { communities: matched, accept: true, set, ..Rule::default() };
+        let remote = Remote::Address([192, 0, 2, 1].into());
+        let expected = PeerConfig {
+            local_asn: Some(64496),
+            remove_private_as: true,
+            local_address: Some([192, 0, 2, 9].into()),
+            passive: true,
+            ttl: Ttl::Security(1),
+            send_hold_time: 60,
+            add_path: true,
+            extended_next_hop: true,
+            allow_own_as: 1,
+            shutdown: Some("moving".into()),
+            prefix_limit: Some(PrefixLimit { max: 10, warn_at: 75, retry: Some(Duration::from_secs(30)) }),
+            export: Filter { rules: vec![rejecting, accepting], otherwise: true },
+            ..PeerConfig::new("leaf", remote, 65020)
+        };
+        assert_eq!(peer, expected);
+    }
+
+    #[test]
+    fn what_cannot_be_is_refused_by_its_field() {
+        for (yaml, field) in [
+            ("{localASN: 0}", "localASN"),
+            ("{ttlSecurityHops: 0}", "ttlSecurityHops"),
+            ("{ttlSecurityHops: 1, multihopTTL: 9}", "multihopTTL"),
+            ("{export: [{action: Accept, communities: ['65536:1']}]}", "export[0].communities[0]"),
+            ("{export: [{action: Accept, set: {communities: [x]}}]}", "export[0].set.communities[0]"),
+            (
+                "{export: [{action: Accept, prefixes: [{cidr: 10.0.0.0/8, minLength: 7}]}]}",
+                "export[0].prefixes[0]",
+            ),
+            (
+                "{export: [{action: Accept, prefixes: [{cidr: 10.0.0.0/8, maxLength: 33}]}]}",
+                "export[0].prefixes[0]",
+            ),
+        ] {
+            let refused = read(yaml).map(|_| ()).expect_err(yaml);
+            assert_eq!(refused.0, field, "{yaml}");
+        }
+    }
+
+    #[test]
+    fn a_peers_own_setting_comes_before_its_groups() {
+        let session = |yaml: &str| serde_saphyr::from_str::<BGPSession>(yaml).expect("a session");
+        let merged =
+            session("{passive: false, addPath: true}").or(&session("{passive: true, localASN: 64496}"));
+        assert_eq!(merged, session("{passive: false, addPath: true, localASN: 64496}"));
+    }
+}
