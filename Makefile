@@ -4,9 +4,10 @@ SHELL := bash
 .SHELLFLAGS := -euo pipefail -c
 .DEFAULT_GOAL := help
 .ONESHELL:
-.PHONY: help deps build demo test bench lint
+.PHONY: help deps build image demo test bench lint
 
 MUSL := x86_64-unknown-linux-musl
+VERSION := $(shell sed -n 's/^version = "\(.*\)"/\1/p' Cargo.toml | head -1)
 TARGET := $(abspath $(or $(CARGO_TARGET_DIR),target))
 export CARGO_TARGET_DIR := $(TARGET)
 # Where the lab looks for the programs it runs.
@@ -24,6 +25,16 @@ build: deps ## All programs, release: bulkheadd, bulkhead-bfd, bulkhead, bulkhea
 	@echo "==> building (release)"
 	cargo build --locked --release --bin bulkheadd --bin bulkhead-bfd --bin bulkhead --bin bulkhead-demo
 	$(BUILD_CNI)
+
+image: deps ## The container image, as an OCI archive: target/image/bulkhead.tar
+	@echo "==> building (release, static)"
+	cargo build --locked --release --target $(MUSL) --bin bulkheadd --bin bulkhead-bfd --bin bulkhead
+	$(BUILD_CNI)
+	mkdir -p $(TARGET)/image
+	static=$(TARGET)/$(MUSL)
+	cargo run --locked --release -p bulkhead-image -- bulkhead.dev/bulkhead:$(VERSION) amd64 $(TARGET)/image/bulkhead.tar \
+		usr/bin/bulkheadd=$$static/release/bulkheadd usr/bin/bulkhead-bfd=$$static/release/bulkhead-bfd \
+		usr/bin/bulkhead=$$static/release/bulkhead opt/cni/bin/bulkhead-cni=$$static/cni/bulkhead-cni
 
 demo: build ## A data centre on this machine, the whole job in ten steps; KEEP=1 leaves it up
 	@BULKHEAD_BIN_PATH=$(call PROGRAMS,release) $(TARGET)/release/bulkhead-demo $(if $(KEEP),--keep)

@@ -36,11 +36,37 @@ pub struct Config {
     /// Connections that the node can track.
     #[serde(default = "conntrack_entries")]
     pub conntrack_entries: u32,
+    /// Where to put the plugin and its configuration once the node is ready; absent: somebody else does.
+    #[serde(default)]
+    pub cni: Option<CniInstall>,
     /// Filter of the log, as `info` or `bulkhead_daemon=debug`.
     #[serde(default = "log")]
     pub log: String,
 }
 
+/// Folders of the container runtime, as this process sees them.
+#[derive(Clone, Debug, PartialEq, Deserialize)]
+#[serde(rename_all = "camelCase", deny_unknown_fields)]
+pub struct CniInstall {
+    /// The plugin to put there.
+    #[serde(default = "plugin")]
+    pub plugin: PathBuf,
+    #[serde(default = "bin_dir")]
+    pub bin_dir: PathBuf,
+    #[serde(default = "conf_dir")]
+    pub conf_dir: PathBuf,
+}
+
+/// Where the image has it.
+fn plugin() -> PathBuf {
+    "/opt/cni/bin/bulkhead-cni".into()
+}
+fn bin_dir() -> PathBuf {
+    "/host/opt/cni/bin".into()
+}
+fn conf_dir() -> PathBuf {
+    "/host/etc/cni/net.d".into()
+}
 fn state_dir() -> PathBuf {
     "/var/lib/bulkhead".into()
 }

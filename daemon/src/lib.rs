@@ -7,6 +7,7 @@ pub mod config;
 pub mod datapath;
 pub mod endpoint;
 pub mod history;
+pub mod install;
 pub mod ipam;
 pub mod net;
 pub mod node;

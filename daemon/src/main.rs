@@ -2,6 +2,7 @@
 
 use bulkhead_daemon::{
     config::Config,
+    install::{self, Installer},
     node::{Node, uninstall},
     server, source,
     store::Ownership,
@@ -64,6 +65,10 @@ fn start() -> Result<(), Box<dyn Error>> {
     let runtime = tokio::runtime::Builder::new_multi_thread().worker_threads(2).enable_all().build()?;
     let owner = Ownership::take(&config.state_dir)?;
     if arguments.uninstall {
+        // First of all: the runtime must send us no more pods.
+        if let Some(cni) = &config.cni {
+            install::remove(cni)?;
+        }
         return Ok(runtime.block_on(uninstall(&config))?);
     }
     let node = runtime.block_on(run(config))?;
@@ -82,6 +87,7 @@ async fn run(config: Config) -> Result<OwnedMutexGuard<Node>, Box<dyn Error>> {
     let mut observed = source::watch(&config.objects, &config.state_dir.join("objects.json"))
         .map_err(|e| format!("cannot watch the objects in {}: {e}", config.objects.display()))?;
     let socket = config.socket.clone();
+    let mut installer = Installer::new(&config);
     let node = Arc::new(Mutex::new(Node::open(config, observed.clone()).await?));
     let mut server = serve(listener, &node);
     observed.mark_changed();
@@ -91,10 +97,16 @@ async fn run(config: Config) -> Result<OwnedMutexGuard<Node>, Box<dyn Error>> {
             changed = observed.changed() => {
                 changed?;
                 let latest = observed.borrow_and_update().clone();
-                node.lock().await.apply(latest).await;
+                let mut node = node.lock().await;
+                node.apply(latest).await;
+                installer.look_after(node.available().is_ok());
             }
             _ = interval.tick() => {
-                node.lock().await.look_after().await;
+                {
+                    let mut node = node.lock().await;
+                    node.look_after().await;
+                    installer.look_after(node.available().is_ok());
+                }
                 // Whoever cleans /run must not cost the node its pods.
                 if !socket.exists() {
                     warn!(socket = %socket.display(), "the socket's file is gone: made again");
