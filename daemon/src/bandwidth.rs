@@ -10,8 +10,7 @@ use bulkhead_api::{
         ANNOTATION_BANDWIDTH_CLASS, BUILT_IN_CLASSES, BandwidthClassSpec, PartitionBandwidth, Quantity,
     },
 };
-use bulkhead_policy::Sourced;
-use std::collections::BTreeMap;
+use bulkhead_policy::{Named, Sourced};
 
 /// The limits of a pod and the class they came from.
 #[derive(Clone, Debug, PartialEq, Default)]
@@ -25,7 +24,7 @@ pub struct PodBandwidth {
 /// # Errors
 /// A class that does not exist, or that the partition does not allow.
 pub fn pod_bandwidth(
-    classes: &BTreeMap<String, Sourced<BandwidthClassSpec>>,
+    classes: &Named<Sourced<BandwidthClassSpec>>,
     partition: Option<&PartitionBandwidth>,
     annotation: Option<&str>,
     runtime: Option<RuntimeBandwidth>,
@@ -62,10 +61,7 @@ fn check_allowed(partition: Option<&PartitionBandwidth>, wish: &str) -> Result<(
     }
 }
 
-fn find(
-    classes: &BTreeMap<String, Sourced<BandwidthClassSpec>>,
-    name: &str,
-) -> Result<BandwidthClassSpec, ObjectError> {
+fn find(classes: &Named<Sourced<BandwidthClassSpec>>, name: &str) -> Result<BandwidthClassSpec, ObjectError> {
     let built_in = || {
         let (_, rate) = BUILT_IN_CLASSES.iter().find(|(n, _)| *n == name)?;
         Some(BandwidthClassSpec { rate: Quantity(*rate), burst: None })
@@ -99,6 +95,7 @@ fn lowest(class: Option<Limit>, rate: u64, burst_bits: u64, maximum: Option<Quan
 #[cfg(test)]
 mod tests {
     use super::*;
+    use std::sync::Arc;
 
     fn rates(b: PodBandwidth) -> (Option<u64>, Option<u64>) {
         (b.limits.ingress.map(|l| l.rate_bits), b.limits.egress.map(|l| l.rate_bits))
@@ -106,9 +103,9 @@ mod tests {
 
     #[test]
     fn a_class_limits_both_directions_and_no_class_limits_neither() {
-        let low = pod_bandwidth(&BTreeMap::new(), None, Some("low"), None).unwrap();
+        let low = pod_bandwidth(&Named::new(), None, Some("low"), None).unwrap();
         assert_eq!(rates(low), (Some(1_000_000_000), Some(1_000_000_000)));
-        assert_eq!(pod_bandwidth(&BTreeMap::new(), None, None, None).unwrap(), PodBandwidth::default());
+        assert_eq!(pod_bandwidth(&Named::new(), None, None, None).unwrap(), PodBandwidth::default());
     }
 
     #[test]
@@ -118,7 +115,7 @@ mod tests {
             allowed_classes: vec!["low".into()],
             maximum: Some(Quantity(600_000_000)),
         };
-        let of = |annotation, runtime| pod_bandwidth(&BTreeMap::new(), Some(&partition), annotation, runtime);
+        let of = |annotation, runtime| pod_bandwidth(&Named::new(), Some(&partition), annotation, runtime);
         assert_eq!(rates(of(None, None).unwrap()), (Some(500_000_000), Some(500_000_000)));
         assert_eq!(rates(of(Some("low"), None).unwrap()), (Some(600_000_000), Some(600_000_000)));
         let runtime =
@@ -131,7 +128,7 @@ mod tests {
     #[test]
     fn an_object_replaces_a_built_in_class_and_an_unknown_class_is_refused() {
         let spec = BandwidthClassSpec { rate: Quantity(7_000_000), burst: Some(Quantity(9_000)) };
-        let classes = BTreeMap::from([("low".to_string(), Sourced { spec, file: None })]);
+        let classes = Named::from_iter([("low".to_string(), Arc::new(Sourced { spec, file: None }))]);
         let low = pod_bandwidth(&classes, None, Some("low"), None).unwrap();
         assert_eq!(low.limits.egress, Some(Limit { rate_bits: 7_000_000, burst_bytes: 9_000 }));
         let error = pod_bandwidth(&classes, None, Some("fast"), None).unwrap_err().to_string();

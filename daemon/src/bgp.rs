@@ -88,7 +88,7 @@ impl Bgp {
             return;
         }
         let info = snapshot.policy.nodes.get(&self.node);
-        let peers = announce::peers(&self.node, info, self.uplink, &snapshot.bgp_peers);
+        let peers = announce::peers(&self.node, info.map(|i| &**i), self.uplink, &snapshot.bgp_peers);
         self.announce(announce::routes(blocks, &snapshot.policy, &configuration.spec));
         if let Some((speaker, _)) = &self.speaker {
             speaker.set_peers(peers);

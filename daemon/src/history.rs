@@ -5,7 +5,7 @@
 
 use crate::store::{self, StoreError};
 use bulkhead_api::messages::GenerationInfo;
-use bulkhead_policy::Objects;
+use bulkhead_policy::{Named, Objects};
 use serde::{Deserialize, Serialize};
 use std::{
     collections::BTreeMap,
@@ -163,9 +163,9 @@ fn files(dir: &Path) -> Result<Vec<PathBuf>, StoreError> {
 fn named(objects: &Objects) -> BTreeMap<String, serde_json::Value> {
     fn all<'a, T: Serialize>(
         kind: &'a str,
-        of: &'a BTreeMap<String, T>,
+        of: &'a Named<T>,
     ) -> impl Iterator<Item = (String, serde_json::Value)> + 'a {
-        of.iter().map(move |(n, o)| (format!("{kind}/{n}"), serde_json::to_value(o).unwrap_or_default()))
+        of.iter().map(move |(n, o)| (format!("{kind}/{n}"), serde_json::to_value(&**o).unwrap_or_default()))
     }
     all("Partition", &objects.partitions)
         .chain(all("NetworkGroup", &objects.network_groups))
@@ -195,11 +195,12 @@ mod tests {
     use super::*;
     use bulkhead_api::objects::NetworkGroupSpec;
     use bulkhead_policy::Sourced;
+    use std::sync::Arc;
 
     fn objects(groups: &[(&str, &str)]) -> Objects {
-        let group = |cidr: &str| Sourced {
-            spec: NetworkGroupSpec { cidrs: vec![cidr.parse().unwrap()] },
-            file: Some("groups.yaml:1".into()),
+        let group = |cidr: &str| {
+            let spec = NetworkGroupSpec { cidrs: vec![cidr.parse().unwrap()] };
+            Arc::new(Sourced { spec, file: Some("groups.yaml:1".into()) })
         };
         let network_groups = groups.iter().map(|(name, cidr)| (name.to_string(), group(cidr))).collect();
         Objects { network_groups, ..Objects::default() }

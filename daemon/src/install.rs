@@ -84,8 +84,8 @@ impl Installer {
 /// # Errors
 /// Which file could not be read or written; what was there before is there still.
 pub fn install(to: &CniInstall, daemon: Daemon<'_>) -> Result<bool, InstallError> {
-    let plugin = fs::read(&to.plugin)
-        .map_err(|source| InstallError::Plugin { path: to.plugin.clone(), source })?;
+    let plugin =
+        fs::read(&to.plugin).map_err(|source| InstallError::Plugin { path: to.plugin.clone(), source })?;
     let copied = put(&to.bin_dir.join(PLUGIN), &plugin, 0o755)?;
     let configured = put(&to.conf_dir.join(CONFIGURATION), configuration(daemon).as_bytes(), 0o644)?;
     Ok(copied || configured)
@@ -175,7 +175,8 @@ mod tests {
         let plugin = to.bin_dir.join(PLUGIN);
         assert_eq!(fs::read(&plugin).unwrap(), b"the plugin");
         assert_eq!(fs::metadata(&plugin).unwrap().permissions().mode() & 0o777, 0o755);
-        let list: Value = serde_json::from_slice(&fs::read(to.conf_dir.join(CONFIGURATION)).unwrap()).unwrap();
+        let list: Value =
+            serde_json::from_slice(&fs::read(to.conf_dir.join(CONFIGURATION)).unwrap()).unwrap();
         assert_eq!(list["plugins"][0]["type"], PLUGIN);
         assert_eq!(list["plugins"][0]["socket"], "/run/b.sock");
         // No draft is left beside them.

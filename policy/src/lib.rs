@@ -24,6 +24,6 @@ pub use compile::{CompileError, Compiled, Local, Placement, compile};
 pub use evaluate::Decision;
 pub use explain::{Flow, explain, judged};
 pub use interner::{Interner, KEPT_GENERATIONS};
-pub use objects::{ContainerPort, LocalPod, NodeInfo, Objects, Pod, Sourced};
+pub use objects::{ContainerPort, Labels, LocalPod, Named, NodeInfo, Objects, Pod, Sourced};
 pub use rulebook::{RuleBook, RuleEntry};
 pub use tables::Tables;

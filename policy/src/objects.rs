@@ -6,9 +6,17 @@ use bulkhead_api::objects::{
     PartitionSpec, Protocol,
 };
 use bulkhead_ebpf_abi::Addr;
+use imbl::OrdMap;
 use ipnetwork::IpNetwork;
 use serde::{Deserialize, Serialize};
-use std::{collections::BTreeMap, net::IpAddr};
+use std::{collections::BTreeMap, net::IpAddr, sync::Arc};
+
+/// Objects by name. A clone shares everything with its original, and what is changed afterwards is all that the two do not
+/// share: a snapshot costs nothing, and two snapshots are compared by what differs.
+pub type Named<T> = OrdMap<String, Arc<T>>;
+
+/// Labels by key.
+pub type Labels = BTreeMap<String, String>;
 
 /// An object with the file it came from, where the source has files.
 #[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
@@ -20,20 +28,19 @@ pub struct Sourced<T> {
 
 #[derive(Clone, Debug, PartialEq, Default, Serialize, Deserialize)]
 pub struct Objects {
-    pub partitions: BTreeMap<String, Sourced<PartitionSpec>>,
-    pub network_groups: BTreeMap<String, Sourced<NetworkGroupSpec>>,
-    pub bandwidth_classes: BTreeMap<String, Sourced<BandwidthClassSpec>>,
+    pub partitions: Named<Sourced<PartitionSpec>>,
+    pub network_groups: Named<Sourced<NetworkGroupSpec>>,
+    pub bandwidth_classes: Named<Sourced<BandwidthClassSpec>>,
     /// By `namespace/name`.
     #[serde(default)]
-    pub network_policies: BTreeMap<String, Sourced<NetworkPolicySpec>>,
+    pub network_policies: Named<Sourced<NetworkPolicySpec>>,
     #[serde(default)]
-    pub cluster_network_policies: BTreeMap<String, Sourced<ClusterNetworkPolicySpec>>,
+    pub cluster_network_policies: Named<Sourced<ClusterNetworkPolicySpec>>,
     /// By `namespace/name`: the cluster's pods, as far as the source tells of them.
     #[serde(default)]
-    pub pods: BTreeMap<String, Pod>,
-    /// Labels by namespace.
-    pub namespaces: BTreeMap<String, BTreeMap<String, String>>,
-    pub nodes: BTreeMap<String, NodeInfo>,
+    pub pods: Named<Pod>,
+    pub namespaces: Named<Labels>,
+    pub nodes: Named<NodeInfo>,
     /// Ranges of the default partition (cluster pod ranges).
     pub default_pod_cidrs: Vec<IpNetwork>,
     /// Addresses that answer cluster DNS.
@@ -44,14 +51,14 @@ pub struct Objects {
 pub struct NodeInfo {
     pub addresses: Vec<IpAddr>,
     pub control_plane: bool,
-    pub labels: BTreeMap<String, String>,
+    pub labels: Labels,
 }
 
 /// What rules can see of a pod.
 #[derive(Clone, Debug, PartialEq, Eq, Default, Serialize, Deserialize)]
 #[serde(default, rename_all = "camelCase")]
 pub struct Pod {
-    pub labels: BTreeMap<String, String>,
+    pub labels: Labels,
     pub addresses: Vec<IpAddr>,
     pub node: Option<String>,
     /// Has its node's addresses, and is the node to every rule.
@@ -90,6 +97,11 @@ impl LocalPod {
 const NAMESPACE_NAME_LABEL: &str = "kubernetes.io/metadata.name";
 
 impl Objects {
+    /// What the source tells of a pod, by `namespace/name`.
+    pub fn pod(&self, key: &str) -> Option<&Pod> {
+        self.pods.get(key).map(Arc::as_ref)
+    }
+
     /// The partition that new pods of a namespace belong to: the one that names it, else the first (by name) whose
     /// selector matches it, else the default partition.
     pub fn partition_of_namespace(&self, namespace: &str) -> &str {
@@ -129,9 +141,9 @@ impl Objects {
 
     /// Objects of a namespace, of those whose key is `namespace/name`.
     pub(crate) fn within<'a, T>(
-        all: &'a BTreeMap<String, T>,
+        all: &'a Named<T>,
         namespace: &str,
-    ) -> impl Iterator<Item = (&'a str, &'a T)> {
+    ) -> impl Iterator<Item = (&'a str, &'a Arc<T>)> {
         // `0` follows `/`.
         let keys = format!("{namespace}/")..format!("{namespace}0");
         all.range(keys).map(|(key, value)| (key.as_str(), value))
@@ -145,14 +157,14 @@ impl Objects {
     }
 
     /// Labels of a namespace, also of one that no source has told of yet.
-    pub(crate) fn labels(&self, namespace: &str) -> BTreeMap<String, String> {
-        let mut labels = self.namespaces.get(namespace).cloned().unwrap_or_default();
+    pub(crate) fn labels(&self, namespace: &str) -> Labels {
+        let mut labels = self.namespaces.get(namespace).map(|l| Labels::clone(l)).unwrap_or_default();
         labels.entry(NAMESPACE_NAME_LABEL.into()).or_insert_with(|| namespace.into());
         labels
     }
 }
 
 /// Whether the partition asks for a namespace with these labels.
-pub(crate) fn selects(spec: &PartitionSpec, labels: &BTreeMap<String, String>) -> bool {
+pub(crate) fn selects(spec: &PartitionSpec, labels: &Labels) -> bool {
     spec.namespace_selector.as_ref().is_some_and(|s| selector::matches(s, labels))
 }

@@ -7,6 +7,7 @@ use bulkhead_api::objects::NetworkGroupSpec;
 use bulkhead_policy::{Objects, Sourced, admit};
 use common::*;
 use proptest::prelude::*;
+use std::sync::Arc;
 
 /// Errors of a first admission, as printed.
 fn errors(candidate: Objects) -> Vec<String> {
@@ -362,7 +363,7 @@ fn selecting() -> Objects {
     let by = |label: &str| format!("namespaceSelector: {{matchLabels: {{{label}}}}}");
     add(&mut objects, "a", &format!("{{policyID: 8, {}, podCIDRs: [10.70.0.0/16]}}", by("team: a")));
     add(&mut objects, "b", &format!("{{policyID: 9, {}, podCIDRs: [10.71.0.0/16]}}", by("tier: b")));
-    objects.namespaces.insert("one".into(), [("tier".to_string(), "b".to_string())].into());
+    objects.namespaces.insert("one".into(), Arc::new([("tier".to_string(), "b".to_string())].into()));
     objects
 }
 
@@ -371,7 +372,7 @@ fn labels_that_put_a_namespace_into_two_partitions_are_not_taken_over() {
     let in_force = selecting();
     assert_eq!(admit(&Objects::default(), in_force.clone()).1, vec![]);
     let mut candidate = in_force.clone();
-    candidate.namespaces.get_mut("one").unwrap().insert("team".into(), "a".into());
+    Arc::make_mut(candidate.namespaces.get_mut("one").unwrap()).insert("team".into(), "a".into());
     let (objects, errors) = admit(&in_force, candidate.clone());
     assert_eq!(objects, in_force);
     assert_eq!(objects.partition_of_namespace("one"), "b");
@@ -385,12 +386,12 @@ fn a_new_namespace_with_labels_of_two_partitions_takes_neither_down_and_lands_in
     let in_force = selecting();
     let mut candidate = in_force.clone();
     let labels = [("team".to_string(), "a".to_string()), ("tier".to_string(), "b".to_string())];
-    candidate.namespaces.insert("two".into(), labels.into());
+    candidate.namespaces.insert("two".into(), Arc::new(labels.into()));
     let (objects, errors) = admit(&in_force, candidate.clone());
     assert_eq!((objects.partitions.len(), errors.len()), (4, 1));
     assert_eq!(objects.partition_of_namespace("two"), "a");
     // Nor does it hold up an edit of one of them.
-    candidate.partitions.get_mut("b").unwrap().spec.allow_cluster_dns = false;
+    Arc::make_mut(candidate.partitions.get_mut("b").unwrap()).spec.allow_cluster_dns = false;
     assert_eq!(admit(&objects, candidate.clone()).0, candidate);
 }
 
@@ -457,7 +458,7 @@ fn any_objects() -> impl Strategy<Value = Objects> {
             }
             for group in groups {
                 let spec = NetworkGroupSpec::default();
-                objects.network_groups.insert(format!("g{group}"), Sourced { spec, file: None });
+                objects.network_groups.insert(format!("g{group}"), Arc::new(Sourced { spec, file: None }));
             }
             objects
         },

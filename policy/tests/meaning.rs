@@ -6,6 +6,7 @@ mod common;
 use bulkhead_ebpf_abi::*;
 use bulkhead_policy::{Compiled, LocalPod, NodeInfo};
 use common::*;
+use std::sync::Arc;
 
 const WEB: &str = "10.65.0.7";
 const PAY: &str = "10.66.0.7";
@@ -250,7 +251,7 @@ fn an_isolated_partition_that_holds_cluster_dns_admits_all_partitions_to_it() {
 fn dns_on_a_nodes_own_address_is_reached_too() {
     let mut objects = cluster();
     objects.cluster_dns = vec![ip("169.254.20.10")];
-    objects.nodes.get_mut(NODE).unwrap().addresses.push(ip("169.254.20.10"));
+    Arc::make_mut(objects.nodes.get_mut(NODE).unwrap()).addresses.push(ip("169.254.20.10"));
     let c = compiled(&objects);
     assert_eq!(
         web_proto(&c, DIR_EGRESS, "169.254.20.10", PROTO_UDP, 53),
@@ -314,7 +315,7 @@ fn nested_prefixes_are_all_seen() {
     );
     // A node inside a group is known as both.
     let node = NodeInfo { addresses: vec![ip("172.16.5.6")], ..NodeInfo::default() };
-    objects.nodes.insert("node-4".into(), node);
+    objects.nodes.insert("node-4".into(), Arc::new(node));
     let c = compiled(&objects);
     let open = |peer| [1, 2, 3, 4].map(|port| web(&c, DIR_EGRESS, peer, port).0);
     assert_eq!(open("172.16.5.5"), [true, true, true, false]);
@@ -347,7 +348,7 @@ fn everything_in_ipv6_is_nothing_in_ipv4() {
 #[test]
 fn a_nodes_address_inside_a_pod_range_is_a_node() {
     let mut objects = web_with("ingress: [{name: n, from: [{nodes: {}}]}]");
-    objects.nodes.get_mut("node-2").unwrap().addresses.push(ip("10.65.0.1"));
+    Arc::make_mut(objects.nodes.get_mut("node-2").unwrap()).addresses.push(ip("10.65.0.1"));
     assert_eq!(objects.partition_of_address(ip("10.65.0.1")), None);
     assert_eq!(web(&compiled(&objects), DIR_INGRESS, "10.65.0.1", 80), yes("Partition/web ingress \"n\""));
 }

@@ -6,6 +6,7 @@ mod common;
 use bulkhead_ebpf_abi::*;
 use bulkhead_policy::{Compiled, Interner, Local, LocalPod, Objects, admit, compile};
 use common::*;
+use std::sync::Arc;
 
 const CLIENT: &str = "10.64.0.2";
 const OTHER: &str = "10.64.0.3";
@@ -15,8 +16,8 @@ const UNTOLD: &str = "10.64.0.99";
 /// `shop/db` and `shop/client`, `shop/other`, `dev/client`, all of the default partition.
 fn shop(policies: &[&str]) -> Objects {
     let mut objects = cluster();
-    objects.namespaces.insert("shop".into(), [("team".to_string(), "shop".to_string())].into());
-    objects.namespaces.insert("dev".into(), [("team".to_string(), "dev".to_string())].into());
+    objects.namespaces.insert("shop".into(), Arc::new([("team".to_string(), "shop".to_string())].into()));
+    objects.namespaces.insert("dev".into(), Arc::new([("team".to_string(), "dev".to_string())].into()));
     add_pod(
         &mut objects,
         "shop/db",

@@ -34,11 +34,12 @@ use bulkhead_api::{
     objects::{ANNOTATION_BANDWIDTH_CLASS, BGPConfigurationSpec, BGPPeerSpec},
 };
 use bulkhead_ebpf_abi::{Connections, Sizes};
-use bulkhead_policy::{Compiled, Interner, Local, LocalPod, Objects, Sourced, admit, compile};
+use bulkhead_policy::{Compiled, Interner, Local, LocalPod, NodeInfo, Objects, Sourced, admit, compile};
 use std::{
     collections::{BTreeMap, BTreeSet},
     net::IpAddr,
     path::PathBuf,
+    sync::Arc,
     time::{SystemTime, UNIX_EPOCH},
 };
 use tokio::sync::watch;
@@ -267,7 +268,8 @@ impl Node {
     fn with_own_node(&self, mut objects: Objects) -> Objects {
         objects.default_pod_cidrs.clone_from(&self.config.pod_cidrs);
         objects.cluster_dns.clone_from(&self.config.cluster_dns);
-        let own = objects.nodes.entry(self.config.node.clone()).or_default();
+        let told = objects.nodes.get(&self.config.node);
+        let mut own = told.map(|n| NodeInfo::clone(n)).unwrap_or_default();
         let of_uplink = |u: &Uplink| u.v4.map(IpAddr::V4).into_iter().chain(u.v6.map(IpAddr::V6));
         let gateways = [IpAddr::V4(GATEWAY_V4), IpAddr::V6(GATEWAY_V6)];
         for address in self.uplinks.iter().flat_map(of_uplink).chain(gateways) {
@@ -275,6 +277,7 @@ impl Node {
                 own.addresses.push(address);
             }
         }
+        objects.nodes.insert(self.config.node.clone(), Arc::new(own));
         objects
     }
 
@@ -361,7 +364,7 @@ impl Node {
     ) -> Result<PodBandwidth, ObjectError> {
         let objects = &self.in_force.policy;
         let of_partition = objects.partitions.get(partition).and_then(|p| p.spec.bandwidth.as_ref());
-        let info = self.in_force.pods.get(&(pod.namespace.clone(), pod.name.clone()));
+        let info = self.in_force.pods.get(&format!("{}/{}", pod.namespace, pod.name));
         let annotation = info.and_then(|i| i.annotations.get(ANNOTATION_BANDWIDTH_CLASS)).map(String::as_str);
         pod_bandwidth(&objects.bandwidth_classes, of_partition, annotation, runtime)
             .map_err(|e| ObjectError { object: Some(format!("Pod/{}/{}", pod.namespace, pod.name)), ..e })

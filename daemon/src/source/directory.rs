@@ -237,7 +237,7 @@ mod tests {
     const GROUP: &str = "apiVersion: bulkhead.dev/v1alpha1\nkind: NetworkGroup\nmetadata: {name: vms}\nspec: {cidrs: [10.0.0.0/8]}\n";
 
     fn names(directory: &Directory) -> Vec<String> {
-        directory.snapshot().0.policy.network_groups.into_keys().collect()
+        directory.snapshot().0.policy.network_groups.keys().cloned().collect()
     }
 
     #[test]

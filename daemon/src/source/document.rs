@@ -9,14 +9,14 @@ use bulkhead_api::{
         Partition, PartitionSpec,
     },
 };
-use bulkhead_policy::{NodeInfo, Sourced};
+use bulkhead_policy::{Labels, NodeInfo, Sourced};
 use k8s_openapi::{
     api::{core::v1, networking::v1::NetworkPolicy},
     apimachinery::pkg::apis::meta::v1::ObjectMeta,
 };
 use serde::{Deserialize, Serialize, de::DeserializeOwned};
 use serde_json::Value;
-use std::{collections::BTreeMap, net::IpAddr};
+use std::{fmt, net::IpAddr, sync::Arc};
 
 /// A label of the nodes that run the API server.
 const CONTROL_PLANE_LABEL: &str = "node-role.kubernetes.io/control-plane";
@@ -26,34 +26,65 @@ const KINDS: &str = "Partition, NetworkGroup, BandwidthClass, BGPPeer and BGPCon
 
 #[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
 pub enum Object {
-    Partition(String, Sourced<PartitionSpec>),
-    NetworkGroup(String, Sourced<NetworkGroupSpec>),
-    BandwidthClass(String, Sourced<BandwidthClassSpec>),
+    Partition(String, Arc<Sourced<PartitionSpec>>),
+    NetworkGroup(String, Arc<Sourced<NetworkGroupSpec>>),
+    BandwidthClass(String, Arc<Sourced<BandwidthClassSpec>>),
     BgpPeer(String, Sourced<BGPPeerSpec>),
     BgpConfiguration(String, Sourced<BGPConfigurationSpec>),
-    Namespace(String, BTreeMap<String, String>),
-    Pod((String, String), PodInfo),
+    Namespace(String, Arc<Labels>),
     /// By `namespace/name`.
-    NetworkPolicy(String, Sourced<NetworkPolicySpec>),
-    ClusterNetworkPolicy(String, Sourced<ClusterNetworkPolicySpec>),
-    Node(String, NodeInfo),
+    Pod(String, Arc<PodInfo>),
+    /// By `namespace/name`.
+    NetworkPolicy(String, Arc<Sourced<NetworkPolicySpec>>),
+    ClusterNetworkPolicy(String, Arc<Sourced<ClusterNetworkPolicySpec>>),
+    Node(String, Arc<NodeInfo>),
+}
+
+#[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord, Hash)]
+pub enum Kind {
+    Partition,
+    NetworkGroup,
+    BandwidthClass,
+    BgpPeer,
+    BgpConfiguration,
+    Namespace,
+    Pod,
+    NetworkPolicy,
+    ClusterNetworkPolicy,
+    Node,
+}
+
+impl fmt::Display for Kind {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        match self {
+            Self::BgpPeer => f.write_str("BGPPeer"),
+            Self::BgpConfiguration => f.write_str("BGPConfiguration"),
+            other => write!(f, "{other:?}"),
+        }
+    }
 }
 
 impl Object {
-    /// `Partition/web`: what may stand only once in a source.
-    pub fn key(&self) -> String {
+    /// What may stand only once in a source: kind, and name (`namespace/name` where the kind has a namespace).
+    pub fn id(&self) -> (Kind, &str) {
         match self {
-            Self::Partition(name, _) => format!("Partition/{name}"),
-            Self::NetworkGroup(name, _) => format!("NetworkGroup/{name}"),
-            Self::BandwidthClass(name, _) => format!("BandwidthClass/{name}"),
-            Self::BgpPeer(name, _) => format!("BGPPeer/{name}"),
-            Self::BgpConfiguration(name, _) => format!("BGPConfiguration/{name}"),
-            Self::Namespace(name, _) => format!("Namespace/{name}"),
-            Self::Pod((namespace, name), _) => format!("Pod/{namespace}/{name}"),
-            Self::NetworkPolicy(key, _) => format!("NetworkPolicy/{key}"),
-            Self::ClusterNetworkPolicy(name, _) => format!("ClusterNetworkPolicy/{name}"),
-            Self::Node(name, _) => format!("Node/{name}"),
+            Self::Partition(name, _) => (Kind::Partition, name),
+            Self::NetworkGroup(name, _) => (Kind::NetworkGroup, name),
+            Self::BandwidthClass(name, _) => (Kind::BandwidthClass, name),
+            Self::BgpPeer(name, _) => (Kind::BgpPeer, name),
+            Self::BgpConfiguration(name, _) => (Kind::BgpConfiguration, name),
+            Self::Namespace(name, _) => (Kind::Namespace, name),
+            Self::Pod(key, _) => (Kind::Pod, key),
+            Self::NetworkPolicy(key, _) => (Kind::NetworkPolicy, key),
+            Self::ClusterNetworkPolicy(name, _) => (Kind::ClusterNetworkPolicy, name),
+            Self::Node(name, _) => (Kind::Node, name),
         }
+    }
+
+    /// `Partition/web`, as messages say it.
+    pub fn key(&self) -> String {
+        let (kind, name) = self.id();
+        format!("{kind}/{name}")
     }
 }
 
@@ -121,14 +152,15 @@ fn typed(
     let name = name.to_string();
     Ok(match (api_version, kind) {
         (API_VERSION, "Partition") => {
-            Object::Partition(name, Sourced { spec: read::<Partition>(value)?.spec, file })
+            Object::Partition(name, Arc::new(Sourced { spec: read::<Partition>(value)?.spec, file }))
         }
         (API_VERSION, "NetworkGroup") => {
-            Object::NetworkGroup(name, Sourced { spec: read::<NetworkGroup>(value)?.spec, file })
+            Object::NetworkGroup(name, Arc::new(Sourced { spec: read::<NetworkGroup>(value)?.spec, file }))
         }
-        (API_VERSION, "BandwidthClass") => {
-            Object::BandwidthClass(name, Sourced { spec: read::<BandwidthClass>(value)?.spec, file })
-        }
+        (API_VERSION, "BandwidthClass") => Object::BandwidthClass(
+            name,
+            Arc::new(Sourced { spec: read::<BandwidthClass>(value)?.spec, file }),
+        ),
         (API_VERSION, "BGPPeer") => {
             Object::BgpPeer(name, Sourced { spec: read::<BGPPeer>(value)?.spec, file })
         }
@@ -144,23 +176,23 @@ fn typed(
             let mut labels = read::<v1::Namespace>(value)?.metadata.labels.unwrap_or_default();
             // The API server sets this label on every namespace.
             labels.entry("kubernetes.io/metadata.name".into()).or_insert_with(|| name.clone());
-            Object::Namespace(name, labels)
+            Object::Namespace(name, Arc::new(labels))
         }
         ("v1", "Pod") => {
             let pod = read::<v1::Pod>(value)?;
-            let key = (namespace_of(&pod.metadata), name);
-            Object::Pod(key, pod::info(pod)?)
+            let key = format!("{}/{name}", namespace_of(&pod.metadata));
+            Object::Pod(key, Arc::new(pod::info(pod)?))
         }
         ("networking.k8s.io/v1", "NetworkPolicy") => {
             let policy = strict::<NetworkPolicy>(value)?;
             let key = format!("{}/{name}", namespace_of(&policy.metadata));
-            Object::NetworkPolicy(key, Sourced { spec: policy.spec.unwrap_or_default(), file })
+            Object::NetworkPolicy(key, Arc::new(Sourced { spec: policy.spec.unwrap_or_default(), file }))
         }
         ("policy.networking.k8s.io/v1alpha2", "ClusterNetworkPolicy") => {
             let spec = read::<ClusterNetworkPolicy>(value)?.spec;
-            Object::ClusterNetworkPolicy(name, Sourced { spec, file })
+            Object::ClusterNetworkPolicy(name, Arc::new(Sourced { spec, file }))
         }
-        ("v1", "Node") => Object::Node(name, node(read::<v1::Node>(value)?)?),
+        ("v1", "Node") => Object::Node(name, Arc::new(node(read::<v1::Node>(value)?)?)),
         _ => {
             let message = format!("{api_version} {kind} is not a kind of this source: it reads {KINDS}");
             return Err((Some("kind".into()), message));

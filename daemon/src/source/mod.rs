@@ -9,22 +9,23 @@ mod document;
 mod pod;
 
 pub use directory::{Directory, watch};
-pub use document::{Object, parse};
+pub use document::{Kind, Object, parse};
 
 use bulkhead_api::{
     messages::ObjectError,
     objects::{BGPConfigurationSpec, BGPPeerSpec},
 };
-use bulkhead_policy::{Objects, Pod, Sourced};
+use bulkhead_policy::{Named, Objects, Pod, Sourced};
 use serde::{Deserialize, Serialize};
-use std::{collections::BTreeMap, time::Instant};
+use std::{collections::BTreeMap, sync::Arc, time::Instant};
 
-/// Everything a source knows, readable objects only.
+/// Everything a source knows, readable objects only. It enters object by object, by [`Snapshot::insert`] and
+/// [`Snapshot::remove`]; a clone costs nothing and shares all that is not changed afterwards.
 #[derive(Clone, Debug, PartialEq, Default)]
 pub struct Snapshot {
     pub policy: Objects,
-    /// By (namespace, name).
-    pub pods: BTreeMap<(String, String), PodInfo>,
+    /// By `namespace/name`.
+    pub pods: Named<PodInfo>,
     pub bgp_peers: BTreeMap<String, Sourced<BGPPeerSpec>>,
     pub bgp: Option<Sourced<BGPConfigurationSpec>>,
 }
@@ -39,15 +40,34 @@ impl Snapshot {
             Object::BgpPeer(name, o) => drop(self.bgp_peers.insert(name, o)),
             Object::BgpConfiguration(_, o) => self.bgp = Some(o),
             Object::Namespace(name, labels) => drop(self.policy.namespaces.insert(name, labels)),
-            Object::Pod((namespace, name), pod) => {
-                self.policy.pods.insert(format!("{namespace}/{name}"), pod.policy.clone());
-                self.pods.insert((namespace, name), pod);
+            Object::Pod(key, pod) => {
+                self.policy.pods.insert(key.clone(), pod.policy.clone());
+                self.pods.insert(key, pod);
             }
             Object::NetworkPolicy(key, o) => drop(self.policy.network_policies.insert(key, o)),
             Object::ClusterNetworkPolicy(name, o) => {
                 drop(self.policy.cluster_network_policies.insert(name, o));
             }
             Object::Node(name, node) => drop(self.policy.nodes.insert(name, node)),
+        }
+    }
+
+    /// Forgets an object, if there is one of that kind and name (`namespace/name` where the kind has a namespace).
+    pub fn remove(&mut self, kind: Kind, name: &str) {
+        match kind {
+            Kind::Partition => drop(self.policy.partitions.remove(name)),
+            Kind::NetworkGroup => drop(self.policy.network_groups.remove(name)),
+            Kind::BandwidthClass => drop(self.policy.bandwidth_classes.remove(name)),
+            Kind::BgpPeer => drop(self.bgp_peers.remove(name)),
+            Kind::BgpConfiguration => self.bgp = None,
+            Kind::Namespace => drop(self.policy.namespaces.remove(name)),
+            Kind::Pod => {
+                self.policy.pods.remove(name);
+                self.pods.remove(name);
+            }
+            Kind::NetworkPolicy => drop(self.policy.network_policies.remove(name)),
+            Kind::ClusterNetworkPolicy => drop(self.policy.cluster_network_policies.remove(name)),
+            Kind::Node => drop(self.policy.nodes.remove(name)),
         }
     }
 }
@@ -57,7 +77,7 @@ pub struct PodInfo {
     pub annotations: BTreeMap<String, String>,
     /// What rules can see of it.
     #[serde(flatten)]
-    pub policy: Pod,
+    pub policy: Arc<Pod>,
 }
 
 /// A snapshot, what could not be read into it, and when the change was noticed.
@@ -72,5 +92,39 @@ impl Observed {
     /// A source that has nothing.
     pub fn nothing() -> Self {
         Self { snapshot: Snapshot::default(), errors: Vec::new(), noticed: Instant::now() }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    const OBJECTS: &str = "apiVersion: v1\nkind: Namespace\nmetadata: {name: web}\n---\napiVersion: v1\nkind: Pod\n\
+        metadata: {name: a, namespace: web}\n---\napiVersion: v1\nkind: Pod\nmetadata: {name: b, namespace: web}\n---\n\
+        apiVersion: bulkhead.dev/v1alpha1\nkind: NetworkGroup\nmetadata: {name: vms}\nspec: {cidrs: [10.0.0.0/8]}\n";
+
+    #[test]
+    fn what_entered_and_was_removed_again_leaves_nothing() {
+        let mut snapshot = Snapshot::default();
+        let objects = parse("a.yaml", OBJECTS).unwrap();
+        objects.iter().cloned().for_each(|o| snapshot.insert(o));
+        assert_eq!((snapshot.pods.len(), snapshot.policy.pods.len()), (2, 2));
+        objects.iter().for_each(|o| {
+            let (kind, name) = o.id();
+            snapshot.remove(kind, name);
+        });
+        assert_eq!(snapshot, Snapshot::default());
+    }
+
+    #[test]
+    fn a_snapshot_shares_with_the_next_what_did_not_change() {
+        let mut snapshot = Snapshot::default();
+        parse("a.yaml", OBJECTS).unwrap().into_iter().for_each(|o| snapshot.insert(o));
+        let before = snapshot.clone();
+        snapshot.remove(Kind::Pod, "web/b");
+        assert!(Arc::ptr_eq(&before.pods["web/a"], &snapshot.pods["web/a"]));
+        assert!(Arc::ptr_eq(&before.pods["web/a"].policy, &snapshot.policy.pods["web/a"]));
+        assert!(before.policy.namespaces.ptr_eq(&snapshot.policy.namespaces));
+        assert_eq!((before.pods.len(), snapshot.pods.len()), (2, 1));
     }
 }

@@ -4,7 +4,7 @@ use super::{PodInfo, document::FieldError};
 use bulkhead_api::objects::Protocol;
 use bulkhead_policy::{ContainerPort, Pod};
 use k8s_openapi::api::core::v1;
-use std::net::IpAddr;
+use std::{net::IpAddr, sync::Arc};
 
 /// Phases in which a pod has no network any more: its addresses may be another's.
 const ENDED: [&str; 2] = ["Succeeded", "Failed"];
@@ -12,13 +12,13 @@ const ENDED: [&str; 2] = ["Succeeded", "Failed"];
 pub fn info(pod: v1::Pod) -> Result<PodInfo, FieldError> {
     let spec = pod.spec.unwrap_or_default();
     let host_network = spec.host_network.unwrap_or_default();
-    let policy = Pod {
+    let policy = Arc::new(Pod {
         labels: pod.metadata.labels.unwrap_or_default(),
         addresses: pod.status.map_or_else(|| Ok(Vec::new()), addresses)?,
         ports: ports(&spec)?,
         node: spec.node_name,
         host_network,
-    };
+    });
     Ok(PodInfo { annotations: pod.metadata.annotations.unwrap_or_default(), policy })
 }
 

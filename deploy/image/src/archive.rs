@@ -77,7 +77,8 @@ impl Image<'_> {
         let compressed = gzip(&layer)?;
         let mut archive = Blobs::default();
         let layer_blob = archive.add("application/vnd.oci.image.layer.v1.tar+gzip", compressed);
-        let config = archive.add_json("application/vnd.oci.image.config.v1+json", &self.config(&digest(&layer)));
+        let config =
+            archive.add_json("application/vnd.oci.image.config.v1+json", &self.config(&digest(&layer)));
         let mut manifest = archive.add_json(
             "application/vnd.oci.image.manifest.v1+json",
             &json!({
@@ -215,7 +216,12 @@ impl Blobs {
     }
 }
 
-fn append(tar: &mut tar::Builder<Vec<u8>>, path: &str, kind: tar::EntryType, content: &[u8]) -> io::Result<()> {
+fn append(
+    tar: &mut tar::Builder<Vec<u8>>,
+    path: &str,
+    kind: tar::EntryType,
+    content: &[u8],
+) -> io::Result<()> {
     let mut header = tar::Header::new_gnu();
     header.set_entry_type(kind);
     header.set_mode(0o755);
@@ -292,7 +298,9 @@ mod tests {
         let manifest = json(&blob(&index["manifests"][0]));
         let config = json(&blob(&manifest["config"]));
         let mut layer = Vec::new();
-        flate2::read::GzDecoder::new(blob(&manifest["layers"][0]).as_slice()).read_to_end(&mut layer).unwrap();
+        flate2::read::GzDecoder::new(blob(&manifest["layers"][0]).as_slice())
+            .read_to_end(&mut layer)
+            .unwrap();
         assert_eq!(config["rootfs"]["diff_ids"][0], digest(&layer));
         assert_eq!(config["config"]["Entrypoint"][0], "/usr/bin/a");
         let layer = read(&layer);

@@ -1,10 +1,10 @@
 //! The set of objects being put together: for each object, which of its versions.
 
-use crate::{Objects, Sourced};
+use crate::{Named, Objects, Sourced};
 use bulkhead_api::objects::{
     BandwidthClassSpec, ClusterNetworkPolicySpec, NetworkGroupSpec, NetworkPolicySpec, PartitionSpec,
 };
-use std::collections::{BTreeMap, BTreeSet};
+use std::collections::BTreeSet;
 
 #[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord)]
 pub(super) enum Kind {
@@ -35,16 +35,16 @@ pub(super) fn title((kind, name): &Key) -> String {
 
 /// All objects of one kind.
 pub(super) struct Layer<'a, T> {
-    previous: &'a BTreeMap<String, Sourced<T>>,
-    candidate: BTreeMap<String, Sourced<T>>,
+    previous: &'a Named<Sourced<T>>,
+    candidate: Named<Sourced<T>>,
     /// As the set now stands.
-    pub current: BTreeMap<String, Sourced<T>>,
+    pub current: Named<Sourced<T>>,
     /// Moved back: their previous version, or none, is current.
     back: BTreeSet<String>,
 }
 
 impl<'a, T: Clone + PartialEq> Layer<'a, T> {
-    fn new(previous: &'a BTreeMap<String, Sourced<T>>, candidate: BTreeMap<String, Sourced<T>>) -> Self {
+    fn new(previous: &'a Named<Sourced<T>>, candidate: Named<Sourced<T>>) -> Self {
         Self { previous, current: candidate.clone(), candidate, back: BTreeSet::new() }
     }
 

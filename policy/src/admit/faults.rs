@@ -4,7 +4,7 @@
 //! later by name.
 
 use super::draft::{Draft, Key, Kind, Subject, title};
-use crate::{Objects, Sourced, objects::selects, prefix::Prefix};
+use crate::{Named, Objects, Sourced, objects::selects, prefix::Prefix};
 use bulkhead_api::{
     messages::ObjectError,
     objects::{
@@ -326,7 +326,7 @@ fn double_claim(draft: &Draft<'_>, namespace: &str, first: &str, second: &str) -
 
 /// Partitions, by name, that ask for a namespace, for every namespace that any is known of.
 fn claims<'a>(
-    partitions: &'a BTreeMap<String, Sourced<PartitionSpec>>,
+    partitions: &'a Named<Sourced<PartitionSpec>>,
     objects: &Objects,
 ) -> BTreeMap<String, Vec<&'a str>> {
     let mut claims: BTreeMap<String, BTreeSet<&str>> = BTreeMap::new();

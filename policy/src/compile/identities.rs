@@ -111,7 +111,7 @@ impl Identities {
             .pods
             .iter()
             .map(|pod| {
-                let facts = asked.within(objects, &pod.namespace).facts(objects.pods.get(&pod.key()));
+                let facts = asked.within(objects, &pod.namespace).facts(objects.pod(&pod.key()));
                 (pod.partition.as_str(), facts)
             })
             .collect();

@@ -25,7 +25,7 @@ impl Compiled {
         let policy = self.policy_of(objects, pod)?;
         let there = self.variants.contains_key(&pod.partition);
         let partition = if there { pod.partition.as_str() } else { DEFAULT_PARTITION };
-        let facts = self.asked.within(objects, &pod.namespace).facts(objects.pods.get(&pod.key()));
+        let facts = self.asked.within(objects, &pod.namespace).facts(objects.pod(&pod.key()));
         let known = |of_prefix: &Vec<Atom>| self.number(&joined(of_prefix, &facts, None)).is_some();
         let all_known = self.variants.get(partition)?.iter().all(known);
         all_known.then(|| Placement { policy, partition: partition.into(), facts })

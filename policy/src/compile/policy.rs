@@ -54,7 +54,7 @@ impl PolicyKey {
     pub fn of(objects: &Objects, local: &LocalPod) -> Self {
         let there = objects.partitions.contains_key(&local.partition);
         let partition = if there { local.partition.as_str() } else { DEFAULT_PARTITION };
-        let pod = objects.pods.get(&local.key());
+        let pod = objects.pod(&local.key());
         let none = BTreeMap::new();
         let labels = pod.map_or(&none, |p| &p.labels);
         let network_policies = network_policy::selecting(objects, &local.namespace, labels);

@@ -15,7 +15,7 @@ use bulkhead_ebpf_abi::{
     DIR_EGRESS, DIR_INGRESS, RULE_CLUSTER_DNS, RULE_CONTROL_PLANE, RULE_DEFAULT_DENY, RULE_NONE, RULE_OPEN,
     RULE_SAME_PARTITION, SLOT_ICMP, SLOT_ICMPV6, SLOT_SCTP, SLOT_TCP, SLOT_UDP,
 };
-use std::collections::BTreeMap;
+use std::{collections::BTreeMap, sync::Arc};
 
 const DNS_PORT: u16 = 53;
 
@@ -96,7 +96,7 @@ pub(crate) fn isolation(objects: &Objects, partition: &str) -> Isolation {
 }
 
 fn written<'a>(objects: &'a Objects, partition: &str) -> Option<&'a Sourced<PartitionSpec>> {
-    objects.partitions.get(partition).filter(|_| partition != DEFAULT_PARTITION)
+    objects.partitions.get(partition).filter(|_| partition != DEFAULT_PARTITION).map(Arc::as_ref)
 }
 
 fn built_in(verdict: Verdict, number: u32, peer: Option<Atom>) -> Rule {

@@ -101,7 +101,7 @@ impl Selections {
     /// What each name that is asked for stands for anywhere in the cluster.
     pub fn named_ports(&self, objects: &Objects) -> BTreeSet<NamedPort> {
         let pods = objects.pods.values().filter(|p| !p.host_network);
-        pods.flat_map(named_ports).filter(|p| self.port_names.contains(&p.name)).collect()
+        pods.flat_map(|p| named_ports(p)).filter(|p| self.port_names.contains(&p.name)).collect()
     }
 
     /// The selectors that can match in a namespace.

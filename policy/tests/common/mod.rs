@@ -10,7 +10,7 @@ use bulkhead_api::objects::{BandwidthClassSpec, NetworkGroupSpec, NetworkPolicyS
 use bulkhead_policy::{
     Compiled, Decision, Interner, Local, LocalPod, NodeInfo, Objects, Pod, Sourced, compile,
 };
-use std::net::IpAddr;
+use std::{net::IpAddr, sync::Arc};
 
 pub const NODE: &str = "node-1";
 
@@ -18,8 +18,8 @@ pub fn ip(text: &str) -> IpAddr {
     text.parse().unwrap()
 }
 
-pub fn sourced<T>(spec: T, name: &str) -> Sourced<T> {
-    Sourced { spec, file: Some(format!("{name}.yaml")) }
+pub fn sourced<T>(spec: T, name: &str) -> Arc<Sourced<T>> {
+    Arc::new(Sourced { spec, file: Some(format!("{name}.yaml")) })
 }
 
 /// A partition from its spec in YAML.
@@ -39,9 +39,9 @@ pub fn cluster() -> Objects {
         cluster_dns: vec![ip("10.64.0.10"), ip("fd00:64::10")],
         ..Objects::default()
     };
-    objects.nodes.insert(NODE.into(), node(&["192.168.0.1", "fd00:1::1"], false));
-    objects.nodes.insert("node-2".into(), node(&["192.168.0.2", "fd00:1::2"], false));
-    objects.nodes.insert("node-3".into(), node(&["192.168.0.3", "fd00:1::3"], true));
+    objects.nodes.insert(NODE.into(), Arc::new(node(&["192.168.0.1", "fd00:1::1"], false)));
+    objects.nodes.insert("node-2".into(), Arc::new(node(&["192.168.0.2", "fd00:1::2"], false)));
+    objects.nodes.insert("node-3".into(), Arc::new(node(&["192.168.0.3", "fd00:1::3"], true)));
     for (name, cidrs) in [("vms", vec!["172.16.0.0/12", "2001:db8::/32"]), ("db", vec!["172.16.5.0/24"])] {
         let spec = NetworkGroupSpec { cidrs: cidrs.iter().map(|c| c.parse().unwrap()).collect() };
         objects.network_groups.insert(name.into(), sourced(spec, name));
@@ -88,7 +88,7 @@ pub fn add_network_policy(objects: &mut Objects, key: &str, yaml: &str) {
 /// A pod object; `labels` and `ports` in YAML.
 pub fn add_pod(objects: &mut Objects, key: &str, address: &str, yaml: &str) {
     let pod: Pod = serde_saphyr::from_str(yaml).unwrap_or_else(|e| panic!("{e}\n{yaml}"));
-    objects.pods.insert(key.into(), Pod { addresses: vec![ip(address)], ..pod });
+    objects.pods.insert(key.into(), Arc::new(Pod { addresses: vec![ip(address)], ..pod }));
 }
 
 /// A pod of this node in the partition of its namespace.

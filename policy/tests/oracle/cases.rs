@@ -8,7 +8,10 @@ use bulkhead_api::objects::{
 use bulkhead_ebpf_abi::{PROTO_ICMP, PROTO_ICMPV6, PROTO_SCTP, PROTO_TCP, PROTO_UDP};
 use bulkhead_policy::{NodeInfo, Objects};
 use proptest::prelude::*;
-use std::net::{IpAddr, Ipv4Addr, Ipv6Addr};
+use std::{
+    net::{IpAddr, Ipv4Addr, Ipv6Addr},
+    sync::Arc,
+};
 
 #[path = "cluster_cases.rs"]
 mod cluster_cases;
@@ -23,8 +26,9 @@ pub fn any_objects() -> impl Strategy<Value = Objects> {
     let labelled = (pods::any_namespaces(), prop::collection::vec(pods::any_labels(), 3));
     (partitions_and_nodes(), pods::any_pods(), policies, labelled).prop_map(
         |(mut objects, pods, (network_policies, cluster_network_policies), (namespaces, labels))| {
-            for (node, labels) in objects.nodes.values_mut().zip(labels) {
-                node.labels = labels;
+            let names: Vec<String> = objects.nodes.keys().cloned().collect();
+            for (name, labels) in names.iter().zip(labels) {
+                Arc::make_mut(objects.nodes.get_mut(name).unwrap()).labels = labels;
             }
             Objects { pods, network_policies, cluster_network_policies, namespaces, ..objects }
         },
@@ -156,7 +160,7 @@ fn partitions_and_nodes() -> impl Strategy<Value = Objects> {
         }
         for (i, (addresses, control_plane)) in nodes.into_iter().enumerate() {
             let node = NodeInfo { addresses, control_plane, ..NodeInfo::default() };
-            objects.nodes.insert(format!("node-{}", i + 1), node);
+            objects.nodes.insert(format!("node-{}", i + 1), Arc::new(node));
         }
         objects
     })

@@ -10,9 +10,8 @@ use bulkhead_api::objects::{
     ClusterPolicyPort, ClusterPolicyPortRange, ClusterPolicyPorts, ClusterPolicyProtocol,
     ClusterPolicySubject, ClusterPolicyTier, NamespacedPods,
 };
-use bulkhead_policy::Sourced;
+use bulkhead_policy::{Named, Sourced};
 use proptest::{prelude::*, sample::select};
-use std::collections::BTreeMap;
 
 fn any_pods() -> impl Strategy<Value = NamespacedPods> {
     (any_selector(), any_selector())
@@ -59,7 +58,7 @@ fn any_protocol() -> impl Strategy<Value = ClusterPolicyProtocol> {
     })
 }
 
-pub(super) fn any_policies() -> impl Strategy<Value = BTreeMap<String, Sourced<ClusterNetworkPolicySpec>>> {
+pub(super) fn any_policies() -> impl Strategy<Value = Named<Sourced<ClusterNetworkPolicySpec>>> {
     use ClusterPolicyAction::{Accept, Deny, Pass};
     let any_action = || select(vec![Accept, Deny, Pass]);
     let any_name = || prop::option::of(Just("named".to_string()));
@@ -80,4 +79,5 @@ pub(super) fn any_policies() -> impl Strategy<Value = BTreeMap<String, Sourced<C
         sourced(ClusterNetworkPolicySpec { tier, priority, subject, ingress, egress }, "cnp")
     });
     prop::collection::btree_map((0..6).prop_map(|i| format!("policy-{i}")), policy, 0..5)
+        .prop_map(Named::from)
 }

@@ -10,7 +10,7 @@ use bulkhead_api::objects::{
     ClusterPolicyProtocol, ClusterPolicyTier, IpNetwork, LabelSelector,
 };
 use bulkhead_ebpf_abi::{DIR_EGRESS, PROTO_SCTP, PROTO_TCP, PROTO_UDP};
-use bulkhead_policy::{LocalPod, Objects, Pod};
+use bulkhead_policy::{Labels, LocalPod, Objects, Pod};
 
 fn rules(spec: &ClusterNetworkPolicySpec, dir: u32) -> Vec<ClusterIngressRule> {
     if dir != DIR_EGRESS {
@@ -24,8 +24,8 @@ fn rules(spec: &ClusterNetworkPolicySpec, dir: u32) -> Vec<ClusterIngressRule> {
 
 fn subject_of<'a>(objects: &'a Objects, pod: &LocalPod) -> Vec<(&'a String, &'a ClusterNetworkPolicySpec)> {
     let unknown = Pod::default();
-    let subject = objects.pods.get(&format!("{}/{}", pod.namespace, pod.name)).unwrap_or(&unknown);
-    let mut labels = objects.namespaces.get(&pod.namespace).cloned().unwrap_or_default();
+    let subject = objects.pod(&format!("{}/{}", pod.namespace, pod.name)).unwrap_or(&unknown);
+    let mut labels = objects.namespaces.get(&pod.namespace).map(|l| Labels::clone(l)).unwrap_or_default();
     labels.insert("kubernetes.io/metadata.name".into(), pod.namespace.clone());
     let is_subject = |spec: &ClusterNetworkPolicySpec| match (&spec.subject.namespaces, &spec.subject.pods) {
         (Some(namespaces), _) => picks(namespaces, &labels),
@@ -43,7 +43,7 @@ fn subject_of<'a>(objects: &'a Objects, pod: &LocalPod) -> Vec<(&'a String, &'a 
 /// Whether any rule of either tier could speak.
 pub fn has_rules(objects: &Objects, pod: &LocalPod, dir: u32) -> bool {
     let subject = Pod::default();
-    let own = objects.pods.get(&pod.key()).unwrap_or(&subject);
+    let own = objects.pod(&pod.key()).unwrap_or(&subject);
     // A rule all of whose named ports stand for nothing is none.
     let can_match = |p: &ClusterPolicyProtocol| match &p.destination_named_port {
         None => true,
@@ -64,7 +64,7 @@ pub fn tier(
     packet: &Packet,
 ) -> Option<(ClusterPolicyAction, String)> {
     let unknown = Pod::default();
-    let subject = objects.pods.get(&pod.key()).unwrap_or(&unknown);
+    let subject = objects.pod(&pod.key()).unwrap_or(&unknown);
     let direction = if dir == DIR_EGRESS { "egress" } else { "ingress" };
     for (policy, spec) in subject_of(objects, pod).into_iter().filter(|(_, spec)| spec.tier == tier) {
         for (i, rule) in rules(spec, dir).into_iter().enumerate() {

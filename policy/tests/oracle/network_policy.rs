@@ -6,15 +6,12 @@ use bulkhead_api::objects::{
     IntOrString, IpNetwork, LabelSelector, NetworkPolicyPeer, NetworkPolicyPort, NetworkPolicySpec,
 };
 use bulkhead_ebpf_abi::{DIR_EGRESS, PROTO_SCTP, PROTO_TCP, PROTO_UDP};
-use bulkhead_policy::{LocalPod, Objects, Pod};
-use std::collections::BTreeMap;
-
-type Labels = BTreeMap<String, String>;
+use bulkhead_policy::{Labels, LocalPod, Objects, Pod};
 
 /// Verdict and the name of the rule; None: no policy isolates the pod in this direction.
 pub fn tier(objects: &Objects, pod: &LocalPod, dir: u32, packet: &Packet) -> Option<(bool, String)> {
     let unknown = Pod::default();
-    let subject = objects.pods.get(&format!("{}/{}", pod.namespace, pod.name)).unwrap_or(&unknown);
+    let subject = objects.pod(&format!("{}/{}", pod.namespace, pod.name)).unwrap_or(&unknown);
     let mut isolating = Vec::new();
     for (key, policy) in &objects.network_policies {
         let (namespace, _) = key.split_once('/').unwrap();
@@ -90,7 +87,7 @@ pub fn is_picked(
     namespace_is: impl Fn(&str, &Labels) -> bool,
 ) -> bool {
     let Some((namespace, pod)) = pod_at(objects, packet.peer) else { return false };
-    let mut labels = objects.namespaces.get(namespace).cloned().unwrap_or_default();
+    let mut labels = objects.namespaces.get(namespace).map(|l| Labels::clone(l)).unwrap_or_default();
     labels.insert("kubernetes.io/metadata.name".into(), namespace.into());
     namespace_is(namespace, &labels) && picks(pods, &pod.labels)
 }

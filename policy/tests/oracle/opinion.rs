@@ -96,7 +96,7 @@ fn pod_at(objects: &Objects, address: IpAddr) -> Option<(&str, &Pod)> {
         return None;
     }
     let found = objects.pods.iter().find(|(_, p)| !p.host_network && p.addresses.contains(&address));
-    found.map(|(key, pod)| (key.split_once('/').unwrap().0, pod))
+    found.map(|(key, pod)| (key.split_once('/').unwrap().0, &**pod))
 }
 
 fn ranges<'a>(objects: &'a Objects, partition: &str) -> &'a [IpNetwork] {

@@ -6,11 +6,9 @@ use bulkhead_api::objects::{
     IPBlock, IntOrString, LabelSelector, LabelSelectorRequirement, NetworkPolicyEgressRule,
     NetworkPolicyIngressRule, NetworkPolicyPeer, NetworkPolicyPort, NetworkPolicySpec, Protocol,
 };
-use bulkhead_policy::{ContainerPort, Pod, Sourced};
+use bulkhead_policy::{ContainerPort, Labels, Named, Pod, Sourced};
 use proptest::{prelude::*, sample::select};
-use std::collections::BTreeMap;
-
-type Labels = BTreeMap<String, String>;
+use std::sync::Arc;
 
 pub(super) fn any_labels() -> impl Strategy<Value = Labels> {
     prop::collection::btree_map(select(vec!["a", "b"]), select(vec!["x", "y"]), 0..3)
@@ -36,8 +34,13 @@ pub(super) fn any_selector() -> impl Strategy<Value = LabelSelector> {
     })
 }
 
-pub(super) fn any_namespaces() -> impl Strategy<Value = BTreeMap<String, Labels>> {
-    prop::collection::btree_map(select(NAMESPACES.map(String::from).to_vec()), any_labels(), 0..4)
+pub(super) fn any_namespaces() -> impl Strategy<Value = Named<Labels>> {
+    prop::collection::btree_map(
+        select(NAMESPACES.map(String::from).to_vec()),
+        any_labels().prop_map(Arc::new),
+        0..4,
+    )
+    .prop_map(Named::from)
 }
 
 fn any_protocol() -> impl Strategy<Value = Protocol> {
@@ -48,17 +51,19 @@ pub(super) fn any_port_name() -> impl Strategy<Value = String> {
     select(vec!["http".to_string(), "dns".to_string(), "nobodys".to_string()])
 }
 
-pub(super) fn any_pods() -> impl Strategy<Value = BTreeMap<String, Pod>> {
+pub(super) fn any_pods() -> impl Strategy<Value = Named<Pod>> {
     let port = (any_port_name(), any_protocol(), any_port())
         .prop_map(|(name, protocol, port)| ContainerPort { name, protocol, port: port.max(1) });
     let ports = prop::collection::vec(port, 0..3);
     let addresses = prop::collection::vec(any_address(), 0..3);
     let host_network = prop_oneof![7 => Just(false), 1 => Just(true)];
     let pod = (any_labels(), addresses, host_network, ports).prop_map(
-        |(labels, addresses, host_network, ports)| Pod { labels, addresses, node: None, host_network, ports },
+        |(labels, addresses, host_network, ports)| {
+            Arc::new(Pod { labels, addresses, node: None, host_network, ports })
+        },
     );
     let key = (select(NAMESPACES.to_vec()), 0..4).prop_map(|(namespace, i)| format!("{namespace}/pod-{i}"));
-    prop::collection::btree_map(key, pod, 0..8)
+    prop::collection::btree_map(key, pod, 0..8).prop_map(Named::from)
 }
 
 fn any_peer() -> impl Strategy<Value = NetworkPolicyPeer> {
@@ -95,7 +100,7 @@ fn any_policy_port() -> impl Strategy<Value = NetworkPolicyPort> {
     })
 }
 
-pub(super) fn any_network_policies() -> impl Strategy<Value = BTreeMap<String, Sourced<NetworkPolicySpec>>> {
+pub(super) fn any_network_policies() -> impl Strategy<Value = Named<Sourced<NetworkPolicySpec>>> {
     let rule = || {
         let peers = prop::option::of(prop::collection::vec(any_peer(), 0..3));
         let ports = prop::option::of(prop::collection::vec(any_policy_port(), 0..3));
@@ -117,5 +122,5 @@ pub(super) fn any_network_policies() -> impl Strategy<Value = BTreeMap<String, S
     });
     let key =
         (select(NAMESPACES.to_vec()), 0..3).prop_map(|(namespace, i)| format!("{namespace}/policy-{i}"));
-    prop::collection::btree_map(key, policy, 0..6)
+    prop::collection::btree_map(key, policy, 0..6).prop_map(Named::from)
 }

@@ -6,7 +6,10 @@ use bulkhead_api::objects::{
     Isolation, NetworkGroupSpec, PartitionSpec, Protocol, RulePeer, RulePort,
 };
 use bulkhead_policy::{NodeInfo, Objects, Sourced};
-use std::net::{IpAddr, Ipv4Addr, Ipv6Addr};
+use std::{
+    net::{IpAddr, Ipv4Addr, Ipv6Addr},
+    sync::Arc,
+};
 
 pub const LOCAL_NODE: &str = "node-0";
 const GROUPS: usize = 3;
@@ -132,19 +135,20 @@ pub fn objects(random: &mut Random) -> Objects {
     };
     for i in 0..GROUPS {
         let spec = NetworkGroupSpec { cidrs: (0..random.below(4)).map(|_| network(random)).collect() };
-        objects.network_groups.insert(format!("g{i}"), Sourced { spec, file: None });
+        objects.network_groups.insert(format!("g{i}"), Arc::new(Sourced { spec, file: None }));
     }
     let partitions = 1 + random.below(4);
     for i in 0..partitions {
         let spec = partition(random, i, partitions);
-        objects.partitions.insert(format!("p{i}"), Sourced { spec, file: None });
+        objects.partitions.insert(format!("p{i}"), Arc::new(Sourced { spec, file: None }));
     }
     for i in 0..1 + random.below(3) {
         let addresses = (0..1 + random.below(2)).map(|_| anywhere(random)).collect();
         let control_plane = random.percent(50);
-        objects
-            .nodes
-            .insert(format!("node-{i}"), NodeInfo { addresses, control_plane, ..NodeInfo::default() });
+        objects.nodes.insert(
+            format!("node-{i}"),
+            Arc::new(NodeInfo { addresses, control_plane, ..NodeInfo::default() }),
+        );
     }
     objects
 }
