@@ -4,14 +4,14 @@ SHELL := bash
 .SHELLFLAGS := -euo pipefail -c
 .DEFAULT_GOAL := help
 .ONESHELL:
-.PHONY: help deps build image demo test bench lint
+.PHONY: help deps build image kubernetes crds demo test bench lint
 
 MUSL := x86_64-unknown-linux-musl
 VERSION := $(shell sed -n 's/^version = "\(.*\)"/\1/p' Cargo.toml | head -1)
 TARGET := $(abspath $(or $(CARGO_TARGET_DIR),target))
 export CARGO_TARGET_DIR := $(TARGET)
 # Where the lab looks for the programs it runs.
-PROGRAMS = $(TARGET)/$(1):$(TARGET)/$(MUSL)/cni
+PROGRAMS = $(TARGET)/$(1):$(TARGET)/$(MUSL)/cni:$(TARGET)/kubernetes
 # An invocation of its own, so that the plugin is built with its own features only.
 BUILD_CNI := cargo build --locked --profile cni --target $(MUSL) -p bulkhead-cni
 
@@ -36,11 +36,18 @@ image: deps ## The container image, as an OCI archive: target/image/bulkhead.tar
 		usr/bin/bulkheadd=$$static/release/bulkheadd usr/bin/bulkhead-bfd=$$static/release/bulkhead-bfd \
 		usr/bin/bulkhead=$$static/release/bulkhead opt/cni/bin/bulkhead-cni=$$static/cni/bulkhead-cni
 
+kubernetes: ## Kubernetes' own programs, for the tests: built once with Go, minutes
+	@tests/kubernetes/build.sh $(TARGET)/kubernetes
+
+crds: ## The definitions in deploy/crds, anew from the types
+	@BULKHEAD_WRITE_CRDS=yes cargo test --locked -p bulkhead-api --features kube --test crds
+
 demo: build ## A data centre on this machine, the whole job in ten steps; KEEP=1 leaves it up
 	@BULKHEAD_BIN_PATH=$(call PROGRAMS,release) $(TARGET)/release/bulkhead-demo $(if $(KEEP),--keep)
 
 test: deps ## Everything that tests: units, eBPF by test-run, the lab, interoperation with BIRD
 	@SECONDS=0
+	$(MAKE) --no-print-directory kubernetes
 	echo "==> building what the suites execute"
 	cargo build --locked --bins
 	$(BUILD_CNI)

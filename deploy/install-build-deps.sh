@@ -1,7 +1,7 @@
 #!/usr/bin/env bash
 # Installs what building and testing Bulkhead needs on Debian 12, and nothing that is there already.
 #
-#   packages     a C linker, LLVM 22 (for bpf-linker), BIRD 2, iproute2 and nftables (for the lab)
+#   packages     a C linker, LLVM 22 (for bpf-linker), BIRD 2, FRR, GoBGP, iproute2 and nftables (for the lab)
 #   rustup       rust-src (eBPF builds `core`), the static musl target, clippy and rustfmt
 #   cargo        bpf-linker, of the LLVM that rustc itself carries
 #
@@ -9,7 +9,8 @@
 # RUSTC and CARGO pointing at them; the static plugin then needs Debian's `libstd-rust-web-dev` for musl, or runs dynamic.
 set -euo pipefail
 
-packages=(build-essential ca-certificates iproute2 iputils-ping nftables bird2 llvm-22-dev libzstd-dev zlib1g-dev)
+packages=(build-essential ca-certificates iproute2 iputils-ping nftables bird2 frr gobgpd llvm-22-dev libzstd-dev
+    zlib1g-dev)
 bpf_linker=0.13.0
 musl=x86_64-unknown-linux-musl
 
@@ -39,15 +40,19 @@ install_packages() {
     apt-get update -q
     apt-get install -y -q --no-install-recommends "${missing[@]}" \
         || fail "apt-get could not install ${missing[*]}; llvm-22-dev comes from Debian's security suite (bookworm-security)"
-    case " ${missing[*]} " in *" bird2 "*) keep_bird_off ;; esac
+    local router
+    for router in bird2 frr gobgpd; do
+        case " ${missing[*]} " in *" $router "*) keep_off "$router" ;; esac
+    done
 }
 
-# Only where this script installed it: whoever had BIRD before keeps it as it was.
-keep_bird_off() {
-    if [ -d /run/systemd/system ]; then
-        systemctl disable --quiet bird.service 2>/dev/null || true
-    fi
-    update-rc.d bird disable >/dev/null 2>&1 || true
+# Only where this script installed it: whoever had a router before keeps it as it was.
+keep_off() {
+    local service=${1%2}
+    # Enabled by its package's link, whether systemd runs here or not.
+    systemctl disable --quiet "$service.service" 2>/dev/null \
+        || rm -f "/etc/systemd/system/multi-user.target.wants/$service.service"
+    update-rc.d "$service" disable >/dev/null 2>&1 || true
 }
 
 install_rust() {

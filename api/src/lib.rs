@@ -6,6 +6,8 @@
 //! - [`client`]: one blocking HTTP request over that socket; no async runtime.
 
 pub mod client;
+#[cfg(feature = "kube")]
+pub mod crds;
 pub mod messages;
 #[cfg(feature = "objects")]
 pub mod objects;

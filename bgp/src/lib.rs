@@ -4,6 +4,7 @@
 //!   wire      bytes ⇄ messages                        (no state)
 //!   fsm       one neighbour: inputs, time → outputs   (no socket, no clock)
 //!   rib       what is to be sent against what was; what was received
+//!   filter    which routes pass, in and out, and what they are given
 //!   export    which attributes a route gets towards a neighbour
 //!   neighbour fsm + rib + export of one neighbour     (still no socket, no clock)
 //!   driver    sockets and clocks, behind the feature `tokio`
@@ -20,12 +21,16 @@ pub mod bfd;
 pub mod driver;
 pub mod export;
 mod family;
+pub mod filter;
 pub mod fsm;
 pub mod neighbour;
 pub mod rib;
 pub mod wire;
 
 #[cfg(feature = "tokio")]
-pub use driver::{Direction, PeerConfig, PeerStatus, RouteView, Speaker, SpeakerConfig, SpeakerError};
+pub use driver::{
+    Direction, LearnedRoutes, Password, PeerConfig, PeerStatus, Remote, RouteView, Speaker, SpeakerConfig,
+    SpeakerError, Ttl,
+};
 pub use export::RouteAttributes;
 pub use family::Family;

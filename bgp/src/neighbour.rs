@@ -6,14 +6,21 @@
 //! earlier one, only after the caller has said that its set is whole.
 
 use crate::Family;
-use crate::export::{Export, ExportPolicy, NextHops, RouteAttributes, Withheld};
-use crate::fsm::{ConnId, Down, Event, Input, Negotiated, Output, Peer, Settings, Up};
-use crate::rib::{AdjRibIn, AdjRibOut, Batch};
-use crate::wire::{MAX_LEN, Message, Notification, Reach, Update};
+use crate::export::{Export, NextHops, RouteAttributes, Withheld};
+use crate::filter::Filter;
+use crate::fsm::{ConnId, Down, Event, Input, Negotiated, Output, Peer, Settings, Stop, Timers, Up};
+use crate::rib::{AdjRibIn, Loops, Path};
+use crate::wire::{Notification, Refresh};
 use ipnetwork::IpNetwork;
-use std::collections::{BTreeMap, BTreeSet};
+use std::collections::BTreeMap;
 use std::sync::Arc;
 use std::time::Duration;
+
+mod inbound;
+mod outbound;
+
+use inbound::Inbound;
+use outbound::Outbound;
 
 /// What is to be announced to everyone.
 #[derive(Clone, Debug, Default)]
@@ -21,6 +28,31 @@ pub struct Intent {
     pub routes: Arc<BTreeMap<IpNetwork, RouteAttributes>>,
     /// `routes` holds all that an earlier process announced and that shall stay.
     pub initial_complete: bool,
+}
+
+/// What is configured about a neighbour's routes. It may change while the session goes on.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Policy {
+    /// The AS number of this speaker, whatever the session's is.
+    pub asn: u32,
+    pub remove_private_as: bool,
+    pub next_hops: NextHops,
+    pub export: Filter,
+    /// What passes is learned; the rest is only shown.
+    pub import: Filter,
+    /// How often our own AS number may stand in the path of what we receive.
+    pub allow_own_as: u8,
+    pub prefix_limit: Option<PrefixLimit>,
+}
+
+/// How many routes a neighbour may announce in each family.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct PrefixLimit {
+    pub max: u32,
+    /// Percent of `max` from which on it is worth a warning.
+    pub warn_at: u8,
+    /// The session begins anew after that time; `None`: not before its configuration changes.
+    pub retry: Option<Duration>,
 }
 
 /// What the driver is to do. The first three are those of [`Output`].
@@ -40,74 +72,122 @@ pub enum Note {
     /// An UPDATE whose routes were taken for withdrawn (RFC 7606).
     Malformed(Notification),
     Withheld(Withheld),
+    ManyPrefixes {
+        family: Family,
+        count: usize,
+        max: u32,
+    },
 }
 
-/// RFC 4724 section 4.2: how long routes from before a peer's restart are kept at most once its session is
-/// up again, should End-of-RIB not come.
-const STALE_LIMIT: Duration = Duration::from_secs(360);
+/// Whether a prefix is announced to a neighbour, and by which rule.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub enum Fate {
+    /// Nothing of ours.
+    NotOurs,
+    NoSession,
+    /// The peer does not speak that family, or it is not configured.
+    FamilyNotAgreed,
+    Withheld(Withheld),
+    /// The export filter's rule with that number, from 0; or its default.
+    Filtered(Option<usize>),
+    Announced {
+        export: Arc<Export>,
+        rule: Option<usize>,
+    },
+}
 
 #[derive(Debug)]
 pub struct Neighbour {
     peer: Peer,
-    local_asn: u32,
+    session_asn: u32,
     restarting: bool,
-    next_hops: NextHops,
+    policy: Policy,
     intent: Intent,
     outbound: Option<Outbound>,
-    received: AdjRibIn,
-    /// Stale routes go then.
-    stale_until: Option<Duration>,
-}
-
-/// What only an established session has.
-#[derive(Debug)]
-struct Outbound {
-    policy: ExportPolicy,
-    negotiated: Negotiated,
-    rib: AdjRibOut<Arc<Export>>,
-    withheld: BTreeSet<Withheld>,
-    end_of_rib_due: BTreeSet<Family>,
+    inbound: Inbound,
+    refreshes: u64,
 }
 
 impl Neighbour {
-    pub fn new(settings: Settings, next_hops: NextHops, now: Duration) -> Neighbour {
+    pub fn new(settings: Settings, policy: Policy, now: Duration) -> Neighbour {
+        let loops = Loops {
+            asns: vec![settings.local_asn, policy.asn],
+            allowed: policy.allow_own_as,
+            router_id: settings.router_id,
+        };
         Neighbour {
-            local_asn: settings.local_asn,
+            session_asn: settings.local_asn,
             restarting: settings.restart.restarting,
-            received: AdjRibIn::new(settings.local_asn),
+            inbound: Inbound::new(loops, policy.import.clone()),
             peer: Peer::new(settings, now),
-            next_hops,
+            policy,
             intent: Intent::default(),
             outbound: None,
-            stale_until: None,
+            refreshes: 0,
         }
     }
 
     pub fn handle(&mut self, now: Duration, input: Input) -> Vec<Effect> {
-        let outputs = self.peer.handle(now, input);
-        let mut effects = Vec::with_capacity(outputs.len());
-        for output in outputs {
+        let mut effects = Vec::new();
+        self.feed(now, input, &mut effects);
+        if let Some(stop) = self.over_limit() {
+            self.feed(now, Input::Stop(stop), &mut effects);
+        }
+        self.inbound.tick(now, self.outbound.is_some());
+        effects
+    }
+
+    fn feed(&mut self, now: Duration, input: Input, effects: &mut Vec<Effect>) {
+        for output in self.peer.handle(now, input) {
             match output {
                 Output::Connect => effects.push(Effect::Connect),
                 Output::Send(id, bytes) => effects.push(Effect::Send(id, bytes)),
                 Output::Close(id) => effects.push(Effect::Close(id)),
-                Output::Event(event) => self.take_in(now, event, &mut effects),
+                Output::Event(event) => self.take_in(now, event, effects),
             }
         }
-        if self.stale_until.is_some_and(|until| until <= now) {
-            Family::ALL.into_iter().for_each(|family| self.received.sweep(family));
-            self.stale_until = None;
-        }
-        effects
     }
 
     /// When [`Input::TimerTick`] is due next.
     pub fn deadline(&self) -> Option<Duration> {
-        self.peer.deadline().into_iter().chain(self.stale_until).min()
+        self.peer.deadline().into_iter().chain(self.inbound.deadline()).min()
     }
 
     pub fn set_intent(&mut self, intent: Intent) -> Vec<Effect> {
         self.intent = intent;
+        self.inbound.set_own(&self.intent.routes);
+        self.recompute()
+    }
+
+    /// Filters, limits and next hops of a running session.
+    pub fn set_policy(&mut self, now: Duration, policy: Policy) -> Vec<Effect> {
+        let other_loops = policy.allow_own_as != self.policy.allow_own_as;
+        self.policy = policy;
+        self.inbound.set_import(self.policy.import.clone());
+        self.inbound.allow_own_as(self.policy.allow_own_as);
+        if let Some(outbound) = &mut self.outbound {
+            outbound.set_policy(self.session_asn, &self.policy);
+        }
+        let mut effects = self.recompute();
+        if other_loops {
+            effects.extend(self.ask_again(now));
+        }
+        effects
+    }
+
+    /// Loops were not kept, so that only the peer can say them again (RFC 2918).
+    fn ask_again(&mut self, now: Duration) -> Vec<Effect> {
+        let negotiated = self.outbound.as_ref().map(Outbound::negotiated);
+        let families = negotiated.filter(|negotiated| negotiated.route_refresh).map(|n| n.families.clone());
+        let ask = |family| self.handle(now, Input::Refresh(family, Refresh::Request));
+        families.into_iter().flatten().flat_map(ask).collect()
+    }
+
+    pub fn set_timers(&mut self, timers: Timers) {
+        self.peer.set_timers(timers);
+    }
+
+    fn recompute(&mut self) -> Vec<Effect> {
         let newly_withheld = self.outbound.as_mut().map(|outbound| outbound.set_routes(&self.intent.routes));
         newly_withheld.into_iter().flatten().map(|why| Effect::Note(Note::Withheld(why))).collect()
     }
@@ -116,11 +196,12 @@ impl Neighbour {
     pub fn advertise(&mut self, now: Duration, room: usize) -> Vec<Effect> {
         let mut effects = Vec::new();
         let mut used = 0;
+        let may_end = self.may_end_rib();
         while used < room {
-            let Some(update) = self.next_update() else {
+            let Some(input) = self.outbound.as_mut().and_then(|outbound| outbound.next(may_end)) else {
                 break;
             };
-            for effect in self.handle(now, Input::Advertise(update)) {
+            for effect in self.handle(now, input) {
                 if let Effect::Send(_, bytes) = &effect {
                     used += bytes.len();
                 }
@@ -133,35 +214,51 @@ impl Neighbour {
     /// Everything that was to be announced or withdrawn was handed out.
     pub fn is_settled(&self) -> bool {
         let may_end = self.may_end_rib();
-        let settled = |o: &Outbound| o.rib.is_settled() && (!may_end || o.end_of_rib_due.is_empty());
-        self.outbound.as_ref().is_none_or(settled)
+        self.outbound.as_ref().is_none_or(|outbound| outbound.is_settled(may_end))
     }
 
     pub fn peer(&self) -> &Peer {
         &self.peer
     }
 
+    /// How often the peer asked for a family again.
+    pub fn refreshes(&self) -> u64 {
+        self.refreshes
+    }
+
+    /// Everything that was received, whatever the import filter says of it.
     pub fn received(&self) -> &AdjRibIn {
-        &self.received
+        self.inbound.rib()
+    }
+
+    /// What passed the import filter, as it left it.
+    pub fn learned(&self) -> &BTreeMap<IpNetwork, Vec<Arc<Path>>> {
+        self.inbound.learned()
+    }
+
+    /// Counts the changes of [`Self::learned`].
+    pub fn learned_version(&self) -> u64 {
+        self.inbound.version()
     }
 
     pub fn advertised(&self) -> impl Iterator<Item = (&IpNetwork, &Export)> {
-        let sent = self.outbound.iter().flat_map(|outbound| outbound.rib.sent());
-        sent.map(|(prefix, export)| (prefix, export.as_ref()))
+        self.outbound.iter().flat_map(Outbound::sent)
     }
 
     /// Why routes are kept from this neighbour; empty without a session.
     pub fn withheld(&self) -> impl Iterator<Item = Withheld> + '_ {
-        self.outbound.iter().flat_map(|outbound| outbound.withheld.iter().copied())
+        self.outbound.iter().flat_map(Outbound::withheld)
+    }
+
+    pub fn fate(&self, prefix: &IpNetwork) -> Fate {
+        let Some(route) = self.intent.routes.get(prefix) else {
+            return Fate::NotOurs;
+        };
+        self.outbound.as_ref().map_or(Fate::NoSession, |outbound| outbound.fate(prefix, route))
     }
 
     fn may_end_rib(&self) -> bool {
         !self.restarting || self.intent.initial_complete
-    }
-
-    fn next_update(&mut self) -> Option<Update> {
-        let may_end = self.may_end_rib();
-        self.outbound.as_mut()?.next_update(may_end)
     }
 
     fn take_in(&mut self, now: Duration, event: Event, effects: &mut Vec<Effect>) {
@@ -170,13 +267,16 @@ impl Neighbour {
             Event::Update(update) => {
                 effects.extend(update.malformed.clone().map(|why| Effect::Note(Note::Malformed(why))));
                 if let Some(outbound) = &self.outbound {
-                    self.received.apply(update, &outbound.negotiated.families);
+                    self.inbound.update(update, outbound.families());
+                    effects.extend(self.inbound.warning(self.policy.prefix_limit).map(Effect::Note));
                 }
             }
-            Event::EndOfRib(family) => self.received.sweep(family),
+            Event::EndOfRib(family) | Event::RefreshEnds(family) => self.inbound.sweep(family),
+            Event::RefreshBegins(family) => self.inbound.begin_refresh(now, family),
             Event::RefreshRequested(family) => {
+                self.refreshes += 1;
                 if let Some(outbound) = &mut self.outbound {
-                    outbound.rib.resend(family);
+                    outbound.refresh(family);
                 }
             }
             Event::Down(down) => {
@@ -184,94 +284,27 @@ impl Neighbour {
                 effects.push(Effect::Note(Note::Down(down)));
             }
         }
-        if !self.received.has_stale() {
-            self.stale_until = None;
-        }
+    }
+
+    /// RFC 4486: only an established session is ended by it.
+    fn over_limit(&self) -> Option<Stop> {
+        let limit = self.policy.prefix_limit.filter(|_| self.outbound.is_some())?;
+        let family = self.inbound.over(limit.max)?;
+        Some(Stop::TooManyPrefixes { family, limit: limit.max, retry: limit.retry })
     }
 
     fn up(&mut self, now: Duration, up: Up, effects: &mut Vec<Effect>) {
         effects.push(Effect::Note(Note::Up(up.negotiated.clone())));
-        for family in Family::ALL {
-            if !up.negotiated.families.contains(&family) || !up.negotiated.peer_kept_forwarding(family) {
-                self.received.sweep(family);
-            }
-        }
-        self.stale_until = Some(now + STALE_LIMIT);
-
-        let mut outbound = Outbound {
-            policy: ExportPolicy::new(self.local_asn, self.next_hops, &up),
-            end_of_rib_due: up.negotiated.families.iter().copied().collect(),
-            negotiated: up.negotiated,
-            rib: AdjRibOut::default(),
-            withheld: BTreeSet::new(),
-        };
-        let withheld = outbound.set_routes(&self.intent.routes);
-        effects.extend(withheld.into_iter().map(|why| Effect::Note(Note::Withheld(why))));
-        self.outbound = Some(outbound);
+        self.inbound.up(now, &up.negotiated);
+        self.outbound = Some(Outbound::new(self.session_asn, &self.policy, up));
+        effects.extend(self.recompute());
     }
 
     fn down(&mut self, now: Duration, down: &Down) {
-        let ended = self.outbound.take();
-        let restart = ended.and_then(|outbound| outbound.negotiated.restart).filter(|_| down.keep_stale);
-        match restart {
-            Some(restart) => {
-                let families: Vec<Family> = restart.families.iter().map(|kept| kept.family).collect();
-                self.received.mark_stale(&families);
-                self.stale_until = Some(now + Duration::from_secs(restart.time.into()));
-            }
-            None => self.received.clear(),
+        if let Some(outbound) = self.outbound.take() {
+            self.inbound.down(now, outbound.negotiated(), down.keep_stale);
         }
     }
-}
-
-impl Outbound {
-    /// Answers what is withheld now and was not before.
-    fn set_routes(&mut self, routes: &BTreeMap<IpNetwork, RouteAttributes>) -> Vec<Withheld> {
-        let mut exports: BTreeMap<(Family, &RouteAttributes), Result<Arc<Export>, Withheld>> =
-            BTreeMap::new();
-        let mut desired = BTreeMap::new();
-        let mut withheld = BTreeSet::new();
-        for (prefix, attributes) in routes {
-            let family = Family::of(prefix);
-            if !self.negotiated.families.contains(&family) {
-                continue;
-            }
-            let export = exports
-                .entry((family, attributes))
-                .or_insert_with(|| self.policy.export(family, attributes).map(Arc::new));
-            match export {
-                Ok(export) => drop(desired.insert(*prefix, export.clone())),
-                Err(why) => drop(withheld.insert(*why)),
-            }
-        }
-        self.rib.set_desired(desired);
-        let before = std::mem::replace(&mut self.withheld, withheld);
-        self.withheld.difference(&before).copied().collect()
-    }
-
-    fn next_update(&mut self, may_end_rib: bool) -> Option<Update> {
-        let settled = |family: &&Family| may_end_rib && self.rib.is_settled_in(**family);
-        if let Some(family) = self.end_of_rib_due.iter().find(settled).copied() {
-            self.end_of_rib_due.remove(&family);
-            return Some(Update::end_of_rib(family));
-        }
-        let context = self.negotiated.context();
-        let batch = self.rib.next(|family, export| {
-            let empty = match export {
-                Some(export) => announcement(family, export, Vec::new()),
-                None => Update::withdraw(family, Vec::new()),
-            };
-            MAX_LEN - Message::Update(empty).encode(context).len()
-        })?;
-        Some(match batch {
-            Batch::Withdraw { family, prefixes } => Update::withdraw(family, prefixes),
-            Batch::Announce { family, attributes, prefixes } => announcement(family, &attributes, prefixes),
-        })
-    }
-}
-
-fn announcement(family: Family, export: &Export, prefixes: Vec<IpNetwork>) -> Update {
-    Update::announce(export.attributes.clone(), Reach { family, next_hop: export.next_hop, prefixes })
 }
 
 #[cfg(test)]

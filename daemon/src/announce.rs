@@ -5,7 +5,7 @@ use bulkhead_api::{
     messages::ObjectError,
     objects::{AddressFamily, BGPConfigurationSpec, BGPPeerSpec, DEFAULT_PARTITION},
 };
-use bulkhead_bgp::{Family, PeerConfig, RouteAttributes};
+use bulkhead_bgp::{Family, PeerConfig, Remote, RouteAttributes};
 use bulkhead_policy::{NodeInfo, Objects, Sourced, selector};
 use ipnetwork::IpNetwork;
 use std::{collections::BTreeMap, net::IpAddr};
@@ -30,7 +30,7 @@ pub fn routes(
         }
         let own = bgp.map(|b| b.communities.as_slice()).unwrap_or_default();
         let communities = configuration.communities.iter().chain(own).filter_map(|c| community(c)).collect();
-        routes.insert(*block, RouteAttributes { communities });
+        routes.insert(*block, RouteAttributes { communities, ..RouteAttributes::default() });
     }
     routes
 }
@@ -116,16 +116,14 @@ fn peer(name: &str, spec: &BGPPeerSpec, uplink: Sources) -> PeerConfig {
         AddressFamily::IPv6 => Family::Ipv6Unicast,
     };
     PeerConfig {
-        name: name.to_string(),
-        address: spec.peer_address,
         port: spec.port,
-        asn: spec.peer_asn,
         hold_time: spec.hold_time_seconds,
         connect_retry: spec.connect_retry_seconds,
         families: spec.families.iter().map(family).collect(),
         local_address,
         next_hop_ipv4: uplink.v4,
         next_hop_ipv6: uplink.v6,
+        ..PeerConfig::new(name, Remote::Address(spec.peer_address), spec.peer_asn)
     }
 }
 

@@ -20,7 +20,7 @@ pub enum Error {
         /// The last answer that was not the awaited one.
         last: String,
     },
-    #[error("{0} is not built (looked in {1}): make build")]
+    #[error("{0} is not built (looked in {1}): make build, and make kubernetes for those of Kubernetes")]
     NotBuilt(&'static str, String),
     #[error("{0} is not installed: make deps")]
     NotInstalled(&'static str),

@@ -11,12 +11,14 @@
 
 pub mod bench;
 pub mod bfd;
+pub mod bgp;
 pub mod bird;
 pub mod capture;
 pub mod demo;
 pub mod enter;
 pub mod error;
 pub mod figure;
+pub mod kubernetes;
 pub mod lab;
 pub mod leftovers;
 pub mod link;

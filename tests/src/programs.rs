@@ -10,9 +10,11 @@ use std::{
 pub const PATH: &str = "BULKHEAD_BIN_PATH";
 /// `bulkhead-cni` is built apart from the others: small profile, static target.
 const CNI_DIR: &str = "x86_64-unknown-linux-musl/cni";
+/// Kubernetes' own programs, of `make kubernetes`.
+const KUBERNETES_DIR: &str = "kubernetes";
 
-/// One of `bulkheadd`, `bulkhead-bfd`, `bulkhead`, `bulkhead-cni`. Without [`PATH`]: beside the running program, then where the release
-/// build of the plugin goes.
+/// One of `bulkheadd`, `bulkhead-bfd`, `bulkhead`, `bulkhead-cni`, or of Kubernetes' programs. Without [`PATH`]: beside the
+/// running program, then where the release build of the plugin and the programs of Kubernetes go.
 pub fn find(name: &'static str) -> Result<PathBuf> {
     let dirs = match env::var_os(PATH) {
         Some(path) => env::split_paths(&path).collect(),
@@ -28,7 +30,8 @@ fn beside(exe: &Path) -> Vec<PathBuf> {
     let Some(dir) = exe.parent() else { return Vec::new() };
     let profile = if dir.ends_with("deps") { dir.parent().unwrap_or(dir) } else { dir };
     let mut dirs = vec![profile.to_path_buf()];
-    dirs.extend(profile.parent().map(|target| target.join(CNI_DIR)));
+    let target = profile.parent();
+    dirs.extend(target.into_iter().flat_map(|t| [t.join(CNI_DIR), t.join(KUBERNETES_DIR)]));
     dirs
 }
 
@@ -38,7 +41,7 @@ mod tests {
 
     #[test]
     fn a_suite_and_the_demo_find_the_same_programs() {
-        let expected = vec![PathBuf::from("/t/debug"), PathBuf::from("/t/x86_64-unknown-linux-musl/cni")];
+        let expected = ["/t/debug", "/t/x86_64-unknown-linux-musl/cni", "/t/kubernetes"].map(PathBuf::from);
         assert_eq!(beside(Path::new("/t/debug/deps/lab-0123")), expected);
         assert_eq!(beside(Path::new("/t/debug/bulkhead-demo")), expected);
     }

@@ -7,17 +7,18 @@
 //! ```
 #![allow(clippy::expect_used, clippy::unwrap_used, reason = "a suite fails by panicking")]
 
-#[path = "bgp_bird/site.rs"]
-mod site;
+#[path = "bgp_bird/configuration.rs"]
+mod configuration;
 
 use bulkhead_bgp::fsm::StateName;
-use bulkhead_bgp::{Family, PeerConfig, RouteView, SpeakerConfig};
-use bulkhead_lab::{Bird, Error, Result, enter, until};
-use libtest_mimic::{Arguments, Failed, Trial};
-use site::{
-    BGP, Bgp, DEADLINE, Monitor, NODE, NODE_AS, NODE6, ROUTER, ROUTER_AS, ROUTER6, Role, Site, router,
-    routes, speaker_config, speaker_process,
+use bulkhead_bgp::{Family, PeerConfig, Remote, RouteView, SpeakerConfig};
+use bulkhead_lab::bgp::site::{
+    DEADLINE, Monitor, NODE, NODE_AS, NODE6, ROUTER, ROUTER_AS, ROUTER6, Role, Site, router, routes,
+    speaker_config, speaker_process,
 };
+use bulkhead_lab::{Bird, Error, Result, enter, until};
+use configuration::{BGP, Bgp};
+use libtest_mimic::{Arguments, Failed, Trial};
 use std::{
     collections::BTreeMap,
     env, fs,
@@ -57,7 +58,7 @@ const BLOCK6: &str = "fd00:64::/122 via fd00:31:9::2";
 const OTHER: &str = "10.65.0.0/26 via 172.31.9.2";
 
 fn both_families(site: &Site) -> Result<()> {
-    let bird = site.bird(&BGP)?;
+    let bird = BGP.start(site)?;
     let node = site.speaker(speaker_config(false));
     node.speaker.announce(routes(&["10.64.0.0/26", "fd00:64::/122"]));
     node.speaker.set_peers(vec![router()]);
@@ -84,12 +85,12 @@ fn both_families(site: &Site) -> Result<()> {
 }
 
 fn over_ipv6(site: &Site) -> Result<()> {
-    let bird = site.bird(&Bgp { transport: [ROUTER6, NODE6], ..BGP })?;
+    let bird = Bgp { transport: [ROUTER6, NODE6], ..BGP }.start(site)?;
     let node = site.speaker(speaker_config(false));
     node.speaker.announce(routes(&["10.64.0.0/26", "fd00:64::/122"]));
-    let address = ROUTER6.parse().unwrap();
+    let remote = Remote::Address(ROUTER6.parse().unwrap());
     let local_address = Some(NODE6.parse().unwrap());
-    let no_hops = PeerConfig { address, local_address, next_hop_ipv6: None, ..router() };
+    let no_hops = PeerConfig { remote, local_address, next_hop_ipv6: None, ..router() };
     node.speaker.set_peers(vec![no_hops.clone()]);
     bird.wait_established(&["node"], DEADLINE)?;
     site.wait_kernel(&[BLOCK6])?;
@@ -102,7 +103,7 @@ fn over_ipv6(site: &Site) -> Result<()> {
 }
 
 fn router_dials(site: &Site) -> Result<()> {
-    let _bird = site.bird(&BGP)?;
+    let _bird = BGP.start(site)?;
     let node = site.speaker(speaker_config(false));
     node.speaker.announce(routes(&["10.64.0.0/26", "fd00:64::/122"]));
     // Nobody listens there.
@@ -111,7 +112,7 @@ fn router_dials(site: &Site) -> Result<()> {
 }
 
 fn internal(site: &Site) -> Result<()> {
-    let bird = site.bird(&Bgp { router_as: NODE_AS, ..BGP })?;
+    let bird = Bgp { router_as: NODE_AS, ..BGP }.start(site)?;
     let node = site.speaker(speaker_config(false));
     node.speaker.announce(routes(&["10.64.0.0/26", "fd00:64::/122"]));
     node.speaker.set_peers(vec![PeerConfig { asn: NODE_AS, ..router() }]);
@@ -122,7 +123,7 @@ fn internal(site: &Site) -> Result<()> {
 }
 
 fn withdrawal(site: &Site) -> Result<()> {
-    let bird = site.bird(&BGP)?;
+    let bird = BGP.start(site)?;
     let node = site.speaker(speaker_config(false));
     node.speaker.announce(routes(&["10.64.0.0/26", "10.65.0.0/26", "fd00:64::/122"]));
     node.speaker.set_peers(vec![router()]);
@@ -139,7 +140,7 @@ fn withdrawal(site: &Site) -> Result<()> {
 }
 
 fn refresh(site: &Site) -> Result<()> {
-    let bird = site.bird(&Bgp { import: "where net.len < 26", ..BGP })?;
+    let bird = Bgp { import: "where net.len < 26", ..BGP }.start(site)?;
     let node = site.speaker(speaker_config(false));
     node.speaker.announce(routes(&["10.64.0.0/26", "fd00:64::/122"]));
     node.speaker.set_peers(vec![router()]);
@@ -156,7 +157,7 @@ fn refresh(site: &Site) -> Result<()> {
 }
 
 fn killed_and_back(site: &Site) -> Result<()> {
-    let bird = site.bird(&BGP)?;
+    let bird = BGP.start(site)?;
     let complete = site.dir.join("complete");
     let role = |restarting| Role {
         restarting,
@@ -191,7 +192,7 @@ fn restart_is_over(bird: &Bird) -> Result<bool> {
 }
 
 fn back_with_less(site: &Site) -> Result<()> {
-    let bird = site.bird(&BGP)?;
+    let bird = BGP.start(site)?;
     let complete = site.dir.join("complete");
     let complete_when = complete.clone();
     let role = Role {
@@ -233,7 +234,7 @@ fn imported(protocol: &str) -> u32 {
 }
 
 fn stopped(site: &Site) -> Result<()> {
-    let bird = site.bird(&BGP)?;
+    let bird = BGP.start(site)?;
     let node = site.speaker(SpeakerConfig { restart_time: 4, ..speaker_config(false) });
     node.speaker.announce(routes(&["10.64.0.0/26", "fd00:64::/122"]));
     node.speaker.set_peers(vec![router()]);
@@ -246,7 +247,7 @@ fn stopped(site: &Site) -> Result<()> {
 }
 
 fn wrong_as(site: &Site) -> Result<()> {
-    let _bird = site.bird(&BGP)?;
+    let _bird = BGP.start(site)?;
     let node = site.speaker(speaker_config(false));
     node.speaker.set_peers(vec![PeerConfig { asn: 65099, ..router() }]);
     let told = |start: &str| {
@@ -258,7 +259,7 @@ fn wrong_as(site: &Site) -> Result<()> {
     told("the peer is AS 65020, but AS 65099 is configured")?;
     node.speaker.set_peers(Vec::new());
     drop(_bird);
-    let _bird = site.bird(&Bgp { node_as: 65088, ..BGP })?;
+    let _bird = Bgp { node_as: 65088, ..BGP }.start(site)?;
     node.speaker.set_peers(vec![router()]);
     told(
         "the peer sent NOTIFICATION 2/2: OPEN message error, bad peer AS: it expects another AS number of us",
@@ -266,7 +267,7 @@ fn wrong_as(site: &Site) -> Result<()> {
 }
 
 fn router_restarts(site: &Site) -> Result<()> {
-    let bird = site.bird(&BGP)?;
+    let bird = BGP.start(site)?;
     let node = site.speaker(speaker_config(false));
     node.speaker.announce(routes(&["10.64.0.0/26", "fd00:64::/122"]));
     node.speaker.set_peers(vec![router()]);
@@ -276,13 +277,13 @@ fn router_restarts(site: &Site) -> Result<()> {
     for route in ["10.64.0.0/26", "fd00:64::/122"] {
         site.router.ip(&format!("route del {route}"))?;
     }
-    let _bird = site.bird(&BGP)?;
+    let _bird = BGP.start(site)?;
     node.wait_established()?;
     site.wait_kernel(&[BLOCK, BLOCK6])
 }
 
 fn short_hold_time(site: &Site) -> Result<()> {
-    let bird = site.bird(&Bgp { hold_time: 3, ..BGP })?;
+    let bird = Bgp { hold_time: 3, ..BGP }.start(site)?;
     let node = site.speaker(speaker_config(false));
     node.speaker.set_peers(vec![PeerConfig { hold_time: 3, ..router() }]);
     bird.wait_established(&["node"], DEADLINE)?;

@@ -1,6 +1,6 @@
 //! `BandwidthClass`: what the capacity team sells.
 
-use super::Quantity;
+use super::{ObjectStatus, Quantity};
 use schemars::JsonSchema;
 use serde::{Deserialize, Serialize};
 
@@ -9,7 +9,24 @@ use serde::{Deserialize, Serialize};
 #[cfg_attr(feature = "kube", derive(kube::CustomResource))]
 #[cfg_attr(
     feature = "kube",
-    kube(group = "bulkhead.dev", version = "v1alpha1", kind = "BandwidthClass", derive = "PartialEq")
+    kube(
+        group = "bulkhead.dev",
+        version = "v1alpha1",
+        kind = "BandwidthClass",
+        doc = "A rate for both directions of a pod.",
+        derive = "PartialEq",
+        status = "ObjectStatus",
+        category = "bulkhead",
+        shortname = "bwc",
+        printcolumn(name = "Rate", json_path = ".spec.rate", type_ = "string"),
+        printcolumn(name = "Burst", json_path = ".spec.burst", type_ = "string"),
+        printcolumn(
+            name = "Accepted",
+            json_path = ".status.conditions[?(@.type=='Accepted')].status",
+            type_ = "string"
+        ),
+        printcolumn(name = "Age", json_path = ".metadata.creationTimestamp", type_ = "date"),
+    )
 )]
 #[serde(rename_all = "camelCase", deny_unknown_fields)]
 pub struct BandwidthClassSpec {

@@ -1,6 +1,6 @@
 //! `BGPPeer` and `BGPConfiguration`.
 
-use super::LabelSelector;
+use super::{LabelSelector, ObjectStatus, schema};
 use schemars::JsonSchema;
 use serde::{Deserialize, Serialize};
 use std::net::IpAddr;
@@ -10,7 +10,25 @@ use std::net::IpAddr;
 #[cfg_attr(feature = "kube", derive(kube::CustomResource))]
 #[cfg_attr(
     feature = "kube",
-    kube(group = "bulkhead.dev", version = "v1alpha1", kind = "BGPPeer", derive = "PartialEq")
+    kube(
+        group = "bulkhead.dev",
+        version = "v1alpha1",
+        kind = "BGPPeer",
+        doc = "A router, and which nodes peer with it.",
+        derive = "PartialEq",
+        status = "ObjectStatus",
+        category = "bulkhead",
+        shortname = "bgpp",
+        printcolumn(name = "Address", json_path = ".spec.peerAddress", type_ = "string"),
+        printcolumn(name = "ASN", json_path = ".spec.peerASN", type_ = "integer"),
+        printcolumn(name = "Node", json_path = ".spec.node", type_ = "string"),
+        printcolumn(
+            name = "Accepted",
+            json_path = ".status.conditions[?(@.type=='Accepted')].status",
+            type_ = "string"
+        ),
+        printcolumn(name = "Age", json_path = ".metadata.creationTimestamp", type_ = "date"),
+    )
 )]
 #[serde(rename_all = "camelCase", deny_unknown_fields)]
 pub struct BGPPeerSpec {
@@ -20,18 +38,23 @@ pub struct BGPPeerSpec {
     /// Peer from nodes with these labels.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub node_selector: Option<LabelSelector>,
+    #[schemars(schema_with = "schema::ip")]
     pub peer_address: IpAddr,
     #[serde(rename = "peerASN")]
+    #[schemars(range(min = 1))]
     pub peer_asn: u32,
     #[serde(default = "bgp_port")]
+    #[schemars(range(min = 1))]
     pub port: u16,
     /// RFC 4271 section 4.2: 0, or at least 3. Default 90.
     #[serde(default = "hold_time")]
+    #[schemars(transform = schema::hold_time)]
     pub hold_time_seconds: u16,
     #[serde(default = "connect_retry")]
     pub connect_retry_seconds: u16,
     /// Address families of the session.
     #[serde(default = "both_families")]
+    #[schemars(length(min = 1, max = 2))]
     pub families: Vec<AddressFamily>,
 }
 
@@ -59,17 +82,34 @@ pub enum AddressFamily {
 #[cfg_attr(feature = "kube", derive(kube::CustomResource))]
 #[cfg_attr(
     feature = "kube",
-    kube(group = "bulkhead.dev", version = "v1alpha1", kind = "BGPConfiguration", derive = "PartialEq")
+    kube(
+        group = "bulkhead.dev",
+        version = "v1alpha1",
+        kind = "BGPConfiguration",
+        doc = "What holds for every BGP session of the cluster.",
+        derive = "PartialEq",
+        status = "ObjectStatus",
+        category = "bulkhead",
+        shortname = "bgpc",
+        validation = Rule::new("self.metadata.name == 'default'")
+            .message("there is one BGPConfiguration, and its name is `default`"),
+        printcolumn(name = "ASN", json_path = ".spec.asn", type_ = "integer"),
+        printcolumn(name = "Accepted", json_path = ".status.conditions[?(@.type=='Accepted')].status", type_ = "string"),
+        printcolumn(name = "Age", json_path = ".metadata.creationTimestamp", type_ = "date"),
+    )
 )]
 #[serde(rename_all = "camelCase", deny_unknown_fields)]
 pub struct BGPConfigurationSpec {
     /// The cluster's AS number.
+    #[schemars(range(min = 1))]
     pub asn: u32,
     /// RFC 4724 restart time; 1 to 4095.
     #[serde(default = "restart_time")]
+    #[schemars(range(min = 1, max = 4095))]
     pub restart_time_seconds: u16,
     /// RFC 1997 communities on every block, as `65000:100`.
     #[serde(default, skip_serializing_if = "Vec::is_empty")]
+    #[schemars(schema_with = "schema::communities")]
     pub communities: Vec<String>,
 }
 

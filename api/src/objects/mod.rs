@@ -1,7 +1,12 @@
 //! The kinds of `bulkhead.dev/v1alpha1`, written the way Kubernetes' own NetworkPolicy is written.
 //!
 //! Field names are the wire format. A `*Spec` here is a plain struct; with feature `kube` it also derives the
-//! custom resource around it (`Partition`, `NetworkGroup`, ...).
+//! custom resource around it (`Partition`, `NetworkGroup`, ...), whose definitions stand in `deploy/crds`.
+
+#![allow(
+    clippy::duplicated_attributes,
+    reason = "the lint takes equal types of two printed columns for one attribute twice"
+)]
 
 mod address;
 mod bandwidth;
@@ -11,6 +16,8 @@ mod network_group;
 mod network_policy;
 mod partition;
 mod quantity;
+mod schema;
+mod status;
 mod validate;
 
 pub use address::*;
@@ -21,6 +28,7 @@ pub use network_group::*;
 pub use network_policy::*;
 pub use partition::*;
 pub use quantity::*;
+pub use status::*;
 pub use validate::*;
 
 pub use ipnetwork::IpNetwork;

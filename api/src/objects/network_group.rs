@@ -1,5 +1,6 @@
 //! `NetworkGroup`: what lies outside the cluster.
 
+use super::{ObjectStatus, schema};
 use ipnetwork::IpNetwork;
 use schemars::JsonSchema;
 use serde::{Deserialize, Serialize};
@@ -9,10 +10,26 @@ use serde::{Deserialize, Serialize};
 #[cfg_attr(feature = "kube", derive(kube::CustomResource))]
 #[cfg_attr(
     feature = "kube",
-    kube(group = "bulkhead.dev", version = "v1alpha1", kind = "NetworkGroup", derive = "PartialEq")
+    kube(
+        group = "bulkhead.dev",
+        version = "v1alpha1",
+        kind = "NetworkGroup",
+        doc = "Networks outside the cluster, by one name.",
+        derive = "PartialEq",
+        status = "ObjectStatus",
+        category = "bulkhead",
+        shortname = "netgroup",
+        printcolumn(name = "CIDRs", json_path = ".spec.cidrs", type_ = "string"),
+        printcolumn(
+            name = "Accepted",
+            json_path = ".status.conditions[?(@.type=='Accepted')].status",
+            type_ = "string"
+        ),
+        printcolumn(name = "Age", json_path = ".metadata.creationTimestamp", type_ = "date"),
+    )
 )]
 #[serde(rename_all = "camelCase", deny_unknown_fields)]
 pub struct NetworkGroupSpec {
-    #[schemars(with = "Vec<String>")]
+    #[schemars(schema_with = "schema::many_cidrs")]
     pub cidrs: Vec<IpNetwork>,
 }

@@ -1,6 +1,6 @@
 //! `Partition`: the tenant.
 
-use super::{LabelSelector, Quantity};
+use super::{LabelSelector, PartitionStatus, Quantity, schema};
 use ipnetwork::IpNetwork;
 use schemars::JsonSchema;
 use serde::{Deserialize, Serialize};
@@ -10,26 +10,47 @@ use serde::{Deserialize, Serialize};
 #[cfg_attr(feature = "kube", derive(kube::CustomResource))]
 #[cfg_attr(
     feature = "kube",
-    kube(group = "bulkhead.dev", version = "v1alpha1", kind = "Partition", derive = "PartialEq")
+    kube(
+        group = "bulkhead.dev",
+        version = "v1alpha1",
+        kind = "Partition",
+        doc = "A tenant of the cluster: namespaces, their addresses, and what may pass in and out.",
+        derive = "PartialEq",
+        status = "PartitionStatus",
+        category = "bulkhead",
+        shortname = "part",
+        validation = Rule::new("self.metadata.name != 'default'")
+            .message("`default` is the partition of all namespaces that no Partition names: choose another name"),
+        printcolumn(name = "ID", json_path = ".spec.policyID", type_ = "integer"),
+        printcolumn(name = "Isolation", json_path = ".spec.isolation", type_ = "string"),
+        printcolumn(name = "Ranges", json_path = ".spec.podCIDRs", type_ = "string"),
+        printcolumn(name = "In force", json_path = ".status.nodesInForce", type_ = "integer"),
+        printcolumn(name = "Nodes", json_path = ".status.nodes", type_ = "integer"),
+        printcolumn(name = "Accepted", json_path = ".status.conditions[?(@.type=='Accepted')].status", type_ = "string"),
+        printcolumn(name = "Age", json_path = ".metadata.creationTimestamp", type_ = "date"),
+    )
 )]
 #[serde(rename_all = "camelCase", deny_unknown_fields)]
+#[schemars(transform = schema::some_range)]
 pub struct PartitionSpec {
     /// Number of the partition in flow records and communities; 1 to 65535, unique, never changed.
     #[serde(rename = "policyID")]
+    #[schemars(range(min = 1), transform = schema::policy_id)]
     pub policy_id: u16,
     /// Namespaces by name.
     #[serde(default, skip_serializing_if = "Vec::is_empty")]
+    #[schemars(length(max = 1024))]
     pub namespaces: Vec<String>,
     /// Namespaces by label, in addition to those by name.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub namespace_selector: Option<LabelSelector>,
     /// Ranges that this partition alone draws pod addresses from.
     #[serde(rename = "podCIDRs", default)]
-    #[schemars(with = "Vec<String>")]
+    #[schemars(schema_with = "schema::ranges")]
     pub pod_cidrs: Vec<IpNetwork>,
     /// Service ranges of the partition: for announcement and explain, never for the verdict.
     #[serde(rename = "serviceCIDRs", default, skip_serializing_if = "Vec::is_empty")]
-    #[schemars(with = "Vec<String>")]
+    #[schemars(schema_with = "schema::ranges")]
     pub service_cidrs: Vec<IpNetwork>,
     #[serde(default)]
     pub isolation: Isolation,
@@ -40,8 +61,10 @@ pub struct PartitionSpec {
     #[serde(default = "yes")]
     pub allow_control_plane: bool,
     #[serde(default, skip_serializing_if = "Vec::is_empty")]
+    #[schemars(length(max = 1024))]
     pub ingress: Vec<IngressRule>,
     #[serde(default, skip_serializing_if = "Vec::is_empty")]
+    #[schemars(length(max = 1024))]
     pub egress: Vec<EgressRule>,
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub bandwidth: Option<PartitionBandwidth>,
@@ -90,9 +113,11 @@ pub struct IngressRule {
     pub action: Action,
     /// Sources; empty: any.
     #[serde(default, skip_serializing_if = "Vec::is_empty")]
+    #[schemars(length(max = 64))]
     pub from: Vec<RulePeer>,
     /// Destination ports; empty: all protocols and ports.
     #[serde(default, skip_serializing_if = "Vec::is_empty")]
+    #[schemars(length(max = 64))]
     pub ports: Vec<RulePort>,
     #[serde(default)]
     pub established: Established,
@@ -108,9 +133,11 @@ pub struct EgressRule {
     pub action: Action,
     /// Destinations; empty: any.
     #[serde(default, skip_serializing_if = "Vec::is_empty")]
+    #[schemars(length(max = 64))]
     pub to: Vec<RulePeer>,
     /// Destination ports; empty: all protocols and ports.
     #[serde(default, skip_serializing_if = "Vec::is_empty")]
+    #[schemars(length(max = 64))]
     pub ports: Vec<RulePort>,
     #[serde(default)]
     pub established: Established,
@@ -119,6 +146,7 @@ pub struct EgressRule {
 /// The other end. Exactly one field is set.
 #[derive(Clone, Debug, PartialEq, Default, Serialize, Deserialize, JsonSchema)]
 #[serde(rename_all = "camelCase", deny_unknown_fields)]
+#[schemars(transform = schema::one_peer)]
 pub struct RulePeer {
     /// A partition by name.
     #[serde(default, skip_serializing_if = "Option::is_none")]
@@ -147,10 +175,10 @@ pub struct Empty {}
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize, JsonSchema)]
 #[serde(rename_all = "camelCase", deny_unknown_fields)]
 pub struct IpBlockPeer {
-    #[schemars(with = "String")]
+    #[schemars(schema_with = "schema::cidr")]
     pub cidr: IpNetwork,
     #[serde(default, skip_serializing_if = "Vec::is_empty")]
-    #[schemars(with = "Vec<String>")]
+    #[schemars(schema_with = "schema::exceptions")]
     pub except: Vec<IpNetwork>,
 }
 
@@ -166,6 +194,7 @@ pub enum Protocol {
 
 #[derive(Clone, Debug, PartialEq, Eq, Default, Serialize, Deserialize, JsonSchema)]
 #[serde(rename_all = "camelCase", deny_unknown_fields)]
+#[schemars(transform = schema::port_range)]
 pub struct RulePort {
     #[serde(default)]
     pub protocol: Protocol,
@@ -199,5 +228,6 @@ pub struct PartitionBgp {
     pub advertise: bool,
     /// RFC 1997, as `65000:100`.
     #[serde(default, skip_serializing_if = "Vec::is_empty")]
+    #[schemars(schema_with = "schema::communities")]
     pub communities: Vec<String>,
 }

@@ -1,12 +1,36 @@
 //! Amounts as Kubernetes writes them: a whole number with an optional suffix.
 
-use schemars::JsonSchema;
+use schemars::{JsonSchema, Schema, SchemaGenerator, json_schema};
 use serde::{Deserialize, Deserializer, Serialize, Serializer};
-use std::{fmt, str::FromStr};
+use std::{borrow::Cow, fmt, str::FromStr};
 
 /// `500M`, `1G`, `64Ki`: decimal suffixes k M G T, binary ones Ki Mi Gi Ti.
-#[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord, JsonSchema)]
-pub struct Quantity(#[schemars(with = "String")] pub u64);
+#[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord)]
+pub struct Quantity(pub u64);
+
+impl JsonSchema for Quantity {
+    fn schema_name() -> Cow<'static, str> {
+        "Quantity".into()
+    }
+
+    fn inline_schema() -> bool {
+        true
+    }
+
+    /// Every quantity of these kinds is an amount of something; there is none of nothing.
+    fn json_schema(_: &mut SchemaGenerator) -> Schema {
+        json_schema!({
+            "description": "A whole number with an optional suffix: k, M, G, T, Ki, Mi, Gi or Ti.",
+            "x-kubernetes-int-or-string": true,
+            "pattern": "^[0-9]+(k|M|G|T|Ki|Mi|Gi|Ti)?$",
+            "maxLength": 20,
+            "x-kubernetes-validations": [{
+                "rule": "type(self) == int ? self > 0 : self.matches('[1-9]')",
+                "message": "0 lets nothing pass: write an amount, as `500M`, or leave it out",
+            }],
+        })
+    }
+}
 
 const SUFFIXES: [(&str, u64); 8] = [
     ("Ti", 1 << 40),

@@ -222,7 +222,7 @@ impl Errors {
     }
 }
 
-const PEER_FIELDS: [&str; 6] =
+pub(super) const PEER_FIELDS: [&str; 6] =
     ["partition", "allPartitions", "networkGroup", "ipBlock", "nodes", "controlPlane"];
 
 fn fields_set(peer: &RulePeer) -> Vec<&'static str> {

@@ -12,8 +12,11 @@ pub(super) enum LinkEvent {
     Received(ConnId, Vec<u8>),
     /// The connection is gone already.
     Closed(ConnId, Option<ErrorKind>),
-    /// Some output went out.
-    Sent,
+    /// Some output went out; `all`: nothing is left of it.
+    Sent {
+        id: ConnId,
+        all: bool,
+    },
 }
 
 #[derive(Debug, Default)]
@@ -75,8 +78,11 @@ impl Links {
                 });
             }
         }
-        let sent = self.0.iter_mut().fold(false, |sent, link| link.poll_write(context) | sent);
-        if sent { Poll::Ready(LinkEvent::Sent) } else { Poll::Pending }
+        let sent = self.0.iter_mut().find_map(|link| {
+            let sent = link.poll_write(context);
+            sent.then_some(LinkEvent::Sent { id: link.id, all: link.output.is_empty() })
+        });
+        sent.map_or(Poll::Pending, Poll::Ready)
     }
 }
 

@@ -1,22 +1,24 @@
 //! Connections from peers: each goes to the task of the neighbour with that address.
 
 use super::socket;
-use super::speaker::PeerTable;
+use super::speaker::{Caller, PeerTable};
 use super::task::Command;
 use crate::wire::notification::{Notification, cease, code};
 use crate::wire::{Context, Message};
 use std::net::SocketAddr;
+use std::sync::Arc;
 use std::time::Duration;
 use tokio::net::{TcpListener, TcpStream};
+use tokio::sync::mpsc;
 
 /// After an error of the listener itself, such as too many open files.
 const PAUSE: Duration = Duration::from_millis(200);
 
 /// Runs until it is dropped.
-pub(super) async fn run(listener: TcpListener, peers: PeerTable) {
+pub(super) async fn run(listener: Arc<TcpListener>, peers: PeerTable, strangers: mpsc::Sender<TcpStream>) {
     loop {
         match listener.accept().await {
-            Ok((stream, from)) => admit(stream, from, &peers),
+            Ok((stream, from)) => admit(stream, from, &peers, &strangers),
             Err(error) => {
                 tracing::warn!(%error, "cannot accept BGP connections");
                 tokio::time::sleep(PAUSE).await;
@@ -25,18 +27,20 @@ pub(super) async fn run(listener: TcpListener, peers: PeerTable) {
     }
 }
 
-fn admit(stream: TcpStream, from: SocketAddr, peers: &PeerTable) {
+fn admit(stream: TcpStream, from: SocketAddr, peers: &PeerTable, strangers: &mpsc::Sender<TcpStream>) {
     if let Err(error) = socket::accepted(&stream) {
         tracing::debug!(%from, %error, "connection lost at once");
         return;
     }
-    let Some(commands) = peers.by_address(from.ip()) else {
-        tracing::info!(%from, "refused a BGP connection from an address that is no peer's");
-        let rejected = Notification::new(code::CEASE, cease::CONNECTION_REJECTED);
-        let bytes = Message::Notification(rejected).encode(Context::default());
-        tokio::spawn(socket::finish(stream, bytes));
-        return;
-    };
     // A full queue is a flood of connections: the last ones are dropped.
-    let _ = commands.try_send(Command::Incoming(stream));
+    match peers.caller(from.ip()) {
+        Caller::Peer(commands) => drop(commands.try_send(Command::Incoming(stream))),
+        Caller::Member => drop(strangers.try_send(stream)),
+        Caller::Nobody => {
+            tracing::info!(%from, "refused a BGP connection from an address that is no peer's");
+            let rejected = Notification::new(code::CEASE, cease::CONNECTION_REJECTED);
+            let bytes = Message::Notification(rejected).encode(Context::default());
+            tokio::spawn(socket::finish(stream, bytes));
+        }
+    }
 }

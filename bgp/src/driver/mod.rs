@@ -11,6 +11,7 @@
 //! by a smaller set, and from a neighbour that is taken out of the configuration.
 
 mod config;
+mod learned;
 mod links;
 mod listener;
 mod socket;
@@ -18,7 +19,8 @@ mod speaker;
 mod status;
 mod task;
 
-pub use config::{PeerConfig, SpeakerConfig};
+pub use config::{Password, PeerConfig, Remote, SpeakerConfig, Ttl};
+pub use learned::LearnedRoutes;
 pub use speaker::{Speaker, SpeakerError};
 pub use status::{Direction, PeerStatus, RouteView};
 

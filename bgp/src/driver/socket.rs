@@ -1,9 +1,12 @@
-//! TCP sockets with the options that BGP wants: no Nagle delay, DSCP CS6 (RFC 4594 section 3.2).
+//! TCP sockets with the options that BGP wants: no Nagle delay, DSCP CS6 (RFC 4594 section 3.2), and for
+//! peers that have them configured a distance (RFC 5082) and a password (RFC 2385).
 
+use super::config::{Password, Ttl};
+use nix::libc;
 use nix::sys::socket::{setsockopt, sockopt};
 use std::io;
 use std::net::{IpAddr, SocketAddr};
-use std::os::fd::AsFd;
+use std::os::fd::{AsFd, AsRawFd};
 use std::time::Duration;
 use tokio::io::{AsyncReadExt, AsyncWriteExt};
 use tokio::net::{TcpListener, TcpSocket, TcpStream};
@@ -16,6 +19,11 @@ const CS6: i32 = 48 << 2;
 const LINGER: Duration = Duration::from_secs(1);
 
 const BACKLOG: u32 = 64;
+
+/// Linux: keys for all addresses of a prefix.
+const TCP_MD5SIG_EXT: i32 = 32;
+const TCP_MD5SIG_FLAG_PREFIX: u8 = 1;
+const IPV6_MINHOPCOUNT: i32 = 73;
 
 fn new_socket(address: SocketAddr) -> io::Result<TcpSocket> {
     let socket = if address.is_ipv4() { TcpSocket::new_v4()? } else { TcpSocket::new_v6()? };
@@ -39,24 +47,102 @@ pub(super) fn listen(address: SocketAddr) -> io::Result<TcpListener> {
         // IPv4 has a socket of its own.
         setsockopt(&socket, sockopt::Ipv6V6Only, &true)?;
     }
+    // Answers to a peer that looks at the distance must come from nearby, before it is known who it is.
+    set_ttl(&socket, address.ip(), Ttl::Fixed(u8::MAX))?;
     socket.bind(address)?;
     socket.listen(BACKLOG)
 }
 
-pub(super) async fn dial(peer: SocketAddr, from: Option<IpAddr>) -> io::Result<TcpStream> {
+/// How one end of a connection to a peer is to be.
+#[derive(Clone, Debug)]
+pub(super) struct Options {
+    pub from: Option<IpAddr>,
+    pub ttl: Ttl,
+    pub password: Option<Password>,
+}
+
+pub(super) async fn dial(peer: SocketAddr, options: Options) -> io::Result<TcpStream> {
     let socket = new_socket(peer)?;
-    if let Some(from) = from {
+    if let Some(from) = options.from {
         socket.bind(SocketAddr::new(from, 0))?;
+    }
+    set_ttl(&socket, peer.ip(), options.ttl)?;
+    if let Some(password) = &options.password {
+        set_password(&socket, peer.ip(), host_length(peer.ip()), Some(password))?;
     }
     let stream = socket.connect(peer).await?;
     stream.set_nodelay(true)?;
     Ok(stream)
 }
 
-/// Options of a stream that a listener gave.
+/// Options of a stream that a listener gave, before it is known whose it is.
 pub(super) fn accepted(stream: &TcpStream) -> io::Result<()> {
     mark(stream, stream.local_addr()?.ip())?;
     stream.set_nodelay(true)
+}
+
+/// Of one that turned out to be a peer's.
+pub(super) fn set_ttl(socket: &(impl AsFd + AsRawFd), address: IpAddr, ttl: Ttl) -> io::Result<()> {
+    let (sent, least) = match ttl {
+        Ttl::System => return Ok(()),
+        Ttl::Fixed(value) => (value, None),
+        Ttl::Security(hops) => (u8::MAX, Some(u8::MAX - hops.saturating_sub(1))),
+    };
+    let sent = i32::from(sent);
+    match address {
+        IpAddr::V4(_) => setsockopt(socket, sockopt::Ipv4Ttl, &sent)?,
+        IpAddr::V6(_) => setsockopt(socket, sockopt::Ipv6Ttl, &sent)?,
+    }
+    let Some(least) = least else { return Ok(()) };
+    let least = i32::from(least).to_ne_bytes();
+    match address {
+        IpAddr::V4(_) => set_raw(socket, libc::IPPROTO_IP, libc::IP_MINTTL, &least),
+        IpAddr::V6(_) => set_raw(socket, libc::IPPROTO_IPV6, IPV6_MINHOPCOUNT, &least),
+    }
+}
+
+pub(super) fn host_length(address: IpAddr) -> u8 {
+    if address.is_ipv4() { 32 } else { 128 }
+}
+
+/// The key for peers of a prefix; `None` takes it away. Linux refuses to take away what is not there.
+pub(super) fn set_password(
+    socket: &impl AsRawFd,
+    address: IpAddr,
+    length: u8,
+    password: Option<&Password>,
+) -> io::Result<()> {
+    let key = password.map(Password::octets).unwrap_or_default();
+    set_raw(socket, libc::IPPROTO_TCP, TCP_MD5SIG_EXT, &md5_option(address, length, key))
+}
+
+/// `struct tcp_md5sig` of linux/tcp.h: a sockaddr in 128 octets, flags, prefix length, key length, interface,
+/// key in 80 octets.
+fn md5_option(address: IpAddr, length: u8, key: &[u8]) -> [u8; 216] {
+    let mut option = [0; 216];
+    match address {
+        IpAddr::V4(address) => {
+            option[..2].copy_from_slice(&(libc::AF_INET as u16).to_ne_bytes());
+            option[4..8].copy_from_slice(&address.octets());
+        }
+        IpAddr::V6(address) => {
+            option[..2].copy_from_slice(&(libc::AF_INET6 as u16).to_ne_bytes());
+            option[8..24].copy_from_slice(&address.octets());
+        }
+    }
+    let key = &key[..key.len().min(Password::MAX_LEN)];
+    option[128..130].copy_from_slice(&[TCP_MD5SIG_FLAG_PREFIX, length]);
+    option[130..132].copy_from_slice(&(key.len() as u16).to_ne_bytes());
+    option[136..136 + key.len()].copy_from_slice(key);
+    option
+}
+
+fn set_raw(socket: &impl AsRawFd, level: i32, name: i32, value: &[u8]) -> io::Result<()> {
+    let length = value.len() as libc::socklen_t;
+    // SAFETY: the kernel reads `length` octets of `value`, which live until the call returns; it keeps nothing.
+    let result = unsafe { libc::setsockopt(socket.as_raw_fd(), level, name, value.as_ptr().cast(), length) };
+    nix::errno::Errno::result(result)?;
+    Ok(())
 }
 
 /// Sends what is left and closes. Waits for the other end to close, for a moment: octets of it that nobody

@@ -1,19 +1,20 @@
 //! [`Speaker`]: the handle that the daemon holds.
 
-use super::config::{PeerConfig, SpeakerConfig};
+use super::config::{Password, PeerConfig, Remote, SpeakerConfig};
+use super::learned::{Learned, LearnedRoutes};
 use super::status::{PeerStatus, RouteView};
 use super::task::{Command, Task};
 use super::{listener, socket};
 use crate::export::RouteAttributes;
-use crate::neighbour::Intent;
+use crate::neighbour::{Fate, Intent};
 use ipnetwork::IpNetwork;
-use std::collections::BTreeMap;
+use std::collections::{BTreeMap, BTreeSet};
 use std::io::{self, ErrorKind};
 use std::net::{IpAddr, SocketAddr};
-use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
+use std::sync::{Arc, Mutex, MutexGuard, PoisonError, Weak};
 use std::time::Duration;
 use thiserror::Error;
-use tokio::net::TcpListener;
+use tokio::net::{TcpListener, TcpStream};
 use tokio::runtime::Handle;
 use tokio::sync::{mpsc, oneshot, watch};
 use tokio::task::JoinHandle;
@@ -48,7 +49,10 @@ struct Inner {
     announcing: Mutex<Announcing>,
     intent: watch::Sender<Intent>,
     peers: PeerTable,
+    learned: Learned,
     listeners: Mutex<Vec<JoinHandle<()>>>,
+    /// The listeners' sockets, for the passwords of peers that connect.
+    sockets: Vec<Arc<TcpListener>>,
 }
 
 /// What the caller said.
@@ -70,50 +74,62 @@ impl Announcing {
 impl Speaker {
     /// Listens, with no peers yet. An IP version that this host does not have is passed over.
     pub async fn start(config: SpeakerConfig) -> Result<Speaker, SpeakerError> {
-        let listeners = bind_all(&config.listen)?;
+        let sockets: Vec<Arc<TcpListener>> = bind_all(&config.listen)?.into_iter().map(Arc::new).collect();
         let peers = PeerTable::default();
-        let accept = |listener| tokio::spawn(listener::run(listener, peers.clone()));
-        let listeners = Mutex::new(listeners.into_iter().map(accept).collect());
+        let (strangers, unknown) = mpsc::channel(COMMAND_QUEUE);
+        let accept = |socket: &Arc<TcpListener>| {
+            tokio::spawn(listener::run(socket.clone(), peers.clone(), strangers.clone()))
+        };
+        let listeners = Mutex::new(sockets.iter().map(accept).collect());
         let inner = Inner {
             config,
             runtime: Handle::current(),
             announcing: Mutex::default(),
             intent: watch::Sender::default(),
             peers,
+            learned: Learned::default(),
             listeners,
+            sockets,
         };
-        Ok(Speaker { inner: Arc::new(inner) })
+        let inner = Arc::new(inner);
+        tokio::spawn(welcome(Arc::downgrade(&inner), unknown));
+        Ok(Speaker { inner })
     }
 
-    /// The whole set of peers. Those that are unchanged keep their session; changed ones start anew, without
-    /// NOTIFICATION; those that are gone are told so and drop our routes.
+    /// The whole set of peers. Those that are unchanged keep their session, and so do those of which only
+    /// what a session can go on under has changed; others start anew, without NOTIFICATION; those that are
+    /// gone are told so and drop our routes.
     pub fn set_peers(&self, peers: Vec<PeerConfig>) {
         let mut wanted: BTreeMap<String, PeerConfig> = BTreeMap::new();
         for config in peers {
             wanted.insert(config.name.clone(), config);
         }
+        let (ranges, wanted): (BTreeMap<_, _>, BTreeMap<_, _>) =
+            wanted.into_iter().partition(|(_, config)| matches!(config.remote, Remote::Range(_)));
+        let ranges: Vec<PeerConfig> = ranges.into_values().collect();
+        self.inner.set_passwords(wanted.values().chain(&ranges));
         let mut table = self.inner.peers.lock();
-        table.retain(|name, peer| match wanted.get(name) {
-            Some(config) if *config == peer.config => true,
-            Some(_) => {
-                peer.task.abort();
-                false
+        table.peers.retain(|name, peer| {
+            let member = || {
+                let range = ranges.iter().find(|range| holds(range, peer.config.address()))?;
+                Some(range.member(peer.config.address())).filter(|member| member.name == *name)
+            };
+            let keeps = match wanted.get(name).cloned().or_else(member) {
+                Some(config) => peer.keep(config, &self.inner.runtime),
+                None => {
+                    peer.command(Command::Deconfigure, &self.inner.runtime);
+                    false
+                }
+            };
+            if !keeps {
+                self.inner.learned.forget(name);
             }
-            None => {
-                let commands = peer.commands.clone();
-                self.inner.runtime.spawn(async move { commands.send(Command::Deconfigure).await });
-                false
-            }
+            keeps
         });
+        table.ranges = ranges;
         for (name, config) in wanted {
-            table.entry(name).or_insert_with(|| self.spawn(config));
+            table.peers.entry(name).or_insert_with(|| self.inner.spawn(config));
         }
-    }
-
-    fn spawn(&self, config: PeerConfig) -> PeerHandle {
-        let (commands, queue) = mpsc::channel(COMMAND_QUEUE);
-        let task = Task::new(&self.inner.config, config.clone(), queue, self.inner.intent.subscribe());
-        PeerHandle { config, commands, task: self.inner.runtime.spawn(task.run()) }
     }
 
     /// The whole set that is to be announced; peers get the difference to what they were sent.
@@ -161,9 +177,25 @@ impl Speaker {
         self.ask(Command::Received).await.into_iter().flatten().collect()
     }
 
+    /// What is to become of this prefix at each peer, by the peers' names.
+    pub async fn fates(&self, prefix: IpNetwork) -> Vec<(String, Fate)> {
+        self.ask(|reply| Command::Fate(prefix, reply)).await
+    }
+
+    /// The best next hops of what passed the peers' import filters.
+    pub fn learned(&self) -> LearnedRoutes {
+        self.inner.learned.best()
+    }
+
+    /// Wakes with every change of [`Self::learned`].
+    pub fn learned_changes(&self) -> watch::Receiver<u64> {
+        self.inner.learned.changes()
+    }
+
     /// Asks every peer's task at once and gathers the answers, in the order of names.
-    async fn ask<T>(&self, question: fn(oneshot::Sender<T>) -> Command) -> Vec<T> {
-        let queues: Vec<_> = self.inner.peers.lock().values().map(|peer| peer.commands.clone()).collect();
+    async fn ask<T>(&self, question: impl Fn(oneshot::Sender<T>) -> Command) -> Vec<T> {
+        let queues: Vec<_> =
+            self.inner.peers.lock().peers.values().map(|peer| peer.commands.clone()).collect();
         let mut answers = Vec::new();
         for queue in queues {
             let (reply, answer) = oneshot::channel();
@@ -183,7 +215,7 @@ impl Speaker {
     /// handles of this speaker are of no use afterwards.
     pub async fn stop(self) {
         let listeners = std::mem::take(&mut *unpoisoned(&self.inner.listeners));
-        let peers = std::mem::take(&mut *self.inner.peers.lock());
+        let peers = std::mem::take(&mut self.inner.peers.lock().peers);
         for task in listeners.into_iter().chain(peers.into_values().map(|peer| peer.task)) {
             task.abort();
             // The answer is that it was aborted; what counts is that its sockets are closed now.
@@ -192,10 +224,74 @@ impl Speaker {
     }
 }
 
+impl Inner {
+    fn spawn(&self, config: PeerConfig) -> PeerHandle {
+        let (commands, queue) = mpsc::channel(COMMAND_QUEUE);
+        let intent = self.intent.subscribe();
+        let task = Task::new(&self.config, config.clone(), queue, intent, self.learned.clone());
+        PeerHandle { config, commands, task: self.runtime.spawn(task.run()) }
+    }
+
+    /// Listening sockets must know the key before a connection begins.
+    fn set_passwords<'a>(&self, peers: impl Iterator<Item = &'a PeerConfig>) {
+        let of = |config: &PeerConfig| match config.remote {
+            Remote::Address(address) => (address, socket::host_length(address)),
+            Remote::Range(range) => (range.network(), range.prefix()),
+        };
+        let wanted: BTreeMap<(IpAddr, u8), &Password> =
+            peers.filter_map(|config| Some((of(config), config.password.as_ref()?))).collect();
+        let mut table = self.peers.lock();
+        let gone: Vec<_> = table.passwords.iter().filter(|key| !wanted.contains_key(key)).copied().collect();
+        let changes = gone.into_iter().map(|key| (key, None));
+        let changes = changes.chain(wanted.iter().map(|(key, password)| (*key, Some(*password))));
+        for ((address, length), password) in changes {
+            for socket in &self.sockets {
+                let other = |local: SocketAddr| local.is_ipv4() != address.is_ipv4();
+                if socket.local_addr().is_ok_and(other) {
+                    continue;
+                }
+                if let Err(error) = socket::set_password(socket.as_ref(), address, length, password) {
+                    tracing::error!(%address, %error, "cannot set the password of a peer that connects");
+                }
+            }
+        }
+        table.passwords = wanted.into_keys().collect();
+    }
+}
+
+/// The range's addresses hold this one.
+fn holds(range: &PeerConfig, address: IpAddr) -> bool {
+    matches!(range.remote, Remote::Range(range) if range.contains(address))
+}
+
+/// How many peers of all ranges there may be at once.
+const MAX_MEMBERS: usize = 1024;
+
+/// Makes peers of those who connect out of a range, until the speaker is gone.
+async fn welcome(speaker: Weak<Inner>, mut strangers: mpsc::Receiver<TcpStream>) {
+    while let Some(stream) = strangers.recv().await {
+        let Some(speaker) = speaker.upgrade() else { return };
+        let Ok(from) = stream.peer_addr() else { continue };
+        let address = from.ip().to_canonical();
+        let mut table = speaker.peers.lock();
+        let Some(member) = table.ranges.iter().find(|range| holds(range, address)).map(|r| r.member(address))
+        else {
+            continue;
+        };
+        if table.peers.len() >= MAX_MEMBERS {
+            tracing::warn!(%from, "no more peers out of ranges: there are {MAX_MEMBERS}");
+            continue;
+        }
+        let handle = table.peers.entry(member.name.clone()).or_insert_with(|| speaker.spawn(member));
+        // A queue that is full at once is none.
+        let _ = handle.commands.try_send(Command::Incoming(stream));
+    }
+}
+
 impl Drop for Inner {
     fn drop(&mut self) {
         unpoisoned(&self.listeners).drain(..).for_each(|listener| listener.abort());
-        self.peers.lock().values().for_each(|peer| peer.task.abort());
+        self.peers.lock().peers.values().for_each(|peer| peer.task.abort());
     }
 }
 
@@ -219,7 +315,15 @@ fn bind_all(addresses: &[SocketAddr]) -> Result<Vec<TcpListener>, SpeakerError> 
 
 /// The peers' tasks by name, shared with the listeners.
 #[derive(Clone, Debug, Default)]
-pub(super) struct PeerTable(Arc<Mutex<BTreeMap<String, PeerHandle>>>);
+pub(super) struct PeerTable(Arc<Mutex<Table>>);
+
+#[derive(Debug, Default)]
+pub(super) struct Table {
+    peers: BTreeMap<String, PeerHandle>,
+    ranges: Vec<PeerConfig>,
+    /// Whose keys the listening sockets have.
+    passwords: BTreeSet<(IpAddr, u8)>,
+}
 
 #[derive(Debug)]
 pub(super) struct PeerHandle {
@@ -228,16 +332,49 @@ pub(super) struct PeerHandle {
     task: JoinHandle<()>,
 }
 
+impl PeerHandle {
+    /// Whether the session can go on under `config`; it then does.
+    fn keep(&mut self, config: PeerConfig, runtime: &Handle) -> bool {
+        if config == self.config {
+            return true;
+        }
+        if !self.config.may_become(&config) {
+            self.task.abort();
+            return false;
+        }
+        self.config = config.clone();
+        self.command(Command::Reconfigure(Box::new(config)), runtime);
+        true
+    }
+
+    fn command(&self, command: Command, runtime: &Handle) {
+        let commands = self.commands.clone();
+        runtime.spawn(async move { commands.send(command).await });
+    }
+}
+
+/// Who connected.
+pub(super) enum Caller {
+    Peer(mpsc::Sender<Command>),
+    /// No peer yet, but one out of a range.
+    Member,
+    Nobody,
+}
+
 impl PeerTable {
-    fn lock(&self) -> MutexGuard<'_, BTreeMap<String, PeerHandle>> {
+    fn lock(&self) -> MutexGuard<'_, Table> {
         unpoisoned(&self.0)
     }
 
-    pub fn by_address(&self, address: IpAddr) -> Option<mpsc::Sender<Command>> {
+    pub fn caller(&self, address: IpAddr) -> Caller {
         let address = address.to_canonical();
-        let peers = self.lock();
-        let peer = peers.values().find(|peer| peer.config.address.to_canonical() == address)?;
-        Some(peer.commands.clone())
+        let table = self.lock();
+        let peer = table.peers.values().find(|peer| peer.config.address().to_canonical() == address);
+        match peer {
+            Some(peer) => Caller::Peer(peer.commands.clone()),
+            None if table.ranges.iter().any(|range| holds(range, address)) => Caller::Member,
+            None => Caller::Nobody,
+        }
     }
 }
 

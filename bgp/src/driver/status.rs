@@ -4,6 +4,8 @@ use super::config::PeerConfig;
 use crate::Family;
 use crate::fsm::StateName;
 use crate::neighbour::Neighbour;
+use crate::rib::Route;
+use crate::wire::{Attributes, LargeCommunity};
 use ipnetwork::IpNetwork;
 use std::fmt;
 use std::net::IpAddr;
@@ -22,6 +24,8 @@ pub struct PeerStatus {
     /// Routes that the peer was sent and holds.
     pub advertised: usize,
     pub received: usize,
+    /// How often the peer asked for a family again.
+    pub refreshes: u64,
     /// The session is established and the peer keeps our routes while we restart.
     pub graceful_restart: bool,
     /// Why there is no session; or, when there is one, why routes are kept from it.
@@ -36,13 +40,14 @@ impl PeerStatus {
         let withheld = Some(withheld.join("; ")).filter(|words| !words.is_empty());
         PeerStatus {
             name: config.name.clone(),
-            address: config.address,
+            address: config.address(),
             asn: config.asn,
             state: peer.state(),
             since: now.saturating_sub(peer.since()),
             families: negotiated.map_or(&config.families, |negotiated| &negotiated.families).clone(),
             advertised: neighbour.advertised().count(),
             received: neighbour.received().len(),
+            refreshes: neighbour.refreshes(),
             graceful_restart: negotiated.is_some_and(|negotiated| negotiated.restart.is_some()),
             last_error: peer.last_error().map(ToString::to_string).or(withheld),
         }
@@ -75,32 +80,54 @@ pub struct RouteView {
     pub as_path: Vec<u32>,
     /// RFC 1997: the AS number in the upper half.
     pub communities: Vec<u32>,
+    /// RFC 8092.
+    pub large_communities: Vec<LargeCommunity>,
+    /// RFC 4360, as they stand on the wire.
+    pub extended_communities: Vec<u64>,
+    pub med: Option<u32>,
+    pub local_pref: Option<u32>,
     /// Received, kept while the peer restarts.
     pub stale: bool,
+    /// Received, and passed the import filter.
+    pub accepted: bool,
+}
+
+fn view(
+    direction: Direction,
+    peer: &str,
+    prefix: IpNetwork,
+    attributes: &Attributes,
+    next_hop: IpAddr,
+) -> RouteView {
+    RouteView {
+        prefix,
+        direction,
+        peer: peer.to_owned(),
+        next_hop,
+        as_path: attributes.as_path.asns().collect(),
+        communities: attributes.communities.clone(),
+        large_communities: attributes.large_communities.clone(),
+        extended_communities: attributes.extended_communities.clone(),
+        med: attributes.med,
+        local_pref: attributes.local_pref,
+        stale: false,
+        accepted: false,
+    }
 }
 
 pub(super) fn advertised(peer: &str, neighbour: &Neighbour) -> Vec<RouteView> {
-    let view = |(prefix, export): (&IpNetwork, &crate::export::Export)| RouteView {
-        prefix: *prefix,
-        direction: Direction::Advertised,
-        peer: peer.to_owned(),
-        next_hop: export.next_hop,
-        as_path: export.attributes.as_path.asns().collect(),
-        communities: export.attributes.communities.clone(),
-        stale: false,
+    let one = |(prefix, export): (&IpNetwork, &crate::export::Export)| {
+        view(Direction::Advertised, peer, *prefix, &export.attributes, export.next_hop)
     };
-    neighbour.advertised().map(view).collect()
+    neighbour.advertised().map(one).collect()
 }
 
 pub(super) fn received(peer: &str, neighbour: &Neighbour) -> Vec<RouteView> {
-    let view = |(prefix, route): (&IpNetwork, &crate::rib::Route)| RouteView {
-        prefix: *prefix,
-        direction: Direction::Received,
-        peer: peer.to_owned(),
-        next_hop: route.next_hop,
-        as_path: route.attributes.as_path.asns().collect(),
-        communities: route.attributes.communities.clone(),
+    let learned = neighbour.learned();
+    let one = |route: Route| RouteView {
         stale: route.stale,
+        accepted: learned.contains_key(&route.prefix),
+        ..view(Direction::Received, peer, route.prefix, &route.path.attributes, route.path.next_hop)
     };
-    neighbour.received().iter().map(view).collect()
+    neighbour.received().sorted().into_iter().map(one).collect()
 }

@@ -1,11 +1,13 @@
 //! The task of one neighbour: waits, feeds [`Neighbour`], and does what its effects say.
 
-use super::config::{PeerConfig, SpeakerConfig};
+use super::config::{PeerConfig, Remote, SpeakerConfig};
+use super::learned::Learned;
 use super::links::{LinkEvent, Links};
-use super::socket;
+use super::socket::{self, Options};
 use super::status::{self, PeerStatus, RouteView};
-use crate::fsm::{ConnId, Connection, Input, Stop};
-use crate::neighbour::{Effect, Intent, Neighbour, Note};
+use crate::fsm::{ConnId, Connection, Input, PeerError, Stop};
+use crate::neighbour::{Effect, Fate, Intent, Neighbour, Note};
+use ipnetwork::IpNetwork;
 use std::future::{Future, pending};
 use std::io::{self, ErrorKind};
 use std::net::SocketAddr;
@@ -22,6 +24,9 @@ pub(super) enum Command {
     Status(oneshot::Sender<PeerStatus>),
     Advertised(oneshot::Sender<Vec<RouteView>>),
     Received(oneshot::Sender<Vec<RouteView>>),
+    Fate(IpNetwork, oneshot::Sender<(String, Fate)>),
+    /// Another configuration that the session can go on under.
+    Reconfigure(Box<PeerConfig>),
     /// Answer once all that is to be announced or withdrawn went out.
     Flush(oneshot::Sender<()>),
 }
@@ -32,6 +37,7 @@ const OUTPUT_LIMIT: usize = 64 * 1024;
 type Dial = Pin<Box<dyn Future<Output = io::Result<TcpStream>> + Send>>;
 
 pub(super) struct Task {
+    speaker: SpeakerConfig,
     config: PeerConfig,
     neighbour: Neighbour,
     links: Links,
@@ -39,6 +45,8 @@ pub(super) struct Task {
     commands: mpsc::Receiver<Command>,
     intent: watch::Receiver<Intent>,
     flushes: Vec<oneshot::Sender<()>>,
+    learned: Learned,
+    learned_version: u64,
     epoch: Instant,
     next_id: u64,
     leaving: bool,
@@ -60,16 +68,20 @@ impl Task {
         config: PeerConfig,
         commands: mpsc::Receiver<Command>,
         mut intent: watch::Receiver<Intent>,
+        learned: Learned,
     ) -> Task {
         intent.mark_changed();
         Task {
-            neighbour: Neighbour::new(config.settings(speaker), config.next_hops(), Duration::ZERO),
+            neighbour: Neighbour::new(config.settings(speaker), config.policy(speaker), Duration::ZERO),
+            speaker: speaker.clone(),
             config,
             links: Links::default(),
             dial: None,
             commands,
             intent,
             flushes: Vec::new(),
+            learned,
+            learned_version: 0,
             epoch: Instant::now(),
             next_id: 1,
             leaving: false,
@@ -78,9 +90,12 @@ impl Task {
 
     /// Ends when told to leave, or with the speaker.
     pub async fn run(mut self) {
-        self.feed(Input::Start);
+        if self.config.shutdown.is_none() {
+            self.feed(Input::Start);
+        }
         while !self.leaving {
             self.advertise();
+            self.tell_learned();
             let wake = self.wait().await;
             match wake {
                 Wake::Command(command) => self.command(command),
@@ -89,7 +104,8 @@ impl Task {
                 Wake::Dialled(Err(error)) => self.feed(Input::ConnectFailed(error.kind())),
                 Wake::Link(LinkEvent::Received(id, bytes)) => self.feed(Input::Received(id, bytes)),
                 Wake::Link(LinkEvent::Closed(id, kind)) => self.feed(Input::Closed(id, kind)),
-                Wake::Link(LinkEvent::Sent) | Wake::Other => {}
+                Wake::Link(LinkEvent::Sent { id, all }) => self.feed(Input::Written { id, all }),
+                Wake::Other => {}
             }
             // After what was received: a process that was held up must not take that for silence.
             if self.neighbour.deadline().is_some_and(|deadline| deadline <= self.now()) {
@@ -157,7 +173,7 @@ impl Task {
     fn command(&mut self, command: Command) {
         // An answer that nobody waits for any more may be lost.
         match command {
-            Command::Incoming(stream) => self.adopt(stream, Input::Incoming),
+            Command::Incoming(stream) => self.incoming(stream),
             Command::Deconfigure => {
                 self.feed(Input::Stop(Stop::Deconfigured));
                 self.leaving = true;
@@ -171,8 +187,47 @@ impl Task {
             Command::Received(reply) => {
                 let _ = reply.send(status::received(&self.config.name, &self.neighbour));
             }
+            Command::Fate(prefix, reply) => {
+                let _ = reply.send((self.config.name.clone(), self.neighbour.fate(&prefix)));
+            }
+            Command::Reconfigure(config) => self.reconfigure(*config),
             Command::Flush(reply) => self.flushes.push(reply),
         }
+    }
+
+    fn reconfigure(&mut self, config: PeerConfig) {
+        let before = std::mem::replace(&mut self.config, config);
+        self.neighbour.set_timers(self.config.timers());
+        let effects = self.neighbour.set_policy(self.now(), self.config.policy(&self.speaker));
+        self.perform(effects);
+        // A limit that was passed holds no longer.
+        let limited = matches!(self.neighbour.peer().last_error(), Some(PeerError::TooManyPrefixes { .. }));
+        let other_limit = self.config.prefix_limit != before.prefix_limit;
+        match &self.config.shutdown {
+            Some(text) if before.shutdown.is_none() => self.feed(Input::Stop(Stop::Shutdown(text.clone()))),
+            None if before.shutdown.is_some() || (limited && other_limit) => self.feed(Input::Start),
+            _ => {}
+        }
+    }
+
+    fn incoming(&mut self, stream: TcpStream) {
+        let checked =
+            stream.peer_addr().and_then(|from| socket::set_ttl(&stream, from.ip(), self.config.ttl));
+        match checked {
+            Ok(()) => self.adopt(stream, Input::Incoming),
+            Err(error) => tracing::debug!(peer = %self.config.name, %error, "connection lost at once"),
+        }
+    }
+
+    /// Tells what was learned, where that is not what was told last.
+    fn tell_learned(&mut self) {
+        let version = self.neighbour.learned_version();
+        if version == self.learned_version {
+            return;
+        }
+        self.learned_version = version;
+        let negotiated = self.neighbour.peer().negotiated();
+        self.learned.tell(&self.config, negotiated, self.neighbour.learned());
     }
 
     fn adopt(&mut self, stream: TcpStream, input: fn(Connection) -> Input) {
@@ -199,8 +254,15 @@ impl Task {
         for effect in effects {
             match effect {
                 Effect::Connect => {
-                    let peer = SocketAddr::new(self.config.address, self.config.port);
-                    self.dial = Some(Box::pin(socket::dial(peer, self.config.local_address)));
+                    // Who has no address is never dialled.
+                    let Remote::Address(address) = self.config.remote else { continue };
+                    let options = Options {
+                        from: self.config.local_address,
+                        ttl: self.config.ttl,
+                        password: self.config.password.clone(),
+                    };
+                    let peer = SocketAddr::new(address, self.config.port);
+                    self.dial = Some(Box::pin(socket::dial(peer, options)));
                 }
                 Effect::Send(id, bytes) => self.links.send(id, &bytes),
                 Effect::Close(id) => self.links.close(id),
@@ -215,13 +277,16 @@ impl Task {
             Note::Up(negotiated) => {
                 let graceful_restart = negotiated.restart.is_some();
                 let hold_time = negotiated.hold_time;
-                tracing::info!(peer, address = %self.config.address, hold_time, graceful_restart, "session up");
+                tracing::info!(peer, hold_time, graceful_restart, "session up");
             }
             Note::Down(down) => {
                 tracing::warn!(peer, reason = %down.reason, "session down");
             }
             Note::Malformed(why) => {
                 tracing::warn!(peer, %why, "malformed UPDATE: its routes count as withdrawn");
+            }
+            Note::ManyPrefixes { family, count, max } => {
+                tracing::warn!(peer, %family, count, max, "the peer announces nearly as many routes as it may");
             }
             Note::Withheld(why) => tracing::warn!(peer, "{why}"),
         }

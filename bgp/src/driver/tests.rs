@@ -2,22 +2,29 @@
 //!
 //! A green run says nothing about real routers: `tests/suites/bgp_bird.rs` does.
 
+use super::socket::Options;
 use super::speaker::PeerTable;
 use super::*;
+use crate::filter::{Filter, PrefixRange, Rule};
 use crate::fsm::StateName;
-use crate::wire::{Capability, Context, Framer, Message, Notification, Open, Update};
+use crate::wire::{
+    AsPath, Attributes, Capability, Context, Framer, Message, Notification, Open, Reach, Update,
+};
 use crate::{Family, RouteAttributes};
 use ipnetwork::IpNetwork;
 use nix::sys::socket::{getsockopt, sockopt};
 use std::collections::{BTreeMap, BTreeSet};
 use std::net::{IpAddr, Ipv4Addr, SocketAddr};
+use std::sync::Arc;
 use std::time::Duration;
 use tokio::io::{AsyncReadExt, AsyncWriteExt};
 use tokio::net::{TcpListener, TcpStream};
+use tokio::sync::mpsc;
 use tokio::time::timeout;
 
 const DEADLINE: Duration = Duration::from_secs(20);
-const CONTEXT: Context = Context { four_octet_as: true, external: true };
+const CONTEXT: Context =
+    Context { four_octet_as: true, external: true, extended_messages: false, add_path: [false; 2] };
 
 async fn within<T>(what: impl Future<Output = T>) -> T {
     timeout(DEADLINE, what).await.expect("in time")
@@ -46,16 +53,10 @@ impl Router {
     fn config(&self, name: &str) -> PeerConfig {
         let address = self.0.local_addr().unwrap();
         PeerConfig {
-            name: name.to_owned(),
-            address: address.ip(),
             port: address.port(),
-            asn: 65020,
-            hold_time: 90,
             connect_retry: 1,
             families: vec![Family::Ipv4Unicast],
-            local_address: None,
-            next_hop_ipv4: None,
-            next_hop_ipv6: None,
+            ..PeerConfig::new(name, Remote::Address(address.ip()), 65020)
         }
     }
 
@@ -157,10 +158,12 @@ async fn the_last_handle_stops_the_speaker_without_notification() {
 #[tokio::test]
 async fn connections_are_marked_as_network_control_and_do_not_wait_to_send() {
     let router = Router::new().await;
-    let dialled = socket::dial(router.0.local_addr().unwrap(), Some(IpAddr::from([127, 0, 0, 1])));
+    let options = Options { from: Some(IpAddr::from([127, 0, 0, 1])), ttl: Ttl::Fixed(255), password: None };
+    let dialled = socket::dial(router.0.local_addr().unwrap(), options);
     let dialled = dialled.await.unwrap();
     let (accepted, _) = router.0.accept().await.unwrap();
     socket::accepted(&accepted).unwrap();
+    assert_eq!(getsockopt(&dialled, sockopt::Ipv4Ttl).unwrap(), 255);
     for stream in [dialled, accepted] {
         assert_eq!(getsockopt(&stream, sockopt::Ipv4Tos).unwrap(), 0xc0);
         assert!(stream.nodelay().unwrap());
@@ -191,7 +194,7 @@ async fn a_peer_whose_configuration_changes_starts_anew_without_notification() {
     speaker.set_peers(vec![router.config("leaf")]);
     let mut session = router.establish().await;
     assert_eq!(session.update().await.is_end_of_rib(), IPV4_END);
-    speaker.set_peers(vec![PeerConfig { hold_time: 30, ..router.config("leaf") }]);
+    speaker.set_peers(vec![PeerConfig { local_asn: Some(65011), ..router.config("leaf") }]);
     assert_eq!(session.receive().await, None);
     router.establish().await;
 }
@@ -215,7 +218,7 @@ async fn withdraw_all_takes_everything_back_and_stays_so() {
 #[tokio::test]
 async fn what_is_told_of_a_peer_is_what_is_on_the_wire() {
     let (router, speaker) = (Router::new().await, speaker(Vec::new()).await);
-    let attributes = RouteAttributes { communities: vec![(65010 << 16) | 100] };
+    let attributes = RouteAttributes { communities: vec![(65010 << 16) | 100], ..RouteAttributes::default() };
     speaker.announce(BTreeMap::from([("10.1.0.9/26".parse().unwrap(), attributes)]));
     speaker.set_peers(vec![router.config("leaf")]);
     let mut session = router.establish().await;
@@ -253,7 +256,10 @@ async fn a_peer_that_reads_late_gets_every_route() {
     let (router, speaker) = (Router::new().await, speaker(Vec::new()).await);
     let prefix = |n: u32| IpNetwork::new(IpAddr::from((0x0a00_0000 + n * 4).to_be_bytes()), 30).unwrap();
     // Communities that differ make a message for each route: some megabytes, more than sockets hold.
-    let attributes = |n: u32| RouteAttributes { communities: (0..64).map(|c| n * 64 + c).collect() };
+    let attributes = |n: u32| {
+        let communities = (0..64).map(|c| n * 64 + c).collect();
+        RouteAttributes { communities, ..RouteAttributes::default() }
+    };
     let count = 20_000;
     speaker.announce((0..count).map(|n| (prefix(n), attributes(n))).collect());
     speaker.set_peers(vec![router.config("leaf")]);
@@ -306,10 +312,117 @@ async fn a_port_that_is_taken_is_a_clear_error() {
 async fn a_connection_from_an_address_that_is_no_peers_is_rejected() {
     let listener = TcpListener::bind("127.0.0.1:0").await.unwrap();
     let address = listener.local_addr().unwrap();
-    let task = tokio::spawn(listener::run(listener, PeerTable::default()));
+    let task = tokio::spawn(listener::run(Arc::new(listener), PeerTable::default(), mpsc::channel(1).0));
     let stream = TcpStream::connect(address).await.unwrap();
     let mut session = Session { stream, framer: Framer::default() };
     assert_eq!(session.receive().await, Some(Message::Notification(Notification::new(6, 5))));
     assert_eq!(session.receive().await, None);
     task.abort();
+}
+
+#[tokio::test]
+async fn filters_and_timers_change_while_the_session_goes_on() {
+    let (router, speaker) = (Router::new().await, speaker(Vec::new()).await);
+    speaker.announce(routes(&["10.1.0.0/26", "10.2.0.0/26"]));
+    speaker.set_peers(vec![router.config("leaf")]);
+    let mut session = router.establish().await;
+    assert_eq!(announced(&session.update().await), ["10.1.0.0/26", "10.2.0.0/26"]);
+    assert_eq!(session.update().await.is_end_of_rib(), IPV4_END);
+    let first = PrefixRange { network: "10.1.0.0/16".parse().unwrap(), min: 16, max: 32 };
+    let export = Filter { rules: vec![Rule { prefixes: vec![first], ..Rule::default() }], otherwise: true };
+    let filtered = PeerConfig { export, hold_time: 30, connect_retry: 2, ..router.config("leaf") };
+    speaker.set_peers(vec![filtered.clone()]);
+    assert_eq!(withdrawn(&session.update().await), ["10.1.0.0/26"]);
+    let fate = speaker.fates("10.1.0.0/26".parse().unwrap()).await;
+    assert_eq!(fate, [("leaf".to_owned(), crate::neighbour::Fate::Filtered(Some(0)))]);
+    speaker.set_peers(vec![PeerConfig { shutdown: Some("moving".to_owned()), ..filtered.clone() }]);
+    assert_eq!(session.receive().await, Some(Message::Notification(Notification::shutdown("moving"))));
+    assert_eq!(speaker.peers().await[0].last_error.as_deref(), Some("shut down here: moving"));
+    speaker.set_peers(vec![filtered]);
+    let mut session = router.establish().await;
+    assert_eq!(announced(&session.update().await), ["10.2.0.0/26"]);
+}
+
+/// An address of this machine on which nobody listens.
+async fn free_address() -> SocketAddr {
+    TcpListener::bind("127.0.0.1:0").await.unwrap().local_addr().unwrap()
+}
+
+#[tokio::test]
+async fn whoever_connects_out_of_a_range_becomes_a_peer_of_its_own() {
+    let address = free_address().await;
+    let speaker = speaker(vec![address]).await;
+    let range = |network: &str| PeerConfig {
+        families: vec![Family::Ipv4Unicast],
+        ..PeerConfig::new("rack", Remote::Range(network.parse().unwrap()), 65020)
+    };
+    speaker.set_peers(vec![range("127.0.0.0/30")]);
+    speaker.announce(routes(&["10.1.0.0/26"]));
+    assert_eq!(speaker.peers().await, [], "nobody is dialled");
+    let mut sessions = Vec::new();
+    for last in 1..=3 {
+        let socket = tokio::net::TcpSocket::new_v4().unwrap();
+        socket.bind(SocketAddr::from(([127, 0, 0, last], 0))).unwrap();
+        let mut session =
+            Session { stream: socket.connect(address).await.unwrap(), framer: Framer::default() };
+        session.establish().await;
+        assert_eq!(announced(&session.update().await), ["10.1.0.0/26"]);
+        sessions.push(session);
+    }
+    let names: Vec<String> = speaker.peers().await.into_iter().map(|peer| peer.name).collect();
+    assert_eq!(names, ["rack[127.0.0.1]", "rack[127.0.0.2]", "rack[127.0.0.3]"]);
+    let socket = tokio::net::TcpSocket::new_v4().unwrap();
+    socket.bind(SocketAddr::from(([127, 0, 0, 9], 0))).unwrap();
+    let mut stranger = Session { stream: socket.connect(address).await.unwrap(), framer: Framer::default() };
+    assert_eq!(stranger.receive().await, Some(Message::Notification(Notification::new(6, 5))));
+    speaker.set_peers(vec![range("127.0.0.0/31")]);
+    assert_eq!(sessions[0].update().await.is_end_of_rib(), IPV4_END);
+    for session in &mut sessions[1..] {
+        assert_eq!(session.update().await.is_end_of_rib(), IPV4_END);
+        assert_eq!(session.receive().await, Some(Message::Notification(Notification::new(6, 3))));
+    }
+    assert_eq!(speaker.peers().await.len(), 1);
+}
+
+#[tokio::test]
+async fn what_peers_announce_is_learned_through_their_filters_and_goes_with_them() {
+    let (router, speaker) = (Router::new().await, speaker(Vec::new()).await);
+    let mut changes = speaker.learned_changes();
+    speaker.set_peers(vec![PeerConfig { import: Filter::ACCEPT, ..router.config("leaf") }]);
+    let mut session = router.establish().await;
+    let prefix: IpNetwork = "10.8.0.0/24".parse().unwrap();
+    let next_hop = IpAddr::from([192, 0, 2, 1]);
+    let attributes = Attributes { as_path: AsPath::sequence([65020]), ..Attributes::default() };
+    let reach = Reach::new(Family::Ipv4Unicast, next_hop, vec![prefix]);
+    session.send(Message::Update(Update::announce(attributes, reach))).await;
+    within(changes.changed()).await.unwrap();
+    assert_eq!(speaker.learned(), BTreeMap::from([(prefix, vec![next_hop])]));
+    let view = speaker.received().await.remove(0);
+    assert!(view.accepted && view.prefix == prefix, "{view:?}");
+    drop(session);
+    within(changes.changed()).await.unwrap();
+    assert_eq!(speaker.learned(), BTreeMap::new());
+}
+
+#[tokio::test]
+async fn a_peer_that_never_reads_is_left() {
+    let (router, speaker) = (Router::new().await, speaker(Vec::new()).await);
+    let prefix = |n: u32| IpNetwork::new(IpAddr::from((0x0a00_0000 + n * 4).to_be_bytes()), 30).unwrap();
+    let attributes = |n: u32| {
+        let communities = (0..64).map(|c| n * 64 + c).collect();
+        RouteAttributes { communities, ..RouteAttributes::default() }
+    };
+    speaker.announce((0..40_000).map(|n| (prefix(n), attributes(n))).collect());
+    speaker.set_peers(vec![PeerConfig { send_hold_time: 1, ..router.config("leaf") }]);
+    let session = router.establish().await;
+    let error = within(async {
+        loop {
+            if let Some(error) = speaker.peers().await.remove(0).last_error {
+                return error;
+            }
+            tokio::time::sleep(Duration::from_millis(20)).await;
+        }
+    });
+    assert_eq!(error.await, "the peer read nothing of what was sent to it for 1 s");
+    drop(session);
 }

@@ -1,8 +1,10 @@
 //! Why a session ended or did not come up, in words for people.
 
+use crate::Family;
 use crate::wire::notification::{Notification, code, open};
 use std::io::ErrorKind;
 use std::net::Ipv4Addr;
+use std::time::Duration;
 use thiserror::Error;
 
 /// An OPEN of good form that is not accepted.
@@ -42,6 +44,12 @@ pub enum PeerError {
     OpenRefused(OpenFault),
     #[error("nothing was heard from the peer for the hold time")]
     HoldTimerExpired,
+    #[error("the peer read nothing of what was sent to it for {0} s")]
+    SendHoldTimerExpired(u64),
+    #[error("the peer announced more than the {limit} routes of {family} that are allowed it{}", waits(.retry))]
+    TooManyPrefixes { family: Family, limit: u32, retry: Option<Duration> },
+    #[error("shut down here{}", if .0.is_empty() { String::new() } else { format!(": {}", .0) })]
+    Shutdown(String),
     #[error("the peer broke the protocol, NOTIFICATION {0} sent")]
     Sent(Notification),
     #[error("the peer sent NOTIFICATION {notification}{}", advice(.notification))]
@@ -64,7 +72,11 @@ impl PeerError {
     fn is_protocol(&self) -> bool {
         match self {
             PeerError::Received { notification } => !notification.is_collision(),
-            PeerError::OpenRefused(_) | PeerError::Sent(_) | PeerError::HoldTimerExpired => true,
+            PeerError::OpenRefused(_)
+            | PeerError::Sent(_)
+            | PeerError::HoldTimerExpired
+            | PeerError::SendHoldTimerExpired(_)
+            | PeerError::TooManyPrefixes { .. } => true,
             _ => false,
         }
     }
@@ -75,11 +87,19 @@ impl PeerError {
     }
 }
 
+fn waits(retry: &Option<Duration>) -> String {
+    match retry {
+        Some(after) => format!(": tried again after {} s", after.as_secs()),
+        None => ": stopped until its configuration changes".to_owned(),
+    }
+}
+
 fn advice(notification: &Notification) -> &'static str {
     match (notification.code, notification.subcode) {
         (code::OPEN, open::BAD_PEER_AS) => ": it expects another AS number of us",
         (code::OPEN, open::BAD_IDENTIFIER) => ": our router id is not unique",
         (code::OPEN, open::UNACCEPTABLE_HOLD_TIME) => ": it wants a longer hold time",
+        (code::CEASE, 1) => ": it allows us fewer routes than we announce",
         (code::CEASE, 5) => ": it does not know us as a neighbour, or is still waiting after an error",
         _ => "",
     }

@@ -5,7 +5,7 @@ use super::peer::{Step, close, collision};
 use super::state::{Dial, Direction, Established, Handshake, Idle, Opening, Session, State};
 use super::{ConnId, Connection, Down, Event, Output, Peer, PeerError};
 use crate::wire::notification::{Notification, code, fsm};
-use crate::wire::{Message, Update};
+use crate::wire::{Message, Refresh, Update};
 use std::time::Duration;
 
 impl Peer {
@@ -22,9 +22,14 @@ impl Peer {
                 if let Some(challenger) = &established.challenger {
                     close(challenger.connection.id, None, out);
                 }
-                close(established.session.connection.id, stop.notification(), out);
+                let session = &established.session;
+                // Else a peer that has agreed on RFC 8538 would keep our routes.
+                let hard = session.negotiated.survives_notifications();
+                let why = stop.notification().map(|why| if hard { why.hard() } else { why });
+                close(session.connection.id, why, out);
+                let restart_at = stop.retry().map(|wait| now + wait);
                 self.down(stop.reason(), false, out);
-                return State::Idle(Idle { restart_at: None });
+                return State::Idle(Idle { restart_at });
             }
             // An attempt that was under way when an accepted connection won.
             Step::Connected(connection) => close(connection.id, None, out),
@@ -41,7 +46,15 @@ impl Peer {
                 return self.session_message(established, message, now, out);
             }
             Step::Message(id, message) => return self.challenger_message(established, id, message, now, out),
-            Step::Advertise(update) => send(&mut established.session, Message::Update(update), now, out),
+            Step::Advertise(update) => self.send(&mut established.session, Message::Update(update), now, out),
+            Step::Refresh(family, meaning) => {
+                let message = Message::RouteRefresh(Some((family, meaning)));
+                self.send(&mut established.session, message, now, out);
+            }
+            Step::Written { id, all } if id == established.session.connection.id => {
+                established.session.send_expires = (!all).then(|| now + self.send_hold());
+            }
+            Step::Written { .. } => {}
             Step::Tick => return self.established_tick(established, now, out),
         }
         State::Established(established)
@@ -106,7 +119,11 @@ impl Peer {
                 return State::Established(established);
             }
             Ok(Message::Update(update)) => update_event(update),
-            Ok(Message::RouteRefresh(Some(family))) => Event::RefreshRequested(family),
+            Ok(Message::RouteRefresh(Some((family, meaning)))) => match meaning {
+                Refresh::Request => Event::RefreshRequested(family),
+                Refresh::Begin => Event::RefreshBegins(family),
+                Refresh::End => Event::RefreshEnds(family),
+            },
             Ok(Message::Notification(notification)) => {
                 close(established.session.connection.id, None, out);
                 return self.fail(established, PeerError::Received { notification }, now, out);
@@ -135,8 +152,14 @@ impl Peer {
             close(established.session.connection.id, Some(hold_timer_expired()), out);
             return self.fail(established, PeerError::HoldTimerExpired, now, out);
         }
+        if established.session.send_expires.is_some_and(|at| at <= now) {
+            let why = Notification::new(code::SEND_HOLD_TIMER, 0);
+            close(established.session.connection.id, Some(why), out);
+            let reason = PeerError::SendHoldTimerExpired(self.send_hold().as_secs());
+            return self.fail(established, reason, now, out);
+        }
         if established.session.liveness.keepalive_is_due(now) {
-            send(&mut established.session, Message::Keepalive, now, out);
+            self.send(&mut established.session, Message::Keepalive, now, out);
         }
         if let Some(challenger) = &mut established.challenger {
             keep_alive(challenger, now, out);
@@ -169,8 +192,18 @@ impl Peer {
         if let Some(challenger) = established.challenger {
             close(challenger.connection.id, None, out);
         }
-        self.down(reason, false, out);
+        let negotiated = &established.session.negotiated;
+        let hard = matches!(&reason, PeerError::Received { notification } if notification.is_hard_reset());
+        let keep_stale =
+            negotiated.survives_notifications() && negotiated.peer_restarts_gracefully() && !hard;
+        self.down(reason, keep_stale, out);
         State::Idle(Idle { restart_at: Some(self.wait_after_failure(now)) })
+    }
+
+    fn send(&self, session: &mut Session, message: Message, now: Duration, out: &mut Vec<Output>) {
+        session.liveness.spoke(now);
+        session.send_expires.get_or_insert(now + self.send_hold());
+        out.push(Output::Send(session.connection.id, message.encode(session.negotiated.context())));
     }
 
     fn down(&mut self, reason: PeerError, keep_stale: bool, out: &mut Vec<Output>) {
@@ -189,9 +222,4 @@ fn update_event(update: Update) -> Event {
         Some(family) => Event::EndOfRib(family),
         None => Event::Update(update),
     }
-}
-
-fn send(session: &mut Session, message: Message, now: Duration, out: &mut Vec<Output>) {
-    session.liveness.spoke(now);
-    out.push(Output::Send(session.connection.id, message.encode(session.negotiated.context())));
 }

@@ -31,9 +31,10 @@ pub use peer::Peer;
 pub use state::StateName;
 
 use crate::Family;
-use crate::wire::Update;
+use crate::wire::{Refresh, Update};
 use std::io::ErrorKind;
 use std::net::{IpAddr, Ipv4Addr};
+use std::time::Duration;
 
 /// Names one TCP connection; the caller never gives the same twice.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord, Hash)]
@@ -52,14 +53,29 @@ pub struct Settings {
     pub local_asn: u32,
     pub router_id: Ipv4Addr,
     pub peer_asn: u32,
-    /// Seconds; 0 (no keepalives) or at least 3.
-    pub hold_time: u16,
-    /// Seconds: the longest wait between two attempts, and the longest attempt.
-    pub connect_retry: u16,
+    pub timers: Timers,
     pub families: Vec<Family>,
     pub restart: Restart,
+    /// Never dial: the peer does.
+    pub passive: bool,
+    /// Offer to take several routes for a prefix (RFC 7911).
+    pub add_path: bool,
+    /// Offer IPv6 next hops for IPv4 routes (RFC 8950).
+    pub extended_next_hop: bool,
     /// For the jitter of waits (RFC 4271 section 10). Different for each neighbour.
     pub seed: u64,
+}
+
+/// Seconds. They may change at any time; the hold time counts from the next session on.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct Timers {
+    /// 0 (no keepalives) or at least 3.
+    pub hold: u16,
+    /// The longest wait between two attempts, and the longest attempt.
+    pub connect_retry: u16,
+    /// For which the peer may read nothing of what waits for it (RFC 9687); 0: the greater of eight minutes
+    /// and twice the hold time.
+    pub send_hold: u16,
 }
 
 /// Our own restarts, as the graceful restart capability tells them (RFC 4724).
@@ -74,12 +90,16 @@ pub struct Restart {
     pub forwarding_preserved: bool,
 }
 
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+#[derive(Clone, Debug, PartialEq, Eq)]
 pub enum Stop {
     /// Close without NOTIFICATION: the peer keeps our routes for the restart time.
     Restart,
     /// Cease, peer de-configured: the peer drops our routes.
     Deconfigured,
+    /// Cease, administrative shutdown, with a text for the people at the other end (RFC 9003).
+    Shutdown(String),
+    /// Cease, maximum number of prefixes reached (RFC 4486); tried again after that time, or never.
+    TooManyPrefixes { family: Family, limit: u32, retry: Option<Duration> },
 }
 
 #[derive(Clone, Debug, PartialEq)]
@@ -96,6 +116,13 @@ pub enum Input {
     Closed(ConnId, Option<ErrorKind>),
     /// To be sent if the session is established; else it is dropped.
     Advertise(Update),
+    /// As [`Input::Advertise`]: marks what answers a refresh, or asks for one.
+    Refresh(Family, Refresh),
+    /// The peer's system took some of what was sent; `all`: nothing waits any more.
+    Written {
+        id: ConnId,
+        all: bool,
+    },
     TimerTick,
 }
 
@@ -118,6 +145,10 @@ pub enum Event {
     EndOfRib(Family),
     /// RFC 2918: everything is to be sent again.
     RefreshRequested(Family),
+    /// RFC 7313: the peer says everything again from here.
+    RefreshBegins(Family),
+    /// What it did not say again is gone.
+    RefreshEnds(Family),
     Down(Down),
 }
 
@@ -130,7 +161,7 @@ pub struct Up {
 #[derive(Clone, Debug, PartialEq)]
 pub struct Down {
     pub reason: PeerError,
-    /// RFC 4724: the peer is restarting, its routes are kept for a while.
+    /// RFC 4724, RFC 8538: the peer is restarting, its routes are kept for a while.
     pub keep_stale: bool,
 }
 

@@ -3,7 +3,7 @@
 use super::{OpenFault, Settings};
 use crate::Family;
 use crate::wire::notification::{Notification, code};
-use crate::wire::{Capability, Context, GracefulRestart, Open, RestartFamily};
+use crate::wire::{AddPath, Capability, Context, GracefulRestart, LongLived, Open, RestartFamily};
 use std::net::Ipv4Addr;
 
 /// What both sides agreed on.
@@ -18,18 +18,38 @@ pub struct Negotiated {
     pub families: Vec<Family>,
     pub four_octet_as: bool,
     pub route_refresh: bool,
+    /// RFC 7313.
+    pub enhanced_refresh: bool,
+    /// RFC 8654.
+    pub extended_messages: bool,
+    /// The peer says several routes for a prefix of these families (RFC 7911).
+    pub add_path: Vec<Family>,
+    /// IPv4 routes may have an IPv6 next hop (RFC 8950).
+    pub extended_next_hop: bool,
     /// The peer's graceful restart capability; ours is always sent.
     pub restart: Option<GracefulRestart>,
+    /// How long the peer wants its routes kept after its restart time (RFC 9494).
+    pub long_lived: Vec<LongLived>,
 }
 
 impl Negotiated {
     pub fn context(&self) -> Context {
-        Context { four_octet_as: self.four_octet_as, external: self.external }
+        Context {
+            four_octet_as: self.four_octet_as,
+            external: self.external,
+            extended_messages: self.extended_messages,
+            add_path: Family::ALL.map(|family| self.add_path.contains(&family)),
+        }
     }
 
     /// The peer asks for its routes to be kept while it restarts.
     pub fn peer_restarts_gracefully(&self) -> bool {
         self.restart.as_ref().is_some_and(|restart| !restart.families.is_empty())
+    }
+
+    /// RFC 8538: the end of the session by an error is a restart as well. We always offer that.
+    pub fn survives_notifications(&self) -> bool {
+        self.restart.as_ref().is_some_and(|restart| restart.notification)
     }
 
     /// The peer says that it still forwards what it announced of `family` before it restarted.
@@ -44,18 +64,29 @@ pub(super) fn our_open(settings: &Settings, established_before: bool) -> Open {
     let forwarding = settings.restart.forwarding_preserved || established_before;
     let restart = GracefulRestart {
         restarting: settings.restart.restarting && !established_before,
+        notification: true,
         time: settings.restart.time,
         families: settings.families.iter().map(|&family| RestartFamily { family, forwarding }).collect(),
     };
     let multiprotocol = settings.families.iter().map(|family| Capability::Multiprotocol(*family));
+    let ipv4 = settings.families.contains(&Family::Ipv4Unicast);
+    let next_hop =
+        (settings.extended_next_hop && ipv4).then(|| Capability::ExtendedNextHop(vec![Family::Ipv4Unicast]));
+    let receive = |&family: &Family| AddPath { family, receive: true, send: false };
+    let add_path =
+        settings.add_path.then(|| Capability::AddPath(settings.families.iter().map(receive).collect()));
     let others = [
         Capability::RouteRefresh,
+        Capability::EnhancedRefresh,
+        Capability::ExtendedMessage,
         Capability::GracefulRestart(restart),
+        Capability::LongLived(Vec::new()),
         Capability::FourOctetAs(settings.local_asn),
     ];
+    let others = next_hop.into_iter().chain(add_path).chain(others);
     Open {
         asn: settings.local_asn,
-        hold_time: settings.hold_time,
+        hold_time: settings.timers.hold,
         router_id: settings.router_id,
         capabilities: multiprotocol.chain(others).collect(),
     }
@@ -78,19 +109,40 @@ pub(super) fn negotiate(settings: &Settings, open: &Open) -> Result<Negotiated, 
     if common.is_empty() {
         return Err(OpenFault::NoCommonFamily);
     }
-    let restart = open.capabilities.iter().find_map(|capability| match capability {
+    let capabilities = &open.capabilities;
+    let restart = capabilities.iter().find_map(|capability| match capability {
         Capability::GracefulRestart(restart) => Some(restart.clone()),
         _ => None,
     });
-    let capabilities = &open.capabilities;
+    let sends_paths = |family: &Family| {
+        let mut offers = capabilities.iter().flat_map(|capability| match capability {
+            Capability::AddPath(families) => families.as_slice(),
+            _ => &[],
+        });
+        offers.any(|offer| offer.family == *family && offer.send)
+    };
+    let add_path =
+        if settings.add_path { common.iter().copied().filter(sends_paths).collect() } else { Vec::new() };
+    let next_hop =
+        |c: &Capability| matches!(c, Capability::ExtendedNextHop(f) if f.contains(&Family::Ipv4Unicast));
+    let long_lived = capabilities.iter().find_map(|capability| match capability {
+        Capability::LongLived(families) => Some(families.clone()),
+        _ => None,
+    });
     Ok(Negotiated {
         peer_asn: open.asn,
         peer_router_id: open.router_id,
         external,
-        hold_time: settings.hold_time.min(open.hold_time),
+        hold_time: settings.timers.hold.min(open.hold_time),
         families: common,
         four_octet_as: capabilities.iter().any(|c| matches!(c, Capability::FourOctetAs(_))),
         route_refresh: capabilities.contains(&Capability::RouteRefresh),
+        enhanced_refresh: capabilities.contains(&Capability::EnhancedRefresh),
+        extended_messages: capabilities.contains(&Capability::ExtendedMessage),
+        add_path,
+        extended_next_hop: settings.extended_next_hop && capabilities.iter().any(next_hop),
+        // RFC 9494 section 4.1: nothing without graceful restart.
+        long_lived: long_lived.filter(|_| restart.is_some()).unwrap_or_default(),
         restart,
     })
 }

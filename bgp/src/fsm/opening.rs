@@ -26,7 +26,7 @@ impl Peer {
         out: &mut Vec<Output>,
     ) -> State {
         match step {
-            Step::Start | Step::Advertise(_) => {}
+            Step::Start | Step::Advertise(_) | Step::Refresh(..) | Step::Written { .. } => {}
             Step::Stop(stop) => {
                 for handshake in opening.handshakes {
                     close(handshake.connection.id, stop.notification(), out);
@@ -171,7 +171,7 @@ impl Peer {
         self.last_error = None;
         self.established_before = true;
         out.push(Output::Event(Event::Up(Up { connection, negotiated: negotiated.clone() })));
-        let session = Session { connection, framer, negotiated, liveness };
+        let session = Session { connection, framer, negotiated, liveness, send_expires: None };
         State::Established(Box::new(Established { session, challenger: None }))
     }
 
@@ -212,7 +212,7 @@ impl Peer {
                 self.note_error(PeerError::ConnectTimeout);
                 opening.dial = self.call(now, out);
             }
-            Dial::Waiting { .. } | Dial::Calling { .. } | Dial::Connected => {}
+            Dial::Waiting { .. } | Dial::Calling { .. } | Dial::Connected | Dial::Passive => {}
         }
         State::Opening(opening)
     }

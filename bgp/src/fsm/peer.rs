@@ -2,9 +2,10 @@
 
 use super::negotiate::our_open;
 use super::state::{Dial, Direction, Handshake, Idle, Opening, Phase, State, StateName};
-use super::{ConnId, Connection, Input, Negotiated, Output, PeerError, Settings, Stop};
+use super::{ConnId, Connection, Input, Negotiated, Output, PeerError, Settings, Stop, Timers};
+use crate::Family;
 use crate::wire::notification::{Notification, cease, code};
-use crate::wire::{Context, Framer, Message, Update};
+use crate::wire::{Context, Framer, Message, Refresh, Update};
 use std::io::ErrorKind;
 use std::time::Duration;
 
@@ -35,6 +36,8 @@ pub(super) enum Step {
     Message(ConnId, Result<Message, Notification>),
     Closed(ConnId, Option<ErrorKind>),
     Advertise(Update),
+    Refresh(Family, Refresh),
+    Written { id: ConnId, all: bool },
     Tick,
 }
 
@@ -63,10 +66,16 @@ impl Peer {
             Input::Incoming(connection) => Step::Incoming(connection),
             Input::Closed(id, kind) => Step::Closed(id, kind),
             Input::Advertise(update) => Step::Advertise(update),
+            Input::Refresh(family, meaning) => Step::Refresh(family, meaning),
+            Input::Written { id, all } => Step::Written { id, all },
             Input::TimerTick => Step::Tick,
         };
         self.step(now, step, &mut out);
         out
+    }
+
+    pub fn set_timers(&mut self, timers: Timers) {
+        self.settings.timers = timers;
     }
 
     /// When [`Input::TimerTick`] is due next.
@@ -122,7 +131,9 @@ impl Peer {
             | Step::ConnectFailed(_)
             | Step::Message(..)
             | Step::Closed(..)
-            | Step::Advertise(_) => State::Idle(idle),
+            | Step::Advertise(_)
+            | Step::Refresh(..)
+            | Step::Written { .. } => State::Idle(idle),
         }
     }
 
@@ -131,12 +142,24 @@ impl Peer {
     }
 
     pub(super) fn call(&mut self, now: Duration, out: &mut Vec<Output>) -> Dial {
+        if self.settings.passive {
+            return Dial::Passive;
+        }
         out.push(Output::Connect);
         Dial::Calling { until: now + self.longest_wait() }
     }
 
     fn longest_wait(&self) -> Duration {
-        Duration::from_secs(self.settings.connect_retry.into()).max(FIRST_WAIT)
+        Duration::from_secs(self.settings.timers.connect_retry.into()).max(FIRST_WAIT)
+    }
+
+    /// RFC 9687 section 3.
+    pub(super) fn send_hold(&self) -> Duration {
+        let seconds = match self.settings.timers.send_hold {
+            0 => (2 * u64::from(self.settings.timers.hold)).max(480),
+            seconds => seconds.into(),
+        };
+        Duration::from_secs(seconds)
     }
 
     /// Counts a failure and says until when to wait before the next attempt: longer each time, and a
@@ -191,10 +214,24 @@ pub(super) fn collision() -> Notification {
 }
 
 impl Stop {
-    pub(super) fn notification(self) -> Option<Notification> {
+    pub(super) fn notification(&self) -> Option<Notification> {
         match self {
             Stop::Restart => None,
             Stop::Deconfigured => Some(Notification::new(code::CEASE, cease::DECONFIGURED)),
+            Stop::Shutdown(text) => Some(Notification::shutdown(text)),
+            Stop::TooManyPrefixes { family, limit, .. } => {
+                let [high, low] = family.afi().to_be_bytes();
+                let data = [&[high, low, family.safi()][..], &limit.to_be_bytes()].concat();
+                Some(Notification::with_data(code::CEASE, cease::MAX_PREFIXES, data))
+            }
+        }
+    }
+
+    /// When to begin anew by oneself.
+    pub(super) fn retry(&self) -> Option<Duration> {
+        match self {
+            Stop::TooManyPrefixes { retry, .. } => *retry,
+            Stop::Restart | Stop::Deconfigured | Stop::Shutdown(_) => None,
         }
     }
 
@@ -202,6 +239,10 @@ impl Stop {
         match self {
             Stop::Restart => PeerError::Stopped,
             Stop::Deconfigured => PeerError::Deconfigured,
+            Stop::Shutdown(text) => PeerError::Shutdown(text),
+            Stop::TooManyPrefixes { family, limit, retry } => {
+                PeerError::TooManyPrefixes { family, limit, retry }
+            }
         }
     }
 }

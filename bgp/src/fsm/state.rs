@@ -55,6 +55,8 @@ pub(super) enum Dial {
     },
     /// There is an outgoing connection.
     Connected,
+    /// The peer dials, we do not.
+    Passive,
 }
 
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -94,6 +96,8 @@ pub(super) struct Session {
     pub framer: Framer,
     pub negotiated: Negotiated,
     pub liveness: Liveness,
+    /// Something waits to be sent: when the peer must have taken some of it (RFC 9687).
+    pub send_expires: Option<Duration>,
 }
 
 impl State {
@@ -115,7 +119,7 @@ impl State {
             State::Established(established) => {
                 let Established { session, challenger } = established.as_ref();
                 let challenger = challenger.as_ref().map(Handshake::deadline);
-                session.liveness.deadline().into_iter().chain(challenger).min()
+                session.liveness.deadline().into_iter().chain(session.send_expires).chain(challenger).min()
             }
         }
     }
@@ -157,7 +161,7 @@ impl Opening {
     fn name(&self) -> StateName {
         let dialling = match self.dial {
             Dial::Calling { .. } => StateName::Connect,
-            Dial::Waiting { .. } | Dial::Connected => StateName::Active,
+            Dial::Waiting { .. } | Dial::Connected | Dial::Passive => StateName::Active,
         };
         self.handshakes.iter().map(Handshake::name).max().unwrap_or(dialling)
     }
@@ -167,7 +171,7 @@ impl Dial {
     fn deadline(self) -> Option<Duration> {
         match self {
             Dial::Waiting { until } | Dial::Calling { until } => Some(until),
-            Dial::Connected => None,
+            Dial::Connected | Dial::Passive => None,
         }
     }
 }

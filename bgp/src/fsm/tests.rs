@@ -25,10 +25,12 @@ pub(super) fn settings() -> Settings {
         local_asn: LOCAL_AS,
         router_id: Ipv4Addr::new(10, 0, 0, 10),
         peer_asn: PEER_AS,
-        hold_time: HOLD,
-        connect_retry: 20,
+        timers: Timers { hold: HOLD, connect_retry: 20, send_hold: 0 },
         families: Family::ALL.to_vec(),
         restart: Restart { time: 60, restarting: true, forwarding_preserved: true },
+        passive: false,
+        add_path: false,
+        extended_next_hop: false,
         seed: 7,
     }
 }
@@ -41,6 +43,7 @@ pub(super) fn connection(id: u64) -> Connection {
 pub(super) fn their_open() -> Open {
     let restart = GracefulRestart {
         restarting: false,
+        notification: false,
         time: 120,
         families: vec![RestartFamily { family: Family::Ipv4Unicast, forwarding: true }],
     };
@@ -62,13 +65,13 @@ pub(super) fn their_open() -> Open {
 pub(super) fn helper_open() -> Open {
     let mut open = their_open();
     open.capabilities.retain(|capability| !matches!(capability, Capability::GracefulRestart(_)));
-    let helper = GracefulRestart { restarting: false, time: 0, families: Vec::new() };
+    let helper = GracefulRestart { restarting: false, notification: false, time: 0, families: Vec::new() };
     open.capabilities.push(Capability::GracefulRestart(helper));
     open
 }
 
 pub(super) fn received(id: u64, message: Message) -> Input {
-    let context = Context { four_octet_as: true, external: true };
+    let context = Context { four_octet_as: true, external: true, ..Context::default() };
     Input::Received(ConnId(id), message.encode(context))
 }
 
@@ -76,13 +79,11 @@ pub(super) fn update() -> Update {
     let attributes = Attributes {
         origin: Origin::Igp,
         as_path: crate::wire::AsPath::sequence([PEER_AS]),
-        med: None,
-        local_pref: None,
-        communities: Vec::new(),
+        ..Attributes::default()
     };
     let prefixes = vec!["10.1.0.0/16".parse().unwrap()];
     let next_hop = IpAddr::from([10, 0, 0, 20]);
-    Update::announce(attributes, Reach { family: Family::Ipv4Unicast, next_hop, prefixes })
+    Update::announce(attributes, Reach::new(Family::Ipv4Unicast, next_hop, prefixes))
 }
 
 pub(super) fn started() -> Peer {
@@ -130,6 +131,8 @@ fn word(output: &Output) -> String {
         Output::Event(Event::Update(_)) => "update".to_owned(),
         Output::Event(Event::EndOfRib(family)) => format!("end of {family}"),
         Output::Event(Event::RefreshRequested(family)) => format!("refresh {family}"),
+        Output::Event(Event::RefreshBegins(family)) => format!("begin {family}"),
+        Output::Event(Event::RefreshEnds(family)) => format!("refreshed {family}"),
         Output::Event(Event::Down(Down { keep_stale: true, .. })) => "down, keep".to_owned(),
         Output::Event(Event::Down(_)) => "down".to_owned(),
     }
@@ -148,7 +151,10 @@ fn name(message: &Message) -> String {
 pub(super) fn read(bytes: &[u8]) -> Message {
     let mut framer = Framer::default();
     framer.push(bytes);
-    framer.next(Context { four_octet_as: true, external: true }).expect("whole").expect("well-formed")
+    framer
+        .next(Context { four_octet_as: true, external: true, ..Context::default() })
+        .expect("whole")
+        .expect("well-formed")
 }
 
 pub(super) fn sent_notification(outputs: &[Output]) -> Option<Notification> {

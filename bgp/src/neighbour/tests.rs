@@ -1,14 +1,17 @@
 //! When routes and End-of-RIB go out, and what becomes of routes that came in.
 
 use super::*;
+use crate::filter::{Changes, Community, PrefixRange, Rule};
 use crate::fsm::{Connection, Restart};
 use crate::wire::{
-    AsPath, Attributes, Capability, Context, Framer, GracefulRestart, Open, Origin, RestartFamily,
+    AddPath, AsPath, Attributes, Capability, Context, Framer, GracefulRestart, LongLived, Message, Open,
+    Origin, Reach, RestartFamily, Update,
 };
 use std::net::{IpAddr, Ipv4Addr};
 
 const PLENTY: usize = 1 << 20;
-const CONTEXT: Context = Context { four_octet_as: true, external: true };
+const CONTEXT: Context =
+    Context { four_octet_as: true, external: true, extended_messages: false, add_path: [false; 2] };
 
 fn seconds(count: u64) -> Duration {
     Duration::from_secs(count)
@@ -19,16 +22,29 @@ fn neighbour(restarting: bool) -> Neighbour {
         local_asn: 65010,
         router_id: Ipv4Addr::new(10, 0, 0, 10),
         peer_asn: 65020,
-        hold_time: 90,
-        connect_retry: 5,
+        timers: Timers { hold: 90, connect_retry: 5, send_hold: 0 },
         families: Family::ALL.to_vec(),
         restart: Restart { time: 60, restarting, forwarding_preserved: true },
+        passive: false,
+        add_path: true,
+        extended_next_hop: false,
         seed: 1,
     };
-    let next_hops = NextHops { ipv4: None, ipv6: Some("2001:db8::10".parse().unwrap()) };
-    let mut neighbour = Neighbour::new(settings, next_hops, seconds(0));
+    let mut neighbour = Neighbour::new(settings, policy(), seconds(0));
     neighbour.handle(seconds(0), Input::Start);
     neighbour
+}
+
+fn policy() -> Policy {
+    Policy {
+        asn: 65010,
+        remove_private_as: false,
+        next_hops: NextHops { ipv4: None, ipv6: Some("2001:db8::10".parse().unwrap()) },
+        export: Filter::ACCEPT,
+        import: Filter::REJECT,
+        allow_own_as: 0,
+        prefix_limit: None,
+    }
 }
 
 /// The peer's OPEN; `restart`: what it says of its own restart.
@@ -44,7 +60,7 @@ fn open(restart: Option<GracefulRestart>) -> Open {
 
 fn kept(forwarding: bool) -> GracefulRestart {
     let families = Family::ALL.map(|family| RestartFamily { family, forwarding }).to_vec();
-    GracefulRestart { restarting: false, time: 120, families }
+    GracefulRestart { restarting: false, notification: false, time: 120, families }
 }
 
 fn receive(neighbour: &mut Neighbour, now: Duration, id: u64, message: Message) -> Vec<Effect> {
@@ -70,7 +86,19 @@ fn sent(effects: &[Effect]) -> Vec<String> {
         let Effect::Send(_, bytes) = effect else { continue };
         let mut framer = Framer::default();
         framer.push(bytes);
-        let Some(Ok(Message::Update(update))) = framer.next(CONTEXT) else { panic!("no UPDATE") };
+        let update = match framer.next(CONTEXT) {
+            Some(Ok(Message::Update(update))) => update,
+            Some(Ok(Message::RouteRefresh(Some((family, meaning))))) => {
+                let word = match meaning {
+                    Refresh::Request => "ask",
+                    Refresh::Begin => "begin",
+                    Refresh::End => "refreshed",
+                };
+                words.push(format!("{word} {family}"));
+                continue;
+            }
+            other => panic!("neither UPDATE nor ROUTE-REFRESH: {other:?}"),
+        };
         if let Some(family) = update.is_end_of_rib() {
             words.push(format!("end of {family}"));
             continue;
@@ -151,7 +179,7 @@ fn end_of_rib_comes_after_the_last_route_however_little_room_there_is() {
 #[test]
 fn routes_of_a_family_without_a_next_hop_are_withheld_and_that_is_said_once() {
     let mut neighbour = neighbour(false);
-    neighbour.next_hops = NextHops::default();
+    neighbour.policy.next_hops = NextHops::default();
     neighbour.set_intent(intent(&["10.1.0.0/26", "2001:db8:1::/122"], false));
     let effects = establish(&mut neighbour, seconds(0), 1, open(None));
     let why = Withheld::NoNextHop(Family::Ipv6Unicast);
@@ -170,7 +198,12 @@ fn a_refresh_sends_its_family_again() {
     neighbour.set_intent(intent(&["10.1.0.0/26", "2001:db8:1::/122"], false));
     establish(&mut neighbour, seconds(0), 1, open(None));
     advertised(&mut neighbour);
-    receive(&mut neighbour, seconds(1), 1, Message::RouteRefresh(Some(Family::Ipv6Unicast)));
+    receive(
+        &mut neighbour,
+        seconds(1),
+        1,
+        Message::RouteRefresh(Some((Family::Ipv6Unicast, Refresh::Request))),
+    );
     assert_eq!(advertised(&mut neighbour), ["+2001:db8:1::/122"]);
 }
 
@@ -190,16 +223,11 @@ fn nothing_is_sent_without_a_session_and_everything_with_the_next() {
 }
 
 fn their_route(prefix: &str) -> Message {
-    let attributes = Attributes {
-        origin: Origin::Igp,
-        as_path: AsPath::sequence([65020]),
-        med: None,
-        local_pref: None,
-        communities: Vec::new(),
-    };
+    let attributes =
+        Attributes { origin: Origin::Igp, as_path: AsPath::sequence([65020]), ..Attributes::default() };
     let prefixes = vec![prefix.parse().unwrap()];
     let next_hop = IpAddr::from([10, 0, 0, 20]);
-    Message::Update(Update::announce(attributes, Reach { family: Family::Ipv4Unicast, next_hop, prefixes }))
+    Message::Update(Update::announce(attributes, Reach::new(Family::Ipv4Unicast, next_hop, prefixes)))
 }
 
 /// A neighbour that sent two routes and then lost its connection at 10 s.
@@ -235,7 +263,8 @@ fn a_peer_that_returns_keeps_what_it_announces_before_its_end_of_rib() {
     assert_eq!(neighbour.received().len(), 2);
     receive(&mut neighbour, seconds(21), 2, their_route("10.9.0.0/24"));
     receive(&mut neighbour, seconds(22), 2, Message::Update(Update::end_of_rib(Family::Ipv4Unicast)));
-    let held: Vec<String> = neighbour.received().iter().map(|(prefix, _)| prefix.to_string()).collect();
+    let held: Vec<String> =
+        neighbour.received().sorted().iter().map(|route| route.prefix.to_string()).collect();
     assert_eq!(held, ["10.9.0.0/24"]);
     assert!(!neighbour.received().has_stale());
 }
@@ -272,4 +301,213 @@ fn a_malformed_update_is_noted_and_its_routes_go() {
     let effects = neighbour.handle(seconds(1), Input::Received(ConnId(1), bytes));
     assert!(matches!(effects.as_slice(), [Effect::Note(Note::Malformed(why))] if why.subcode == 6));
     assert_eq!(neighbour.received().len(), 0);
+}
+
+#[test]
+fn an_enhanced_refresh_is_marked_at_both_ends_but_not_before_end_of_rib() {
+    let mut neighbour = neighbour(false);
+    neighbour.set_intent(intent(&["10.1.0.0/26", "2001:db8:1::/122"], false));
+    let mut open = open(None);
+    open.capabilities.push(Capability::EnhancedRefresh);
+    establish(&mut neighbour, seconds(0), 1, open);
+    let ask = Message::RouteRefresh(Some((Family::Ipv4Unicast, Refresh::Request)));
+    receive(&mut neighbour, seconds(0), 1, ask.clone());
+    let first = advertised(&mut neighbour);
+    assert_eq!(first, ["+10.1.0.0/26", "end of ipv4-unicast", "+2001:db8:1::/122", "end of ipv6-unicast"]);
+    receive(&mut neighbour, seconds(1), 1, ask);
+    assert!(!neighbour.is_settled());
+    let again = advertised(&mut neighbour);
+    assert_eq!(again, ["begin ipv4-unicast", "+10.1.0.0/26", "refreshed ipv4-unicast"]);
+    assert!(neighbour.is_settled());
+}
+
+#[test]
+fn what_the_peer_does_not_say_again_in_a_marked_answer_goes() {
+    let mut neighbour = neighbour(false);
+    establish(&mut neighbour, seconds(0), 1, open(None));
+    let mark = |meaning| Message::RouteRefresh(Some((Family::Ipv4Unicast, meaning)));
+    let routes = |neighbour: &Neighbour| neighbour.received().len();
+    receive(&mut neighbour, seconds(0), 1, their_route("10.8.0.0/24"));
+    receive(&mut neighbour, seconds(0), 1, their_route("10.9.0.0/24"));
+    receive(&mut neighbour, seconds(1), 1, mark(Refresh::Begin));
+    receive(&mut neighbour, seconds(1), 1, their_route("10.9.0.0/24"));
+    assert_eq!(routes(&neighbour), 2);
+    receive(&mut neighbour, seconds(1), 1, mark(Refresh::End));
+    assert_eq!(routes(&neighbour), 1);
+    receive(&mut neighbour, seconds(2), 1, mark(Refresh::Begin));
+    for now in (20..=380).step_by(20) {
+        receive(&mut neighbour, seconds(now), 1, Message::Keepalive);
+        neighbour.handle(seconds(now), Input::TimerTick);
+    }
+    assert_eq!(routes(&neighbour), 0, "an end that never comes is not waited for");
+}
+
+fn in_range(network: &str, max: u8, accept: bool) -> Rule {
+    let network: IpNetwork = network.parse().unwrap();
+    Rule { prefixes: vec![PrefixRange { network, min: network.prefix(), max }], accept, ..Rule::default() }
+}
+
+#[test]
+fn an_export_filter_decides_by_prefix_and_may_change_while_the_session_goes_on() {
+    let mut neighbour = neighbour(false);
+    neighbour.set_intent(intent(&["10.1.0.0/26", "10.2.0.0/26"], false));
+    establish(&mut neighbour, seconds(0), 1, open(None));
+    advertised(&mut neighbour);
+    let net = |text: &str| text.parse::<IpNetwork>().unwrap();
+    assert!(matches!(neighbour.fate(&net("10.1.0.0/26")), Fate::Announced { rule: None, .. }));
+    assert_eq!(neighbour.fate(&net("10.3.0.0/26")), Fate::NotOurs);
+    let mut prepending = in_range("10.2.0.0/16", 32, true);
+    prepending.set = Changes {
+        prepend: 1,
+        communities: vec![Community::Plain(9)],
+        local_pref: Some(7),
+        ..Changes::default()
+    };
+    let export = Filter { rules: vec![in_range("10.1.0.0/16", 32, false), prepending], otherwise: true };
+    neighbour.set_policy(seconds(1), Policy { export, ..policy() });
+    assert_eq!(advertised(&mut neighbour), ["-10.1.0.0/26", "+10.2.0.0/26"]);
+    assert_eq!(neighbour.fate(&net("10.1.0.0/26")), Fate::Filtered(Some(0)));
+    let Fate::Announced { export, rule: Some(1) } = neighbour.fate(&net("10.2.0.0/26")) else {
+        panic!("not announced by the second rule")
+    };
+    let attributes = &export.attributes;
+    assert_eq!(attributes.as_path, AsPath::sequence([65010, 65010]));
+    assert_eq!((attributes.communities.as_slice(), attributes.local_pref), (&[9][..], None));
+    neighbour.handle(seconds(2), Input::Closed(ConnId(1), None));
+    assert_eq!(neighbour.fate(&net("10.2.0.0/26")), Fate::NoSession);
+}
+
+fn learned(neighbour: &Neighbour) -> Vec<String> {
+    neighbour.learned().keys().map(ToString::to_string).collect()
+}
+
+#[test]
+fn nothing_is_learned_without_an_import_rule_and_a_changed_one_counts_for_what_is_held() {
+    let mut neighbour = neighbour(false);
+    establish(&mut neighbour, seconds(0), 1, open(None));
+    receive(&mut neighbour, seconds(0), 1, their_route("10.8.0.0/24"));
+    assert_eq!(learned(&neighbour), [""; 0]);
+    let import = Filter { rules: vec![in_range("10.0.0.0/8", 24, true)], otherwise: false };
+    neighbour.set_policy(seconds(0), Policy { import: import.clone(), ..policy() });
+    assert_eq!(learned(&neighbour), ["10.8.0.0/24"]);
+    let version = neighbour.learned_version();
+    receive(&mut neighbour, seconds(0), 1, their_route("10.8.0.0/24"));
+    assert_eq!(neighbour.learned_version(), version, "nothing has changed");
+    receive(&mut neighbour, seconds(0), 1, their_route("10.9.0.0/24"));
+    receive(&mut neighbour, seconds(0), 1, their_route("10.9.0.0/26"));
+    assert_eq!(learned(&neighbour), ["10.8.0.0/24", "10.9.0.0/24"]);
+    // A part of our own block, and our own block, stay ours.
+    neighbour.set_intent(intent(&["10.8.0.0/23", "10.9.0.0/24"], false));
+    assert_eq!(learned(&neighbour), [""; 0]);
+    neighbour.set_intent(intent(&[], false));
+    assert_eq!(learned(&neighbour).len(), 2);
+    neighbour.set_policy(seconds(0), policy());
+    assert_eq!(learned(&neighbour), [""; 0]);
+    neighbour.set_policy(seconds(0), Policy { import, ..policy() });
+    let Message::Update(mut leaving) = their_route("10.8.0.0/24") else { unreachable!() };
+    leaving.announced.as_mut().unwrap().attributes.communities = vec![crate::export::GRACEFUL_SHUTDOWN];
+    receive(&mut neighbour, seconds(0), 1, Message::Update(leaving));
+    let paths = &neighbour.learned()[&"10.8.0.0/24".parse::<IpNetwork>().unwrap()];
+    assert_eq!(paths[0].attributes.local_pref, Some(0), "RFC 8326: the last choice");
+    neighbour.handle(seconds(1), Input::Closed(ConnId(1), None));
+    assert_eq!(learned(&neighbour), [""; 0]);
+}
+
+#[test]
+fn ones_own_as_in_a_path_is_asked_for_again_once_it_is_allowed() {
+    let mut neighbour = neighbour(false);
+    let mut open = open(None);
+    open.capabilities.push(Capability::RouteRefresh);
+    establish(&mut neighbour, seconds(0), 1, open);
+    let Message::Update(mut looped) = their_route("10.8.0.0/24") else { unreachable!() };
+    looped.announced.as_mut().unwrap().attributes.as_path = AsPath::sequence([65020, 65010]);
+    let looped = Message::Update(looped);
+    receive(&mut neighbour, seconds(0), 1, looped.clone());
+    assert_eq!(neighbour.received().len(), 0);
+    let effects = neighbour.set_policy(seconds(1), Policy { allow_own_as: 1, ..policy() });
+    assert_eq!(sent(&effects), ["ask ipv4-unicast", "ask ipv6-unicast"]);
+    receive(&mut neighbour, seconds(1), 1, looped);
+    assert_eq!(neighbour.received().len(), 1);
+}
+
+#[test]
+fn a_peer_with_too_many_routes_is_warned_of_and_then_left() {
+    let mut neighbour = neighbour(false);
+    let retry = Some(seconds(30));
+    let prefix_limit = Some(PrefixLimit { max: 4, warn_at: 50, retry });
+    neighbour.set_policy(seconds(0), Policy { prefix_limit, ..policy() });
+    establish(&mut neighbour, seconds(0), 1, open(None));
+    let mut announce =
+        |count: u8| receive(&mut neighbour, seconds(0), 1, their_route(&format!("10.8.{count}.0/24")));
+    assert_eq!((announce(1), announce(2)), (Vec::new(), Vec::new()));
+    let family = Family::Ipv4Unicast;
+    assert_eq!(announce(3), [Effect::Note(Note::ManyPrefixes { family, count: 3, max: 4 })]);
+    assert_eq!(announce(4), [], "said once");
+    let effects = announce(5);
+    let Effect::Send(_, bytes) = &effects[0] else { panic!("{effects:?}") };
+    assert_eq!(bytes[19..], [6, 1, 0, 1, 1, 0, 0, 0, 4]);
+    assert_eq!((neighbour.received().len(), neighbour.deadline()), (0, retry));
+    assert_eq!(neighbour.handle(seconds(30), Input::TimerTick), [Effect::Connect]);
+}
+
+/// As [`kept`], and wanting more time after its restart time.
+fn long_lived(time: u32) -> Open {
+    let mut open = open(Some(kept(true)));
+    let family = Family::Ipv4Unicast;
+    open.capabilities.push(Capability::LongLived(vec![LongLived { family, forwarding: true, time }]));
+    open
+}
+
+#[test]
+fn long_lived_routes_stay_beyond_the_restart_time_and_no_longer_than_asked() {
+    let mut neighbour = neighbour(false);
+    establish(&mut neighbour, seconds(0), 1, long_lived(1000));
+    receive(&mut neighbour, seconds(0), 1, their_route("10.8.0.0/24"));
+    neighbour.handle(seconds(10), Input::Closed(ConnId(1), None));
+    let communities = |neighbour: &Neighbour| {
+        neighbour.received().sorted().first().map(|route| route.path.attributes.communities.clone())
+    };
+    neighbour.handle(seconds(129), Input::TimerTick);
+    assert_eq!(communities(&neighbour), Some(Vec::new()));
+    neighbour.handle(seconds(130), Input::TimerTick);
+    assert_eq!(communities(&neighbour), Some(vec![crate::rib::LLGR_STALE]));
+    neighbour.handle(seconds(1129), Input::TimerTick);
+    assert_eq!(neighbour.received().len(), 1);
+    neighbour.handle(seconds(1130), Input::TimerTick);
+    assert_eq!(neighbour.received().len(), 0);
+}
+
+#[test]
+fn several_paths_of_a_prefix_are_learned_from_a_peer_that_adds_them() {
+    let mut neighbour = neighbour(false);
+    let import = Filter::ACCEPT;
+    neighbour.set_policy(seconds(0), Policy { import, ..policy() });
+    let mut open = open(None);
+    let family = Family::Ipv4Unicast;
+    open.capabilities.push(Capability::AddPath(vec![AddPath { family, receive: false, send: true }]));
+    establish(&mut neighbour, seconds(0), 1, open);
+    let Message::Update(update) = their_route("10.8.0.0/24") else { unreachable!() };
+    let body = Message::Update(update).encode(CONTEXT);
+    let (head, prefix) = body.split_at(body.len() - 4);
+    for path_id in 1..=2u8 {
+        let mut bytes = [head, &[0, 0, 0, path_id], prefix].concat();
+        bytes[17] += 4;
+        neighbour.handle(seconds(0), Input::Received(ConnId(1), bytes));
+    }
+    let prefix: IpNetwork = "10.8.0.0/24".parse().unwrap();
+    assert_eq!((neighbour.received().len(), neighbour.learned()[&prefix].len()), (2, 2));
+}
+
+#[test]
+fn routes_survive_an_error_where_both_sides_agreed_on_that_but_no_hard_reset() {
+    let lose = |notification| {
+        let mut neighbour = neighbour(false);
+        let restart = GracefulRestart { notification: true, ..kept(true) };
+        establish(&mut neighbour, seconds(0), 1, open(Some(restart)));
+        receive(&mut neighbour, seconds(0), 1, their_route("10.8.0.0/24"));
+        receive(&mut neighbour, seconds(1), 1, Message::Notification(notification));
+        neighbour.received().len()
+    };
+    assert_eq!(lose(Notification::new(4, 0)), 1);
+    assert_eq!(lose(Notification::new(4, 0).hard()), 0);
 }

@@ -1,169 +1,245 @@
-//! What a neighbour sent us, and what is left of it while it restarts (RFC 4724 section 4.2).
+//! What a neighbour sent us, and what is left of it while it restarts (RFC 4724 section 4.2, RFC 9494).
+//!
+//! A full table is a million routes: the tables are hashed, each IP version has keys of its own size, and what
+//! is rare (staleness) is kept beside them.
 
+use super::table::{KeyV4, KeyV6, Table};
 use crate::Family;
 use crate::wire::{Announced, Attributes, Update};
 use ipnetwork::IpNetwork;
-use std::collections::BTreeMap;
-use std::net::IpAddr;
+use std::net::{IpAddr, Ipv4Addr};
 use std::sync::Arc;
+
+/// RFC 9494: kept beyond the restart time.
+pub const LLGR_STALE: u32 = 0xffff_0006;
+/// RFC 9494: not to be kept beyond the restart time.
+const NO_LLGR: u32 = 0xffff_0007;
+
+/// What one UPDATE said about its prefixes.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Path {
+    pub attributes: Attributes,
+    pub next_hop: IpAddr,
+}
 
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct Route {
-    pub attributes: Arc<Attributes>,
-    pub next_hop: IpAddr,
-    /// From before the peer's restart, and not heard of since.
+    pub prefix: IpNetwork,
+    /// RFC 7911; 0 where the peer does not add paths.
+    pub path_id: u32,
+    pub path: Arc<Path>,
+    /// From before the peer's restart or its answer to a refresh, and not heard of since.
     pub stale: bool,
+}
+
+/// How one's own routes are known when they come back.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Loops {
+    /// The AS numbers that are ours.
+    pub asns: Vec<u32>,
+    /// How often they may stand in a path.
+    pub allowed: u8,
+    /// As originator or in the cluster list (RFC 4456 section 8).
+    pub router_id: Ipv4Addr,
+}
+
+impl Loops {
+    fn is_loop(&self, attributes: &Attributes) -> bool {
+        let ours = attributes.as_path.asns().filter(|asn| self.asns.contains(asn)).count();
+        ours > usize::from(self.allowed)
+            || attributes.originator == Some(self.router_id)
+            || attributes.cluster_list.contains(&self.router_id.to_bits())
+    }
+}
+
+/// The prefixes of which something else is held now, where somebody wants to know; may name one twice.
+#[derive(Clone, Debug, Default, PartialEq, Eq)]
+pub struct Changed(Option<Vec<IpNetwork>>);
+
+impl Changed {
+    pub fn watched() -> Changed {
+        Changed(Some(Vec::new()))
+    }
+
+    fn note(&mut self, prefix: &IpNetwork) {
+        if let Some(prefixes) = &mut self.0 {
+            prefixes.push(*prefix);
+        }
+    }
+
+    fn note_all(&mut self, prefixes: &[IpNetwork]) {
+        prefixes.iter().for_each(|prefix| self.note(prefix));
+    }
+
+    pub fn into_prefixes(self) -> Vec<IpNetwork> {
+        self.0.unwrap_or_default()
+    }
 }
 
 #[derive(Debug)]
 pub struct AdjRibIn {
-    local_asn: u32,
-    routes: BTreeMap<IpNetwork, Route>,
+    loops: Loops,
+    ipv4: Table<KeyV4>,
+    ipv6: Table<KeyV6>,
 }
 
 impl AdjRibIn {
-    /// Routes that came through `local_asn` are never kept: they are loops (RFC 4271 section 9.1.2).
-    pub fn new(local_asn: u32) -> AdjRibIn {
-        AdjRibIn { local_asn, routes: BTreeMap::new() }
+    /// Routes that went through us before are never kept (RFC 4271 section 9.1.2).
+    pub fn new(loops: Loops) -> AdjRibIn {
+        AdjRibIn { loops, ipv4: Table::default(), ipv6: Table::default() }
+    }
+
+    /// Counts for what comes from now on.
+    pub fn allow_own_as(&mut self, times: u8) {
+        self.loops.allowed = times;
     }
 
     /// Takes an UPDATE in, as far as it is about `families`.
-    pub fn apply(&mut self, update: Update, families: &[Family]) {
+    pub fn apply(&mut self, update: Update, families: &[Family], changed: &mut Changed) {
         for unreach in update.unreach {
-            self.remove(&unreach.prefixes);
+            self.remove(&unreach.prefixes, &unreach.path_ids, changed);
         }
         let Some(Announced { attributes, reach }) = update.announced else {
             return;
         };
-        let loops = attributes.as_path.asns().any(|asn| asn == self.local_asn);
-        let attributes = Arc::new(attributes);
-        for reach in reach.into_iter().filter(|reach| families.contains(&reach.family)) {
-            if loops {
-                self.remove(&reach.prefixes);
+        let loops = self.loops.is_loop(&attributes);
+        let last = reach.len().saturating_sub(1);
+        let mut attributes = Some(attributes);
+        for (index, reach) in reach.into_iter().enumerate() {
+            if !families.contains(&reach.family) {
                 continue;
             }
-            for prefix in reach.prefixes {
-                let route = Route { attributes: attributes.clone(), next_hop: reach.next_hop, stale: false };
-                self.routes.insert(prefix, route);
+            if loops {
+                self.remove(&reach.prefixes, &reach.path_ids, changed);
+                continue;
+            }
+            let own = if index == last { attributes.take() } else { attributes.clone() };
+            let Some(attributes) = own else { continue };
+            let path = Arc::new(Path { attributes, next_hop: reach.next_hop });
+            for (prefix, path_id) in with_ids(&reach.prefixes, &reach.path_ids) {
+                match prefix {
+                    IpNetwork::V4(net) => self.ipv4.insert(KeyV4::new(*net, path_id), path.clone()),
+                    IpNetwork::V6(net) => self.ipv6.insert(KeyV6::new(*net, path_id), path.clone()),
+                }
+                changed.note(prefix);
             }
         }
     }
 
-    fn remove(&mut self, prefixes: &[IpNetwork]) {
-        prefixes.iter().for_each(|prefix| drop(self.routes.remove(prefix)));
+    fn remove(&mut self, prefixes: &[IpNetwork], path_ids: &[u32], changed: &mut Changed) {
+        for (prefix, path_id) in with_ids(prefixes, path_ids) {
+            match prefix {
+                IpNetwork::V4(net) => self.ipv4.remove(&KeyV4::new(*net, path_id)),
+                IpNetwork::V6(net) => self.ipv6.remove(&KeyV6::new(*net, path_id)),
+            }
+            changed.note(prefix);
+        }
     }
 
     /// The peer is gone and may come back: routes of `families` become stale, all others go, and so do
     /// those that were stale already.
-    pub fn mark_stale(&mut self, families: &[Family]) {
-        self.routes.retain(|prefix, route| {
-            let keep = !route.stale && families.contains(&Family::of(prefix));
-            route.stale = true;
-            keep
-        });
+    pub fn mark_stale(&mut self, families: &[Family], changed: &mut Changed) {
+        for family in Family::ALL {
+            self.sweep(family, changed);
+            self.begin_refresh(family);
+            if !families.contains(&family) {
+                self.sweep(family, changed);
+            }
+        }
+    }
+
+    /// Everything of `family` is to be said again (RFC 7313): what is not goes with the next sweep.
+    pub fn begin_refresh(&mut self, family: Family) {
+        match family {
+            Family::Ipv4Unicast => self.ipv4.mark_stale(),
+            Family::Ipv6Unicast => self.ipv6.mark_stale(),
+        }
     }
 
     /// What is still stale in `family` goes.
-    pub fn sweep(&mut self, family: Family) {
-        self.routes.retain(|prefix, route| !route.stale || Family::of(prefix) != family);
+    pub fn sweep(&mut self, family: Family, changed: &mut Changed) {
+        let gone = match family {
+            Family::Ipv4Unicast => self.ipv4.sweep(),
+            Family::Ipv6Unicast => self.ipv6.sweep(),
+        };
+        changed.note_all(&gone);
     }
 
-    pub fn clear(&mut self) {
-        self.routes.clear();
+    /// The restart time is over, and the peer wanted its routes of `family` kept for longer: they are marked
+    /// by a community, and those that must not be kept so go.
+    pub fn make_long_lived(&mut self, family: Family, changed: &mut Changed) {
+        let mark = |path: &Path| {
+            let mut path = path.clone();
+            let communities = &mut path.attributes.communities;
+            if communities.contains(&NO_LLGR) {
+                return None;
+            }
+            if !communities.contains(&LLGR_STALE) {
+                communities.push(LLGR_STALE);
+            }
+            Some(path)
+        };
+        let touched = match family {
+            Family::Ipv4Unicast => self.ipv4.change_stale(mark),
+            Family::Ipv6Unicast => self.ipv6.change_stale(mark),
+        };
+        changed.note_all(&touched);
+    }
+
+    pub fn clear(&mut self, changed: &mut Changed) {
+        self.mark_stale(&[], changed);
     }
 
     pub fn has_stale(&self) -> bool {
-        self.routes.values().any(|route| route.stale)
+        self.ipv4.has_stale() || self.ipv6.has_stale()
     }
 
     pub fn len(&self) -> usize {
-        self.routes.len()
+        self.ipv4.len() + self.ipv6.len()
+    }
+
+    pub fn len_of(&self, family: Family) -> usize {
+        match family {
+            Family::Ipv4Unicast => self.ipv4.len(),
+            Family::Ipv6Unicast => self.ipv6.len(),
+        }
     }
 
     pub fn is_empty(&self) -> bool {
-        self.routes.is_empty()
+        self.len() == 0
     }
 
-    pub fn iter(&self) -> impl Iterator<Item = (&IpNetwork, &Route)> {
-        self.routes.iter()
+    /// What is held of a prefix: one path, or several where the peer adds them, by identifier.
+    pub fn paths(&self, prefix: &IpNetwork) -> Vec<Route> {
+        let mut paths = match prefix {
+            IpNetwork::V4(net) => self.ipv4.of_prefix(KeyV4::new(*net, 0)),
+            IpNetwork::V6(net) => self.ipv6.of_prefix(KeyV6::new(*net, 0)),
+        };
+        paths.sort_by_key(|route| route.path_id);
+        paths
     }
+
+    /// In no order.
+    pub fn iter(&self) -> impl Iterator<Item = Route> + '_ {
+        self.ipv4.iter().chain(self.ipv6.iter())
+    }
+
+    /// By prefix and path identifier.
+    pub fn sorted(&self) -> Vec<Route> {
+        let mut routes: Vec<Route> = self.iter().collect();
+        routes.sort_by_key(|route| (route.prefix, route.path_id));
+        routes
+    }
+}
+
+/// Each prefix with its path identifier, which is 0 where the peer adds none.
+fn with_ids<'a>(
+    prefixes: &'a [IpNetwork],
+    path_ids: &'a [u32],
+) -> impl Iterator<Item = (&'a IpNetwork, u32)> {
+    let ids = path_ids.iter().copied().chain(std::iter::repeat(0));
+    prefixes.iter().zip(ids)
 }
 
 #[cfg(test)]
-mod tests {
-    use super::*;
-    use crate::wire::{AsPath, Origin, Reach};
-
-    fn announce(prefix: &str, path: &[u32]) -> Update {
-        let attributes = Attributes {
-            origin: Origin::Igp,
-            as_path: AsPath::sequence(path),
-            med: None,
-            local_pref: None,
-            communities: Vec::new(),
-        };
-        let prefix: IpNetwork = prefix.parse().unwrap();
-        let next_hop = IpAddr::from([192, 0, 2, 1]);
-        Update::announce(attributes, Reach { family: Family::of(&prefix), next_hop, prefixes: vec![prefix] })
-    }
-
-    fn rib(prefixes: &[&str]) -> AdjRibIn {
-        let mut rib = AdjRibIn::new(65010);
-        prefixes.iter().for_each(|prefix| rib.apply(announce(prefix, &[65020]), &Family::ALL));
-        rib
-    }
-
-    fn held(rib: &AdjRibIn) -> Vec<(String, bool)> {
-        rib.iter().map(|(prefix, route)| (prefix.to_string(), route.stale)).collect()
-    }
-
-    fn fresh(prefix: &str) -> (String, bool) {
-        (prefix.to_owned(), false)
-    }
-
-    fn stale(prefix: &str) -> (String, bool) {
-        (prefix.to_owned(), true)
-    }
-
-    #[test]
-    fn a_route_through_our_own_as_is_a_loop_and_replaces_what_was_there() {
-        let mut rib = rib(&["10.0.0.0/24", "10.0.1.0/24"]);
-        rib.apply(announce("10.0.0.0/24", &[65020, 65010, 65030]), &Family::ALL);
-        assert_eq!(held(&rib), [fresh("10.0.1.0/24")]);
-    }
-
-    #[test]
-    fn a_family_that_was_not_negotiated_is_passed_over() {
-        let mut rib = rib(&[]);
-        rib.apply(announce("2001:db8::/64", &[65020]), &[Family::Ipv4Unicast]);
-        assert!(rib.is_empty());
-    }
-
-    #[test]
-    fn a_withdrawal_removes() {
-        let mut rib = rib(&["10.0.0.0/24", "10.0.1.0/24"]);
-        rib.apply(Update::withdraw(Family::Ipv4Unicast, vec!["10.0.0.0/24".parse().unwrap()]), &Family::ALL);
-        assert_eq!(held(&rib), [fresh("10.0.1.0/24")]);
-    }
-
-    #[test]
-    fn what_is_not_announced_again_until_end_of_rib_goes() {
-        let mut rib = rib(&["10.0.0.0/24", "10.0.1.0/24", "2001:db8::/64"]);
-        rib.mark_stale(&Family::ALL);
-        assert!(rib.has_stale());
-        rib.apply(announce("10.0.0.0/24", &[65020]), &Family::ALL);
-        rib.sweep(Family::Ipv4Unicast);
-        assert_eq!(held(&rib), [fresh("10.0.0.0/24"), stale("2001:db8::/64")]);
-    }
-
-    #[test]
-    fn a_second_restart_takes_what_the_first_left_stale() {
-        let mut rib = rib(&["10.0.0.0/24", "10.0.1.0/24"]);
-        rib.mark_stale(&[Family::Ipv4Unicast]);
-        rib.apply(announce("10.0.1.0/24", &[65020]), &Family::ALL);
-        rib.mark_stale(&[Family::Ipv4Unicast]);
-        assert_eq!(held(&rib), [stale("10.0.1.0/24")]);
-        rib.mark_stale(&[Family::Ipv6Unicast]);
-        assert!(rib.is_empty());
-    }
-}
+mod tests;

@@ -5,6 +5,9 @@
 
 mod adj_rib_in;
 mod adj_rib_out;
+mod best;
+mod table;
 
-pub use adj_rib_in::{AdjRibIn, Route};
+pub use adj_rib_in::{AdjRibIn, Changed, LLGR_STALE, Loops, Path, Route};
 pub use adj_rib_out::{AdjRibOut, Batch};
+pub use best::{Candidate, best};

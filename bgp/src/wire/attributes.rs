@@ -1,4 +1,5 @@
-//! Path attributes (RFC 4271 section 4.3, RFC 1997, RFC 4760): their fields, written and read.
+//! Path attributes (RFC 4271 section 4.3, RFC 1997, RFC 4360, RFC 4456, RFC 4760, RFC 8092): their fields,
+//! written and read.
 //!
 //! Only attributes that are used are kept; the speaker hands no route on, so others need not survive.
 //! What a fault in one of them means follows RFC 7606: most withdraw the routes they came with, a few
@@ -22,24 +23,32 @@ mod kind {
     pub const ATOMIC_AGGREGATE: u8 = 6;
     pub const AGGREGATOR: u8 = 7;
     pub const COMMUNITIES: u8 = 8;
+    pub const ORIGINATOR: u8 = 9;
+    pub const CLUSTER_LIST: u8 = 10;
     pub const MP_REACH: u8 = 14;
     pub const MP_UNREACH: u8 = 15;
+    pub const EXTENDED_COMMUNITIES: u8 = 16;
     pub const AS4_PATH: u8 = 17;
+    pub const LARGE_COMMUNITIES: u8 = 32;
 }
 
 const OPTIONAL: u8 = 0x80;
 const TRANSITIVE: u8 = 0x40;
 const EXTENDED: u8 = 0x10;
 
-#[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord)]
+#[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord, Default)]
 pub enum Origin {
+    #[default]
     Igp = 0,
     Egp = 1,
     Incomplete = 2,
 }
 
+/// RFC 8092: global administrator and two numbers of its own.
+pub type LargeCommunity = [u32; 3];
+
 /// What prefixes of one UPDATE share, whatever their family; next hops are in [`Reach`].
-#[derive(Clone, Debug, PartialEq, Eq, PartialOrd, Ord)]
+#[derive(Clone, Debug, PartialEq, Eq, PartialOrd, Ord, Default)]
 pub struct Attributes {
     pub origin: Origin,
     pub as_path: AsPath,
@@ -48,6 +57,15 @@ pub struct Attributes {
     pub local_pref: Option<u32>,
     /// RFC 1997.
     pub communities: Vec<u32>,
+    /// RFC 4360, as they stand on the wire.
+    pub extended_communities: Vec<u64>,
+    /// RFC 8092.
+    pub large_communities: Vec<LargeCommunity>,
+    /// Who brought a route into this AS, where a reflector handed it on (RFC 4456). Never to or from an
+    /// external peer, and so is the next.
+    pub originator: Option<Ipv4Addr>,
+    /// The reflectors that it passed.
+    pub cluster_list: Vec<u32>,
 }
 
 fn put(out: &mut Vec<u8>, flags: u8, kind: u8, value: &[u8]) {
@@ -80,6 +98,22 @@ impl Attributes {
         if !self.communities.is_empty() {
             let value: Vec<u8> = self.communities.iter().flat_map(|c| c.to_be_bytes()).collect();
             put(out, OPTIONAL | TRANSITIVE, kind::COMMUNITIES, &value);
+        }
+        if let Some(originator) = self.originator {
+            put(out, OPTIONAL, kind::ORIGINATOR, &originator.octets());
+        }
+        if !self.cluster_list.is_empty() {
+            let value: Vec<u8> = self.cluster_list.iter().flat_map(|id| id.to_be_bytes()).collect();
+            put(out, OPTIONAL, kind::CLUSTER_LIST, &value);
+        }
+        if !self.extended_communities.is_empty() {
+            let value: Vec<u8> = self.extended_communities.iter().flat_map(|c| c.to_be_bytes()).collect();
+            put(out, OPTIONAL | TRANSITIVE, kind::EXTENDED_COMMUNITIES, &value);
+        }
+        if !self.large_communities.is_empty() {
+            let value: Vec<u8> =
+                self.large_communities.iter().flatten().flat_map(|part| part.to_be_bytes()).collect();
+            put(out, OPTIONAL | TRANSITIVE, kind::LARGE_COMMUNITIES, &value);
         }
         if !context.four_octet_as && self.as_path.needs_four_octets() {
             put(out, OPTIONAL | TRANSITIVE, kind::AS4_PATH, &self.as_path.encode(true));
@@ -131,6 +165,10 @@ pub(super) struct Received {
     med: Option<u32>,
     local_pref: Option<u32>,
     communities: Vec<u32>,
+    extended_communities: Vec<u64>,
+    large_communities: Vec<LargeCommunity>,
+    originator: Option<Ipv4Addr>,
+    cluster_list: Vec<u32>,
     pub reach: Option<Reach>,
     pub unreach: Option<Unreach>,
     /// The first fault that RFC 7606 wants treated as withdrawal.
@@ -216,21 +254,28 @@ impl Received {
             // RFC 7606 section 7.5: from an external peer it is passed over, whatever it holds.
             kind::LOCAL_PREF if !context.external => self.local_pref = Some(raw.u32()?),
             kind::COMMUNITIES => {
-                let (values, rest) = raw.value.as_chunks::<4>();
-                if values.is_empty() || !rest.is_empty() {
-                    return Err(withdraw(update::OPTIONAL_ATTRIBUTE));
-                }
-                self.communities = values.iter().map(|value| u32::from_be_bytes(*value)).collect();
+                self.communities = decode_each(raw, u32::from_be_bytes)?;
+            }
+            kind::EXTENDED_COMMUNITIES => {
+                self.extended_communities = decode_each(raw, u64::from_be_bytes)?;
+            }
+            kind::LARGE_COMMUNITIES => self.large_communities = decode_each(raw, large_community)?,
+            // RFC 7606 sections 7.9 and 7.10: from an external peer they are passed over.
+            kind::ORIGINATOR if !context.external => {
+                self.originator = Some(Ipv4Addr::from(raw.u32()?));
+            }
+            kind::CLUSTER_LIST if !context.external => {
+                self.cluster_list = decode_each(raw, u32::from_be_bytes)?;
             }
             kind::MP_REACH => {
-                self.reach = decode_reach(raw)?;
+                self.reach = decode_reach(raw, context)?;
                 // The prefixes are kept: they are what must be withdrawn.
                 let next_hop = self.reach.as_ref().map(|reach| reach.next_hop);
                 if next_hop.is_some_and(|address| address.is_unspecified() || address.is_multicast()) {
                     return Err(withdraw(update::OPTIONAL_ATTRIBUTE));
                 }
             }
-            kind::MP_UNREACH => self.unreach = decode_unreach(raw)?,
+            kind::MP_UNREACH => self.unreach = decode_unreach(raw, context)?,
             // RFC 6793 section 6: one that is malformed is passed over.
             kind::AS4_PATH if !context.four_octet_as => {
                 self.as4_path = AsPath::decode(raw.value, true);
@@ -260,8 +305,26 @@ impl Received {
             med: self.med,
             local_pref: self.local_pref,
             communities: self.communities,
+            extended_communities: self.extended_communities,
+            large_communities: self.large_communities,
+            originator: self.originator,
+            cluster_list: self.cluster_list,
         })
     }
+}
+
+/// RFC 7606 sections 7.8, 7.14, RFC 8092 section 5: a length of whole values, and at least one.
+fn decode_each<const N: usize, T>(raw: &Raw<'_>, value: fn([u8; N]) -> T) -> Result<Vec<T>, Fault> {
+    let (values, rest) = raw.value.as_chunks::<N>();
+    if values.is_empty() || !rest.is_empty() {
+        return Err(Fault::Withdraw(raw.fault(update::OPTIONAL_ATTRIBUTE)));
+    }
+    Ok(values.iter().map(|octets| value(*octets)).collect())
+}
+
+fn large_community(octets: [u8; 12]) -> LargeCommunity {
+    let (parts, _) = octets.as_chunks::<4>();
+    std::array::from_fn(|part| u32::from_be_bytes(parts[part]))
 }
 
 /// RFC 4271 section 6.3: flags of known attributes must be what their definition says.
@@ -270,8 +333,12 @@ fn check_flags(raw: &Raw<'_>) -> Result<(), Fault> {
         kind::ORIGIN | kind::AS_PATH | kind::NEXT_HOP | kind::LOCAL_PREF | kind::ATOMIC_AGGREGATE => {
             TRANSITIVE
         }
-        kind::MED | kind::MP_REACH | kind::MP_UNREACH => OPTIONAL,
-        kind::AGGREGATOR | kind::COMMUNITIES | kind::AS4_PATH => OPTIONAL | TRANSITIVE,
+        kind::MED | kind::MP_REACH | kind::MP_UNREACH | kind::ORIGINATOR | kind::CLUSTER_LIST => OPTIONAL,
+        kind::AGGREGATOR
+        | kind::COMMUNITIES
+        | kind::EXTENDED_COMMUNITIES
+        | kind::AS4_PATH
+        | kind::LARGE_COMMUNITIES => OPTIONAL | TRANSITIVE,
         _ if raw.flags & OPTIONAL == 0 => {
             return Err(Fault::Reset(raw.fault(update::UNRECOGNIZED_WELL_KNOWN)));
         }
@@ -303,7 +370,7 @@ fn decode_next_hop(raw: &Raw<'_>) -> Result<Ipv4Addr, Fault> {
 }
 
 /// `None` for a family that is not ours. RFC 7606 section 7.11: what cannot be read ends the session.
-fn decode_reach(raw: &Raw<'_>) -> Result<Option<Reach>, Fault> {
+fn decode_reach(raw: &Raw<'_>, context: Context) -> Result<Option<Reach>, Fault> {
     let reset = || Fault::Reset(raw.fault(update::OPTIONAL_ATTRIBUTE));
     let mut reader = Reader::new(raw.value);
     let (afi, safi) = (reader.u16().ok_or_else(reset)?, reader.u8().ok_or_else(reset)?);
@@ -312,13 +379,14 @@ fn decode_reach(raw: &Raw<'_>) -> Result<Option<Reach>, Fault> {
     let Some(family) = Family::from_codes(afi, safi) else {
         return Ok(None);
     };
-    let next_hop = match family {
-        Family::Ipv4Unicast => next_hop.try_into().ok().map(|octets: [u8; 4]| IpAddr::from(octets)),
-        Family::Ipv6Unicast => global_next_hop(next_hop).map(IpAddr::V6),
+    let next_hop = match (family, <[u8; 4]>::try_from(next_hop)) {
+        (Family::Ipv4Unicast, Ok(octets)) => Some(IpAddr::from(octets)),
+        // For IPv4 as well (RFC 8950).
+        _ => global_next_hop(next_hop).map(IpAddr::V6),
     };
     let next_hop = next_hop.ok_or_else(reset)?;
-    let prefixes = nlri::decode_all(reader.rest(), family).ok_or_else(reset)?;
-    Ok(Some(Reach { family, next_hop, prefixes }))
+    let nlri = nlri::decode_all(reader.rest(), family, context.adds_paths(family)).ok_or_else(reset)?;
+    Ok(Some(Reach { family, next_hop, prefixes: nlri.prefixes, path_ids: nlri.path_ids }))
 }
 
 /// One address, or a global and a link-local one (RFC 2545 section 3); the second stands in where the
@@ -335,13 +403,13 @@ fn global_next_hop(field: &[u8]) -> Option<Ipv6Addr> {
     }
 }
 
-fn decode_unreach(raw: &Raw<'_>) -> Result<Option<Unreach>, Fault> {
+fn decode_unreach(raw: &Raw<'_>, context: Context) -> Result<Option<Unreach>, Fault> {
     let reset = || Fault::Reset(raw.fault(update::OPTIONAL_ATTRIBUTE));
     let mut reader = Reader::new(raw.value);
     let (afi, safi) = (reader.u16().ok_or_else(reset)?, reader.u8().ok_or_else(reset)?);
     let Some(family) = Family::from_codes(afi, safi) else {
         return Ok(None);
     };
-    let prefixes = nlri::decode_all(reader.rest(), family).ok_or_else(reset)?;
-    Ok(Some(Unreach { family, prefixes }))
+    let nlri = nlri::decode_all(reader.rest(), family, context.adds_paths(family)).ok_or_else(reset)?;
+    Ok(Some(Unreach { family, prefixes: nlri.prefixes, path_ids: nlri.path_ids }))
 }

@@ -5,8 +5,10 @@ use super::{Context, Message, decode_body};
 
 /// Marker, length, type.
 pub const HEADER_LEN: usize = 19;
-/// The longest message without RFC 8654.
+/// The longest message, but where RFC 8654 is agreed on; of OPEN and KEEPALIVE always.
 pub const MAX_LEN: usize = 4096;
+/// RFC 8654.
+pub const MAX_EXTENDED_LEN: usize = 65_535;
 
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(super) enum Type {
@@ -29,14 +31,14 @@ impl Type {
         })
     }
 
-    /// RFC 4271 section 6.1, RFC 2918 section 3.
-    fn accepts(self, length: usize) -> bool {
+    /// RFC 4271 section 6.1, RFC 2918 section 3, RFC 8654 section 4.
+    fn accepts(self, length: usize, longest: usize) -> bool {
         match self {
             Type::Open => (29..=MAX_LEN).contains(&length),
-            Type::Update => (23..=MAX_LEN).contains(&length),
-            Type::Notification => (21..=MAX_LEN).contains(&length),
+            Type::Update => (23..=longest).contains(&length),
+            Type::Notification => (21..=longest).contains(&length),
             Type::Keepalive => length == HEADER_LEN,
-            Type::RouteRefresh => (23..=MAX_LEN).contains(&length),
+            Type::RouteRefresh => (23..=longest).contains(&length),
         }
     }
 }
@@ -44,7 +46,7 @@ impl Type {
 /// Writes a header for `body` and `body` itself.
 pub(super) fn frame(kind: Type, body: &[u8]) -> Vec<u8> {
     let length = HEADER_LEN + body.len();
-    debug_assert!(length <= MAX_LEN, "a message of {length} octets was built");
+    debug_assert!(length <= MAX_EXTENDED_LEN, "a message of {length} octets was built");
     let mut out = Vec::with_capacity(length);
     out.extend_from_slice(&[0xff; 16]);
     out.extend_from_slice(&(length as u16).to_be_bytes());
@@ -54,7 +56,7 @@ pub(super) fn frame(kind: Type, body: &[u8]) -> Vec<u8> {
 }
 
 /// Type and length of the first message in `bytes`; `None` until its header is there.
-fn peek(bytes: &[u8]) -> Result<Option<(Type, usize)>, Notification> {
+fn peek(bytes: &[u8], longest: usize) -> Result<Option<(Type, usize)>, Notification> {
     let marker = &bytes[..bytes.len().min(16)];
     if marker.iter().any(|byte| *byte != 0xff) {
         return Err(Notification::new(code::HEADER, header::NOT_SYNCHRONIZED));
@@ -64,13 +66,13 @@ fn peek(bytes: &[u8]) -> Result<Option<(Type, usize)>, Notification> {
     };
     let length = usize::from(u16::from_be_bytes([high, low]));
     let bad_length = || Notification::with_data(code::HEADER, header::BAD_LENGTH, [high, low]);
-    if !(HEADER_LEN..=MAX_LEN).contains(&length) {
+    if !(HEADER_LEN..=longest).contains(&length) {
         return Err(bad_length());
     }
     let Some(kind) = Type::from_code(kind) else {
         return Err(Notification::with_data(code::HEADER, header::BAD_TYPE, [kind]));
     };
-    if !kind.accepts(length) {
+    if !kind.accepts(length, longest) {
         return Err(bad_length());
     }
     Ok(Some((kind, length)))
@@ -96,7 +98,7 @@ impl Framer {
     /// The next whole message. After an error the stream cannot be used any more.
     pub fn next(&mut self, context: Context) -> Option<Result<Message, Notification>> {
         let bytes = &self.buffer[self.start..];
-        let (kind, length) = match peek(bytes) {
+        let (kind, length) = match peek(bytes, context.longest()) {
             Ok(found) => found?,
             Err(notification) => return Some(Err(notification)),
         };
@@ -161,6 +163,24 @@ mod tests {
                 }
             }
             assert_eq!(seen, 3, "cut at {cut}");
+        }
+    }
+
+    #[test]
+    fn long_messages_are_read_where_they_are_agreed_on_but_no_long_open() {
+        let context = Context { extended_messages: true, ..Context::default() };
+        let first = |bytes: &[u8]| {
+            let mut framer = Framer::default();
+            framer.push(bytes);
+            framer.next(context)
+        };
+        assert_eq!(first(&header(u16::MAX, 2)), None, "the rest is waited for");
+        let long = Notification::with_data(6, 9, vec![7; 5000]);
+        let bytes = Message::Notification(long.clone()).encode(context);
+        assert_eq!(first(&bytes), Some(Ok(Message::Notification(long))));
+        for kind in [1, 4] {
+            let refused = Notification::with_data(1, 2, 5000u16.to_be_bytes());
+            assert_eq!(first(&header(5000, kind)), Some(Err(refused)));
         }
     }
 }

@@ -16,9 +16,9 @@ mod reader;
 mod update;
 
 pub use as_path::{AS_TRANS, AsPath, Segment, SegmentKind};
-pub use attributes::{Attributes, Origin};
-pub use capability::{Capability, GracefulRestart, RestartFamily};
-pub use header::{Framer, HEADER_LEN, MAX_LEN};
+pub use attributes::{Attributes, LargeCommunity, Origin};
+pub use capability::{AddPath, Capability, GracefulRestart, LongLived, RestartFamily};
+pub use header::{Framer, HEADER_LEN, MAX_EXTENDED_LEN, MAX_LEN};
 pub use nlri::encoded_len;
 pub use notification::Notification;
 pub use open::Open;
@@ -26,6 +26,7 @@ pub use update::{Announced, Reach, Unreach, Update};
 
 use crate::Family;
 use header::Type;
+use notification::code;
 use reader::Reader;
 
 /// What a session has agreed on that changes how its bytes read.
@@ -35,6 +36,31 @@ pub struct Context {
     pub four_octet_as: bool,
     /// The peer is in another AS.
     pub external: bool,
+    /// Messages may be long (RFC 8654).
+    pub extended_messages: bool,
+    /// Prefixes of these families, IPv4 and IPv6, come with a path identifier (RFC 7911).
+    pub add_path: [bool; 2],
+}
+
+impl Context {
+    /// Octets of the longest message.
+    pub fn longest(self) -> usize {
+        if self.extended_messages { MAX_EXTENDED_LEN } else { MAX_LEN }
+    }
+
+    fn adds_paths(self, family: Family) -> bool {
+        self.add_path[family as usize]
+    }
+}
+
+/// What a ROUTE-REFRESH says (RFC 2918, RFC 7313).
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Refresh {
+    Request = 0,
+    /// What follows is everything.
+    Begin = 1,
+    /// What did not come since the beginning is gone.
+    End = 2,
 }
 
 #[derive(Clone, Debug, PartialEq, Eq)]
@@ -43,30 +69,30 @@ pub enum Message {
     Update(Update),
     Notification(Notification),
     Keepalive,
-    /// RFC 2918; `None` is a family that is not ours.
-    RouteRefresh(Option<Family>),
+    /// `None` is a family that is not ours, or a meaning that is not known.
+    RouteRefresh(Option<(Family, Refresh)>),
 }
 
 impl Message {
-    /// The whole message, header included. Its content must fit in [`MAX_LEN`]: the RIB packs by that.
+    /// The whole message, header included. Its content must fit in [`Context::longest`]: the RIB packs by that.
     pub fn encode(&self, context: Context) -> Vec<u8> {
         match self {
             Message::Open(open) => header::frame(Type::Open, &open.encode()),
             Message::Update(update) => header::frame(Type::Update, &update.encode(context)),
-            Message::Notification(n) => header::frame(Type::Notification, &encode_notification(n)),
+            Message::Notification(n) => header::frame(Type::Notification, &encode_notification(n, context)),
             Message::Keepalive => header::frame(Type::Keepalive, &[]),
-            Message::RouteRefresh(family) => {
-                let (afi, safi) = family.map_or((0, 0), |family| (family.afi(), family.safi()));
-                let [high, low] = afi.to_be_bytes();
-                header::frame(Type::RouteRefresh, &[high, low, 0, safi])
+            Message::RouteRefresh(None) => header::frame(Type::RouteRefresh, &[0; 4]),
+            Message::RouteRefresh(Some((family, meaning))) => {
+                let [high, low] = family.afi().to_be_bytes();
+                header::frame(Type::RouteRefresh, &[high, low, *meaning as u8, family.safi()])
             }
         }
     }
 }
 
 /// Data that would make the message too long is cut: it only illustrates.
-fn encode_notification(notification: &Notification) -> Vec<u8> {
-    let room = MAX_LEN - HEADER_LEN - 2;
+fn encode_notification(notification: &Notification, context: Context) -> Vec<u8> {
+    let room = context.longest() - HEADER_LEN - 2;
     let data = &notification.data[..notification.data.len().min(room)];
     [&[notification.code, notification.subcode], data].concat()
 }
@@ -77,13 +103,13 @@ fn decode_body(kind: Type, body: &[u8], context: Context) -> Result<Message, Not
         Type::Update => Update::decode(body, context).map(Message::Update),
         Type::Notification => decode_notification(body).ok_or_else(too_short),
         Type::Keepalive => Ok(Message::Keepalive),
-        Type::RouteRefresh => decode_refresh(body).ok_or_else(too_short),
+        Type::RouteRefresh => decode_refresh(body),
     }
 }
 
 /// The header's length was checked against its type, so this is not seen.
 fn too_short() -> Notification {
-    Notification::new(notification::code::HEADER, notification::header::BAD_LENGTH)
+    Notification::new(code::HEADER, notification::header::BAD_LENGTH)
 }
 
 fn decode_notification(body: &[u8]) -> Option<Message> {
@@ -92,12 +118,21 @@ fn decode_notification(body: &[u8]) -> Option<Message> {
     Some(Message::Notification(Notification::with_data(code, subcode, reader.rest())))
 }
 
-fn decode_refresh(body: &[u8]) -> Option<Message> {
+fn decode_refresh(body: &[u8]) -> Result<Message, Notification> {
     let mut reader = Reader::new(body);
-    let (afi, subtype, safi) = (reader.u16()?, reader.u8()?, reader.u8()?);
-    // Other subtypes belong to RFC 7313, which is not offered: they are ignored, as it says.
-    let family = Family::from_codes(afi, safi).filter(|_| subtype == 0);
-    Some(Message::RouteRefresh(family))
+    let read = (|| Some((reader.u16()?, reader.u8()?, reader.u8()?)))();
+    let (afi, meaning, safi) = read.ok_or_else(too_short)?;
+    let meaning = match meaning {
+        0 => Some(Refresh::Request),
+        1 => Some(Refresh::Begin),
+        2 => Some(Refresh::End),
+        _ => None,
+    };
+    // RFC 7313 section 5; a request may carry filters (RFC 5291), which are not offered.
+    if matches!(meaning, Some(Refresh::Begin | Refresh::End)) && !reader.is_empty() {
+        return Err(Notification::with_data(code::REFRESH, notification::refresh::BAD_LENGTH, body));
+    }
+    Ok(Message::RouteRefresh(Family::from_codes(afi, safi).zip(meaning)))
 }
 
 #[cfg(test)]

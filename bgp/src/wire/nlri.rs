@@ -1,5 +1,5 @@
 //! Network layer reachability information: prefixes as one octet of length and as many octets as it needs
-//! (RFC 4271 section 4.3, RFC 4760 section 5).
+//! (RFC 4271 section 4.3, RFC 4760 section 5), each after its path identifier where RFC 7911 is agreed on.
 
 use super::reader::Reader;
 use crate::Family;
@@ -20,14 +20,24 @@ pub(super) fn encode(prefix: &IpNetwork, out: &mut Vec<u8>) {
     }
 }
 
-/// All prefixes of a field; `None` where one is longer than its family allows or than the field.
-pub(super) fn decode_all(field: &[u8], family: Family) -> Option<Vec<IpNetwork>> {
+/// The prefixes of a field, and the path identifier of each where the peer adds them; else there is none.
+#[derive(Debug, Default, PartialEq, Eq)]
+pub(super) struct Nlri {
+    pub prefixes: Vec<IpNetwork>,
+    pub path_ids: Vec<u32>,
+}
+
+/// `None` where a prefix is longer than its family allows or than the field.
+pub(super) fn decode_all(field: &[u8], family: Family, add_path: bool) -> Option<Nlri> {
     let mut reader = Reader::new(field);
-    let mut prefixes = Vec::new();
+    let mut nlri = Nlri::default();
     while !reader.is_empty() {
-        prefixes.push(decode(&mut reader, family)?);
+        if add_path {
+            nlri.path_ids.push(reader.u32()?);
+        }
+        nlri.prefixes.push(decode(&mut reader, family)?);
     }
-    Some(prefixes)
+    Some(nlri)
 }
 
 fn decode(reader: &mut Reader<'_>, family: Family) -> Option<IpNetwork> {
@@ -58,6 +68,10 @@ fn padded<const N: usize>(octets: &[u8]) -> Option<[u8; N]> {
 mod tests {
     use super::*;
 
+    fn prefixes(field: &[u8], family: Family) -> Option<Vec<IpNetwork>> {
+        decode_all(field, family, false).map(|nlri| nlri.prefixes)
+    }
+
     #[test]
     fn a_prefix_takes_only_the_octets_it_needs() {
         for (text, expected) in [
@@ -71,23 +85,32 @@ mod tests {
             encode(&prefix, &mut out);
             assert_eq!(out, expected);
             assert_eq!(encoded_len(&prefix), expected.len());
-            assert_eq!(decode_all(&out, Family::of(&prefix)), Some(vec![prefix]));
+            assert_eq!(prefixes(&out, Family::of(&prefix)), Some(vec![prefix]));
         }
     }
 
     #[test]
     fn trailing_bits_are_masked() {
         let expected: IpNetwork = "10.16.0.0/12".parse().unwrap();
-        assert_eq!(decode_all(&[12, 10, 0x1f], Family::Ipv4Unicast), Some(vec![expected]));
+        assert_eq!(prefixes(&[12, 10, 0x1f], Family::Ipv4Unicast), Some(vec![expected]));
     }
 
     #[test]
     fn a_length_beyond_the_family_or_the_field_is_refused() {
-        assert_eq!(decode_all(&[33, 1, 2, 3, 4, 5], Family::Ipv4Unicast), None);
-        assert_eq!(decode_all(&[24, 1, 2], Family::Ipv4Unicast), None);
-        assert_eq!(decode_all(&[255], Family::Ipv6Unicast), None);
+        assert_eq!(prefixes(&[33, 1, 2, 3, 4, 5], Family::Ipv4Unicast), None);
+        assert_eq!(prefixes(&[24, 1, 2], Family::Ipv4Unicast), None);
+        assert_eq!(prefixes(&[255], Family::Ipv6Unicast), None);
         let mut too_long = vec![129];
         too_long.extend_from_slice(&[0; 17]);
-        assert_eq!(decode_all(&too_long, Family::Ipv6Unicast), None);
+        assert_eq!(prefixes(&too_long, Family::Ipv6Unicast), None);
+    }
+
+    #[test]
+    fn path_identifiers_stand_before_their_prefixes() {
+        let field = [0, 0, 0, 1, 8, 10, 0, 0, 1, 0, 8, 10];
+        let ten: IpNetwork = "10.0.0.0/8".parse().unwrap();
+        let expected = Nlri { prefixes: vec![ten, ten], path_ids: vec![1, 256] };
+        assert_eq!(decode_all(&field, Family::Ipv4Unicast, true), Some(expected));
+        assert_eq!(decode_all(&field[..9], Family::Ipv4Unicast, true), None);
     }
 }

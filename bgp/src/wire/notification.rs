@@ -13,6 +13,15 @@ pub mod code {
     pub const HOLD_TIMER: u8 = 4;
     pub const FSM: u8 = 5;
     pub const CEASE: u8 = 6;
+    /// RFC 7313.
+    pub const REFRESH: u8 = 7;
+    /// RFC 9687.
+    pub const SEND_HOLD_TIMER: u8 = 8;
+}
+
+/// Subcodes of [`code::REFRESH`].
+pub mod refresh {
+    pub const BAD_LENGTH: u8 = 1;
 }
 
 /// Subcodes of [`code::HEADER`].
@@ -55,12 +64,18 @@ pub mod fsm {
     pub const IN_ESTABLISHED: u8 = 3;
 }
 
-/// Subcodes of [`code::CEASE`] (RFC 4486).
+/// Subcodes of [`code::CEASE`] (RFC 4486, RFC 8538).
 pub mod cease {
+    pub const MAX_PREFIXES: u8 = 1;
+    pub const SHUTDOWN: u8 = 2;
     pub const DECONFIGURED: u8 = 3;
     pub const CONNECTION_REJECTED: u8 = 5;
     pub const COLLISION: u8 = 7;
+    pub const HARD_RESET: u8 = 9;
 }
+
+/// Octets of an administrative message (RFC 9003 section 2).
+const TEXT_LEN: usize = 255;
 
 /// A NOTIFICATION; as an error, the one that the fault must be answered with.
 #[derive(Clone, Debug, PartialEq, Eq)]
@@ -77,6 +92,33 @@ impl Notification {
 
     pub fn with_data(code: u8, subcode: u8, data: impl Into<Vec<u8>>) -> Self {
         Self { code, subcode, data: data.into() }
+    }
+
+    /// Administrative shutdown, with a text for the people at the other end (RFC 9003). What is beyond 255
+    /// octets is cut off.
+    pub fn shutdown(text: &str) -> Self {
+        let mut end = text.len().min(TEXT_LEN);
+        while !text.is_char_boundary(end) {
+            end -= 1;
+        }
+        let data = [&[end as u8], &text.as_bytes()[..end]].concat();
+        Self::with_data(code::CEASE, cease::SHUTDOWN, data)
+    }
+
+    /// Of two ends that have agreed on RFC 8538: this one inside a hard reset, after which no routes are kept.
+    pub fn hard(self) -> Self {
+        let data = [&[self.code, self.subcode][..], &self.data].concat();
+        Self::with_data(code::CEASE, cease::HARD_RESET, data)
+    }
+
+    pub fn is_hard_reset(&self) -> bool {
+        self.code == code::CEASE && self.subcode == cease::HARD_RESET
+    }
+
+    /// What a hard reset was sent for.
+    fn inner(&self) -> Option<Notification> {
+        let [code, subcode, data @ ..] = self.data.as_slice() else { return None };
+        self.is_hard_reset().then(|| Notification::with_data(*code, *subcode, data))
     }
 
     pub fn is_collision(&self) -> bool {
@@ -101,6 +143,8 @@ impl Notification {
             code::HOLD_TIMER => "hold timer expired",
             code::FSM => "finite state machine error",
             code::CEASE => "cease",
+            code::REFRESH => "ROUTE-REFRESH message error",
+            code::SEND_HOLD_TIMER => "send hold timer expired",
             _ => "unknown error",
         };
         (part, self.detail())
@@ -140,6 +184,7 @@ impl Notification {
             (code::CEASE, 8) => "out of resources",
             (code::CEASE, 9) => "hard reset",
             (code::CEASE, 10) => "BFD down",
+            (code::REFRESH, 1) => "invalid message length",
             _ => "",
         }
     }
@@ -155,6 +200,9 @@ impl fmt::Display for Notification {
         }
         if let Some(text) = self.shutdown_text() {
             write!(f, ": {text:?}")?;
+        }
+        if let Some(inner) = self.inner().filter(|inner| !inner.is_hard_reset()) {
+            write!(f, " for {inner}")?;
         }
         Ok(())
     }
@@ -179,5 +227,23 @@ mod tests {
         assert_eq!(told.to_string(), "6/2: cease, administrative shutdown: \"bye!\"");
         assert_eq!(Notification::with_data(6, 2, b"\x40bye!".as_slice()).shutdown_text(), None);
         assert_eq!(Notification::with_data(6, 2, Vec::new()).shutdown_text(), None);
+    }
+
+    #[test]
+    fn a_text_for_people_is_cut_between_characters() {
+        let told = Notification::shutdown("moving to rack 7");
+        assert_eq!(told.shutdown_text(), Some("moving to rack 7"));
+        let long = "ä".repeat(200);
+        assert_eq!(Notification::shutdown(&long).shutdown_text(), Some("ä".repeat(127).as_str()));
+        assert_eq!(Notification::shutdown("").data, [0]);
+    }
+
+    #[test]
+    fn a_hard_reset_tells_what_it_is_for() {
+        let hard = Notification::shutdown("bye").hard();
+        assert_eq!((hard.code, hard.subcode, hard.data.as_slice()), (6, 9, b"\x06\x02\x03bye".as_slice()));
+        let words = "6/9: cease, hard reset for 6/2: cease, administrative shutdown: \"bye\"";
+        assert_eq!(hard.to_string(), words);
+        assert_eq!(hard.hard().to_string(), "6/9: cease, hard reset");
     }
 }

@@ -1,4 +1,4 @@
-//! OPEN (RFC 4271 section 4.2). Only its form is judged here; whether it is acceptable is the state machine's.
+//! OPEN (RFC 4271 section 4.2), long ones as in RFC 9072. Only its form is judged here; whether it is acceptable is the state machine's.
 
 use super::as_path::AS_TRANS;
 use super::capability::Capability;
@@ -8,6 +8,8 @@ use std::net::Ipv4Addr;
 
 const VERSION: u8 = 4;
 const CAPABILITIES: u8 = 2;
+/// RFC 9072: in place of the first parameter's type, it says that lengths have two octets.
+const EXTENDED: u8 = 255;
 
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct Open {
@@ -25,18 +27,23 @@ impl Open {
         for capability in &self.capabilities {
             capability.encode(&mut capabilities);
         }
-        debug_assert!(capabilities.len() <= 253, "RFC 9072 would be needed");
         let mut out = vec![VERSION];
         out.extend_from_slice(&u16::try_from(self.asn).unwrap_or(AS_TRANS).to_be_bytes());
         out.extend_from_slice(&self.hold_time.to_be_bytes());
         out.extend_from_slice(&self.router_id.octets());
-        if capabilities.is_empty() {
-            out.push(0);
-        } else {
-            let length = capabilities.len() as u8;
-            out.extend_from_slice(&[length + 2, CAPABILITIES, length]);
-            out.extend_from_slice(&capabilities);
+        match u8::try_from(capabilities.len() + 2) {
+            Ok(2) => out.push(0),
+            Ok(length) => out.extend_from_slice(&[length, CAPABILITIES, length - 2]),
+            // Not all peers read this form (GoBGP 3 does not), so that it comes only where it must.
+            Err(_) => {
+                let length = capabilities.len() as u16;
+                out.extend_from_slice(&[EXTENDED, EXTENDED]);
+                out.extend_from_slice(&(length + 3).to_be_bytes());
+                out.push(CAPABILITIES);
+                out.extend_from_slice(&length.to_be_bytes());
+            }
         }
+        out.extend_from_slice(&capabilities);
         out
     }
 
@@ -51,14 +58,22 @@ impl Open {
         let two_octet_as = reader.u16().ok_or_else(malformed)?;
         let hold_time = reader.u16().ok_or_else(malformed)?;
         let router_id = reader.array::<4>().map(Ipv4Addr::from).ok_or_else(malformed)?;
-        let mut parameters = reader.counted8().ok_or_else(malformed)?;
+        let long = matches!(reader.rest(), [length, EXTENDED, ..] if *length != 0);
+        let parameters = if long {
+            // The length in one octet has no meaning then, whatever it is (RFC 9072 section 2).
+            reader.take(2).and_then(|_| reader.counted16())
+        } else {
+            reader.counted8()
+        };
+        let mut parameters = parameters.ok_or_else(malformed)?;
         if !reader.is_empty() {
             return Err(malformed());
         }
         let mut capabilities = Vec::new();
         while !parameters.is_empty() {
             let kind = parameters.u8().ok_or_else(malformed)?;
-            let mut value = parameters.counted8().ok_or_else(malformed)?;
+            let value = if long { parameters.counted16() } else { parameters.counted8() };
+            let mut value = value.ok_or_else(malformed)?;
             if kind != CAPABILITIES {
                 return Err(Notification::new(code::OPEN, open::UNSUPPORTED_PARAMETER));
             }
@@ -129,5 +144,23 @@ mod tests {
     fn an_open_without_capabilities_is_one() {
         let plain = Open { capabilities: Vec::new(), ..open(65001) };
         assert_eq!(Open::decode(&plain.encode()), Ok(plain));
+    }
+
+    #[test]
+    fn an_open_that_is_too_long_takes_the_form_of_rfc_9072_and_no_other_does() {
+        let with = |count: usize| Open {
+            capabilities: (0..count).map(|_| Capability::FourOctetAs(7)).collect(),
+            ..open(7)
+        };
+        let short = with(42);
+        assert_eq!(short.encode()[9..12], [254, 2, 252]);
+        let long = with(43);
+        assert_eq!(long.encode()[9..16], [255, 255, 1, 5, 2, 1, 2]);
+        for open in [short, long] {
+            assert_eq!(Open::decode(&open.encode()), Ok(open));
+        }
+        let mut any_length = with(43).encode();
+        any_length[9] = 9;
+        assert_eq!(Open::decode(&any_length), Ok(with(43)));
     }
 }

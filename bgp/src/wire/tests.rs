@@ -6,8 +6,9 @@ use proptest::collection::vec;
 use proptest::prelude::*;
 use std::net::{IpAddr, Ipv4Addr, Ipv6Addr};
 
-const EXTERNAL: Context = Context { four_octet_as: true, external: true };
-const INTERNAL: Context = Context { four_octet_as: true, external: false };
+const EXTERNAL: Context =
+    Context { four_octet_as: true, external: true, extended_messages: false, add_path: [false; 2] };
+const INTERNAL: Context = Context { external: false, ..EXTERNAL };
 
 const ORIGIN: &[u8] = &[0x40, 1, 1, 0];
 const AS_PATH: &[u8] = &[0x40, 2, 6, 2, 1, 0, 0, 0xfd, 0xe9];
@@ -46,7 +47,7 @@ fn an_update_of_a_router_is_read() {
     assert_eq!(announced.attributes.as_path, AsPath::sequence([65001]));
     assert_eq!(announced.reach[0].next_hop, IpAddr::from([192, 0, 2, 1]));
     assert_eq!(announced.reach[0].prefixes, [net("10.1.2.0/24")]);
-    assert_eq!(read.unreach, [Unreach { family: Family::Ipv4Unicast, prefixes: vec![net("10.0.0.0/8")] }]);
+    assert_eq!(read.unreach, [Unreach::new(Family::Ipv4Unicast, vec![net("10.0.0.0/8")])]);
     assert_eq!(read.malformed, None);
 }
 
@@ -150,31 +151,86 @@ fn end_of_rib_is_what_rfc_4724_says() {
 
 #[test]
 fn a_two_octet_session_keeps_long_as_numbers_by_as4_path() {
-    let context = Context { four_octet_as: false, external: true };
+    let context = Context { four_octet_as: false, ..EXTERNAL };
     let sent = Update::announce(
-        Attributes {
-            origin: Origin::Igp,
-            as_path: AsPath::sequence([65001, 4_200_000_000]),
-            med: None,
-            local_pref: None,
-            communities: Vec::new(),
-        },
-        Reach {
-            family: Family::Ipv4Unicast,
-            next_hop: IpAddr::from([192, 0, 2, 1]),
-            prefixes: vec![net("10.0.0.0/8")],
-        },
+        Attributes { as_path: AsPath::sequence([65001, 4_200_000_000]), ..Attributes::default() },
+        Reach::new(Family::Ipv4Unicast, IpAddr::from([192, 0, 2, 1]), vec![net("10.0.0.0/8")]),
     );
     let bytes = Message::Update(sent.clone()).encode(context);
     assert_eq!(decode(&bytes, context), Ok(Message::Update(sent)));
 }
 
 #[test]
-fn another_subtype_of_route_refresh_asks_for_nothing() {
-    let mut bytes = Message::RouteRefresh(Some(Family::Ipv6Unicast)).encode(EXTERNAL);
-    assert_eq!(decode(&bytes, EXTERNAL), Ok(Message::RouteRefresh(Some(Family::Ipv6Unicast))));
-    bytes[21] = 1;
-    assert_eq!(decode(&bytes, EXTERNAL), Ok(Message::RouteRefresh(None)));
+fn a_route_refresh_asks_or_marks_and_another_meaning_is_passed_over() {
+    for meaning in [Refresh::Request, Refresh::Begin, Refresh::End] {
+        let message = Message::RouteRefresh(Some((Family::Ipv6Unicast, meaning)));
+        let mut bytes = message.encode(EXTERNAL);
+        assert_eq!(bytes[19..], [0, 2, meaning as u8, 1]);
+        assert_eq!(decode(&bytes, EXTERNAL), Ok(message));
+        bytes[21] = 3;
+        assert_eq!(decode(&bytes, EXTERNAL), Ok(Message::RouteRefresh(None)));
+    }
+    // RFC 7313 section 5: a mark has four octets, and what had more is the data.
+    let long = [&[0xff; 16][..], &[0, 24, 5, 0, 1, 1, 1, 9]].concat();
+    assert_eq!(decode(&long, EXTERNAL), Err(Notification::with_data(7, 1, [0, 1, 1, 1, 9])));
+}
+
+#[test]
+fn communities_of_all_kinds_and_a_reflectors_marks_are_read_from_inside() {
+    let reflected: &[&[u8]] = &[
+        ORIGIN,
+        AS_PATH,
+        NEXT_HOP,
+        &[0x80, 9, 4, 10, 0, 0, 9],
+        &[0x80, 10, 8, 0, 0, 0, 1, 0, 0, 0, 2],
+        &[0xc0, 16, 8, 0, 2, 0xfd, 0xe9, 0, 0, 0, 7],
+        &[0xc0, 32, 12, 0, 0, 0xfd, 0xe9, 0, 0, 0, 1, 0, 0, 0, 2],
+    ];
+    let read = |context| {
+        let bytes = body(&[], reflected, NLRI);
+        Update::decode(&bytes, context).unwrap().announced.unwrap().attributes
+    };
+    let inside = read(INTERNAL);
+    assert_eq!(inside.originator, Some(Ipv4Addr::new(10, 0, 0, 9)));
+    assert_eq!(inside.cluster_list, [1, 2]);
+    assert_eq!(inside.extended_communities, [0x0002_fde9_0000_0007]);
+    assert_eq!(inside.large_communities, [[65001, 1, 2]]);
+    let outside = read(EXTERNAL);
+    assert_eq!((outside.originator, outside.cluster_list), (None, Vec::new()));
+    for odd in [&[0xc0, 16, 7, 0, 2, 0, 0, 0, 0, 7][..], &[0xc0, 32, 4, 0, 0, 0, 1], &[0x80, 10, 3, 0, 0, 1]]
+    {
+        let bytes = body(&[], &[ORIGIN, AS_PATH, NEXT_HOP, odd], NLRI);
+        let read = Update::decode(&bytes, INTERNAL).unwrap();
+        assert_eq!(read.malformed.map(|why| (why.code, why.subcode)), Some((3, 9)), "{odd:?}");
+    }
+}
+
+#[test]
+fn an_ipv4_route_may_have_an_ipv6_next_hop() {
+    let next_hop: Ipv6Addr = "fe80::1".parse().unwrap();
+    for next_hops in [next_hop.octets().to_vec(), [[0; 16], next_hop.octets()].concat()] {
+        let length = next_hops.len() as u8;
+        let value = [&[0, 1, 1, length][..], &next_hops, &[0, 24, 10, 1, 2]].concat();
+        let reach = [&[0x80, 14, value.len() as u8][..], &value].concat();
+        let announced = update(&[], &[ORIGIN, AS_PATH, &reach], &[]).unwrap().announced.unwrap();
+        let expected = Reach::new(Family::Ipv4Unicast, next_hop.into(), vec![net("10.1.2.0/24")]);
+        assert_eq!(announced.reach, std::slice::from_ref(&expected));
+        let sent = Message::Update(Update::announce(announced.attributes, expected));
+        assert_eq!(decode(&sent.encode(EXTERNAL), EXTERNAL), Ok(sent));
+    }
+}
+
+#[test]
+fn path_identifiers_are_read_where_they_are_agreed_on() {
+    let context = Context { add_path: [true, false], ..EXTERNAL };
+    let bytes = body(&[0, 0, 0, 7, 8, 10], &[ORIGIN, AS_PATH, NEXT_HOP], &[0, 0, 0, 9, 24, 10, 1, 2]);
+    let read = Update::decode(&bytes, context).unwrap();
+    assert_eq!(
+        (read.unreach[0].prefixes.as_slice(), read.unreach[0].path_ids.as_slice()),
+        (&[net("10.0.0.0/8")][..], &[7][..])
+    );
+    let reach = &read.announced.unwrap().reach[0];
+    assert_eq!((reach.prefixes.as_slice(), reach.path_ids.as_slice()), (&[net("10.1.2.0/24")][..], &[9][..]));
 }
 
 #[test]
@@ -198,16 +254,10 @@ fn ipv6_prefix() -> impl Strategy<Value = IpNetwork> {
 }
 
 fn reach() -> impl Strategy<Value = Vec<Reach>> {
-    let ipv4 = vec(ipv4_prefix(), 1..20).prop_map(|prefixes| Reach {
-        family: Family::Ipv4Unicast,
-        next_hop: IpAddr::from([192, 0, 2, 1]),
-        prefixes,
-    });
-    let ipv6 = vec(ipv6_prefix(), 1..20).prop_map(|prefixes| Reach {
-        family: Family::Ipv6Unicast,
-        next_hop: "2001:db8::1".parse().unwrap(),
-        prefixes,
-    });
+    let ipv4 = vec(ipv4_prefix(), 1..20)
+        .prop_map(|prefixes| Reach::new(Family::Ipv4Unicast, IpAddr::from([192, 0, 2, 1]), prefixes));
+    let ipv6 = vec(ipv6_prefix(), 1..20)
+        .prop_map(|prefixes| Reach::new(Family::Ipv6Unicast, "2001:db8::1".parse().unwrap(), prefixes));
     let both = (proptest::option::of(ipv4), proptest::option::of(ipv6));
     both.prop_map(|(a, b)| a.into_iter().chain(b).collect())
 }
@@ -215,8 +265,8 @@ fn reach() -> impl Strategy<Value = Vec<Reach>> {
 fn unreach() -> impl Strategy<Value = Vec<Unreach>> {
     (proptest::option::of(vec(ipv4_prefix(), 1..20)), proptest::option::of(vec(ipv6_prefix(), 0..20)))
         .prop_map(|(ipv4, ipv6)| {
-            let ipv4 = ipv4.map(|prefixes| Unreach { family: Family::Ipv4Unicast, prefixes });
-            let ipv6 = ipv6.map(|prefixes| Unreach { family: Family::Ipv6Unicast, prefixes });
+            let ipv4 = ipv4.map(|prefixes| Unreach::new(Family::Ipv4Unicast, prefixes));
+            let ipv6 = ipv6.map(|prefixes| Unreach::new(Family::Ipv6Unicast, prefixes));
             ipv4.into_iter().chain(ipv6).collect()
         })
 }
@@ -229,13 +279,19 @@ fn as_path() -> impl Strategy<Value = AsPath> {
 
 fn attributes() -> impl Strategy<Value = Attributes> {
     let origin = prop_oneof![Just(Origin::Igp), Just(Origin::Egp), Just(Origin::Incomplete)];
-    (origin, as_path(), any::<Option<u32>>(), any::<Option<u32>>(), vec(any::<u32>(), 0..100)).prop_map(
-        |(origin, as_path, med, local_pref, communities)| Attributes {
+    let numbers = (any::<Option<u32>>(), any::<Option<u32>>(), any::<Option<u32>>());
+    let communities = (vec(any::<u32>(), 0..100), vec(any::<u64>(), 0..40), vec(any::<[u32; 3]>(), 0..30));
+    (origin, as_path(), numbers, communities, vec(any::<u32>(), 0..70)).prop_map(
+        |(origin, as_path, (med, local_pref, originator), communities, cluster_list)| Attributes {
             origin,
             as_path,
             med,
             local_pref,
-            communities,
+            communities: communities.0,
+            extended_communities: communities.1,
+            large_communities: communities.2,
+            originator: originator.map(Ipv4Addr::from),
+            cluster_list,
         },
     )
 }
@@ -251,9 +307,26 @@ fn capability() -> impl Strategy<Value = Capability> {
     let family = prop_oneof![Just(Family::Ipv4Unicast), Just(Family::Ipv6Unicast)];
     let restart_family =
         (family.clone(), any::<bool>()).prop_map(|(family, forwarding)| RestartFamily { family, forwarding });
-    let restart = (any::<bool>(), 0..4096u16, vec(restart_family, 0..3))
-        .prop_map(|(restarting, time, families)| GracefulRestart { restarting, time, families });
+    let restart = (any::<[bool; 2]>(), 0..4096u16, vec(restart_family, 0..3)).prop_map(
+        |([restarting, notification], time, families)| GracefulRestart {
+            restarting,
+            notification,
+            time,
+            families,
+        },
+    );
+    let add_path = (family.clone(), 0..3usize).prop_map(|(family, mode)| {
+        let (receive, send) = [(true, false), (false, true), (true, true)][mode];
+        AddPath { family, receive, send }
+    });
+    let long_lived = (family.clone(), any::<bool>(), 0..1u32 << 24)
+        .prop_map(|(family, forwarding, time)| LongLived { family, forwarding, time });
     prop_oneof![
+        vec(family.clone(), 0..3).prop_map(Capability::ExtendedNextHop),
+        vec(add_path, 0..3).prop_map(Capability::AddPath),
+        vec(long_lived, 0..3).prop_map(Capability::LongLived),
+        Just(Capability::ExtendedMessage),
+        Just(Capability::EnhancedRefresh),
         family.prop_map(Capability::Multiprotocol),
         Just(Capability::RouteRefresh),
         restart.prop_map(Capability::GracefulRestart),
@@ -262,12 +335,21 @@ fn capability() -> impl Strategy<Value = Capability> {
 }
 
 fn open() -> impl Strategy<Value = Open> {
-    (any::<u32>(), any::<u16>(), any::<u32>(), vec(capability(), 0..8)).prop_map(
+    (any::<u32>(), any::<u16>(), any::<u32>(), vec(capability(), 0..40)).prop_map(
         |(asn, hold_time, router_id, mut capabilities)| {
             capabilities.push(Capability::FourOctetAs(asn));
             Open { asn, hold_time, router_id: router_id.into(), capabilities }
         },
     )
+}
+
+fn context() -> impl Strategy<Value = Context> {
+    any::<[bool; 5]>().prop_map(|[four_octet_as, external, extended_messages, ipv4, ipv6]| Context {
+        four_octet_as,
+        external,
+        extended_messages,
+        add_path: [ipv4, ipv6],
+    })
 }
 
 proptest! {
@@ -292,8 +374,7 @@ proptest! {
     }
 
     #[test]
-    fn arbitrary_bytes_never_panic(bytes in vec(any::<u8>(), 0..300), four_octet_as: bool, external: bool) {
-        let context = Context { four_octet_as, external };
+    fn arbitrary_bytes_never_panic(bytes in vec(any::<u8>(), 0..300), context in context()) {
         for kind in [Type::Open, Type::Update, Type::Notification, Type::Keepalive, Type::RouteRefresh] {
             let _ = decode_body(kind, &bytes, context);
         }

@@ -15,6 +15,8 @@ pub struct Reach {
     pub family: Family,
     pub next_hop: IpAddr,
     pub prefixes: Vec<IpNetwork>,
+    /// One for each prefix where the peer adds paths (RFC 7911), else none. Never sent.
+    pub path_ids: Vec<u32>,
 }
 
 /// Prefixes of one family that are reachable no more.
@@ -22,6 +24,20 @@ pub struct Reach {
 pub struct Unreach {
     pub family: Family,
     pub prefixes: Vec<IpNetwork>,
+    /// As in [`Reach`].
+    pub path_ids: Vec<u32>,
+}
+
+impl Reach {
+    pub fn new(family: Family, next_hop: IpAddr, prefixes: Vec<IpNetwork>) -> Reach {
+        Reach { family, next_hop, prefixes, path_ids: Vec::new() }
+    }
+}
+
+impl Unreach {
+    pub fn new(family: Family, prefixes: Vec<IpNetwork>) -> Unreach {
+        Unreach { family, prefixes, path_ids: Vec::new() }
+    }
 }
 
 #[derive(Clone, Debug, PartialEq, Eq)]
@@ -47,7 +63,7 @@ impl Update {
     }
 
     pub fn withdraw(family: Family, prefixes: Vec<IpNetwork>) -> Update {
-        Update { unreach: vec![Unreach { family, prefixes }], ..Update::default() }
+        Update { unreach: vec![Unreach::new(family, prefixes)], ..Update::default() }
     }
 
     /// RFC 4724 section 2.
@@ -58,7 +74,7 @@ impl Update {
     /// The family that this is the End-of-RIB of.
     pub fn is_end_of_rib(&self) -> Option<Family> {
         match (self.unreach.as_slice(), &self.announced, &self.malformed) {
-            ([Unreach { family, prefixes }], None, None) if prefixes.is_empty() => Some(*family),
+            ([Unreach { family, prefixes, .. }], None, None) if prefixes.is_empty() => Some(*family),
             _ => None,
         }
     }
@@ -100,7 +116,8 @@ impl Update {
     pub(super) fn decode(body: &[u8], context: Context) -> Result<Update, Notification> {
         let malformed_list = || Notification::new(code::UPDATE, update::MALFORMED_LIST);
         let invalid_network = || Notification::new(code::UPDATE, update::INVALID_NETWORK);
-        let ipv4 = |field| nlri::decode_all(field, Family::Ipv4Unicast).ok_or_else(invalid_network);
+        let add_path = context.adds_paths(Family::Ipv4Unicast);
+        let ipv4 = |field| nlri::decode_all(field, Family::Ipv4Unicast, add_path).ok_or_else(invalid_network);
 
         let mut reader = Reader::new(body);
         let withdrawn = reader.counted16().ok_or_else(malformed_list)?;
@@ -113,15 +130,17 @@ impl Update {
         let mut received = Received::decode(field, context)?;
 
         let mut unreach = Vec::new();
-        if !withdrawn.is_empty() {
-            unreach.push(Unreach { family: Family::Ipv4Unicast, prefixes: withdrawn });
+        if !withdrawn.prefixes.is_empty() {
+            let nlri::Nlri { prefixes, path_ids } = withdrawn;
+            unreach.push(Unreach { family: Family::Ipv4Unicast, prefixes, path_ids });
         }
         unreach.extend(received.unreach.take());
         let mut reach = Vec::new();
-        let classic = !nlri.is_empty();
+        let classic = !nlri.prefixes.is_empty();
         if classic {
             let next_hop = IpAddr::V4(received.next_hop.unwrap_or(std::net::Ipv4Addr::UNSPECIFIED));
-            reach.push(Reach { family: Family::Ipv4Unicast, next_hop, prefixes: nlri });
+            let nlri::Nlri { prefixes, path_ids } = nlri;
+            reach.push(Reach { family: Family::Ipv4Unicast, next_hop, prefixes, path_ids });
         }
         reach.extend(received.reach.take());
         Ok(judge(unreach, reach, received, classic))
@@ -138,7 +157,8 @@ fn judge(mut unreach: Vec<Unreach>, reach: Vec<Reach>, received: Received, class
             Update { unreach, announced: Some(Announced { attributes, reach }), malformed: None }
         }
         Err(malformed) => {
-            let taken_back = |Reach { family, prefixes, .. }| Unreach { family, prefixes };
+            let taken_back =
+                |Reach { family, prefixes, path_ids, .. }| Unreach { family, prefixes, path_ids };
             unreach.extend(reach.into_iter().map(taken_back));
             Update { unreach, announced: None, malformed: Some(malformed) }
         }

@@ -130,7 +130,11 @@ fn a_handshake_that_goes_nowhere_ends_even_without_a_hold_time() {
 #[test]
 fn an_update_that_cannot_be_read_ends_the_session_with_3_x() {
     let mut peer = established();
-    let mut bytes = Message::Update(update()).encode(Context { four_octet_as: true, external: true });
+    let mut bytes = Message::Update(update()).encode(Context {
+        four_octet_as: true,
+        external: true,
+        ..Context::default()
+    });
     bytes[19] = 0xff;
     let outputs = peer.handle(seconds(1), Input::Received(ConnId(1), bytes));
     assert_eq!(words(&outputs), ["1: 3/1", "1: close", "down"]);
@@ -139,7 +143,7 @@ fn an_update_that_cannot_be_read_ends_the_session_with_3_x() {
 #[test]
 fn messages_that_arrive_together_are_all_handled() {
     let mut peer = open_sent();
-    let context = Context { four_octet_as: true, external: true };
+    let context = Context { four_octet_as: true, external: true, ..Context::default() };
     let stream = [Message::Open(their_open()), Message::Keepalive, Message::Update(update())];
     let bytes = stream.iter().flat_map(|message| message.encode(context)).collect();
     let outputs = peer.handle(seconds(0), Input::Received(ConnId(1), bytes));

@@ -27,6 +27,43 @@ fn challenged() -> Peer {
     peer
 }
 
+fn passive() -> Peer {
+    let mut peer = Peer::new(Settings { passive: true, ..settings() }, seconds(0));
+    peer.handle(seconds(0), Input::Start);
+    peer
+}
+
+/// With a peer that survives NOTIFICATIONs (RFC 8538).
+fn hardened() -> Peer {
+    let mut open = their_open();
+    for capability in &mut open.capabilities {
+        if let Capability::GracefulRestart(restart) = capability {
+            restart.notification = true;
+        }
+    }
+    established_with(open)
+}
+
+/// Something waits for a peer that does not read.
+fn blocked() -> Peer {
+    let settings = Settings { timers: Timers { hold: 0, connect_retry: 20, send_hold: 40 }, ..settings() };
+    let mut peer = Peer::new(settings, seconds(0));
+    peer.handle(seconds(0), Input::Start);
+    peer.handle(seconds(0), Input::Connected(connection(1)));
+    peer.handle(seconds(0), received(1, Message::Open(their_open())));
+    peer.handle(seconds(0), received(1, Message::Keepalive));
+    peer.handle(seconds(0), Input::Advertise(update()));
+    peer
+}
+
+fn refresh(meaning: Refresh) -> Message {
+    Message::RouteRefresh(Some((Family::Ipv4Unicast, meaning)))
+}
+
+fn too_many(retry: Option<Duration>) -> Stop {
+    Stop::TooManyPrefixes { family: Family::Ipv4Unicast, limit: 10, retry }
+}
+
 type Make<T> = (&'static str, fn() -> T);
 
 const STATES: &[Make<Peer>] = &[
@@ -34,16 +71,22 @@ const STATES: &[Make<Peer>] = &[
     ("Idle, waiting", waiting_idle),
     ("Connect", started),
     ("Active", active),
+    ("Active, passive", passive),
     ("OpenSent", open_sent),
     ("OpenSent twice", two_handshakes),
     ("OpenConfirm", open_confirm),
     ("Established", established),
     ("Established, challenged", challenged),
+    ("Established, RFC 8538", hardened),
+    ("Established, blocked", blocked),
 ];
 
 const EVENTS: &[Make<Input>] = &[
     ("Start", || Input::Start),
     ("Stop to restart", || Input::Stop(Stop::Restart)),
+    ("Stop, shutdown", || Input::Stop(Stop::Shutdown("bye".to_owned()))),
+    ("Stop, too many", || Input::Stop(too_many(None))),
+    ("Stop, for a while", || Input::Stop(too_many(Some(seconds(30))))),
     ("Stop for good", || Input::Stop(Stop::Deconfigured)),
     ("Connected", || Input::Connected(connection(9))),
     ("ConnectFailed", || Input::ConnectFailed(ErrorKind::ConnectionRefused)),
@@ -52,7 +95,10 @@ const EVENTS: &[Make<Input>] = &[
     ("KEEPALIVE", || received(1, Message::Keepalive)),
     ("UPDATE", || received(1, Message::Update(update()))),
     ("End-of-RIB", || received(1, Message::Update(Update::end_of_rib(Family::Ipv6Unicast)))),
-    ("ROUTE-REFRESH", || received(1, Message::RouteRefresh(Some(Family::Ipv4Unicast)))),
+    ("ROUTE-REFRESH", || received(1, refresh(Refresh::Request))),
+    ("BoRR", || received(1, refresh(Refresh::Begin))),
+    ("EoRR", || received(1, refresh(Refresh::End))),
+    ("HARD RESET", || received(1, Message::Notification(Notification::new(6, 4).hard()))),
     ("NOTIFICATION", || received(1, Message::Notification(Notification::new(6, 4)))),
     ("garbage", || Input::Received(ConnId(1), b"GET / HTTP/1.1".to_vec())),
     ("part of a message", || Input::Received(ConnId(1), vec![0xff; 10])),
@@ -62,6 +108,9 @@ const EVENTS: &[Make<Input>] = &[
     ("Closed 2", || Input::Closed(ConnId(2), None)),
     ("Closed, unknown", || Input::Closed(ConnId(77), None)),
     ("Advertise", || Input::Advertise(update())),
+    ("Refresh", || Input::Refresh(Family::Ipv4Unicast, Refresh::Begin)),
+    ("Written, all", || Input::Written { id: ConnId(1), all: true }),
+    ("Written, some", || Input::Written { id: ConnId(1), all: false }),
     ("TimerTick too early", || Input::TimerTick),
 ];
 

@@ -1,20 +1,22 @@
-//! What the suite is made of: a node with a speaker, a router with BIRD, and what watches the router.
+//! A node with a speaker, a router beside it, and what watches the router.
+#![allow(clippy::expect_used, reason = "a suite fails by panicking")]
 
-use bulkhead_bgp::fsm::StateName;
-use bulkhead_bgp::{Family, PeerConfig, PeerStatus, RouteAttributes, RouteView, Speaker, SpeakerConfig};
-use bulkhead_lab::{
-    Bird, Error, Netns, Result,
+use crate::{
+    Error, Netns, Result,
     link::End,
     routes::{Route, kernel_routes},
     until, veth,
 };
+use bulkhead_bgp::fsm::StateName;
+use bulkhead_bgp::{PeerConfig, PeerStatus, Remote, RouteAttributes, RouteView, Speaker, SpeakerConfig};
 use ipnetwork::IpNetwork;
 use std::{
     collections::{BTreeMap, BTreeSet},
     fs::{self, File},
-    net::Ipv4Addr,
+    net::{Ipv4Addr, Ipv6Addr},
     path::{Path, PathBuf},
     process::{Child, Stdio},
+    sync::Arc,
     time::Duration,
 };
 use tokio::runtime::{Builder, Runtime};
@@ -30,8 +32,8 @@ pub const DEADLINE: Duration = Duration::from_secs(30);
 
 /// A cable with a node at one end and a router at the other; each test has its own.
 pub struct Site {
-    node: Netns,
-    pub router: Netns,
+    pub node: Netns,
+    pub router: Arc<Netns>,
     pub dir: PathBuf,
 }
 
@@ -52,11 +54,7 @@ impl Site {
             End { netns: &node, name: "uplink", addresses: &[&n4, &n6] },
             End { netns: &router, name: "downlink", addresses: &[&r4, &r6] },
         )?;
-        Ok(Site { node, router, dir: Path::new("/run/lab").join(short) })
-    }
-
-    pub fn bird(&self, bgp: &Bgp) -> Result<Bird> {
-        Bird::start(&self.router, &self.dir, &bgp.configuration())
+        Ok(Site { node, router: Arc::new(router), dir: Path::new("/run/lab").join(short) })
     }
 
     /// The router's kernel table, as far as BIRD wrote it, with next hops.
@@ -76,8 +74,10 @@ impl Site {
         })
     }
 
-    /// In a process of its own, which can be killed.
+    /// In a process of its own, which can be killed; the suite's program hands its argument to
+    /// [`speaker_process`].
     pub fn speaker_process(&self, role: &Role) -> Result<Child> {
+        fs::create_dir_all(&self.dir)?;
         let log = File::create(self.dir.join("speaker.log"))?;
         let mut command = self.node.command("/proc/self/exe");
         Ok(command.arg(role.to_argument()).stdin(Stdio::null()).stderr(log).spawn()?)
@@ -89,45 +89,11 @@ impl Site {
     }
 }
 
-/// What the router is configured with.
-pub struct Bgp {
-    pub transport: [&'static str; 2],
-    pub router_as: u32,
-    pub node_as: u32,
-    pub import: &'static str,
-    pub hold_time: u16,
-}
-
-pub const BGP: Bgp =
-    Bgp { transport: [ROUTER, NODE], router_as: ROUTER_AS, node_as: NODE_AS, import: "all", hold_time: 30 };
-
-impl Bgp {
-    /// As a data-centre router: graceful restart, learned routes into the kernel. Waits after errors are shortened.
-    pub fn configuration(&self) -> String {
-        let Bgp { transport: [here, there], router_as, node_as, import, hold_time } = self;
-        let kernel = |family| {
-            format!("protocol kernel {{ {family} {{ import none; export where source = RTS_BGP; }}; }}\n")
-        };
-        format!(
-            "log stderr all;\nrouter id {ROUTER};\nprotocol device {{}}\nprotocol direct {{ ipv4; ipv6; }}\n{}{}\
-             protocol static {{ ipv4; route 10.99.0.0/16 blackhole {{ bgp_community.add((65020,7)); }}; }}\n\
-             protocol static {{ ipv6; route fd00:99::/32 blackhole; }}\n\
-             protocol bgp node {{\n  local {here} as {router_as};\n  neighbor {there} as {node_as};\n  \
-             graceful restart on;\n  hold time {hold_time};\n  connect delay time 1;\n  connect retry time 2;\n  \
-             error wait time 1, 2;\n  \
-             ipv4 {{ import {import}; export where source = RTS_STATIC; next hop address {ROUTER}; }};\n  \
-             ipv6 {{ import {import}; export where source = RTS_STATIC; next hop address {ROUTER6}; }};\n}}\n",
-            kernel("ipv4"),
-            kernel("ipv6"),
-        )
-    }
-}
-
 pub fn speaker_config(restarting: bool) -> SpeakerConfig {
     SpeakerConfig {
         asn: NODE_AS,
         router_id: Ipv4Addr::new(172, 31, 9, 2),
-        listen: vec!["0.0.0.0:179".parse().unwrap(), "[::]:179".parse().unwrap()],
+        listen: vec![(Ipv4Addr::UNSPECIFIED, 179).into(), (Ipv6Addr::UNSPECIFIED, 179).into()],
         restart_time: 60,
         restarting,
         forwarding_preserved: restarting,
@@ -135,22 +101,19 @@ pub fn speaker_config(restarting: bool) -> SpeakerConfig {
 }
 
 pub fn router() -> PeerConfig {
+    let address = |text: &str| text.parse().expect("an address");
     PeerConfig {
-        name: "leaf".to_owned(),
-        address: ROUTER.parse().unwrap(),
-        port: 179,
-        asn: ROUTER_AS,
         hold_time: 30,
         connect_retry: 2,
-        families: Family::ALL.to_vec(),
-        local_address: Some(NODE.parse().unwrap()),
-        next_hop_ipv4: None,
-        next_hop_ipv6: Some(NODE6.parse().unwrap()),
+        local_address: Some(address(NODE)),
+        next_hop_ipv6: Some(NODE6.parse().expect("an address")),
+        ..PeerConfig::new("leaf", Remote::Address(address(ROUTER)), ROUTER_AS)
     }
 }
 
 pub fn routes(prefixes: &[&str]) -> BTreeMap<IpNetwork, RouteAttributes> {
-    let attributes = RouteAttributes { communities: vec![(NODE_AS << 16) | 100] };
+    let attributes =
+        RouteAttributes { communities: vec![(NODE_AS << 16) | 100], ..RouteAttributes::default() };
     prefixes.iter().map(|prefix| (prefix.parse().expect("a prefix"), attributes.clone())).collect()
 }
 
@@ -176,6 +139,14 @@ impl Running {
     pub fn received(&self) -> Vec<RouteView> {
         let speaker = self.speaker.clone();
         on(&self.runtime, async move { speaker.received().await })
+    }
+
+    /// The status once it is as wanted.
+    pub fn wait_peer(&self, what: &str, wanted: impl Fn(&PeerStatus) -> bool) -> Result<PeerStatus> {
+        until(what, DEADLINE, || {
+            let peer = self.peer();
+            if wanted(&peer) { Ok(Some(peer)) } else { Err(Error::Unmet(format!("{peer:?}"))) }
+        })
     }
 
     pub fn withdraw_all(&self) {

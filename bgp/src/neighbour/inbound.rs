@@ -1,0 +1,231 @@
+//! What a neighbour announces: held while it restarts, filtered, counted.
+
+use super::{Note, PrefixLimit};
+use crate::Family;
+use crate::export::{GRACEFUL_SHUTDOWN, RouteAttributes};
+use crate::filter::Filter;
+use crate::fsm::Negotiated;
+use crate::rib::{AdjRibIn, Changed, Loops, Path};
+use crate::wire::{LongLived, Update};
+use ipnetwork::IpNetwork;
+use std::collections::{BTreeMap, BTreeSet};
+use std::sync::Arc;
+use std::time::Duration;
+
+/// RFC 4724 section 4.2: how long routes from before a peer's restart are kept at most once its session is
+/// up again, should End-of-RIB not come. RFC 7313 wants the same for the end of an answer to a refresh.
+const STALE_LIMIT: Duration = Duration::from_secs(360);
+
+#[derive(Debug)]
+pub(super) struct Inbound {
+    rib: AdjRibIn,
+    import: Filter,
+    /// Our own routes: they are not learned from others.
+    own: BTreeMap<IpNetwork, RouteAttributes>,
+    learned: BTreeMap<IpNetwork, Vec<Arc<Path>>>,
+    version: u64,
+    /// Stale routes of a family go then, or are long-lived from then on.
+    stale_until: BTreeMap<Family, Duration>,
+    /// What the peer asked for beyond its restart time, as far as that has not begun.
+    long_lived: Vec<LongLived>,
+    warned: BTreeSet<Family>,
+}
+
+impl Inbound {
+    pub fn new(loops: Loops, import: Filter) -> Inbound {
+        Inbound {
+            rib: AdjRibIn::new(loops),
+            import,
+            own: BTreeMap::new(),
+            learned: BTreeMap::new(),
+            version: 0,
+            stale_until: BTreeMap::new(),
+            long_lived: Vec::new(),
+            warned: BTreeSet::new(),
+        }
+    }
+
+    pub fn rib(&self) -> &AdjRibIn {
+        &self.rib
+    }
+
+    pub fn learned(&self) -> &BTreeMap<IpNetwork, Vec<Arc<Path>>> {
+        &self.learned
+    }
+
+    pub fn version(&self) -> u64 {
+        self.version
+    }
+
+    pub fn deadline(&self) -> Option<Duration> {
+        self.stale_until.values().min().copied()
+    }
+
+    pub fn set_import(&mut self, import: Filter) {
+        if import != self.import {
+            self.import = import;
+            self.learn_all();
+        }
+    }
+
+    pub fn allow_own_as(&mut self, times: u8) {
+        self.rib.allow_own_as(times);
+    }
+
+    pub fn set_own(&mut self, own: &BTreeMap<IpNetwork, RouteAttributes>) {
+        if !own.keys().eq(self.own.keys()) {
+            self.own.clone_from(own);
+            self.learn_all();
+        }
+    }
+
+    pub fn update(&mut self, update: Update, families: &[Family]) {
+        self.change(|rib, changed| rib.apply(update, families, changed));
+    }
+
+    pub fn sweep(&mut self, family: Family) {
+        self.change(|rib, changed| rib.sweep(family, changed));
+        self.stale_until.remove(&family);
+    }
+
+    pub fn begin_refresh(&mut self, now: Duration, family: Family) {
+        self.rib.begin_refresh(family);
+        self.stale_until.insert(family, now + STALE_LIMIT);
+    }
+
+    pub fn up(&mut self, now: Duration, negotiated: &Negotiated) {
+        self.long_lived.clear();
+        self.warned.clear();
+        for family in Family::ALL {
+            if negotiated.families.contains(&family) && negotiated.peer_kept_forwarding(family) {
+                self.stale_until.insert(family, now + STALE_LIMIT);
+            } else {
+                self.sweep(family);
+            }
+        }
+        self.forget_needless_timers();
+    }
+
+    pub fn down(&mut self, now: Duration, negotiated: &Negotiated, keep: bool) {
+        let Some(restart) = negotiated.restart.as_ref().filter(|_| keep) else {
+            self.change(|rib, changed| rib.clear(changed));
+            self.stale_until.clear();
+            return;
+        };
+        let kept: Vec<Family> = restart.families.iter().map(|kept| kept.family).collect();
+        self.change(|rib, changed| rib.mark_stale(&kept, changed));
+        let until = now + Duration::from_secs(restart.time.into());
+        self.stale_until = kept.iter().map(|family| (*family, until)).collect();
+        let asked = |asked: &&LongLived| asked.time > 0 && kept.contains(&asked.family);
+        self.long_lived = negotiated.long_lived.iter().filter(asked).copied().collect();
+        self.forget_needless_timers();
+    }
+
+    /// `up`: there is a session, so that what is stale has been waited for long enough.
+    pub fn tick(&mut self, now: Duration, up: bool) {
+        let due = |(family, until): (&Family, &Duration)| (*until <= now).then_some(*family);
+        let due: Vec<Family> = self.stale_until.iter().filter_map(due).collect();
+        for family in due {
+            let asked = self.long_lived.iter().position(|asked| asked.family == family);
+            match asked.filter(|_| !up) {
+                Some(index) => {
+                    let asked = self.long_lived.swap_remove(index);
+                    self.change(|rib, changed| rib.make_long_lived(family, changed));
+                    self.stale_until.insert(family, now + Duration::from_secs(asked.time.into()));
+                }
+                None => self.sweep(family),
+            }
+        }
+    }
+
+    fn forget_needless_timers(&mut self) {
+        if !self.rib.has_stale() {
+            self.stale_until.clear();
+        }
+    }
+
+    /// The family of which more than `max` routes are held.
+    pub fn over(&self, max: u32) -> Option<Family> {
+        Family::ALL.into_iter().find(|family| self.rib.len_of(*family) > max as usize)
+    }
+
+    /// Told once for each family and session.
+    pub fn warning(&mut self, limit: Option<PrefixLimit>) -> Option<Note> {
+        let PrefixLimit { max, warn_at, .. } = limit?;
+        let from = u64::from(max) * u64::from(warn_at) / 100;
+        let many = |family: &Family| self.rib.len_of(*family) as u64 > from && !self.warned.contains(family);
+        let family = Family::ALL.into_iter().find(many)?;
+        self.warned.insert(family);
+        Some(Note::ManyPrefixes { family, count: self.rib.len_of(family), max })
+    }
+
+    /// Changes the table and learns what changed, if anything can be learned.
+    fn change(&mut self, change: impl FnOnce(&mut AdjRibIn, &mut Changed)) {
+        let mut changed = if self.learns_nothing() { Changed::default() } else { Changed::watched() };
+        change(&mut self.rib, &mut changed);
+        for prefix in changed.into_prefixes() {
+            self.learn(prefix);
+        }
+    }
+
+    fn learns_nothing(&self) -> bool {
+        !self.import.otherwise && self.import.rules.iter().all(|rule| !rule.accept)
+    }
+
+    fn learn(&mut self, prefix: IpNetwork) {
+        let passed: Vec<Arc<Path>> = if self.is_own(&prefix) {
+            Vec::new()
+        } else {
+            let paths = self.rib.paths(&prefix);
+            paths.into_iter().filter_map(|route| self.passed(&prefix, route.path)).collect()
+        };
+        if self.learned.get(&prefix) == Some(&passed)
+            || (passed.is_empty() && !self.learned.contains_key(&prefix))
+        {
+            return;
+        }
+        self.version += 1;
+        match passed.as_slice() {
+            [] => self.learned.remove(&prefix),
+            _ => self.learned.insert(prefix, passed),
+        };
+    }
+
+    fn learn_all(&mut self) {
+        let held: BTreeSet<IpNetwork> = match self.learns_nothing() {
+            true => BTreeSet::new(),
+            false => self.rib.iter().map(|route| route.prefix).collect(),
+        };
+        let gone: Vec<IpNetwork> = self.learned.keys().filter(|p| !held.contains(p)).copied().collect();
+        for prefix in gone {
+            self.learned.remove(&prefix);
+            self.version += 1;
+        }
+        held.into_iter().for_each(|prefix| self.learn(prefix));
+    }
+
+    /// The path as the import filter leaves it.
+    fn passed(&self, prefix: &IpNetwork, path: Arc<Path>) -> Option<Arc<Path>> {
+        let rule = self.import.matching(prefix, &path.attributes);
+        if !self.import.accepts(rule) {
+            return None;
+        }
+        let leaving = path.attributes.communities.contains(&GRACEFUL_SHUTDOWN);
+        if rule.is_none() && !leaving {
+            return Some(path);
+        }
+        let mut path = Arc::unwrap_or_clone(path);
+        self.import.change(rule, &mut path.attributes);
+        if leaving {
+            // RFC 8326 section 4.
+            path.attributes.local_pref = Some(0);
+        }
+        Some(Arc::new(path))
+    }
+
+    /// One of our own routes, or a part of one: learned back, it would lead away from our own pods.
+    fn is_own(&self, prefix: &IpNetwork) -> bool {
+        let holds = |own: &IpNetwork| own.prefix() <= prefix.prefix() && own.contains(prefix.network());
+        self.own.keys().any(holds)
+    }
+}

@@ -1,0 +1,125 @@
+//! BIRD 2: its configuration, and its table in words.
+
+use super::site::{ROUTER, ROUTER6, Site};
+use super::{Router, Seen, Setup, THEIRS, THEIRS6};
+use crate::{Bird, Context, Result};
+use std::{collections::BTreeSet, fs, path::PathBuf};
+
+pub(super) struct BirdRouter {
+    bird: Bird,
+    /// `node`, or what BIRD makes of it for one out of a range.
+    protocol: &'static str,
+    log: PathBuf,
+}
+
+impl BirdRouter {
+    pub fn start(site: &Site, setup: &Setup) -> Result<Self> {
+        let bird = Bird::start(&site.router, &site.dir, &configuration(setup))?;
+        let protocol = if setup.range.is_some() { "dynbgp1" } else { "node" };
+        Ok(BirdRouter { bird, protocol, log: site.dir.join("bird.log") })
+    }
+}
+
+/// Waits after errors are shortened.
+fn configuration(setup: &Setup) -> String {
+    let Setup { router_as, node_as, router, node, hold_time, restart_time, .. } = setup;
+    let option = |on: bool, line: &str| if on { format!("  {line};\n") } else { String::new() };
+    let neighbour = match setup.range {
+        Some(range) => format!("range {range}"),
+        None => node.to_string(),
+    };
+    let session = [
+        setup.password.map(|password| format!("  password \"{password}\";\n")).unwrap_or_default(),
+        setup
+            .long_lived
+            .map(|time| format!("  long lived graceful restart on;\n  long lived stale time {time};\n"))
+            .unwrap_or_default(),
+        option(setup.security, "ttl security on"),
+        option(setup.passive || setup.range.is_some(), "passive on"),
+        option(setup.reflector, "rr client"),
+        option(true, "enable extended messages on"),
+    ]
+    .concat();
+    let channel = |family: &str, next_hop: &str, v4: bool| {
+        let paths = if setup.add_path { "add paths tx; " } else { "" };
+        let extended = setup.extended_next_hop && v4;
+        let next_hop = if extended {
+            "extended next hop on;".to_owned()
+        } else {
+            format!("next hop address {next_hop};")
+        };
+        format!(
+            "  {family} {{ import all; export filter {{ if source != RTS_STATIC then reject; bgp_med = 30; accept; }}; {paths}{next_hop} }};\n"
+        )
+    };
+    let tags = format!(
+        "bgp_community.add(({ROUTER_TAG},7)); bgp_large_community.add(({ROUTER_TAG},1,2)); \
+         bgp_ext_community.add((rt,{ROUTER_TAG},9));"
+    );
+    let route = |name: &str, family: &str, prefix: &str| {
+        format!("protocol static {name} {{ {family}; route {prefix} blackhole {{ {tags} }}; }}\n")
+    };
+    let second = if setup.add_path { route("again4", "ipv4", THEIRS) } else { String::new() };
+    format!(
+        "log stderr all;\nrouter id {ROUTER};\nprotocol device {{}}\nprotocol direct {{ ipv4; ipv6; }}\n{}{}{second}\
+         protocol bgp node {{\n  local {router} as {router_as};\n  neighbor {neighbour} as {node_as};\n  \
+         graceful restart on;\n  graceful restart time {restart_time};\n  hold time {hold_time};\n  \
+         connect delay time 1;\n  connect retry time 2;\n  error wait time 1, 2;\n{session}{}{}}}\n",
+        route("theirs4", "ipv4", THEIRS),
+        route("theirs6", "ipv6", THEIRS6),
+        channel("ipv4", ROUTER, true),
+        channel("ipv6", ROUTER6, false),
+    )
+}
+
+const ROUTER_TAG: u32 = super::ROUTER_AS;
+
+impl Router for BirdRouter {
+    fn established(&self) -> Result<bool> {
+        self.bird.established(self.protocol)
+    }
+
+    fn session(&self) -> Result<String> {
+        self.bird.birdc("show protocols all")
+    }
+
+    fn seen(&self, prefix: &str) -> Result<Option<Seen>> {
+        let text = self.bird.birdc(&format!("show route {prefix} all protocol {}", self.protocol));
+        // BIRD calls it an error that there is nothing.
+        let seen = text.ok().filter(|text| text.contains("BGP.as_path")).map(|text| parse(&text));
+        // Which routes are stale is not told, only that some are.
+        let stale = self.session()?.contains("Neighbor graceful restart active");
+        Ok(seen.map(|seen| Seen { stale, ..seen }))
+    }
+
+    fn refresh(&self) -> Result<()> {
+        self.bird.birdc(&format!("reload in {}", self.protocol)).map(drop)
+    }
+
+    fn log(&self) -> Result<String> {
+        fs::read_to_string(&self.log).during(|| self.log.display().to_string())
+    }
+}
+
+fn parse(text: &str) -> Seen {
+    let value = |key: &str| {
+        let key = format!("{key}:");
+        text.lines().find_map(|line| line.trim().strip_prefix(key.as_str()).map(str::trim))
+    };
+    // `(65010,100) (65010,7)`, `(rt, 65010, 7)`
+    let tuples = |key: &str| -> BTreeSet<String> {
+        let text = value(key).unwrap_or_default().replace(' ', "");
+        text.split(['(', ')']).filter(|t| !t.is_empty()).map(|tuple| tuple.replace(',', ":")).collect()
+    };
+    let targets = tuples("BGP.ext_community");
+    Seen {
+        next_hop: value("BGP.next_hop").unwrap_or_default().to_owned(),
+        as_path: value("BGP.as_path").unwrap_or_default().split(' ').filter_map(|n| n.parse().ok()).collect(),
+        communities: tuples("BGP.community"),
+        large: tuples("BGP.large_community"),
+        targets: targets.iter().filter_map(|target| target.strip_prefix("rt:")).map(str::to_owned).collect(),
+        med: value("BGP.med").and_then(|n| n.parse().ok()),
+        local_pref: value("BGP.local_pref").and_then(|n| n.parse().ok()),
+        stale: false,
+    }
+}

@@ -1,0 +1,182 @@
+//! FRR: zebra and bgpd with their files and sockets in a folder of the test's, asked by `vtysh`.
+
+use super::daemon::{Daemon, ask_here};
+use super::site::{ROUTER, ROUTER_AS, ROUTER6, Site};
+use super::{Router, Seen, Setup, THEIRS, THEIRS6};
+use crate::{Context, Error, Result};
+use serde_json::Value;
+use std::{
+    collections::BTreeSet,
+    fs,
+    os::unix::fs::PermissionsExt,
+    path::{Path, PathBuf},
+};
+
+pub(super) struct Frr {
+    sockets: PathBuf,
+    /// The neighbour, as FRR names it.
+    neighbour: String,
+    bgpd: Daemon,
+    _zebra: Daemon,
+}
+
+impl Frr {
+    pub fn start(site: &Site, setup: &Setup) -> Result<Self> {
+        let dir = &site.dir;
+        fs::create_dir_all(dir).during(|| dir.display().to_string())?;
+        // zebra gives its privileges up and becomes another user.
+        fs::set_permissions(dir, fs::Permissions::from_mode(0o777))?;
+        let file = |name: &str| dir.join(name).display().to_string();
+        fs::write(dir.join("zebra.conf"), "")?;
+        fs::write(dir.join("bgpd.conf"), configuration(setup))?;
+        let [sockets, zserv] = [dir.display().to_string(), file("zserv.api")];
+        let common = |program: &'static str, name: &str| {
+            let [conf, pid] = [file(&format!("{name}.conf")), file(&format!("{name}.pid"))];
+            [
+                [program, "-f"].map(str::to_owned).to_vec(),
+                vec![conf, "-i".to_owned(), pid, "-z".to_owned(), zserv.clone()],
+                ["--vty_socket", &sockets, "-P", "0", "--log", "stdout"].map(str::to_owned).to_vec(),
+            ]
+            .concat()
+        };
+        let begin = |arguments: &[String], name: &'static str| {
+            let arguments: Vec<&str> = arguments.iter().map(String::as_str).collect();
+            let ready = || vtysh(dir, name, "show version").map(drop);
+            Daemon::start(&site.router, dir, "frr", &arguments, ready)
+        };
+        let zebra = begin(&common("/usr/lib/frr/zebra", "zebra"), "zebra")?;
+        let mut bgpd = common("/usr/lib/frr/bgpd", "bgpd");
+        bgpd.push("-S".to_owned());
+        let bgpd = begin(&bgpd, "bgpd")?;
+        let neighbour = setup.unnumbered.unwrap_or(setup.node).to_owned();
+        Ok(Frr { sockets: dir.clone(), neighbour, bgpd, _zebra: zebra })
+    }
+
+    fn json(&self, command: &str) -> Result<Value> {
+        let text = vtysh(&self.sockets, "bgpd", command)?;
+        serde_json::from_str(&text).map_err(|source| Error::Json { what: command.into(), source })
+    }
+}
+
+fn vtysh(sockets: &Path, daemon: &str, command: &str) -> Result<String> {
+    let sockets = sockets.display().to_string();
+    ask_here("/usr/bin/vtysh", &["--vty_socket", &sockets, "-d", daemon, "-c", command])
+}
+
+fn configuration(setup: &Setup) -> String {
+    let Setup { router_as, node_as, router, node, hold_time, restart_time, .. } = setup;
+    let keepalive = hold_time / 3;
+    let peer = match (setup.unnumbered, setup.range) {
+        (Some(interface), _) => interface,
+        (None, Some(_)) => "NODES",
+        (None, None) => node,
+    };
+    let begin = match (setup.unnumbered, setup.range) {
+        (Some(interface), _) => format!(" neighbor {interface} interface remote-as {node_as}\n"),
+        (None, Some(range)) => format!(
+            " neighbor NODES peer-group\n neighbor NODES remote-as {node_as}\n bgp listen range {range} peer-group NODES\n"
+        ),
+        (None, None) => {
+            format!(" neighbor {node} remote-as {node_as}\n neighbor {node} update-source {router}\n")
+        }
+    };
+    let option = |on: bool, line: &str| if on { format!(" neighbor {peer} {line}\n") } else { String::new() };
+    let session = [
+        setup.password.map(|password| format!(" neighbor {peer} password {password}\n")).unwrap_or_default(),
+        option(setup.security, "ttl-security hops 1"),
+        option(setup.passive, "passive"),
+        option(setup.extended_next_hop && setup.unnumbered.is_none(), "capability extended-nexthop"),
+    ]
+    .concat();
+    let long_lived = setup
+        .long_lived
+        .map(|time| format!(" bgp long-lived-graceful-restart stale-time {time}\n"))
+        .unwrap_or_default();
+    let family = |name: &str, prefix: &str, map: &str| {
+        let paths = format!("  neighbor {peer} addpath-tx-all-paths\n");
+        let client = format!("  neighbor {peer} route-reflector-client\n");
+        let second = "  redistribute connected\n  network 172.31.9.0/24\n";
+        format!(
+            " address-family {name} unicast\n  neighbor {peer} activate\n  neighbor {peer} route-map {map} out\n  \
+             network {prefix} route-map TAGS\n{}{}{} exit-address-family\n",
+            if setup.add_path && name == "ipv4" { second } else { "" },
+            if setup.add_path { paths } else { String::new() },
+            if setup.reflector { client } else { String::new() },
+        )
+    };
+    // A next hop of the other IP version is the router's to give.
+    let hop = if setup.extended_next_hop || setup.unnumbered.is_some() {
+        String::new()
+    } else {
+        format!(" set ip next-hop {ROUTER}\n")
+    };
+    let hop6 = if setup.unnumbered.is_some() {
+        String::new()
+    } else {
+        format!(" set ipv6 next-hop global {ROUTER6}\n")
+    };
+    format!(
+        "router bgp {router_as}\n bgp router-id {ROUTER}\n no bgp ebgp-requires-policy\n no bgp default ipv4-unicast\n \
+         no bgp network import-check\n bgp graceful-restart\n bgp graceful-restart restart-time {restart_time}\n \
+         bgp graceful-restart preserve-fw-state\n{long_lived}{begin} neighbor {peer} timers {keepalive} {hold_time}\n \
+         neighbor {peer} timers connect 2\n neighbor {peer} advertisement-interval 0\n{session}{}{}exit\n\
+         route-map TAGS permit 10\n set community {ROUTER_AS}:7\n set large-community {ROUTER_AS}:1:2\n \
+         set extcommunity rt {ROUTER_AS}:9\n set metric 30\nexit\n\
+         route-map V4 permit 10\n{hop}exit\nroute-map V6 permit 10\n{hop6}exit\n",
+        family("ipv4", THEIRS, "V4"),
+        family("ipv6", THEIRS6, "V6"),
+    )
+}
+
+fn family(prefix: &str) -> &'static str {
+    if prefix.contains(':') { "ipv6" } else { "ipv4" }
+}
+
+impl Router for Frr {
+    fn established(&self) -> Result<bool> {
+        let all = self.json("show bgp neighbors json")?;
+        Ok(all[&self.neighbour]["bgpState"] == "Established")
+    }
+
+    fn session(&self) -> Result<String> {
+        vtysh(&self.sockets, "bgpd", "show bgp neighbors json")
+    }
+
+    fn seen(&self, prefix: &str) -> Result<Option<Seen>> {
+        let route = self.json(&format!("show bgp {} unicast {prefix} json", family(prefix)))?;
+        Ok(route["paths"].as_array().and_then(|paths| paths.first()).map(parse))
+    }
+
+    fn refresh(&self) -> Result<()> {
+        for family in ["ipv4", "ipv6"] {
+            vtysh(&self.sockets, "bgpd", &format!("clear bgp {family} unicast {} in", self.neighbour))?;
+        }
+        Ok(())
+    }
+
+    fn log(&self) -> Result<String> {
+        self.bgpd.log()
+    }
+}
+
+fn parse(path: &Value) -> Seen {
+    let words = |key: &str| -> BTreeSet<String> {
+        let text = path[key]["string"].as_str().unwrap_or_default();
+        text.split_whitespace().map(str::to_owned).collect()
+    };
+    let number = |key: &str| path[key].as_u64().and_then(|n| u32::try_from(n).ok());
+    let targets = words("extendedCommunity");
+    let hops = path["nexthops"].as_array().cloned().unwrap_or_default();
+    let hop = hops.iter().find(|hop| hop["used"] == true).or(hops.first());
+    let as_path = path["aspath"]["string"].as_str().unwrap_or_default();
+    Seen {
+        next_hop: hop.and_then(|hop| hop["ip"].as_str()).unwrap_or_default().to_owned(),
+        as_path: as_path.split(' ').filter_map(|n| n.parse().ok()).collect(),
+        communities: words("community"),
+        large: words("largeCommunity"),
+        targets: targets.iter().filter_map(|t| t.strip_prefix("RT:")).map(str::to_owned).collect(),
+        med: number("metric").or(number("med")),
+        local_pref: number("locPrf").or(number("localPref")),
+        stale: path["stale"] == true,
+    }
+}

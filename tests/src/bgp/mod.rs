@@ -1,0 +1,156 @@
+//! Real routers beside a speaker of ours, all configured from one description and asked in one language.
+//!
+//! ```text
+//!   node 172.31.9.2, fd00:31:9::2 ──────── 172.31.9.1, fd00:31:9::1 router
+//!   speaker, AS 65010                                  BIRD, FRR or GoBGP, AS 65020
+//! ```
+//! What counts is what the router says of itself: its table, its session, its reasons.
+
+mod bird;
+mod daemon;
+mod frr;
+mod gobgp;
+pub mod site;
+
+use crate::{Error, Result, until};
+use site::{DEADLINE, NODE, NODE_AS, ROUTER, ROUTER_AS, Site};
+use std::{collections::BTreeSet, fmt};
+
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Kind {
+    Bird,
+    Frr,
+    Gobgp,
+}
+
+impl Kind {
+    pub const ALL: [Kind; 3] = [Kind::Bird, Kind::Frr, Kind::Gobgp];
+
+    pub fn start(self, site: &Site, setup: &Setup) -> Result<Box<dyn Router>> {
+        Ok(match self {
+            Kind::Bird => Box::new(bird::BirdRouter::start(site, setup)?),
+            Kind::Frr => Box::new(frr::Frr::start(site, setup)?),
+            Kind::Gobgp => Box::new(gobgp::Gobgp::start(site, setup)?),
+        })
+    }
+}
+
+impl fmt::Display for Kind {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.write_str(match self {
+            Kind::Bird => "BIRD 2",
+            Kind::Frr => "FRR",
+            Kind::Gobgp => "GoBGP",
+        })
+    }
+}
+
+/// What a router is configured with. It always announces [`THEIRS`] and [`THEIRS6`] with communities of all
+/// kinds and a MED, helps us to restart and restarts gracefully itself.
+#[derive(Clone, Debug)]
+pub struct Setup {
+    pub router_as: u32,
+    pub node_as: u32,
+    /// Its end of the session, and ours.
+    pub router: &'static str,
+    pub node: &'static str,
+    pub hold_time: u16,
+    /// Of its own restart.
+    pub restart_time: u16,
+    pub password: Option<&'static str>,
+    /// RFC 5082, one hop.
+    pub security: bool,
+    pub passive: bool,
+    /// Takes us as one of a range.
+    pub range: Option<&'static str>,
+    /// Says two routes for one prefix.
+    pub add_path: bool,
+    pub extended_next_hop: bool,
+    /// Takes us as a client of its reflector.
+    pub reflector: bool,
+    /// Seconds.
+    pub long_lived: Option<u32>,
+    /// Its interface towards us: the session is over link-local addresses that router advertisements tell.
+    pub unnumbered: Option<&'static str>,
+}
+
+pub const THEIRS: &str = "10.99.0.0/16";
+pub const THEIRS6: &str = "fd00:99::/32";
+
+impl Default for Setup {
+    fn default() -> Self {
+        Setup {
+            router_as: ROUTER_AS,
+            node_as: NODE_AS,
+            router: ROUTER,
+            node: NODE,
+            hold_time: 30,
+            restart_time: 60,
+            password: None,
+            security: false,
+            passive: false,
+            range: None,
+            add_path: false,
+            extended_next_hop: false,
+            reflector: false,
+            long_lived: None,
+            unnumbered: None,
+        }
+    }
+}
+
+/// A route of ours as it stands in a router's table.
+#[derive(Clone, Debug, Default, PartialEq, Eq)]
+pub struct Seen {
+    pub next_hop: String,
+    pub as_path: Vec<u32>,
+    /// `65010:100`
+    pub communities: BTreeSet<String>,
+    /// `65010:1:2`
+    pub large: BTreeSet<String>,
+    /// Route targets only, `65010:7`.
+    pub targets: BTreeSet<String>,
+    pub med: Option<u32>,
+    pub local_pref: Option<u32>,
+    /// Kept while we restart.
+    pub stale: bool,
+}
+
+pub trait Router {
+    fn established(&self) -> Result<bool>;
+    /// Everything that it says about the session, in its own words.
+    fn session(&self) -> Result<String>;
+    fn seen(&self, prefix: &str) -> Result<Option<Seen>>;
+    /// Asks us for all routes again (RFC 2918).
+    fn refresh(&self) -> Result<()>;
+    /// What it wrote to its log.
+    fn log(&self) -> Result<String>;
+
+    fn wait_established(&self) -> Result<()> {
+        until("the router's session is established", DEADLINE, || {
+            if self.established()? { Ok(Some(())) } else { Err(Error::Unmet(self.session()?)) }
+        })
+    }
+
+    fn wait_seen(&self, prefix: &str) -> Result<Seen> {
+        until(&format!("the router has {prefix}"), DEADLINE, || self.seen(prefix))
+    }
+
+    fn wait_gone(&self, prefix: &str) -> Result<()> {
+        until(&format!("the router has lost {prefix}"), DEADLINE, || match self.seen(prefix)? {
+            None => Ok(Some(())),
+            Some(seen) => Err(Error::Unmet(format!("{seen:?}"))),
+        })
+    }
+
+    fn wait_words(&self, words: &[&str]) -> Result<()> {
+        until(&format!("the router says {words:?}"), DEADLINE, || {
+            let said = self.session()? + &self.log()?;
+            let missing = words.iter().find(|word| !said.contains(**word));
+            match missing {
+                None => Ok(Some(())),
+                Some(word) => Err(Error::Unmet(format!("no {word:?} in {said}"))),
+            }
+        })
+    }
+}

@@ -1,0 +1,229 @@
+//! etcd and kube-apiserver in a namespace of the lab. No controllers: what they would make, a test makes itself.
+
+use super::{
+    kubeconfig::{self, Identity},
+    pki::{self, Authority},
+};
+use crate::{Context, Error, Netns, Result, link::run, programs, until};
+use std::{
+    fs::{self, File},
+    io::{Read, Write},
+    net::{IpAddr, Ipv4Addr, SocketAddr, TcpStream},
+    path::{Path, PathBuf},
+    process::{Child, Command, Stdio},
+    time::Duration,
+};
+
+const ETCD: SocketAddr = SocketAddr::new(IpAddr::V4(Ipv4Addr::LOCALHOST), 2379);
+const PORT: u16 = 6443;
+/// On a busy machine; a quiet one needs a sixth of it.
+const START: Duration = Duration::from_secs(60);
+
+/// Killed when dropped.
+pub struct ControlPlane {
+    pub netns: Netns,
+    address: IpAddr,
+    authority: Authority,
+    dir: PathBuf,
+    etcd: Child,
+    apiserver: Option<Child>,
+}
+
+impl ControlPlane {
+    /// Starts both in `netns` and waits until the API server is ready. `address` is the one of `netns` that nodes call;
+    /// `dir` takes keys, data, logs and kubeconfigs.
+    pub fn start(netns: Netns, address: IpAddr, dir: &Path) -> Result<Self> {
+        fs::create_dir_all(dir).during(|| dir.display().to_string())?;
+        let authority = Authority::create()?;
+        let service = "10.96.0.1".parse().unwrap_or(address);
+        let server = authority.server(
+            &[address, Ipv4Addr::LOCALHOST.into(), service],
+            &["kubernetes", "kubernetes.default", "kubernetes.default.svc", "localhost"],
+        )?;
+        let (signing_key, public_key) = pki::signing_key()?;
+        for (name, text) in [
+            ("ca.crt", authority.certificate()),
+            ("apiserver.crt", &server.certificate),
+            ("apiserver.key", &server.key),
+            ("service-accounts.key", &signing_key),
+            ("service-accounts.pub", &public_key),
+        ] {
+            fs::write(dir.join(name), text).during(|| name.into())?;
+        }
+        let etcd = start_etcd(&netns, dir)?;
+        let mut plane = Self { netns, address, authority, dir: dir.into(), etcd, apiserver: None };
+        let admin = plane.authority.client("admin", &["system:masters"])?;
+        plane.write_kubeconfig("admin", &Identity::Certificate(admin))?;
+        plane.start_apiserver()?;
+        Ok(plane)
+    }
+
+    /// Where nodes find it.
+    pub fn server(&self) -> String {
+        format!("https://{}", SocketAddr::new(self.address, PORT))
+    }
+
+    pub fn authority(&self) -> &Authority {
+        &self.authority
+    }
+
+    /// Of the administrator, who may do everything.
+    pub fn admin(&self) -> PathBuf {
+        self.dir.join("admin.kubeconfig")
+    }
+
+    /// A kubeconfig for somebody else.
+    pub fn write_kubeconfig(&self, name: &str, identity: &Identity) -> Result<PathBuf> {
+        let path = self.dir.join(format!("{name}.kubeconfig"));
+        kubeconfig::write(&path, &self.server(), &self.dir.join("ca.crt"), identity)?;
+        Ok(path)
+    }
+
+    /// Starts kube-apiserver where it does not run, and waits until it is ready.
+    pub fn start_apiserver(&mut self) -> Result<()> {
+        if self.apiserver.is_some() {
+            return Ok(());
+        }
+        let file = |name: &str| self.dir.join(name).display().to_string();
+        let mut command = self.netns.command(programs::find("kube-apiserver")?);
+        for (flag, value) in [
+            ("etcd-servers", format!("http://{ETCD}")),
+            ("advertise-address", self.address.to_string()),
+            ("secure-port", PORT.to_string()),
+            ("service-cluster-ip-range", "10.96.0.0/16,fd00:96::/112".into()),
+            ("client-ca-file", file("ca.crt")),
+            ("tls-cert-file", file("apiserver.crt")),
+            ("tls-private-key-file", file("apiserver.key")),
+            ("service-account-key-file", file("service-accounts.pub")),
+            ("service-account-signing-key-file", file("service-accounts.key")),
+            ("service-account-issuer", "https://kubernetes.default.svc".into()),
+            ("authorization-mode", "Node,RBAC".into()),
+            // No controller makes the service accounts that pods would be given.
+            ("disable-admission-plugins", "ServiceAccount".into()),
+            ("profiling", "false".into()),
+        ] {
+            command.arg(format!("--{flag}={value}"));
+        }
+        let mut process = start(command, &self.log("kube-apiserver"))?;
+        let ready = until("the API server is ready", START, || {
+            if let Some(status) = process.try_wait()? {
+                return Ok(Some(Some(status)));
+            }
+            self.kubectl(&["get", "--raw", "/readyz"]).map(|_| Some(None))
+        })?;
+        match ready {
+            None => self.apiserver = Some(process),
+            Some(status) => {
+                let stderr = tail(&self.log("kube-apiserver"), 30);
+                return Err(Error::Command { command: "kube-apiserver".into(), status, stderr });
+            }
+        }
+        Ok(())
+    }
+
+    /// `kill -9`; etcd stays.
+    pub fn kill_apiserver(&mut self) -> Result<()> {
+        if let Some(mut apiserver) = self.apiserver.take() {
+            apiserver.kill()?;
+            apiserver.wait()?;
+        }
+        Ok(())
+    }
+
+    /// Makes etcd forget all that is not the newest: whoever watches from an older version on must list anew.
+    pub fn compact(&self) -> Result<()> {
+        let range =
+            self.etcd_call("/v3/kv/range", r#"{"key":"AA==","count_only":true,"range_end":"AA=="}"#)?;
+        let field = "\"revision\":\"";
+        let revision: String = match range.split_once(field) {
+            Some((_, rest)) => rest.chars().take_while(char::is_ascii_digit).collect(),
+            None => return crate::unmet(format!("etcd names no revision: {range}")),
+        };
+        let body = format!(r#"{{"revision":"{revision}","physical":true}}"#);
+        self.etcd_call("/v3/kv/compaction", &body).map(drop)
+    }
+
+    /// One request to etcd's JSON gateway.
+    fn etcd_call(&self, path: &str, body: &str) -> Result<String> {
+        let answer = self.netns.run(|| {
+            let mut stream = TcpStream::connect(ETCD).during(|| "calling etcd".into())?;
+            write!(
+                stream,
+                "POST {path} HTTP/1.0\r\nHost: etcd\r\nContent-Type: application/json\r\nContent-Length: {}\r\n\r\n{body}",
+                body.len()
+            )?;
+            let mut answer = String::new();
+            stream.read_to_string(&mut answer)?;
+            Ok(answer)
+        })?;
+        if answer.lines().next().is_some_and(|line| line.contains(" 200 ")) {
+            return Ok(answer);
+        }
+        crate::unmet(format!("etcd answers {path} with {answer}"))
+    }
+
+    /// `kubectl` as the administrator; its standard output.
+    pub fn kubectl(&self, arguments: &[&str]) -> Result<String> {
+        run(&mut self.kubectl_command(arguments)?)
+    }
+
+    /// `kubectl apply` of these documents.
+    pub fn apply(&self, documents: &str) -> Result<String> {
+        let file = self.applied();
+        fs::write(&file, documents).during(|| file.clone())?;
+        self.kubectl(&["apply", "-f", &file])
+    }
+
+    /// The file of the last [`Self::apply`].
+    pub fn applied(&self) -> String {
+        self.dir.join("applied.yaml").display().to_string()
+    }
+
+    fn kubectl_command(&self, arguments: &[&str]) -> Result<Command> {
+        let mut command = self.netns.command(programs::find("kubectl")?);
+        command.arg("--kubeconfig").arg(self.admin()).args(arguments);
+        // Its cache of what the server offers.
+        command.env("HOME", &self.dir);
+        Ok(command)
+    }
+
+    /// The last lines that both logged, for a reader who must find out why something failed.
+    pub fn logs(&self, lines: usize) -> String {
+        ["etcd", "kube-apiserver"]
+            .map(|name| format!("-- {name}\n{}\n", tail(&self.log(name), lines)))
+            .concat()
+    }
+
+    fn log(&self, name: &str) -> PathBuf {
+        self.dir.join(format!("{name}.log"))
+    }
+}
+
+impl Drop for ControlPlane {
+    fn drop(&mut self) {
+        let _ = self.kill_apiserver();
+        let _ = self.etcd.kill();
+        let _ = self.etcd.wait();
+    }
+}
+
+fn start_etcd(netns: &Netns, dir: &Path) -> Result<Child> {
+    let mut command = netns.command(programs::find("etcd")?);
+    let client = format!("http://{ETCD}");
+    command.arg("--data-dir").arg(dir.join("etcd"));
+    command.args(["--listen-client-urls", &client, "--advertise-client-urls", &client]);
+    command.args(["--listen-peer-urls", "http://127.0.0.1:2380", "--unsafe-no-fsync", "--log-level", "warn"]);
+    start(command, &dir.join("etcd.log"))
+}
+
+fn start(mut command: Command, log: &Path) -> Result<Child> {
+    let file = File::options().create(true).append(true).open(log).during(|| log.display().to_string())?;
+    command.stdin(Stdio::null()).stdout(file.try_clone()?).stderr(file);
+    command.spawn().during(|| format!("starting {:?}", command.get_program()))
+}
+
+fn tail(log: &Path, lines: usize) -> String {
+    let text = fs::read_to_string(log).unwrap_or_default();
+    let all: Vec<&str> = text.lines().collect();
+    all[all.len().saturating_sub(lines)..].join("\n")
+}

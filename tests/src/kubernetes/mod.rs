@@ -1,0 +1,14 @@
+//! Kubernetes' own programs in the lab: `tests/kubernetes` builds them, [`ControlPlane`] runs them.
+//!
+//! ```text
+//!  control (namespace of its own)             node1
+//!    etcd ◀── kube-apiserver :6443 ───────────── bulkheadd
+//! ```
+
+mod control_plane;
+mod kubeconfig;
+mod pki;
+
+pub use control_plane::ControlPlane;
+pub use kubeconfig::Identity;
+pub use pki::Authority;

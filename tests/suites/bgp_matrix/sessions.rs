@@ -1,0 +1,214 @@
+//! How a session comes up, stays up, and is refused.
+
+use crate::{Row, all};
+use bulkhead_bgp::{Password, PeerConfig, Remote, Ttl, fsm::StateName};
+use bulkhead_lab::bgp::site::{
+    NODE, NODE6, ROUTER, ROUTER_AS, ROUTER6, Running, Site, router, routes, speaker_config,
+};
+use bulkhead_lab::bgp::{Kind, Router, Setup};
+use bulkhead_lab::{Error, Result, until};
+use std::time::Duration;
+
+pub const ROWS: &[Row] = &[
+    all("IPv4 and IPv6 over one IPv4 session", "4760", over_ipv4),
+    all("IPv4 and IPv6 over one IPv6 session", "4760", over_ipv6),
+    all("a session inside one AS", "4271", internal),
+    all("AS numbers of four octets", "6793", long_as),
+    all("only the router dials", "4271", router_dials),
+    all("only we dial", "4271", we_dial),
+    all("the router is one of our listening range", "", our_range),
+    all("we are one of the router's listening range", "", their_range),
+    all("TCP MD5, and none without the right password", "2385", password),
+    all("GTSM, both ends", "5082", security),
+    all("a hold time of 3 seconds", "4271", short_hold_time),
+    all("another local AS for one peer", "", local_as),
+    all("a shutdown with a text for people", "9003", shutdown),
+    all("too many prefixes", "4486", too_many),
+    all("extended messages", "8654", extended_messages)
+        .without(Kind::Gobgp, "the router lacks it; messages stay short"),
+];
+
+const BLOCK: &str = "10.64.0.0/26";
+const BLOCK6: &str = "fd00:64::/122";
+
+/// A router and a speaker that announces two blocks.
+fn start(site: &Site, kind: Kind, setup: &Setup, peer: PeerConfig) -> Result<(Box<dyn Router>, Running)> {
+    let there = kind.start(site, setup)?;
+    let node = site.speaker(speaker_config(false));
+    node.speaker.announce(routes(&[BLOCK, BLOCK6]));
+    node.speaker.set_peers(vec![peer]);
+    Ok((there, node))
+}
+
+fn both_blocks(there: &dyn Router) -> Result<()> {
+    there.wait_seen(BLOCK)?;
+    there.wait_seen(BLOCK6).map(drop)
+}
+
+fn comes_up(site: &Site, kind: Kind, setup: &Setup, peer: PeerConfig) -> Result<(Box<dyn Router>, Running)> {
+    let (there, node) = start(site, kind, setup, peer)?;
+    there.wait_established()?;
+    both_blocks(there.as_ref())?;
+    Ok((there, node))
+}
+
+fn over_ipv4(site: &Site, kind: Kind) -> Result<()> {
+    let (there, _node) = comes_up(site, kind, &Setup::default(), router())?;
+    assert_eq!(there.wait_seen(BLOCK)?.next_hop, NODE);
+    assert_eq!(there.wait_seen(BLOCK6)?.next_hop, NODE6);
+    Ok(())
+}
+
+fn over_ipv6(site: &Site, kind: Kind) -> Result<()> {
+    let setup = Setup { router: ROUTER6, node: NODE6, ..Setup::default() };
+    let peer = PeerConfig {
+        remote: Remote::Address(ROUTER6.parse().unwrap()),
+        local_address: Some(NODE6.parse().unwrap()),
+        next_hop_ipv4: Some(NODE.parse().unwrap()),
+        next_hop_ipv6: None,
+        ..router()
+    };
+    let (there, _node) = comes_up(site, kind, &setup, peer)?;
+    assert_eq!(there.wait_seen(BLOCK)?.next_hop, NODE);
+    assert_eq!(there.wait_seen(BLOCK6)?.next_hop, NODE6);
+    Ok(())
+}
+
+fn internal(site: &Site, kind: Kind) -> Result<()> {
+    let setup = Setup { node_as: ROUTER_AS, ..Setup::default() };
+    let peer = PeerConfig { local_asn: Some(ROUTER_AS), ..router() };
+    let (there, _node) = comes_up(site, kind, &setup, peer)?;
+    let seen = there.wait_seen(BLOCK)?;
+    assert_eq!((seen.as_path, seen.local_pref), (Vec::new(), Some(100)));
+    Ok(())
+}
+
+fn long_as(site: &Site, kind: Kind) -> Result<()> {
+    let asn = 4_200_000_001;
+    let setup = Setup { node_as: asn, ..Setup::default() };
+    let there = kind.start(site, &setup)?;
+    let node = site.speaker(bulkhead_bgp::SpeakerConfig { asn, ..speaker_config(false) });
+    node.speaker.announce(routes(&[BLOCK]));
+    node.speaker.set_peers(vec![router()]);
+    assert_eq!(there.wait_seen(BLOCK)?.as_path, [asn]);
+    Ok(())
+}
+
+fn router_dials(site: &Site, kind: Kind) -> Result<()> {
+    comes_up(site, kind, &Setup::default(), PeerConfig { passive: true, ..router() }).map(drop)
+}
+
+fn we_dial(site: &Site, kind: Kind) -> Result<()> {
+    comes_up(site, kind, &Setup { passive: true, ..Setup::default() }, router()).map(drop)
+}
+
+fn our_range(site: &Site, kind: Kind) -> Result<()> {
+    let peer = PeerConfig { remote: Remote::Range("172.31.9.0/29".parse().unwrap()), ..router() };
+    let (_there, node) = comes_up(site, kind, &Setup::default(), peer)?;
+    assert_eq!(node.peer().name, format!("leaf[{ROUTER}]"));
+    Ok(())
+}
+
+fn their_range(site: &Site, kind: Kind) -> Result<()> {
+    comes_up(site, kind, &Setup { range: Some("172.31.9.0/29"), ..Setup::default() }, router()).map(drop)
+}
+
+fn password(site: &Site, kind: Kind) -> Result<()> {
+    let setup = Setup { password: Some("correct-horse"), ..Setup::default() };
+    let with = |password| PeerConfig { password: Password::new(password), ..router() };
+    let (there, node) = start(site, kind, &setup, with("wrong-horse"))?;
+    node.wait_peer("our attempts to connect fail", |peer| peer.last_error.is_some())?;
+    assert!(!there.established()?, "with the wrong password");
+    // Now it is right, whoever dials.
+    for passive in [false, true] {
+        node.speaker.set_peers(vec![PeerConfig { passive, ..with("correct-horse") }]);
+        node.wait_established()?;
+        both_blocks(there.as_ref())?;
+    }
+    Ok(())
+}
+
+fn security(site: &Site, kind: Kind) -> Result<()> {
+    let setup = Setup { security: true, ..Setup::default() };
+    for passive in [false, true] {
+        comes_up(site, kind, &setup, PeerConfig { ttl: Ttl::Security(1), passive, ..router() })?;
+    }
+    Ok(())
+}
+
+fn short_hold_time(site: &Site, kind: Kind) -> Result<()> {
+    let setup = Setup { hold_time: 3, ..Setup::default() };
+    let (there, node) = comes_up(site, kind, &setup, PeerConfig { hold_time: 3, ..router() })?;
+    // More than two hold times.
+    until("seven seconds have passed", Duration::from_secs(20), || {
+        let peer = node.peer();
+        if peer.state != StateName::Established {
+            return Err(Error::Unmet(format!("{peer:?}")));
+        }
+        Ok((peer.since >= Duration::from_secs(7)).then_some(()))
+    })?;
+    assert!(there.established()?);
+    Ok(())
+}
+
+fn local_as(site: &Site, kind: Kind) -> Result<()> {
+    let setup = Setup { node_as: 64_496, ..Setup::default() };
+    let peer = PeerConfig { local_asn: Some(64_496), ..router() };
+    let (there, node) = comes_up(site, kind, &setup, peer.clone())?;
+    assert_eq!(there.wait_seen(BLOCK)?.as_path, [64_496, 65_010]);
+    node.speaker.set_peers(vec![PeerConfig { remove_private_as: true, ..peer }]);
+    until("the private number has left the path", Duration::from_secs(20), || {
+        let path = there.wait_seen(BLOCK)?.as_path;
+        if path == [64_496] { Ok(Some(())) } else { Err(Error::Unmet(format!("{path:?}"))) }
+    })
+}
+
+fn shutdown(site: &Site, kind: Kind) -> Result<()> {
+    let (there, node) = comes_up(site, kind, &Setup::default(), router())?;
+    node.speaker.set_peers(vec![PeerConfig { shutdown: Some("moving to rack 7".into()), ..router() }]);
+    there.wait_gone(BLOCK)?;
+    // GoBGP does not show the text of what it takes for a hard reset.
+    let words: &[&str] = match kind {
+        Kind::Bird => &["moving to rack 7"],
+        Kind::Frr => &["moving to rack 7", "\"lastNotificationHardReset\":true"],
+        Kind::Gobgp => &["hard-reset"],
+    };
+    there.wait_words(words)?;
+    node.speaker.set_peers(vec![router()]);
+    both_blocks(there.as_ref())
+}
+
+fn too_many(site: &Site, kind: Kind) -> Result<()> {
+    let limit = |max| {
+        let prefix_limit = Some(bulkhead_bgp::neighbour::PrefixLimit { max, warn_at: 75, retry: None });
+        PeerConfig { prefix_limit, ..router() }
+    };
+    let (there, node) = start(site, kind, &Setup::default(), limit(0))?;
+    let told = node.wait_peer("we left", |peer| {
+        peer.last_error.as_ref().is_some_and(|error| error.contains("more than the 0 routes of ipv"))
+    })?;
+    assert_eq!(told.state, StateName::Idle);
+    until(
+        "the router has no session",
+        Duration::from_secs(20),
+        || Ok((!there.established()?).then_some(())),
+    )?;
+    node.speaker.set_peers(vec![limit(1)]);
+    there.wait_established()?;
+    both_blocks(there.as_ref())
+}
+
+fn extended_messages(site: &Site, kind: Kind) -> Result<()> {
+    let (there, node) = start(site, kind, &Setup::default(), router())?;
+    let words = match kind {
+        Kind::Bird => "Extended message",
+        _ => "\"extendedMessage\":\"advertisedAndReceived\"",
+    };
+    there.wait_words(&[words])?;
+    // Some 12,000 octets of prefixes: they come in one message, or the router would have ended the session.
+    let many: Vec<String> = (0..3000u32).map(|n| format!("10.{}.{}.0/24", 128 + n / 256, n % 256)).collect();
+    node.speaker.announce(routes(&many.iter().map(String::as_str).collect::<Vec<_>>()));
+    there.wait_seen(&many[2999])?;
+    assert!(there.established()?);
+    Ok(())
+}

@@ -1,0 +1,49 @@
+//! The daemon against a real API server: etcd and kube-apiserver of the release that `tests/kubernetes` names, no kubelet.
+//!
+//! ```text
+//!  control 172.30.1.1              node1 172.30.1.2
+//!    etcd, kube-apiserver ──veth── bulkheadd
+//! ```
+
+#![allow(clippy::unwrap_used, clippy::expect_used, reason = "a suite fails by panicking")]
+
+#[path = "kube_api/definitions.rs"]
+mod definitions;
+#[path = "kube_api/site.rs"]
+mod site;
+
+use bulkhead_lab::{Result, enter};
+use libtest_mimic::{Arguments, Failed, Trial};
+use site::{Case, Site};
+use std::sync::{Arc, Mutex};
+
+fn main() -> Result<()> {
+    let mut arguments = Arguments::from_args();
+    // One API server: the cases take turns.
+    arguments.test_threads = Some(1);
+    if arguments.list {
+        libtest_mimic::run(&arguments, trials(None)).exit();
+    }
+    let _inside = enter()?;
+    let site = Arc::new(Mutex::new(Site::start()?));
+    let conclusion = libtest_mimic::run(&arguments, trials(Some(&site)));
+    if conclusion.has_failed()
+        && let Ok(site) = site.lock()
+    {
+        eprintln!("{}", site.logs());
+    }
+    conclusion.exit()
+}
+
+fn trials(site: Option<&Arc<Mutex<Site>>>) -> Vec<Trial> {
+    let cases = [definitions::CASES].into_iter().flatten();
+    cases.map(|(name, case)| trial(name, *case, site.cloned())).collect()
+}
+
+fn trial(name: &str, case: Case, site: Option<Arc<Mutex<Site>>>) -> Trial {
+    Trial::test(name, move || {
+        let site = site.ok_or("there is no site")?;
+        let mut site = site.lock().map_err(|_| "a case before this one panicked")?;
+        case(&mut site).map_err(Failed::from)
+    })
+}
