@@ -3,6 +3,7 @@
 //! A group is a function that measures and returns its figures; a new one is a file here and a line in [`GROUPS`]. Each
 //! group runs in namespaces of its own, and measures what it compares in one interleaved run.
 
+mod bgp;
 mod cni;
 mod demo;
 mod paths;
@@ -17,6 +18,7 @@ pub struct Group {
 }
 
 pub const GROUPS: &[Group] = &[
+    Group { name: "bgp", what: "the speaker: reading UPDATEs, and holding what they say", run: bgp::run },
     Group { name: "cni", what: "the plugin: its size, and its own time in a call", run: cni::run },
     Group { name: "demo", what: "the data centre of the demo, step by step", run: demo::run },
     Group { name: "paths", what: "between pods of one node, beside a bridge and nftables", run: paths::run },
