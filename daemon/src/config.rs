@@ -13,10 +13,15 @@ use std::{
 pub struct Config {
     /// This node's name, as `Node` and `IPBlock` objects have it.
     pub node: String,
-    /// Directory of YAML objects.
-    pub objects: PathBuf,
-    /// Directory where the nodes claim address blocks; shared by all nodes.
-    pub blocks: PathBuf,
+    /// Directory of YAML objects, without Kubernetes. Read by way of [`Self::origin`], as the next two.
+    #[serde(default)]
+    pub objects: Option<PathBuf>,
+    /// Directory where the nodes claim address blocks; shared by all nodes. Goes with `objects`.
+    #[serde(default)]
+    pub blocks: Option<PathBuf>,
+    /// In place of both directories.
+    #[serde(default)]
+    pub kubernetes: Option<Kubernetes>,
     #[serde(default = "state_dir")]
     pub state_dir: PathBuf,
     #[serde(default = "socket")]
@@ -46,6 +51,22 @@ pub struct Config {
     /// Filter of the log, as `info` or `bulkhead_daemon=debug`.
     #[serde(default = "log")]
     pub log: String,
+}
+
+/// The API server as source.
+#[derive(Clone, Debug, PartialEq, Default, Deserialize)]
+#[serde(deny_unknown_fields)]
+pub struct Kubernetes {
+    /// How to reach it; default: as the service account of the daemon's own pod.
+    #[serde(default)]
+    pub kubeconfig: Option<PathBuf>,
+}
+
+/// Where objects come from, and where blocks are claimed.
+#[derive(Clone, Copy, Debug, PartialEq)]
+pub enum Origin<'a> {
+    Directories { objects: &'a Path, blocks: &'a Path },
+    Kubernetes(&'a Kubernetes),
 }
 
 fn state_dir() -> PathBuf {
@@ -80,11 +101,22 @@ impl Config {
         Self::parse(&text).map_err(|message| ConfigError::Parse { path: name, message })
     }
 
+    /// # Errors
+    /// When the configuration names none, or two; one that was read names one.
+    pub fn origin(&self) -> Result<Origin<'_>, String> {
+        match (&self.objects, &self.blocks, &self.kubernetes) {
+            (Some(objects), Some(blocks), None) => Ok(Origin::Directories { objects, blocks }),
+            (None, None, Some(kubernetes)) => Ok(Origin::Kubernetes(kubernetes)),
+            _ => Err("write either `objects` and `blocks`, or `kubernetes`".into()),
+        }
+    }
+
     fn parse(text: &str) -> Result<Self, String> {
         let config: Self = serde_saphyr::from_str(text).map_err(|e| e.to_string())?;
         if config.node.is_empty() {
             return Err("`node` is empty: give this node's name".into());
         }
+        config.origin()?;
         Ok(config)
     }
 }
@@ -98,6 +130,18 @@ mod tests {
         let config = Config::parse("node: n1\nobjects: /o\nblocks: /b\npodCIDRs: [10.64.0.0/16]\n").unwrap();
         assert_eq!(config.socket, socket());
         assert_eq!(config.pod_cidrs, ["10.64.0.0/16".parse().unwrap()]);
+    }
+
+    #[test]
+    fn objects_come_from_directories_or_from_the_api_server() {
+        let config = Config::parse("node: n1\nkubernetes: {kubeconfig: /k}\n").unwrap();
+        let expected = Kubernetes { kubeconfig: Some("/k".into()) };
+        assert_eq!(config.origin(), Ok(Origin::Kubernetes(&expected)));
+        for text in
+            ["node: n1\n", "node: n1\nobjects: /o\n", "node: n1\nobjects: /o\nblocks: /b\nkubernetes: {}\n"]
+        {
+            assert!(Config::parse(text).unwrap_err().contains("write either"), "{text}");
+        }
     }
 
     #[test]

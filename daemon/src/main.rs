@@ -1,12 +1,15 @@
 //! `bulkheadd`: one per node.
 
 use bulkhead_daemon::{
-    config::Config,
+    config::{Config, Origin},
+    ipam::{ClaimFiles, ClaimObjects, Claims},
     node::{Node, uninstall},
-    server, source,
+    server,
+    source::{self, Observed, kubernetes},
     store::Ownership,
 };
 use clap::Parser;
+use kube::Client;
 use std::{
     error::Error,
     io::{self, IsTerminal, Write},
@@ -17,7 +20,7 @@ use std::{
 };
 use tokio::{
     signal::unix::{SignalKind, signal},
-    sync::{Mutex, OwnedMutexGuard},
+    sync::{Mutex, OwnedMutexGuard, watch},
     task::JoinHandle,
 };
 use tracing::{info, warn};
@@ -64,7 +67,10 @@ fn start() -> Result<(), Box<dyn Error>> {
     let runtime = tokio::runtime::Builder::new_multi_thread().worker_threads(2).enable_all().build()?;
     let owner = Ownership::take(&config.state_dir)?;
     if arguments.uninstall {
-        return Ok(runtime.block_on(uninstall(&config))?);
+        return runtime.block_on(async {
+            let (claims, _) = claims(&config).await?;
+            Ok(uninstall(&config, claims).await?)
+        });
     }
     let node = runtime.block_on(run(config))?;
     // Requests that still wait for the node are dropped before they have begun.
@@ -74,15 +80,38 @@ fn start() -> Result<(), Box<dyn Error>> {
     Ok(())
 }
 
+/// Where blocks are claimed, and the way to the API server where that is the place.
+async fn claims(config: &Config) -> Result<(Claims, Option<Client>), Box<dyn Error>> {
+    Ok(match config.origin()? {
+        Origin::Directories { blocks, .. } => (Claims::Files(ClaimFiles::new(blocks.into())?), None),
+        Origin::Kubernetes(kubernetes) => {
+            let client = kubernetes::connect(kubernetes.kubeconfig.as_deref()).await?;
+            let memory = config.state_dir.join("blocks.json");
+            (Claims::Objects(Box::new(ClaimObjects::new(client.clone(), memory))), Some(client))
+        }
+    })
+}
+
+fn observe(config: &Config, client: Option<&Client>) -> Result<watch::Receiver<Observed>, Box<dyn Error>> {
+    match (config.origin()?, client) {
+        (Origin::Directories { objects, .. }, _) => {
+            source::watch(objects, &config.state_dir.join("objects.json"))
+                .map_err(|e| format!("cannot watch the objects in {}: {e}", objects.display()).into())
+        }
+        (Origin::Kubernetes(_), Some(client)) => Ok(kubernetes::watch(client)),
+        (Origin::Kubernetes(_), None) => Err("there is no way to the API server".into()),
+    }
+}
+
 /// Serves until a signal; returns the node, which nobody else has from then on.
 async fn run(config: Config) -> Result<OwnedMutexGuard<Node>, Box<dyn Error>> {
     let mut terminate = signal(SignalKind::terminate())?;
     let mut interrupt = signal(SignalKind::interrupt())?;
     let listener = server::bind(&config.socket).map_err(|e| format!("{}: {e}", config.socket.display()))?;
-    let mut observed = source::watch(&config.objects, &config.state_dir.join("objects.json"))
-        .map_err(|e| format!("cannot watch the objects in {}: {e}", config.objects.display()))?;
+    let (claims, client) = claims(&config).await?;
+    let mut observed = observe(&config, client.as_ref())?;
     let socket = config.socket.clone();
-    let node = Arc::new(Mutex::new(Node::open(config, observed.clone()).await?));
+    let node = Arc::new(Mutex::new(Node::open(config, observed.clone(), claims).await?));
     let mut server = serve(listener, &node);
     observed.mark_changed();
     let mut interval = tokio::time::interval(INTERVAL);

@@ -49,9 +49,12 @@ pub struct Flow {
     pub owner: u32,
     /// Chance: tells this entry from one made later under the same key.
     pub serial: u32,
+    /// The kernel's tick at `last_seen`, its lower half: while that lasts, there is nothing new to stamp.
+    pub tick: u32,
+    pub reserved: u32,
 }
 
-pub const FLOW_VERSION: u8 = 2;
+pub const FLOW_VERSION: u8 = 3;
 /// The initiator is `FlowKey::low`.
 pub const FLOW_INITIATOR_LOW: u8 = 1;
 /// A packet of the responder was seen.
@@ -246,5 +249,5 @@ pub struct FragmentPorts {
     pub proto: u8,
 }
 
-assert_size!(FlowKey = 40, Admission = 8, Flow = 56, FlowName = 48, RecentKey = 12, Share = 40);
+assert_size!(FlowKey = 40, Admission = 8, Flow = 64, FlowName = 48, RecentKey = 12, Share = 40);
 assert_size!(FragmentKey = 40, FragmentPorts = 8);

@@ -24,7 +24,7 @@ use crate::{
     skb,
     verdict::Verdict,
 };
-use aya_ebpf::{bindings::__sk_buff, programs::TcContext};
+use aya_ebpf::{bindings::__sk_buff, macros::map, maps::PerCpuArray, programs::TcContext};
 use bulkhead_ebpf_abi::{
     Admission, DIR_EGRESS, DIR_INGRESS, DROP_CLASH, DROP_CONNTRACK_FULL, DROP_MALFORMED, DROP_REVOKED,
     FLOW_ANSWERED, FLOW_CLOSED, FLOW_CLOSING, FLOW_ESTABLISHED, FLOW_INITIATOR_LOW, FLOW_KEEP_EGRESS,
@@ -32,7 +32,8 @@ use bulkhead_ebpf_abi::{
 };
 use core::mem::MaybeUninit;
 use decide::{Peer, ask, peer_of_flow, peer_of_packet};
-use key::Key;
+pub use key::Key;
+pub use table::see;
 
 /// What is decided on besides the packet: whose policy, which generation, which side of the pod.
 #[repr(C)]
@@ -49,14 +50,19 @@ pub struct At {
     pub via: Via,
 }
 
+/// Without it every decision is a no: generation 0 has no tables.
+#[inline(always)]
+pub fn live_generation() -> u32 {
+    GENERATION.get(0).copied().unwrap_or(0)
+}
+
 impl At {
     /// A packet of the pod at this interface, by the stack.
     #[inline(always)]
     pub fn new(ctx: &TcContext, policy: u32, dir: u32) -> Self {
         Self {
             policy,
-            // Without it every decision is a no: generation 0 has no tables.
-            generation: GENERATION.get(0).copied().unwrap_or(0),
+            generation: live_generation(),
             dir,
             origin: origin::read(ctx),
             bytes: skb::len(ctx),
@@ -157,11 +163,15 @@ fn icmp(ctx: &TcContext, at: &At, packet: &Packet) -> Verdict {
     }
 }
 
-/// Of the flow that the error speaks of; none: beyond a byte.
+/// Off the stack, which has no room for a second packet.
+#[map]
+static QUOTED: PerCpuArray<MaybeUninit<Packet>> = PerCpuArray::with_max_entries(1, 0);
+
 #[inline(never)]
 fn path_of_quoted(ctx: &TcContext, packet: &Packet) -> u32 {
-    let mut room = MaybeUninit::uninit();
-    let inner = Packet::empty(&mut room);
+    let Some(inner) = QUOTED.get_ptr_mut(0) else { return NO_PATH };
+    // SAFETY: this CPU's own, and nobody else's meanwhile: a program runs without being preempted by another of its kind.
+    let inner = Packet::empty(unsafe { &mut *inner });
     if !parse::quoted(ctx, packet, inner) {
         return NO_PATH;
     }
@@ -272,12 +282,17 @@ fn touch(at: &At, packet: &Packet, flow: &mut Flow, forward: bool, again: bool, 
     if flags != flow.flags {
         flow.flags = flags;
     }
-    flow.last_seen = now;
+    table::seen(flow, now);
+    count(flow, at.sends(), at.bytes);
+}
+
+#[inline(always)]
+pub fn count(flow: &mut Flow, sends: bool, bytes: u32) {
     // Of a flow between two pods of this node both hooks see each packet: the sender's counts.
     let both_ends_here = flow.admitted[0].generation != 0 && flow.admitted[1].generation != 0;
-    if at.sends() || !both_ends_here {
+    if sends || !both_ends_here {
         flow.packets += 1;
-        flow.bytes += u64::from(at.bytes);
+        flow.bytes += u64::from(bytes);
     }
 }
 
@@ -315,6 +330,8 @@ fn open(at: &At, packet: &Packet, key: &Key, how: u32) -> Verdict {
         origin: peer.origin(),
         owner: 0,
         serial: 0,
+        tick: 0,
+        reserved: 0,
     };
     if peer == Peer::OWN_NODE {
         flow.flags |= FLOW_OWN_NODE;

@@ -1,14 +1,13 @@
 //! The two hooks of a pod's interface.
 
 mod arp;
-mod source;
+mod kept;
+pub mod source;
 
 use crate::{
     conntrack::{self, At},
     counters::{self, count},
-    forward, fragment,
-    maps::ENDPOINT,
-    origin,
+    forward, fragment, known, origin,
     parse::{self, Packet, Part},
     skb,
     verdict::{DROP, NEXT, Verdict},
@@ -22,13 +21,15 @@ use core::mem::MaybeUninit;
 
 #[inline(always)]
 pub fn from_pod(ctx: &TcContext) -> i32 {
-    // SAFETY: read field by field; the daemon replaces entries, it never writes into them.
-    let Some(pod) = (unsafe { ENDPOINT.get(skb::ifindex(ctx)) }) else {
+    let Some(pod) = kept::endpoint(skb::ifindex(ctx)) else {
         return unwired(ctx, DIR_EGRESS);
     };
     let ethertype = skb::ethertype(ctx);
     if ethertype == skb::ETHERTYPE_ARP {
         return to_stack(ctx, pod, arp::from_pod(ctx, pod));
+    }
+    if known::sent(ctx, pod, ethertype) {
+        return to_stack(ctx, pod, Verdict::PASS);
     }
     let mut room = MaybeUninit::uninit();
     let packet = Packet::empty(&mut room);
@@ -86,8 +87,7 @@ fn check(ctx: &TcContext, pod: &Endpoint, packet: &mut Packet, ethertype: u16) -
 
 #[inline(always)]
 pub fn to_pod(ctx: &TcContext) -> i32 {
-    // SAFETY: as above.
-    let Some(pod) = (unsafe { ENDPOINT.get(skb::ifindex(ctx)) }) else {
+    let Some(pod) = kept::endpoint(skb::ifindex(ctx)) else {
         return unwired(ctx, DIR_INGRESS);
     };
     let verdict = inbound(ctx, pod);
@@ -102,6 +102,9 @@ fn inbound(ctx: &TcContext, pod: &Endpoint) -> Verdict {
         // Only this host is on the link.
         skb::ETHERTYPE_ARP => return Verdict::PASS,
         _ => return Verdict::drop(DROP_NOT_IP),
+    }
+    if known::received(ctx, ethertype) {
+        return Verdict::PASS;
     }
     let mut room = MaybeUninit::uninit();
     let packet = Packet::empty(&mut room);

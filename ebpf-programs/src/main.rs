@@ -11,7 +11,7 @@
 //! is counted, or a redirect. Nothing here may let a packet pass because a look-up failed.
 #![no_std]
 #![no_main]
-#![feature(core_intrinsics)]
+#![feature(asm_experimental_arch, core_intrinsics)]
 #![allow(internal_features, reason = "atomic addition, which the target has without compare-and-swap")]
 
 mod address;
@@ -21,6 +21,7 @@ mod endpoint;
 mod forward;
 mod fragment;
 mod identity;
+mod known;
 mod maps;
 mod origin;
 mod parse;

@@ -27,6 +27,9 @@ pub static IDENTITY_EXACT: HashMap<Addr, Identity> = HashMap::with_max_entries(1
 pub static IDENTITY_PREFIX: LpmTrie<Address, Identity> = LpmTrie::with_max_entries(1, BPF_F_NO_PREALLOC);
 #[map]
 pub static ENDPOINT: HashMap<u32, Endpoint> = HashMap::with_max_entries(1, BPF_F_NO_PREALLOC);
+/// Another number with every change of `ENDPOINT`, behind it.
+#[map]
+pub static ENDPOINT_EPOCH: Array<u32> = Array::with_max_entries(1, 0);
 /// The pods of this node by address.
 #[map]
 pub static LOCAL: HashMap<Addr, Delivery> = HashMap::with_max_entries(1, BPF_F_NO_PREALLOC);

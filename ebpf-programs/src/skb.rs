@@ -7,6 +7,7 @@ use aya_ebpf::{
     programs::TcContext,
 };
 use core::{
+    arch::asm,
     mem::{MaybeUninit, size_of},
     ptr::{read_volatile, write_volatile},
 };
@@ -103,20 +104,115 @@ pub fn words(ctx: &TcContext, offset: u32) -> Option<[u64; 2]> {
 /// before. Nothing is zeroed first: that would cost more than all else.
 ///
 /// # Safety
-/// `AT + N` is within `T`; all of `T` that lies outside of it is padding or `MaybeUninit`; any bytes are a `T`.
+/// `AT + N` is within `T`, which is aligned to 8 bytes; all of `T` that lies outside of it is padding or `MaybeUninit`; any
+/// bytes are a `T`.
 #[inline(always)]
 pub unsafe fn load<'a, T, const AT: usize, const N: u32>(
     ctx: &TcContext,
     offset: u32,
     room: &'a mut MaybeUninit<T>,
 ) -> Option<&'a T> {
-    // SAFETY: by contract of this function; the helper writes all `N` bytes or fails.
+    // SAFETY: by contract of this function; both ways write all `N` bytes or fail.
     unsafe {
         let to = room.as_mut_ptr().cast::<u8>().add(AT);
-        if bpf_skb_load_bytes(ctx.skb.skb.cast(), offset, to.cast(), N) == 0 {
+        if copy_linear::<AT, N>(ctx, offset, to)
+            || bpf_skb_load_bytes(ctx.skb.skb.cast(), offset, to.cast(), N) == 0
+        {
             Some(room.assume_init_ref())
         } else {
             None
         }
     }
+}
+
+/// Beyond this no headers are looked for without a call; it is a bound for the verifier.
+const NEAR: u32 = 1 << 10;
+
+/// The same from the linear part of the buffer, without a call; false where that ends before.
+///
+/// # Safety
+/// `to` has room for `N` bytes, and lies `AT` bytes behind a multiple of 8.
+#[inline(always)]
+unsafe fn copy_linear<const AT: usize, const N: u32>(ctx: &TcContext, offset: u32, to: *mut u8) -> bool {
+    if offset > NEAR {
+        return false;
+    }
+    let from = ctx.data() + offset as usize;
+    if from + N as usize > ctx.data_end() {
+        return false;
+    }
+    let mut at = 0;
+    while at < N as usize {
+        let (aligned, left) = (AT + at, N as usize - at);
+        // SAFETY: both sides have `left` bytes from `at` on; what is written is aligned to its size.
+        unsafe {
+            if aligned.is_multiple_of(8) && left >= 8 {
+                to.add(at).cast::<u64>().write(double(from + at));
+                at += 8;
+            } else if aligned.is_multiple_of(4) && left >= 4 {
+                to.add(at).cast::<u32>().write(word32(from + at));
+                at += 4;
+            } else if aligned.is_multiple_of(2) && left >= 2 {
+                to.add(at).cast::<u16>().write(half(from + at));
+                at += 2;
+            } else {
+                to.add(at).write(byte(from + at));
+                at += 1;
+            }
+        }
+    }
+    true
+}
+
+macro_rules! read {
+    ($name:ident: $type:ty, $size:literal) => {
+        /// As it lies in the packet. An instruction, because the compiler would read what is not aligned byte by byte.
+        ///
+        /// # Safety
+        /// There are as many bytes at this address, in the packet.
+        #[inline(always)]
+        unsafe fn $name(at: usize) -> $type {
+            let value: u64;
+            // SAFETY: by contract of this function.
+            unsafe {
+                asm!(concat!("{0} = *(", $size, " *)({1} + 0)"), out(reg) value, in(reg) at,
+                    options(pure, readonly, nostack));
+            }
+            value as $type
+        }
+    };
+}
+read!(byte: u8, "u8");
+read!(half: u16, "u16");
+read!(word32: u32, "u32");
+read!(double: u64, "u64");
+
+/// The first `N` bytes of a packet, where they lie.
+#[derive(Clone, Copy)]
+pub struct Linear<const N: usize>(usize);
+
+/// `None` where they do not lie in the linear part of the buffer, or are not there at all.
+#[inline(always)]
+pub fn linear<const N: usize>(ctx: &TcContext) -> Option<Linear<N>> {
+    let data = ctx.data();
+    if data + N > ctx.data_end() { None } else { Some(Linear(data)) }
+}
+
+macro_rules! read_at {
+    ($name:ident: $type:ty) => {
+        /// As it lies in the packet.
+        #[inline(always)]
+        pub fn $name<const AT: usize>(self) -> $type {
+            const { assert!(AT + size_of::<$type>() <= N) };
+            // SAFETY: within the `N` bytes.
+            unsafe { $name(self.0 + AT) }
+        }
+    };
+}
+
+impl<const N: usize> Linear<N> {
+    read_at!(byte: u8);
+    read_at!(half: u16);
+    read_at!(word32: u32);
+    read_at!(double: u64);
 }

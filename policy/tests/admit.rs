@@ -258,6 +258,19 @@ fn a_changed_object_gives_way_to_one_that_did_not_change() {
 }
 
 #[test]
+fn an_object_that_comes_gives_way_to_one_that_is_there_and_changes() {
+    let mut candidate = cluster();
+    add(&mut candidate, "intruder", "{policyID: 7, podCIDRs: [10.65.128.0/17]}");
+    let web =
+        "{policyID: 1, namespaces: [web], podCIDRs: [10.65.0.0/16], egress: [{to: [{partition: pay}]}]}";
+    add(&mut candidate, "web", web);
+    let (objects, errors) = admit(&cluster(), candidate);
+    assert_eq!(objects.partitions["web"].spec, partition(web));
+    assert_eq!(errors.len(), 1, "{errors:?}");
+    assert!(errors[0].to_string().starts_with("intruder.yaml: Partition/intruder: spec.podCIDRs[0]"));
+}
+
+#[test]
 fn a_range_may_move_from_one_partition_to_another_in_one_step_or_not_at_all() {
     let mut candidate = cluster();
     add(&mut candidate, "web", "{policyID: 1, namespaces: [web], podCIDRs: [10.66.0.0/16]}");

@@ -13,6 +13,7 @@ pub mod bench;
 pub mod bfd;
 pub mod bgp;
 pub mod bird;
+pub mod bpf;
 pub mod capture;
 pub mod demo;
 pub mod enter;

@@ -38,21 +38,44 @@ pub struct Node {
 }
 
 impl Node {
-    /// Writes the daemon's configuration under `lab`; objects and blocks are shared by all nodes.
+    /// Writes the daemon's configuration under `lab`; directories of objects and blocks are shared by all nodes.
     pub fn create(netns: Netns, v4: Ipv4Addr, v6: Ipv6Addr, lab: &Path) -> Result<Self> {
+        fs::create_dir_all(lab.join("blocks"))?;
+        let lab_dir = lab.display();
+        Self::create_with(
+            netns,
+            v4,
+            v6,
+            lab,
+            &format!("objects: {lab_dir}/objects\nblocks: {lab_dir}/blocks\n"),
+        )
+    }
+
+    /// As [`Self::create`], of a node of a cluster.
+    pub fn create_in_cluster(
+        netns: Netns,
+        v4: Ipv4Addr,
+        v6: Ipv6Addr,
+        lab: &Path,
+        kubeconfig: &Path,
+    ) -> Result<Self> {
+        let origin = format!("kubernetes: {{kubeconfig: {}}}\n", kubeconfig.display());
+        Self::create_with(netns, v4, v6, lab, &origin)
+    }
+
+    /// `origin`: the lines of the configuration that say where objects come from.
+    fn create_with(netns: Netns, v4: Ipv4Addr, v6: Ipv6Addr, lab: &Path, origin: &str) -> Result<Self> {
         let name = netns.name().to_string();
         let dir = lab.join(&name);
         fs::create_dir_all(&dir).during(|| dir.display().to_string())?;
         let pins = Path::new(BPFFS).join(&name);
         let configuration = format!(
-            "node: {name}\nobjects: {lab}/objects\nblocks: {lab}/blocks\nstateDir: {dir}/state\nsocket: {dir}/bulkheadd.sock\n\
+            "node: {name}\n{origin}stateDir: {dir}/state\nsocket: {dir}/bulkheadd.sock\n\
              pinDir: {pins}\npodCIDRs: [10.64.0.0/16, \"fd00:64::/48\"]\nclusterDNS: []\nuplinks: [{UPLINK}]\nlog: info\n",
-            lab = lab.display(),
             dir = dir.display(),
             pins = pins.display(),
         );
         fs::write(dir.join("bulkheadd.yaml"), configuration).during(|| format!("configuring {name}"))?;
-        fs::create_dir_all(lab.join("blocks"))?;
         Ok(Self { name, netns, v4, v6, dir, daemon: None })
     }
 

@@ -26,6 +26,8 @@ mod generations;
 mod icmp;
 #[path = "datapath/interfaces.rs"]
 mod interfaces;
+#[path = "datapath/known.rs"]
+mod known;
 #[path = "datapath/oracle.rs"]
 mod oracle;
 #[path = "datapath/origins.rs"]
@@ -36,6 +38,9 @@ mod parsing;
 mod room;
 #[path = "datapath/sources.rs"]
 mod sources;
+
+#[path = "datapath/switches.rs"]
+mod switches;
 
 use libtest_mimic::Arguments;
 use std::process::ExitCode;
@@ -61,10 +66,12 @@ fn main() -> ExitCode {
         sources::trials(),
         decisions::trials(),
         connections::trials(),
+        known::trials(),
         icmp::trials(),
         fragments::trials(),
         origins::trials(),
         generations::trials(),
+        switches::trials(),
         adoption::trials(),
         interfaces::trials(),
         oracle::trials(),

@@ -7,10 +7,16 @@
 
 #![allow(clippy::unwrap_used, clippy::expect_used, reason = "a suite fails by panicking")]
 
+#[path = "kube_api/blocks.rs"]
+mod blocks;
 #[path = "kube_api/definitions.rs"]
 mod definitions;
+#[path = "kube_api/rights.rs"]
+mod rights;
 #[path = "kube_api/site.rs"]
 mod site;
+#[path = "kube_api/source.rs"]
+mod source;
 
 use bulkhead_lab::{Result, enter};
 use libtest_mimic::{Arguments, Failed, Trial};
@@ -36,7 +42,7 @@ fn main() -> Result<()> {
 }
 
 fn trials(site: Option<&Arc<Mutex<Site>>>) -> Vec<Trial> {
-    let cases = [definitions::CASES].into_iter().flatten();
+    let cases = [definitions::CASES, rights::CASES, source::CASES, blocks::CASES].into_iter().flatten();
     cases.map(|(name, case)| trial(name, *case, site.cloned())).collect()
 }
 

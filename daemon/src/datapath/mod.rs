@@ -102,7 +102,7 @@ pub trait PodMaps {
 /// # Memory
 /// Tables of [`Sizes::DEFAULT`] take 18.3 MiB of the kernel's memory, used or not (both halves): port directories 6, port
 /// pages, rows and cells 4 each (an array's entries are rounded up to 8 bytes), classes and policies the rest. A
-/// connection takes some 240 bytes, used or not (its entry 144, its places in the queue of ages 96): 262,144 are 60 MiB.
+/// connection takes some 250 bytes, used or not (its entry 152, its places in the queue of ages 96): 262,144 are 62 MiB.
 /// The rings of a pod take at most 450 KiB at that size. All other maps take 1.3 MiB while they are empty and
 /// grow with identities, endpoints and drop counters. This struct holds a copy of both halves as far as they are filled.
 pub struct Datapath {
@@ -114,6 +114,8 @@ pub struct Datapath {
     exact: HashMap<Addr, Identity>,
     prefixes: aya::maps::lpm_trie::LpmTrie<aya::maps::MapData, Raw<Addr>, Raw<Identity>>,
     endpoints: HashMap<u32, Endpoint>,
+    /// Tells the hooks to read anew what they keep of `endpoints`.
+    endpoint_epoch: aya::maps::Array<aya::maps::MapData, u32>,
     local: HashMap<Addr, Delivery>,
     direct: direct::Direct,
     conntrack: HashMap<FlowKey, Flow>,

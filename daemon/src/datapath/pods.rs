@@ -23,7 +23,7 @@ impl PodMaps for Datapath {
                 source,
             })?;
         }
-        Ok(())
+        self.endpoints_changed()
     }
 
     fn remove_endpoint(&mut self, ifindex: u32) -> Result<(), DatapathError> {
@@ -33,6 +33,7 @@ impl PodMaps for Datapath {
             what: format!("endpoint of interface {ifindex}"),
             source,
         })?;
+        self.endpoints_changed()?;
         self.release_share(ifindex)
     }
 
@@ -116,6 +117,13 @@ impl PodMaps for Datapath {
 }
 
 impl Datapath {
+    /// Behind every change of an endpoint: on return each packet meets the new one.
+    fn endpoints_changed(&mut self) -> Result<(), DatapathError> {
+        let failed = |source| DatapathError::Map { what: "telling the hooks of an endpoint".into(), source };
+        let epoch = self.endpoint_epoch.get(&0, 0).map_err(failed)?;
+        self.endpoint_epoch.set(0, epoch.wrapping_add(1), 0).map_err(failed)
+    }
+
     /// To the addresses of an interface's pod; another pod may have one of them by now.
     fn remove_deliveries(&mut self, ifindex: u32) -> Result<(), DatapathError> {
         let endpoint = match self.endpoints.get(&Raw(ifindex), 0) {

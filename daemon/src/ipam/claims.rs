@@ -1,6 +1,7 @@
 //! Which node has which block. Creating the object named after the block is the lock: whoever comes second finds it there.
 //!
-//! [`ClaimFiles`] is the standalone form: one YAML file a block, in a directory that the nodes share.
+//! [`ClaimFiles`] is the standalone form: one YAML file a block, in a directory that the nodes share. In a cluster the objects
+//! are the API server's (`ClaimObjects`).
 
 use bulkhead_api::objects::{API_VERSION, IPBlockSpec, block_name};
 use serde::{Deserialize, Serialize};
@@ -28,8 +29,10 @@ pub enum ClaimError {
     Io { path: PathBuf, source: io::Error },
     #[error("{}: is not an IPBlock: {reason}", path.display())]
     Unreadable { path: PathBuf, reason: String },
-    #[error("{}: is claimed by node {found}, not by {node}", path.display())]
-    NotOurs { path: PathBuf, found: String, node: String },
+    #[error("{claim}: is claimed by node {found}, not by {node}")]
+    NotOurs { claim: String, found: String, node: String },
+    #[error("{what}: {reason}")]
+    Api { what: String, reason: String },
 }
 
 /// Who has which block; shared by all nodes.
@@ -41,6 +44,8 @@ pub trait BlockClaims {
     fn tidy(&self, node: &str) -> impl Future<Output = Result<(), ClaimError>> + Send;
     /// Of all nodes.
     fn list(&self) -> impl Future<Output = Result<Vec<IPBlockSpec>, ClaimError>> + Send;
+    /// Of this node, as far as can be known now.
+    fn of_node(&self, node: &str) -> impl Future<Output = Result<Vec<IPBlockSpec>, ClaimError>> + Send;
 }
 
 #[derive(Serialize, Deserialize)]
@@ -138,7 +143,8 @@ impl BlockClaims for ClaimFiles {
         match read(&path)? {
             None => return Ok(()),
             Some(found) if found.node != block.node => {
-                return Err(ClaimError::NotOurs { path, found: found.node, node: block.node.clone() });
+                let claim = path.display().to_string();
+                return Err(ClaimError::NotOurs { claim, found: found.node, node: block.node.clone() });
             }
             Some(_) => {}
         }
@@ -167,6 +173,12 @@ impl BlockClaims for ClaimFiles {
                 blocks.extend(read(&path)?);
             }
         }
+        Ok(blocks)
+    }
+
+    async fn of_node(&self, node: &str) -> Result<Vec<IPBlockSpec>, ClaimError> {
+        let mut blocks = self.list().await?;
+        blocks.retain(|b| b.node == node);
         Ok(blocks)
     }
 }

@@ -8,9 +8,13 @@
 
 mod allocator;
 mod claims;
+mod kept;
+mod objects;
 
 pub use allocator::{Allocator, Family, blocks_of};
 pub use claims::{BlockClaims, Claim, ClaimError, ClaimFiles};
+pub use kept::Claims;
+pub use objects::ClaimObjects;
 
 use bulkhead_api::objects::IPBlockSpec;
 use ipnetwork::IpNetwork;
@@ -52,10 +56,8 @@ impl<C: BlockClaims> Ipam<C> {
     pub async fn load(claims: C, node: &str) -> Result<Self, ClaimError> {
         claims.tidy(node).await?;
         let mut allocator = Allocator::default();
-        for block in claims.list().await? {
-            if block.node == node {
-                allocator.add_block(&block.partition, block.cidr);
-            }
+        for block in claims.of_node(node).await? {
+            allocator.add_block(&block.partition, block.cidr);
         }
         Ok(Self { allocator, claims, node: node.into() })
     }

@@ -1,7 +1,7 @@
 //! The CNI verbs: what the plugin asks, in terms of what is in force.
 
 use super::Node;
-use crate::{bandwidth::PodBandwidth, endpoint::PodContext};
+use crate::{bandwidth::PodBandwidth, config::Origin, endpoint::PodContext};
 use bulkhead_api::{
     messages::{Attach, Attachment, Check, Detach, ErrorReply, Gc, PodRef, code},
     objects::DEFAULT_PARTITION,
@@ -14,6 +14,7 @@ use tracing::{info, warn};
 impl Node {
     pub async fn add(&mut self, request: &Attach) -> Result<Attachment, ErrorReply> {
         self.ready().map_err(|e| ErrorReply { code: code::TRY_AGAIN_LATER, ..e })?;
+        self.knows(&request.pod)?;
         let (context, placement) = self.context(request)?;
         let compiled = self.compiled.as_ref().ok_or_else(starting)?;
         let identity = |address| compiled.pod_identity(&placement, address);
@@ -65,6 +66,22 @@ impl Node {
         self.endpoints.gc(&mut self.datapath, request).await?;
         self.release_blocks().await;
         Ok(())
+    }
+
+    /// In a cluster a pod and its namespace decide by labels and annotations, and may be older here than they are: one that
+    /// is not known yet would be wired as what it is not.
+    fn knows(&self, pod: &PodRef) -> Result<(), ErrorReply> {
+        let in_cluster = matches!(self.config.origin(), Ok(Origin::Kubernetes(_)));
+        let known = self.in_force.pods.contains_key(&format!("{}/{}", pod.namespace, pod.name))
+            && self.in_force.policy.namespaces.contains_key(&pod.namespace);
+        if known || !in_cluster {
+            return Ok(());
+        }
+        Err(ErrorReply {
+            code: code::TRY_AGAIN_LATER,
+            msg: format!("pod {}/{} is not known yet", pod.namespace, pod.name),
+            details: "the API server has not told of it, or of its namespace".into(),
+        })
     }
 
     fn context(&mut self, request: &Attach) -> Result<(PodContext, Placement), ErrorReply> {

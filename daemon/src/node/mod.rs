@@ -21,7 +21,7 @@ use crate::{
     datapath::{Datapath, DatapathError, Generation},
     endpoint::{Cause, EndpointRecord, Endpoints, LoadError, NodeNet},
     history::{History, Switched},
-    ipam::{ClaimError, ClaimFiles},
+    ipam::{ClaimError, Claims},
     net::{
         GATEWAY_V4, GATEWAY_V6, Kernel, NetError, Sources,
         node::{Uplink, prepare_node},
@@ -52,7 +52,7 @@ pub struct Node {
     /// The newest snapshot is asked for again when a hold is released.
     source: watch::Receiver<Observed>,
     datapath: Datapath,
-    endpoints: Endpoints<Kernel, ClaimFiles>,
+    endpoints: Endpoints<Kernel, Claims>,
     interner: Interner,
     in_force: Snapshot,
     history: History,
@@ -97,7 +97,11 @@ pub enum NodeError {
 
 impl Node {
     /// Loads or adopts the datapath and the pods on disk. What is in force in the kernel stays until [`Self::apply`].
-    pub async fn open(config: Config, source: watch::Receiver<Observed>) -> Result<Self, NodeError> {
+    pub async fn open(
+        config: Config,
+        source: watch::Receiver<Observed>,
+        claims: Claims,
+    ) -> Result<Self, NodeError> {
         // Nothing is touched before all that can be refused is read.
         let (history, policy) = History::open(&config.state_dir)?;
         let bgp_objects = store::read_json(&config.state_dir.join(BGP_FILE))?;
@@ -119,7 +123,7 @@ impl Node {
         for uplink in &uplinks {
             datapath.attach_uplink(&uplink.name, uplink.ifindex)?;
         }
-        let endpoints = Self::load_endpoints(&config, net.clone(), &uplinks, &mut datapath).await?;
+        let endpoints = Self::load_endpoints(&config, claims, net.clone(), &uplinks, &mut datapath).await?;
         let announced = config.state_dir.join(ANNOUNCED_FILE);
         let bgp = Bgp::new(config.node.clone(), sources(&uplinks), announced, forwarding);
         let (bgp_peers, bgp_configuration) = bgp_objects.unwrap_or_default();
@@ -151,11 +155,11 @@ impl Node {
 
     async fn load_endpoints(
         config: &Config,
+        claims: Claims,
         net: Kernel,
         uplinks: &[Uplink],
         datapath: &mut Datapath,
-    ) -> Result<Endpoints<Kernel, ClaimFiles>, NodeError> {
-        let claims = ClaimFiles::new(config.blocks.clone())?;
+    ) -> Result<Endpoints<Kernel, Claims>, NodeError> {
         let (mut endpoints, unreadable) =
             Endpoints::load(net, claims, &config.state_dir, &config.node, node_net(uplinks)).await?;
         for error in unreadable {
@@ -173,11 +177,16 @@ impl Node {
         Ok(endpoints)
     }
 
-    /// Takes over a new snapshot as far as it is valid.
+    /// Takes over a new snapshot as far as it is valid. Before there is one, what a daemon before us left stays.
     pub async fn apply(&mut self, observed: Observed) {
+        let Some(snapshot) = observed.snapshot else {
+            self.refused = observed.errors;
+            self.announce_blocks().await;
+            return;
+        };
         let mut refused = observed.errors;
         let mut failed = Vec::new();
-        let candidate = self.with_own_node(self.unless_held(observed.snapshot.policy));
+        let candidate = self.with_own_node(self.unless_held(snapshot.policy));
         let (objects, not_admitted) = admit(&self.in_force.policy, candidate);
         refused.extend(not_admitted);
         let changed = self.compiled.is_none() || objects != self.in_force.policy;
@@ -190,8 +199,8 @@ impl Node {
                 }
             }
         }
-        self.in_force.pods = observed.snapshot.pods;
-        refused.extend(self.admit_bgp(observed.snapshot.bgp_peers, observed.snapshot.bgp));
+        self.in_force.pods = snapshot.pods;
+        refused.extend(self.admit_bgp(snapshot.bgp_peers, snapshot.bgp));
         let told = self.errors();
         (self.refused, self.failed) = (refused, failed);
         self.follow().await;

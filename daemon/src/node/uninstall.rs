@@ -7,13 +7,13 @@ use super::NodeError;
 use crate::{
     config::Config,
     datapath::Datapath,
-    ipam::{BlockClaims, ClaimFiles},
+    ipam::{BlockClaims, Claims},
     net::{Kernel, Links, Routes},
     store,
 };
 use tracing::info;
 
-pub async fn uninstall(config: &Config) -> Result<(), NodeError> {
+pub async fn uninstall(config: &Config, claims: Claims) -> Result<(), NodeError> {
     let net = Kernel::open()?;
     // Interfaces first: no pod may have a network without a policy.
     for link in net.list().await? {
@@ -22,8 +22,7 @@ pub async fn uninstall(config: &Config) -> Result<(), NodeError> {
     let routes: Vec<_> = net.list_routes().await?.into_iter().collect();
     net.remove_routes(&routes).await?;
     Datapath::remove_pins(&config.pin_dir)?;
-    let claims = ClaimFiles::new(config.blocks.clone())?;
-    for block in claims.list().await?.into_iter().filter(|b| b.node == config.node) {
+    for block in claims.of_node(&config.node).await? {
         claims.release(&block).await?;
     }
     store::remove_all(&config.state_dir)?;

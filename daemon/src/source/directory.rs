@@ -197,7 +197,7 @@ fn identity(path: &Path) -> Option<(u64, u64)> {
 fn observe(directory: &Directory) -> Observed {
     let noticed = Instant::now();
     let (snapshot, errors) = directory.snapshot();
-    Observed { snapshot, errors, noticed }
+    Observed { snapshot: Some(snapshot), errors, noticed }
 }
 
 fn is_finished_change(kind: &EventKind) -> bool {
@@ -303,6 +303,6 @@ mod tests {
         let mut observed = watch(dir.path(), &state.path().join("objects.json")).unwrap();
         fs::write(dir.path().join("vms.yaml"), GROUP).unwrap();
         tokio::time::timeout(RESCAN / 2, observed.changed()).await.unwrap().unwrap();
-        assert!(observed.borrow().snapshot.policy.network_groups.contains_key("vms"));
+        assert!(observed.borrow().snapshot.as_ref().unwrap().policy.network_groups.contains_key("vms"));
     }
 }

@@ -1,10 +1,12 @@
 //! Where objects come from. A source sends whole snapshots; what follows cannot tell one source from another.
 //!
 //! ```text
-//! directory ──scan──▶ files ──document──▶ objects ──▶ Observed ──watch channel──▶ node
+//! directory ──scan──▶ files ──document──▶ objects ──┬─▶ Observed ──watch channel──▶ node
+//! API server ──watch──▶ events ──document──▶ objects ┘
 //! ```
 
 mod directory;
+pub mod kubernetes;
 
 pub use bulkhead_policy::files::{Kind, Object, PodInfo, Snapshot, parse};
 pub use directory::{Directory, watch};
@@ -15,7 +17,8 @@ use std::time::Instant;
 /// A snapshot, what could not be read into it, and when the change was noticed.
 #[derive(Clone, Debug)]
 pub struct Observed {
-    pub snapshot: Snapshot,
+    /// None: the source has not told everything yet, and nothing may follow from what it has.
+    pub snapshot: Option<Snapshot>,
     pub errors: Vec<ObjectError>,
     pub noticed: Instant,
 }
@@ -23,6 +26,6 @@ pub struct Observed {
 impl Observed {
     /// A source that has nothing.
     pub fn nothing() -> Self {
-        Self { snapshot: Snapshot::default(), errors: Vec::new(), noticed: Instant::now() }
+        Self { snapshot: Some(Snapshot::default()), errors: Vec::new(), noticed: Instant::now() }
     }
 }

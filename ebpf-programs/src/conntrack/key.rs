@@ -31,6 +31,12 @@ impl Key {
         (Self { low, high, low_port, high_port, proto: packet.proto, reserved: [0; 3] }, !from_high)
     }
 
+    /// Of ends whose order is known.
+    #[inline(always)]
+    pub fn between(low: Address, high: Address, low_port: u16, high_port: u16, proto: u8) -> Self {
+        Self { low, high, low_port, high_port, proto, reserved: [0; 3] }
+    }
+
     #[inline(always)]
     pub fn as_abi(&self) -> &FlowKey {
         // SAFETY: the same fields at the same offsets, aligned more strictly.

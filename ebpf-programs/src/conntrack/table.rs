@@ -18,7 +18,7 @@ use crate::maps::{
 };
 use aya_ebpf::{
     bindings::BPF_NOEXIST,
-    helpers::generated::{bpf_get_prandom_u32, bpf_ktime_get_coarse_ns},
+    helpers::generated::{bpf_get_prandom_u32, bpf_jiffies64, bpf_ktime_get_coarse_ns, bpf_map_pop_elem},
     macros::map,
     maps::PerCpuArray,
 };
@@ -60,10 +60,36 @@ pub fn now() -> u64 {
     unsafe { bpf_ktime_get_coarse_ns() }
 }
 
-/// A function of its own: the ages of all kinds would take the stack of whoever asks.
-#[inline(never)]
-pub fn is_dead(flow: &Flow, proto: u8, now: u64) -> bool {
-    let age = match AgeKind::of(proto, flow.flags) {
+/// The clock's own beat, without a call: [`now`] moves only when this does.
+#[inline(always)]
+pub fn tick() -> u32 {
+    // SAFETY: takes nothing and returns a number.
+    unsafe { bpf_jiffies64() as u32 }
+}
+
+#[inline(always)]
+pub fn seen(flow: &mut Flow, now: u64) {
+    (flow.last_seen, flow.tick) = (now, tick());
+}
+
+/// Stamps an entry of this kind, unless it is dead. Within one tick it cannot have died, and its stamp would be the same.
+#[inline(always)]
+pub fn see(flow: &mut Flow, kind: AgeKind) -> bool {
+    let tick = tick();
+    if flow.tick == tick {
+        return true;
+    }
+    let now = now();
+    let alive = now.saturating_sub(flow.last_seen) <= age(kind);
+    if alive {
+        (flow.last_seen, flow.tick) = (now, tick);
+    }
+    alive
+}
+
+#[inline(always)]
+fn age(kind: AgeKind) -> u64 {
+    match kind {
         AgeKind::Unanswered => AGE_UNANSWERED.load(),
         AgeKind::Tcp => AGE_TCP.load(),
         AgeKind::Closing => AGE_CLOSING.load(),
@@ -71,8 +97,13 @@ pub fn is_dead(flow: &Flow, proto: u8, now: u64) -> bool {
         AgeKind::Udp => AGE_UDP.load(),
         AgeKind::Echo => AGE_ECHO.load(),
         AgeKind::Other => AGE_OTHER.load(),
-    };
-    now.saturating_sub(flow.last_seen) > age
+    }
+}
+
+/// A function of its own: the ages of all kinds would take the stack of whoever asks.
+#[inline(never)]
+pub fn is_dead(flow: &Flow, proto: u8, now: u64) -> bool {
+    now.saturating_sub(flow.last_seen) > age(AgeKind::of(proto, flow.flags))
 }
 
 /// Removes an entry. Its share is given back by the one whose removal succeeds, whoever else tries at the same time.
@@ -112,11 +143,13 @@ fn share_is_used_up(share: *mut Share) -> bool {
 #[inline(never)]
 extern "C" fn bulkhead_sweep(now: u64, count: u32) -> u32 {
     let mut removed = 0;
+    let Some(name) = SWEPT.get_ptr_mut(0) else { return removed };
     for i in 0..SWEEP_IN_NEED {
-        if i >= count {
+        if i >= count || !eldest(name) {
             break;
         }
-        let Ok(Some(name)) = AGING.pop() else { break };
+        // SAFETY: this CPU's own; see `Draft`.
+        let name = unsafe { &*name };
         let key = &name.key;
         let Some(flow) = CONNTRACK.get_ptr_mut(key) else { continue };
         // SAFETY: a live entry; see `decide_on`.
@@ -129,11 +162,17 @@ extern "C" fn bulkhead_sweep(now: u64, count: u32) -> u32 {
             remove(key, flow);
             removed += 1;
         } else {
-            let name = &name;
             let _ = AGING.push(name, 0);
         }
     }
     removed
+}
+
+/// Takes the head of the queue; false: there is none.
+#[inline(always)]
+fn eldest(name: *mut FlowName) -> bool {
+    // SAFETY: the map's own pointer, and room for one of its values. (`Queue::pop` would return it on the stack.)
+    unsafe { bpf_map_pop_elem((&raw const AGING).cast_mut().cast(), name.cast()) == 0 }
 }
 
 /// Puts an entry into a ring of its pod, and evicts the one that stood there; 0, or the reason to refuse it.
@@ -192,6 +231,9 @@ pub struct Draft {
 
 #[map]
 static DRAFT: PerCpuArray<Draft> = PerCpuArray::with_max_entries(1, 0);
+/// The same for a name on its way out of the queue.
+#[map]
+static SWEPT: PerCpuArray<FlowName> = PerCpuArray::with_max_entries(1, 0);
 
 #[inline(always)]
 pub fn draft<'a>(key: &Key) -> Option<&'a mut Draft> {

@@ -28,12 +28,17 @@ pub fn is_of(pod: &Endpoint, packet: &Packet, ipv6: bool, link_control: bool) ->
     if !has_mac(pod, &packet.src_mac) {
         return false;
     }
-    let own = Address::of_value(if ipv6 { &pod.ipv6 } else { &pod.ipv4 });
+    let own = address(pod, ipv6);
     // A family the pod has no address of stands as zero: that is "unspecified", not the pod's.
     if packet.src == own && own != Address::ZERO {
         return true;
     }
     link_control && (packet.src.is_link_local() || packet.src == Address::ZERO)
+}
+
+#[inline(always)]
+pub fn address(pod: &Endpoint, ipv6: bool) -> Address {
+    Address::of_value(if ipv6 { &pod.ipv6 } else { &pod.ipv4 })
 }
 
 #[inline(always)]

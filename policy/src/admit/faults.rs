@@ -88,8 +88,9 @@ fn conflict(
 
 /// Of two partitions (in order of their names): who gives way, and to whom.
 fn in_turn<'a>(draft: &Draft<'_>, first: &'a str, second: &'a str) -> (&'a str, &'a str) {
-    let changed = |name| draft.changed(&partition_key(name));
-    if changed(first) && !changed(second) { (first, second) } else { (second, first) }
+    // Who comes gives way to who is there, even to one that changes: else what was refused once would stop all its changes.
+    let newness = |name| (draft.changed(&partition_key(name)), !draft.in_force.partitions.contains_key(name));
+    if newness(first) > newness(second) { (first, second) } else { (second, first) }
 }
 
 fn partition_key(name: &str) -> Key {

@@ -139,9 +139,10 @@ fn parse_document(file: &str, first_line: usize, text: &str) -> Result<Option<Ob
         .map_err(|(field, message)| error(line, Some(format!("{kind}/{name}")), field, message))
 }
 
-pub(super) type FieldError = (Option<String>, String);
+pub type FieldError = (Option<String>, String);
 
-fn typed(
+/// One object of an API version and kind; `file` is where it stands. The error: a field, if it is one's, and what is wrong.
+pub fn typed(
     api_version: &str,
     kind: &str,
     name: &str,

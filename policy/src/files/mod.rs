@@ -7,7 +7,7 @@
 mod document;
 mod pod;
 
-pub use document::{Kind, Object, parse};
+pub use document::{Kind, Object, parse, typed};
 
 use crate::{Named, Objects, Pod, Sourced};
 use bulkhead_api::{
@@ -47,6 +47,23 @@ impl Snapshot {
                 drop(self.policy.cluster_network_policies.insert(name, o));
             }
             Object::Node(name, node) => drop(self.policy.nodes.insert(name, node)),
+        }
+    }
+
+    /// Whether this very version of the object is in here.
+    pub fn holds(&self, object: &Object) -> bool {
+        let policy = &self.policy;
+        match object {
+            Object::Partition(name, o) => policy.partitions.get(name) == Some(o),
+            Object::NetworkGroup(name, o) => policy.network_groups.get(name) == Some(o),
+            Object::BandwidthClass(name, o) => policy.bandwidth_classes.get(name) == Some(o),
+            Object::BgpPeer(name, o) => self.bgp_peers.get(name) == Some(o),
+            Object::BgpConfiguration(_, o) => self.bgp.as_ref() == Some(o),
+            Object::Namespace(name, labels) => policy.namespaces.get(name) == Some(labels),
+            Object::Pod(key, pod) => self.pods.get(key) == Some(pod),
+            Object::NetworkPolicy(key, o) => policy.network_policies.get(key) == Some(o),
+            Object::ClusterNetworkPolicy(name, o) => policy.cluster_network_policies.get(name) == Some(o),
+            Object::Node(name, node) => policy.nodes.get(name) == Some(node),
         }
     }
 

@@ -6,6 +6,7 @@
 mod bgp;
 mod cni;
 mod demo;
+mod packet;
 mod paths;
 
 use crate::{Context, Result, enter, figure::Figure, unmet};
@@ -21,6 +22,7 @@ pub const GROUPS: &[Group] = &[
     Group { name: "bgp", what: "the speaker: reading UPDATEs, and holding what they say", run: bgp::run },
     Group { name: "cni", what: "the plugin: its size, and its own time in a call", run: cni::run },
     Group { name: "demo", what: "the data centre of the demo, step by step", run: demo::run },
+    Group { name: "packet", what: "a packet at a hook, beside the bare look-up", run: packet::run },
     Group { name: "paths", what: "between pods of one node, beside a bridge and nftables", run: paths::run },
 ];
 

@@ -16,6 +16,7 @@ use std::{
 
 const ETCD: SocketAddr = SocketAddr::new(IpAddr::V4(Ipv4Addr::LOCALHOST), 2379);
 const PORT: u16 = 6443;
+const APPLIED: &str = "applied.yaml";
 /// On a busy machine; a quiet one needs a sixth of it.
 const START: Duration = Duration::from_secs(60);
 
@@ -69,12 +70,17 @@ impl ControlPlane {
 
     /// Of the administrator, who may do everything.
     pub fn admin(&self) -> PathBuf {
-        self.dir.join("admin.kubeconfig")
+        self.kubeconfig("admin")
+    }
+
+    /// Where the kubeconfig of this name is.
+    pub fn kubeconfig(&self, name: &str) -> PathBuf {
+        self.dir.join(format!("{name}.kubeconfig"))
     }
 
     /// A kubeconfig for somebody else.
     pub fn write_kubeconfig(&self, name: &str, identity: &Identity) -> Result<PathBuf> {
-        let path = self.dir.join(format!("{name}.kubeconfig"));
+        let path = self.kubeconfig(name);
         kubeconfig::write(&path, &self.server(), &self.dir.join("ca.crt"), identity)?;
         Ok(path)
     }
@@ -130,6 +136,14 @@ impl ControlPlane {
         Ok(())
     }
 
+    /// Starts these controllers of kube-controller-manager; they run until the answer is dropped.
+    pub fn start_controllers(&self, controllers: &[&str]) -> Result<Controllers> {
+        let mut command = self.netns.command(programs::find("kube-controller-manager")?);
+        command.arg("--kubeconfig").arg(self.admin());
+        command.arg(format!("--controllers={}", controllers.join(","))).arg("--leader-elect=false");
+        start(command, &self.log("kube-controller-manager")).map(Controllers)
+    }
+
     /// Makes etcd forget all that is not the newest: whoever watches from an older version on must list anew.
     pub fn compact(&self) -> Result<()> {
         let range =
@@ -164,27 +178,32 @@ impl ControlPlane {
 
     /// `kubectl` as the administrator; its standard output.
     pub fn kubectl(&self, arguments: &[&str]) -> Result<String> {
-        run(&mut self.kubectl_command(arguments)?)
+        self.kubectl_as(&self.admin(), arguments)
+    }
+
+    /// `kubectl` as whoever this kubeconfig names.
+    pub fn kubectl_as(&self, kubeconfig: &Path, arguments: &[&str]) -> Result<String> {
+        let mut command = self.netns.command(programs::find("kubectl")?);
+        // Home is where it remembers what the server offers.
+        run(command.arg("--kubeconfig").arg(kubeconfig).args(arguments).env("HOME", &self.dir))
     }
 
     /// `kubectl apply` of these documents.
     pub fn apply(&self, documents: &str) -> Result<String> {
-        let file = self.applied();
-        fs::write(&file, documents).during(|| file.clone())?;
+        let file = self.write(APPLIED, documents)?;
         self.kubectl(&["apply", "-f", &file])
+    }
+
+    /// A file of this name for `kubectl`; its path.
+    pub fn write(&self, name: &str, text: &str) -> Result<String> {
+        let path = self.dir.join(name);
+        fs::write(&path, text).during(|| path.display().to_string())?;
+        Ok(path.display().to_string())
     }
 
     /// The file of the last [`Self::apply`].
     pub fn applied(&self) -> String {
-        self.dir.join("applied.yaml").display().to_string()
-    }
-
-    fn kubectl_command(&self, arguments: &[&str]) -> Result<Command> {
-        let mut command = self.netns.command(programs::find("kubectl")?);
-        command.arg("--kubeconfig").arg(self.admin()).args(arguments);
-        // Its cache of what the server offers.
-        command.env("HOME", &self.dir);
-        Ok(command)
+        self.dir.join(APPLIED).display().to_string()
     }
 
     /// The last lines that both logged, for a reader who must find out why something failed.
@@ -204,6 +223,16 @@ impl Drop for ControlPlane {
         let _ = self.kill_apiserver();
         let _ = self.etcd.kill();
         let _ = self.etcd.wait();
+    }
+}
+
+/// A kube-controller-manager, killed when dropped.
+pub struct Controllers(Child);
+
+impl Drop for Controllers {
+    fn drop(&mut self) {
+        let _ = self.0.kill();
+        let _ = self.0.wait();
     }
 }
 

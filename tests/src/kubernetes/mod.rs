@@ -9,6 +9,6 @@ mod control_plane;
 mod kubeconfig;
 mod pki;
 
-pub use control_plane::ControlPlane;
+pub use control_plane::{ControlPlane, Controllers};
 pub use kubeconfig::Identity;
 pub use pki::Authority;

@@ -2,17 +2,19 @@
 //! established goes on.
 
 use crate::{
-    node::{A, B, End, Node, POLICY_A, POLICY_B, V4, VM, ifindex},
+    node::{A, B, End, MAC_A, Node, POLICY_A, POLICY_B, V4, VM, ifindex},
     packet::{ACK, FIN, SYN, TCP, UDP, tcp, udp},
-    rules::{Port, Rules},
+    rules::{Port, Rules, SIZES},
 };
-use bulkhead_daemon::datapath::PodMaps;
+use aya::programs::SchedClassifier;
+use bulkhead_daemon::datapath::{Datapath, PodMaps};
 use bulkhead_ebpf_abi::{Ages, Connections, DROP_CONNTRACK_FULL, DROP_CONNTRACK_SHARE, RULE_NONE};
-use std::{thread::sleep, time::Duration};
+use bulkhead_lab::bpf::{self, Input};
+use std::{os::fd::AsFd, thread::sleep, time::Duration};
 
 crate::trials! {
     room:
-    an_hour_of_churn_does_not_fill_the_table,
+    an_hour_of_churn_without_a_daemon_does_not_fill_the_table,
     an_entry_past_its_age_is_none,
     established_flows_outlive_a_flood_from_their_own_pod_and_new_ones_are_refused,
     a_flood_from_one_pod_locks_no_other_out,
@@ -64,20 +66,29 @@ fn lives(node: &Node, port: u16) -> bool {
         && node.deliver(A, &tcp((V4.vm, 80), (V4.a, port), ACK), VM).end == End::Next
 }
 
-fn an_hour_of_churn_does_not_fill_the_table() {
+fn an_hour_of_churn_without_a_daemon_does_not_fill_the_table() {
     // An age is a thousandth of a second, and nothing is evicted: only what is dead makes way.
     let ages = Ages { unanswered: 1_000_000, ..LASTING };
     let room = Connections { per_pod: 512, unanswered: 8192, ages, ..ROOM };
-    let node = Node::with_room(rules(), room);
+    let Node { datapath, pins, .. } = Node::with_room(rules(), room);
+    // Nothing is left of the daemon but what it pinned.
+    drop(datapath);
+    let program = SchedClassifier::from_pin(pins.join("programs/from_pod")).expect("a pinned program");
+    let program = program.fd().expect("loaded");
     for port in 1000..4000u16 {
-        assert_eq!(node.send(A, &udp((V4.a, port), (V4.vm, 53))).end, End::Next, "{port}");
+        let frame = udp((V4.a, port), (V4.vm, 53)).with_mac(MAC_A).frame();
+        let input = Input { frame: &frame, mark: 0, ifindex: ifindex("pod-a") };
+        let (said, _) = bpf::run(program.as_fd(), &input, 1).expect("a test-run");
+        assert_eq!(said, -1, "{port}");
         if port % 100 == 0 {
             sleep(Duration::from_millis(12));
         }
     }
-    assert!(node.datapath.flows().count() < 512);
+    let next = Datapath::open(&pins, SIZES, room).unwrap_or_else(|e| panic!("{e}"));
+    assert!(next.adopted);
+    assert!(next.datapath.flows().count() < 512);
     sleep(Duration::from_millis(20));
-    assert_eq!(node.datapath.flow_count().expect("count"), 0, "status counts the living only");
+    assert_eq!(next.datapath.flow_count().expect("count"), 0, "status counts the living only");
 }
 
 fn an_entry_past_its_age_is_none() {

@@ -11,7 +11,7 @@ pub const SIZES: Sizes =
     Sizes { identities: 64, policies: 4, port_tables: 1, port_pages: 64, rows: 512, cells: 4096 };
 
 /// Identities with rows of their own; those above are told apart by no rule.
-const CLASSES: u32 = 40;
+pub const CLASSES: u32 = 40;
 
 /// What rules can name; all else is `Port::Other`.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord)]
@@ -34,6 +34,8 @@ const PORTS: usize = 9;
 pub struct Rules {
     cells: BTreeMap<(u32, u32, u32, Port), Cell>,
     flags: BTreeMap<u32, u32>,
+    /// By how much the numbers of classes are turned.
+    turn: u32,
 }
 
 impl Rules {
@@ -65,6 +67,19 @@ impl Rules {
         self
     }
 
+    /// Denied, and by which rule.
+    pub fn egress_denied(mut self, policy: u32, peer: u32, port: Port, rule: u32) -> Self {
+        let cell = Cell { rule, verdict: VERDICT_DENY, flags: 0, reserved: 0 };
+        self.cells.insert((policy, DIR_EGRESS, peer, port), cell);
+        self
+    }
+
+    /// The same meaning in other places of the tables.
+    pub fn turned(mut self, by: u32) -> Self {
+        self.turn = by % CLASSES;
+        self
+    }
+
     /// `POLICY_*` bits.
     pub fn flags(mut self, policy: u32, flags: u32) -> Self {
         self.flags.insert(policy, flags);
@@ -78,7 +93,8 @@ impl Rules {
     }
 
     pub fn tables(&self) -> Tables {
-        let mut tables = Tables { classes: (0..CLASSES).collect(), ..Tables::default() };
+        let classes = (0..CLASSES).map(|identity| (identity + self.turn) % CLASSES).collect();
+        let mut tables = Tables { classes, ..Tables::default() };
         (tables.port_directories, tables.port_pages) = ports();
         for policy in 0..SIZES.policies {
             let dirs = [DIR_EGRESS, DIR_INGRESS].map(|dir| self.policy(&mut tables, policy, dir));
@@ -89,7 +105,8 @@ impl Rules {
 
     fn policy(&self, tables: &mut Tables, policy: u32, dir: u32) -> PolicyDir {
         let row_base = tables.rows.len() as u32;
-        for peer in 0..CLASSES {
+        for class in 0..CLASSES {
+            let peer = (class + CLASSES - self.turn) % CLASSES;
             tables.rows.push(tables.cells.len() as u32);
             for port in ALL_PORTS {
                 let deny = Cell { rule: RULE_DEFAULT_DENY, verdict: VERDICT_DENY, flags: 0, reserved: 0 };

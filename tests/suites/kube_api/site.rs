@@ -1,44 +1,62 @@
 //! What the cases share: one control plane, one node.
 
+use bulkhead_api::messages::{ExplainRequest, Explanation, Status};
 use bulkhead_lab::{
-    Error, Netns, Result,
+    Error, Netns, Node, Result,
     enter::WORK,
-    kubernetes::ControlPlane,
+    kubernetes::{ControlPlane, Identity},
     link::{End, veth},
     node::UPLINK,
+    until,
 };
-use std::path::Path;
+use std::{
+    net::Ipv6Addr,
+    path::{Path, PathBuf},
+    time::Duration,
+};
+
+const DAEMON: &str = "bulkheadd";
 
 pub type Case = fn(&mut Site) -> Result<()>;
 
+/// What the daemon or the API server does by itself. A watch that was broken is begun anew after half a minute at most.
+pub const SOON: Duration = Duration::from_secs(90);
+
+/// The node as kubelet would register it, and the daemon's pod on it.
+const NODE: &str = "apiVersion: v1\nkind: Node\nmetadata: {name: node1}\n---\n\
+    apiVersion: v1\nkind: Pod\nmetadata: {name: bulkheadd-node1, namespace: bulkhead}\n\
+    spec: {nodeName: node1, hostNetwork: true, serviceAccountName: bulkheadd, containers: [{name: c, image: none}]}\n";
+
+/// The node's daemon goes before the control plane.
 pub struct Site {
+    pub node: Node,
     pub control: ControlPlane,
-    _node: Netns,
 }
 
 impl Site {
-    /// The API server is ready and knows our kinds and upstream's ClusterNetworkPolicy.
+    /// The API server is ready and knows our kinds, upstream's ClusterNetworkPolicy and the node, whose daemon is ready.
     pub fn start() -> Result<Self> {
         let (control, node) = (Netns::create("control")?, Netns::create("node1")?);
         veth(
             End { netns: &control, name: "n1", addresses: &["172.30.1.1/24", "fd00:30:1::1/64"] },
             End { netns: &node, name: UPLINK, addresses: &["172.30.1.2/24", "fd00:30:1::2/64"] },
         )?;
-        let address = [172, 30, 1, 1].into();
-        let control = ControlPlane::start(control, address, &Path::new(WORK).join("control"))?;
-        let site = Self { control, _node: node };
-        site.define_kinds()?;
-        Ok(site)
+        let work = Path::new(WORK);
+        let control = ControlPlane::start(control, [172, 30, 1, 1].into(), &work.join("control"))?;
+        let v6 = Ipv6Addr::new(0xfd00, 0x30, 1, 0, 0, 0, 0, 2);
+        install(&control)?;
+        let token = ["-n", "bulkhead", "create", "token", "bulkheadd", "--duration=2h"];
+        let bound = ["--bound-object-kind=Pod", "--bound-object-name=bulkheadd-node1"];
+        let token = control.kubectl(&[&token[..], &bound].concat())?.trim().to_string();
+        let kubeconfig = control.write_kubeconfig(DAEMON, &Identity::Token(token))?;
+        let mut node = Node::create_in_cluster(node, [172, 30, 1, 2].into(), v6, work, &kubeconfig)?;
+        node.start_daemon()?;
+        Ok(Self { node, control })
     }
 
-    fn define_kinds(&self) -> Result<()> {
-        let ours = Path::new(env!("CARGO_MANIFEST_DIR")).join("../deploy/crds");
-        let upstream = bulkhead_lab::programs::find("clusternetworkpolicies.yaml")?;
-        for file in [&ours, &upstream] {
-            self.control.kubectl(&["apply", "--server-side", "-f", &file.display().to_string()])?;
-        }
-        let wait = ["wait", "--for=condition=Established", "crd", "--all", "--timeout=30s"];
-        self.control.kubectl(&wait).map(drop)
+    /// Of the daemon's service account, as a token in its pod on node1 has it.
+    pub fn daemon_kubeconfig(&self) -> PathBuf {
+        self.control.kubeconfig(DAEMON)
     }
 
     /// What the API server answers to an apply that it must refuse.
@@ -50,7 +68,57 @@ impl Site {
         }
     }
 
-    pub fn logs(&self) -> String {
-        self.control.logs(15)
+    pub fn status(&self) -> Result<Status> {
+        self.node.get("/v1/status")
     }
+
+    /// By the tables in force, TCP.
+    pub fn explain(&self, from: &str, to: &str, port: u16) -> Result<Explanation> {
+        let request = ExplainRequest { from: from.into(), to: to.into(), protocol: "tcp".into(), port };
+        self.node.post("/v1/explain", &request)
+    }
+
+    /// The daemon comes to let this pass, or not.
+    pub fn wait_allowed(&self, from: &str, to: &str, port: u16, allowed: bool) -> Result<()> {
+        let passes = if allowed { "is allowed" } else { "is denied" };
+        until(&format!("{from} to {to} port {port} {passes}"), SOON, || {
+            let explanation = self.explain(from, to, port)?;
+            if explanation.allowed == allowed {
+                Ok(Some(()))
+            } else {
+                bulkhead_lab::unmet(format!("{explanation:?}"))
+            }
+        })
+    }
+
+    /// The daemon tells this on its status.
+    pub fn wait_told(&self, words: &str) -> Result<()> {
+        until(&format!("the daemon tells: {words}"), SOON, || {
+            let told = self.status()?.errors.iter().map(|e| format!("{e}\n")).collect::<String>();
+            if told.contains(words) { Ok(Some(())) } else { bulkhead_lab::unmet(told) }
+        })
+    }
+
+    /// The daemon has nothing to tell.
+    pub fn wait_sound(&self) -> Result<()> {
+        until("the daemon tells of no error", SOON, || {
+            let errors = self.status()?.errors;
+            if errors.is_empty() { Ok(Some(())) } else { bulkhead_lab::unmet(format!("{errors:?}")) }
+        })
+    }
+
+    pub fn logs(&self) -> String {
+        format!("{}-- bulkheadd\n{}\n", self.control.logs(15), self.node.log_tail(30))
+    }
+}
+
+/// What `deploy` holds, upstream's ClusterNetworkPolicy, and the node.
+fn install(control: &ControlPlane) -> Result<()> {
+    let deploy = Path::new(env!("CARGO_MANIFEST_DIR")).join("../deploy");
+    let upstream = bulkhead_lab::programs::find("clusternetworkpolicies.yaml")?;
+    for file in [&deploy.join("crds"), &deploy.join("rbac.yaml"), &upstream] {
+        control.kubectl(&["apply", "--server-side", "-f", &file.display().to_string()])?;
+    }
+    control.kubectl(&["wait", "--for=condition=Established", "crd", "--all", "--timeout=30s"])?;
+    control.apply(NODE).map(drop)
 }

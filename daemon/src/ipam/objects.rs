@@ -1,0 +1,167 @@
+//! Claims as `IPBlock` objects: the API server lets one of a name be made, so making it is the lock.
+//!
+//! A block belongs to its node's `Node` object, with which the cluster's garbage collector removes it. What this node has
+//! claimed is remembered on disk, so that a daemon that starts while the API server is away still knows its blocks.
+
+use super::claims::{BlockClaims, Claim, ClaimError};
+use crate::{source::kubernetes::reason, store};
+use bulkhead_api::objects::{AddressBlock, IPBlockSpec, block_name};
+use k8s_openapi::{api::core::v1::Node, apimachinery::pkg::apis::meta::v1::OwnerReference};
+use kube::{
+    Api, Client, ResourceExt,
+    api::{DeleteParams, ListParams, PostParams, Preconditions},
+};
+use std::{path::PathBuf, time::Duration};
+use tracing::warn;
+
+/// A pod waits meanwhile: better to fail, and be tried again.
+const PATIENCE: Duration = Duration::from_secs(5);
+const PAGE: u32 = 500;
+const CONFLICT: u16 = 409;
+const NOT_FOUND: u16 = 404;
+
+#[derive(Clone)]
+pub struct ClaimObjects {
+    blocks: Api<AddressBlock>,
+    nodes: Api<Node>,
+    memory: PathBuf,
+}
+
+impl ClaimObjects {
+    /// `memory` is the file that remembers this node's blocks.
+    pub fn new(client: Client, memory: PathBuf) -> Self {
+        Self { blocks: Api::all(client.clone()), nodes: Api::all(client), memory }
+    }
+
+    async fn owner(&self, node: &str) -> Result<OwnerReference, ClaimError> {
+        let object = ask(&format!("Node/{node}"), self.nodes.get(node)).await?;
+        Ok(OwnerReference {
+            api_version: "v1".into(),
+            kind: "Node".into(),
+            name: node.into(),
+            uid: object.uid().unwrap_or_default(),
+            ..OwnerReference::default()
+        })
+    }
+
+    /// Reads, changes and writes what is remembered.
+    fn remember(&self, change: impl FnOnce(&mut Vec<IPBlockSpec>)) {
+        let written = store::read_json::<Vec<IPBlockSpec>>(&self.memory).and_then(|known| {
+            let mut blocks = known.unwrap_or_default();
+            change(&mut blocks);
+            store::write_json(&self.memory, &blocks)
+        });
+        if let Err(e) = written {
+            warn!(error = %e, "cannot remember this node's blocks; a restart without the API server would not know them");
+        }
+    }
+}
+
+impl BlockClaims for ClaimObjects {
+    async fn claim(&self, block: &IPBlockSpec) -> Result<Claim, ClaimError> {
+        let name = block_name(block.cidr);
+        let mut object = AddressBlock::new(&name, block.clone());
+        object.metadata.owner_references = Some(vec![self.owner(&block.node).await?]);
+        let what = format!("IPBlock/{name}");
+        let won = match asked(&what, self.blocks.create(&PostParams::default(), &object)).await? {
+            Ok(_) => true,
+            // Also when our own request came through and its answer did not.
+            Err(e) if has_code(&e, CONFLICT) => {
+                let found = ask(&what, self.blocks.get_opt(&name)).await?;
+                found.is_some_and(|found| found.spec == *block)
+            }
+            Err(e) => return Err(refused(&what, &e)),
+        };
+        if !won {
+            return Ok(Claim::Taken);
+        }
+        self.remember(|blocks| {
+            blocks.retain(|b| b.cidr != block.cidr);
+            blocks.push(block.clone());
+        });
+        Ok(Claim::Won)
+    }
+
+    async fn release(&self, block: &IPBlockSpec) -> Result<(), ClaimError> {
+        let name = block_name(block.cidr);
+        let what = format!("IPBlock/{name}");
+        if let Some(found) = ask(&what, self.blocks.get_opt(&name)).await? {
+            if found.spec.node != block.node {
+                return Err(ClaimError::NotOurs {
+                    claim: what,
+                    found: found.spec.node,
+                    node: block.node.clone(),
+                });
+            }
+            // That very object, and no other node's that took its name meanwhile.
+            let preconditions =
+                Preconditions { uid: found.uid(), resource_version: found.resource_version() };
+            let delete = DeleteParams { preconditions: Some(preconditions), ..DeleteParams::default() };
+            match asked(&what, self.blocks.delete(&name, &delete)).await? {
+                Ok(_) => {}
+                Err(e) if has_code(&e, NOT_FOUND) => {}
+                Err(e) => return Err(refused(&what, &e)),
+            }
+        }
+        self.remember(|blocks| blocks.retain(|b| b.cidr != block.cidr));
+        Ok(())
+    }
+
+    /// Nothing is ever half done: an object is there or not.
+    async fn tidy(&self, _: &str) -> Result<(), ClaimError> {
+        Ok(())
+    }
+
+    async fn list(&self) -> Result<Vec<IPBlockSpec>, ClaimError> {
+        let mut blocks = Vec::new();
+        let mut page = ListParams::default().limit(PAGE);
+        loop {
+            let list = ask("IPBlocks", self.blocks.list(&page)).await?;
+            blocks.extend(list.items.into_iter().map(|block| block.spec));
+            match list.metadata.continue_.filter(|token| !token.is_empty()) {
+                Some(token) => page = page.continue_token(&token),
+                None => return Ok(blocks),
+            }
+        }
+    }
+
+    async fn of_node(&self, node: &str) -> Result<Vec<IPBlockSpec>, ClaimError> {
+        match self.list().await {
+            Ok(mut blocks) => {
+                blocks.retain(|b| b.node == node);
+                self.remember(|known| known.clone_from(&blocks));
+                Ok(blocks)
+            }
+            Err(error) => {
+                let known = store::read_json::<Vec<IPBlockSpec>>(&self.memory).ok().flatten();
+                let blocks = known.ok_or(error)?;
+                warn!(
+                    blocks = blocks.len(),
+                    "the API server cannot be asked for this node's blocks: those remembered count"
+                );
+                Ok(blocks)
+            }
+        }
+    }
+}
+
+fn has_code(error: &kube::Error, code: u16) -> bool {
+    matches!(error, kube::Error::Api(status) if status.code == code)
+}
+
+fn refused(what: &str, error: &kube::Error) -> ClaimError {
+    ClaimError::Api { what: what.into(), reason: reason(error) }
+}
+
+/// The answer, whatever it is, within [`PATIENCE`].
+async fn asked<T>(
+    what: &str,
+    request: impl Future<Output = kube::Result<T>>,
+) -> Result<kube::Result<T>, ClaimError> {
+    let late = |_| ClaimError::Api { what: what.into(), reason: format!("no answer within {PATIENCE:?}") };
+    tokio::time::timeout(PATIENCE, request).await.map_err(late)
+}
+
+async fn ask<T>(what: &str, request: impl Future<Output = kube::Result<T>>) -> Result<T, ClaimError> {
+    asked(what, request).await?.map_err(|e| refused(what, &e))
+}

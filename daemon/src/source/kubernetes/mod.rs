@@ -1,0 +1,103 @@
+//! The API server as source. It never loosens what is in force because the API server is away.
+//!
+//! ```text
+//! watch Partition ─┐
+//! watch Pod ───────┼─▶ Collector ──▶ Observed, once every kind was listed to its end ──watch channel──▶ node
+//! watch … ─────────┘    (pure)
+//! ```
+//! A watch that breaks leaves what it told in the snapshot and is begun anew with growing pauses; a list takes the place
+//! of what was known when it is complete, not before. What rules cannot see of an object is dropped as it comes in.
+
+mod client;
+mod collector;
+mod kinds;
+
+pub use client::{ClientError, connect, reason};
+
+use super::{Kind, Observed};
+use collector::{Change, Collector};
+use futures_util::{Stream, StreamExt};
+use kinds::{WATCHED, Watched};
+use kube::{
+    Api, Client,
+    api::DynamicObject,
+    runtime::{
+        WatchStreamExt,
+        watcher::{self, Event},
+    },
+};
+use tokio::sync::{mpsc, watch};
+
+/// Events on their way to the collector. A watch that is faster waits, and its list with it.
+const QUEUE: usize = 256;
+
+/// Watches until the receiver is gone. The snapshot is absent until every kind was listed.
+pub fn watch(client: &Client) -> watch::Receiver<Observed> {
+    let (events, mut received) = mpsc::channel(QUEUE);
+    for watched in &WATCHED {
+        tokio::spawn(follow(client.clone(), watched, events.clone()));
+    }
+    let mut collector = Collector::new(WATCHED.iter().map(|w| w.kind));
+    let (sender, receiver) = watch::channel(collector.observe());
+    tokio::spawn(async move {
+        loop {
+            let event = tokio::select! {
+                event = received.recv() => event,
+                () = sender.closed() => None,
+            };
+            let Some((kind, change)) = event else { return };
+            collector.handle(kind, change);
+            // A burst is one change.
+            for _ in 0..QUEUE {
+                let Ok((kind, change)) = received.try_recv() else { break };
+                collector.handle(kind, change);
+            }
+            if collector.has_news() {
+                sender.send_replace(collector.observe());
+            }
+        }
+    });
+    receiver
+}
+
+async fn follow(client: Client, watched: &'static Watched, events: mpsc::Sender<(Kind, Change)>) {
+    let mut stream = Box::pin(stream(client, watched));
+    while let Some(event) = stream.next().await {
+        let change = match event {
+            Ok(Event::Init) => Change::Begin,
+            Ok(Event::InitApply(object)) => Change::Listed(object),
+            Ok(Event::InitDone) => Change::Complete,
+            Ok(Event::Apply(object)) => Change::Applied(object),
+            Ok(Event::Delete(object)) => Change::Deleted(object),
+            Err(error) if watched.optional && is_not_found(&error) => Change::Undefined,
+            Err(error) => Change::Failed(broken(&error)),
+        };
+        if events.send((watched.kind, change)).await.is_err() {
+            return;
+        }
+    }
+}
+
+fn stream(
+    client: Client,
+    watched: &Watched,
+) -> impl Stream<Item = Result<Event<DynamicObject>, watcher::Error>> + Send + use<> {
+    let api: Api<DynamicObject> = Api::all_with(client, &watched.resource());
+    let config = watcher::Config { field_selector: watched.fields.map(Into::into), ..Default::default() };
+    watcher::watcher(api, config).default_backoff()
+}
+
+/// The API server has no such kind.
+fn is_not_found(error: &watcher::Error) -> bool {
+    matches!(error, watcher::Error::InitialListFailed(kube::Error::Api(status)) if status.code == 404)
+}
+
+fn broken(error: &watcher::Error) -> String {
+    match error {
+        watcher::Error::InitialListFailed(e)
+        | watcher::Error::WatchStartFailed(e)
+        | watcher::Error::WatchFailed(e) => reason(e),
+        watcher::Error::WatchError(status) => status.message.clone(),
+        watcher::Error::NoResourceVersion => error.to_string(),
+    }
+}

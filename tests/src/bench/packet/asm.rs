@@ -1,0 +1,192 @@
+//! Programs of a few instructions, written out: what the hooks are compared with must do nothing that is not seen here.
+
+use crate::bpf::instruction;
+use std::os::fd::{AsFd, AsRawFd, OwnedFd};
+
+const R0: u8 = 0;
+const R1: u8 = 1;
+const R2: u8 = 2;
+const R3: u8 = 3;
+const CONTEXT: u8 = 6;
+const DATA: u8 = 7;
+const END: u8 = 8;
+const STACK: u8 = 10;
+
+/// Of `struct __sk_buff`.
+const SKB_DATA: i16 = 76;
+const SKB_DATA_END: i16 = 80;
+
+const MAP_LOOKUP_ELEM: i32 = 1;
+const TAIL_CALL: i32 = 12;
+const PSEUDO_MAP_FD: u8 = 1;
+const PSEUDO_MAP_VALUE: u8 = 2;
+
+const WORD: u8 = 0x00;
+const HALF: u8 = 0x08;
+const DOUBLE: u8 = 0x18;
+
+/// Where things lie in the packets of a family.
+pub struct Layout {
+    pub ipv6: bool,
+    pub src: i16,
+    pub dst: i16,
+    pub ports: i16,
+    /// What every packet is long, and its last four bytes are the state of the chance by which the next is chosen.
+    pub len: i16,
+}
+
+pub const V4: Layout = Layout { ipv6: false, src: 26, dst: 30, ports: 34, len: 102 };
+pub const V6: Layout = Layout { ipv6: true, src: 22, dst: 38, ports: 54, len: 122 };
+
+#[derive(Default)]
+struct Code {
+    instructions: Vec<u64>,
+    to_end: Vec<usize>,
+}
+
+impl Code {
+    fn put(&mut self, code: u8, dst: u8, src: u8, offset: i16, value: i32) -> &mut Self {
+        self.instructions.push(instruction(code, dst, src, offset, value));
+        self
+    }
+
+    fn load(&mut self, size: u8, dst: u8, base: u8, offset: i16) -> &mut Self {
+        self.put(0x61 | size, dst, base, offset, 0)
+    }
+
+    fn store(&mut self, size: u8, base: u8, offset: i16, src: u8) -> &mut Self {
+        self.put(0x63 | size, base, src, offset, 0)
+    }
+
+    fn set(&mut self, dst: u8, value: i32) -> &mut Self {
+        self.put(0xb7, dst, 0, 0, value)
+    }
+
+    fn copy(&mut self, dst: u8, src: u8) -> &mut Self {
+        self.put(0xbf, dst, src, 0, 0)
+    }
+
+    fn add(&mut self, dst: u8, value: i32) -> &mut Self {
+        self.put(0x07, dst, 0, 0, value)
+    }
+
+    fn and(&mut self, dst: u8, value: i32) -> &mut Self {
+        self.put(0x57, dst, 0, 0, value)
+    }
+
+    fn shift_left(&mut self, dst: u8, bits: i32) -> &mut Self {
+        self.put(0x67, dst, 0, 0, bits)
+    }
+
+    fn shift_right(&mut self, dst: u8, bits: i32) -> &mut Self {
+        self.put(0x77, dst, 0, 0, bits)
+    }
+
+    fn big_endian(&mut self, dst: u8, bits: i32) -> &mut Self {
+        self.put(0xdc, dst, 0, 0, bits)
+    }
+
+    fn wide(&mut self, dst: u8, kind: u8, low: i32, high: i32) -> &mut Self {
+        self.put(0x18, dst, kind, 0, low).put(0, 0, 0, 0, high)
+    }
+
+    fn call(&mut self, helper: i32) -> &mut Self {
+        self.put(0x85, 0, 0, 0, helper)
+    }
+
+    /// The packet between `DATA` and `END`; ends with what `R0` holds where it is shorter than `len`.
+    fn packet(&mut self, len: i16) -> &mut Self {
+        self.copy(CONTEXT, R1).load(WORD, DATA, CONTEXT, SKB_DATA).load(WORD, END, CONTEXT, SKB_DATA_END);
+        self.set(R0, -100).copy(R2, DATA).add(R2, i32::from(len));
+        self.to_end.push(self.instructions.len());
+        self.put(0x2d, R2, END, 0, 0)
+    }
+
+    fn end(&mut self) -> Vec<u64> {
+        let end = self.instructions.len();
+        for at in &self.to_end {
+            self.instructions[*at] |= ((end - at - 1) as u64) << 16;
+        }
+        self.put(0x95, 0, 0, 0, 0).instructions.clone()
+    }
+
+    /// An address of the packet to the stack, as maps have it.
+    fn address(&mut self, layout: &Layout, from: i16, to: i16) -> &mut Self {
+        if layout.ipv6 {
+            self.load(DOUBLE, R1, DATA, from).store(DOUBLE, STACK, to, R1);
+            return self.load(DOUBLE, R1, DATA, from + 8).store(DOUBLE, STACK, to + 8, R1);
+        }
+        self.set(R1, 0).store(DOUBLE, STACK, to, R1);
+        self.load(WORD, R1, DATA, from).shift_left(R1, 32);
+        self.wide(R2, 0, 0xffff_0000_u32 as i32, 0).put(0x4f, R1, R2, 0, 0);
+        self.store(DOUBLE, STACK, to + 8, R1)
+    }
+
+    fn port(&mut self, from: i16, to: i16) -> &mut Self {
+        self.load(HALF, R1, DATA, from).big_endian(R1, 16).store(HALF, STACK, to, R1)
+    }
+
+    /// Looks up the key on the stack; 1: found.
+    fn found(&mut self, map: &impl AsFd, key: i16) -> Vec<u64> {
+        self.wide(R1, PSEUDO_MAP_FD, map.as_fd().as_raw_fd(), 0);
+        self.copy(R2, STACK).add(R2, i32::from(key)).call(MAP_LOOKUP_ELEM);
+        self.to_end.push(self.instructions.len());
+        self.put(0x15, R0, 0, 0, 0).set(R0, 1).end()
+    }
+}
+
+/// Which packets a run makes of the one it is given.
+pub struct Vary {
+    /// How many, each as likely as any other.
+    pub packets: u32,
+    /// That many to one address, by their port (or by the two bytes at `port`); a power of two.
+    pub ports_bits: u32,
+    /// Where the two bytes are that vary with the port, and by which of their bits they do.
+    pub port: i16,
+    pub port_shift: i32,
+    pub first_port: u16,
+    /// Of the last four bytes of the address that varies.
+    pub address: i16,
+    pub first_address: u32,
+}
+
+/// Does nothing.
+pub fn empty() -> Vec<u64> {
+    Code::default().set(R0, -1).end()
+}
+
+/// Makes the next packet and jumps to the program under test; adds `step` to the number in `generation` before.
+pub fn driver(layout: &Layout, vary: &Vary, table: &OwnedFd, generation: &impl AsFd, step: i32) -> Vec<u64> {
+    let state = layout.len - 4;
+    let code = &mut Code::default();
+    code.packet(layout.len).load(WORD, R0, DATA, state);
+    // 32 bits of a linear congruential generator, times the number of packets, the upper half.
+    code.put(0x24, R0, 0, 0, 1_664_525).put(0x04, R0, 0, 0, 1_013_904_223).store(WORD, DATA, state, R0);
+    code.put(0x27, R0, 0, 0, vary.packets as i32).shift_right(R0, 32);
+    code.copy(R3, R0).and(R3, (1 << vary.ports_bits) - 1).shift_left(R3, vary.port_shift);
+    code.add(R3, i32::from(vary.first_port));
+    code.big_endian(R3, 16).store(HALF, DATA, vary.port, R3);
+    code.shift_right(R0, vary.ports_bits as i32).add(R0, vary.first_address as i32);
+    code.big_endian(R0, 32).store(WORD, DATA, vary.address, R0);
+    code.wide(R1, PSEUDO_MAP_VALUE, generation.as_fd().as_raw_fd(), 0);
+    code.load(WORD, R2, R1, 0).add(R2, step).store(WORD, R1, 0, R2);
+    code.copy(R1, CONTEXT).wide(R2, PSEUDO_MAP_FD, table.as_raw_fd(), 0).set(R3, 0);
+    code.call(TAIL_CALL).set(R0, -101).end()
+}
+
+/// The look-up of a connection alone; the packet's source is the lower address (`sends`) or its destination.
+pub fn bare_connection(layout: &Layout, sends: bool, proto: u8, map: &impl AsFd) -> Vec<u64> {
+    let (low, high) = if sends { (layout.src, layout.dst) } else { (layout.dst, layout.src) };
+    let (low_port, high_port) =
+        if sends { (layout.ports, layout.ports + 2) } else { (layout.ports + 2, layout.ports) };
+    let code = &mut Code::default();
+    code.packet(layout.len).address(layout, low, -40).address(layout, high, -24);
+    code.port(low_port, -8).port(high_port, -6).set(R1, i32::from(proto)).store(WORD, STACK, -4, R1);
+    code.found(map, -40)
+}
+
+/// The look-up of the address at `at` alone.
+pub fn bare_address(layout: &Layout, at: i16, map: &impl AsFd) -> Vec<u64> {
+    let code = &mut Code::default();
+    code.packet(layout.len).address(layout, at, -16).found(map, -16)
+}

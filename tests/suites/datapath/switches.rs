@@ -1,0 +1,154 @@
+//! Generations are switched while packets are on their way, on two CPUs at once.
+
+use crate::{
+    node::{MAC_A, Node, POLICY_A, V4, VM, ifindex},
+    packet::icmp,
+    rules::{CLASSES, Port, Rules},
+};
+use aya::{maps::MapData, programs::SchedClassifier};
+use bulkhead_ebpf_abi::DROP_POLICY;
+use bulkhead_lab::bpf::{self, Input, instruction};
+use std::{
+    os::fd::{AsFd, AsRawFd, OwnedFd},
+    sync::atomic::{AtomicBool, Ordering},
+    thread,
+};
+
+crate::trials! {
+    switches:
+    no_packet_mixes_two_generations,
+    the_half_that_a_packet_reads_is_written_only_when_it_has_left,
+}
+
+const SWITCHES: u32 = 150;
+/// Packets of one test-run.
+const RUNS: u32 = 500;
+
+/// In every generation pod a may send echo replies to the vm and nothing unreachable; with everybody else it is the other way
+/// round. Each generation has other rules, and its classes and rows in other places: who mixes two is mistaken.
+fn generation(n: u32) -> Rules {
+    let rule = 1000 + n * 10;
+    let others = (0..CLASSES).filter(|peer| *peer != VM);
+    let rules = others.fold(Rules::none(), |rules, peer| {
+        rules.egress_denied(POLICY_A, peer, Port::EchoReply, 100).egress(
+            POLICY_A,
+            peer,
+            Port::Unreachable,
+            101,
+        )
+    });
+    rules
+        .egress(POLICY_A, VM, Port::EchoReply, rule)
+        .egress_denied(POLICY_A, VM, Port::Unreachable, rule + 1)
+        .turned(n * 7)
+}
+
+fn no_packet_mixes_two_generations() {
+    let mut node = Node::new(generation(0));
+    // Neither begins a connection: each of them is decided.
+    let frames = [0, 3].map(|kind| icmp(V4.a, V4.vm, kind, 5, &[]).with_mac(MAC_A).frame());
+    let path = node.pins.join("programs/from_pod");
+    let over = AtomicBool::new(false);
+    let refused = thread::scope(|scope| {
+        let send = |frame: &[u8], expected: i32| {
+            let program = SchedClassifier::from_pin(&path).expect("a pinned program");
+            let program = program.fd().expect("loaded");
+            let input = Input { frame, mark: 0, ifindex: ifindex("pod-a") };
+            let mut runs = 0u64;
+            while !over.load(Ordering::Relaxed) {
+                let (said, _) = bpf::run(program.as_fd(), &input, RUNS).expect("a test-run");
+                assert_eq!(said, expected, "after {runs} packets");
+                runs += u64::from(RUNS);
+            }
+            runs
+        };
+        let [reply, unreachable] = &frames;
+        let allowed = scope.spawn(move || send(reply, -1));
+        let denied = scope.spawn(move || send(unreachable, 2));
+        for n in 1..=SWITCHES {
+            node.apply(&generation(n));
+        }
+        over.store(true, Ordering::Relaxed);
+        assert!(allowed.join().expect("what all generations allow passes") > 10_000);
+        denied.join().expect("what all generations deny is dropped")
+    });
+    let drops = node.datapath.drops().expect("drops");
+    let right = |rule: u32| rule >= 1000 && rule % 10 == 1;
+    let mistaken: Vec<_> =
+        drops.iter().filter(|(key, _)| key.reason != DROP_POLICY || !right(key.rule)).collect();
+    assert!(mistaken.is_empty(), "{mistaken:?}");
+    assert!(drops.len() > SWITCHES as usize / 4, "packets met {} generations only", drops.len());
+    assert_eq!(drops.iter().map(|(_, counter)| counter.packets).sum::<u64>(), refused);
+}
+
+/// A packet that takes its time: reads the generation once, then the cell of its half (`at`) twice, and says whether it was
+/// the same (1) or not (0).
+fn slow_packet(node: &Node, at: [u32; 2]) -> OwnedFd {
+    /// Calls of the clock between the two readings: some milliseconds.
+    const WAIT: i32 = 60_000;
+    let map = |name: &str| MapData::from_pin(node.pins.join("maps").join(name)).expect("a pinned map");
+    let (generation, cells) = (map("GENERATION"), map("CELL"));
+    let fd = |map: &MapData| map.fd().as_fd().as_raw_fd();
+    let [first, second] = at.map(|index| index as i32);
+    let mut code = vec![
+        // The running half, of the only entry of GENERATION.
+        instruction(0x18, 1, 2, 0, fd(&generation)),
+        0,
+        instruction(0x61, 2, 1, 0, 0),
+        instruction(0x57, 2, 0, 0, 1),
+        instruction(0xb7, 3, 0, 0, first),
+        instruction(0x15, 2, 0, 1, 0),
+        instruction(0xb7, 3, 0, 0, second),
+        // r6: its cell.
+        instruction(0x63, 10, 3, -4, 0),
+        instruction(0x18, 1, 1, 0, fd(&cells)),
+        0,
+        instruction(0xbf, 2, 10, 0, 0),
+        instruction(0x07, 2, 0, 0, -4),
+        instruction(0x85, 0, 0, 0, 1),
+        instruction(0x55, 0, 0, 1, 0),
+        instruction(0x95, 0, 0, 0, 0),
+        instruction(0xbf, 6, 0, 0, 0),
+    ];
+    // r7: the rule now; r8: how long to wait.
+    code.push(instruction(0x61, 7, 6, 0, 0));
+    code.push(instruction(0xb7, 8, 0, 0, WAIT));
+    code.push(instruction(0x85, 0, 0, 0, 5));
+    code.push(instruction(0x07, 8, 0, 0, -1));
+    code.push(instruction(0x55, 8, 0, -3, 0));
+    // The rule then.
+    code.push(instruction(0x61, 1, 6, 0, 0));
+    code.push(instruction(0xb7, 0, 0, 0, 1));
+    code.push(instruction(0x1d, 1, 7, 1, 0));
+    code.push(instruction(0xb7, 0, 0, 0, 0));
+    code.push(instruction(0x95, 0, 0, 0, 0));
+    bpf::load("a slow packet", &code).expect("loaded")
+}
+
+fn the_half_that_a_packet_reads_is_written_only_when_it_has_left() {
+    let mut node = Node::new(generation(0).turned(0));
+    // The same cell of every generation: pod a's egress to the vm.
+    let tables = generation(0).turned(0).tables();
+    let row = tables.policies[POLICY_A as usize][0].row_base + VM;
+    let cell = tables.rows[row as usize] + Port::EchoReply as u32;
+    let program = slow_packet(&node, [cell, cell + crate::rules::SIZES.cells]);
+    let frame = icmp(V4.a, V4.vm, 0, 5, &[]).with_mac(MAC_A).frame();
+    let over = AtomicBool::new(false);
+    thread::scope(|scope| {
+        let packets = scope.spawn(|| {
+            let input = Input { frame: &frame, mark: 0, ifindex: ifindex("pod-a") };
+            let mut packets = 0;
+            while !over.load(Ordering::Relaxed) {
+                let (said, _) = bpf::run(program.as_fd(), &input, 1).expect("a test-run");
+                assert_eq!(said, 1, "packet {packets} saw its half change");
+                packets += 1;
+            }
+            packets
+        });
+        for n in 1..=SWITCHES / 3 {
+            node.apply(&generation(n).turned(0));
+        }
+        over.store(true, Ordering::Relaxed);
+        assert!(packets.join().expect("no half changes under a packet") > 10);
+    });
+}

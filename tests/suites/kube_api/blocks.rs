@@ -1,0 +1,137 @@
+//! Blocks of addresses as `IPBlock` objects: creating one is the lock.
+
+use crate::site::{Case, SOON, Site};
+use bulkhead_api::objects::IPBlockSpec;
+use bulkhead_daemon::{
+    ipam::{BlockClaims, ClaimObjects, Ipam},
+    source::kubernetes::connect,
+};
+use bulkhead_lab::{Error, Pod, Result, enter::WORK, unmet, until};
+use serde_json::Value;
+use std::{
+    collections::BTreeSet,
+    fmt::Display,
+    future::Future,
+    path::{Path, PathBuf},
+};
+
+pub const CASES: &[(&str, Case)] = &[
+    ("a pod's node claims a block as an object, and gives it back with its last pod", one_pod),
+    ("fifty nodes that claim at once get fifty blocks, and none is lost", fifty),
+    ("the blocks of a node that is gone go with it", gone),
+];
+
+const CLAIMERS: usize = 50;
+
+fn failed(error: impl Display) -> Error {
+    Error::Unmet(error.to_string())
+}
+
+fn node(name: &str) -> String {
+    format!("apiVersion: v1\nkind: Node\nmetadata: {{name: {name}}}\n---\n")
+}
+
+fn blocks(site: &Site) -> Result<Vec<Value>> {
+    let text = site.control.kubectl(&["get", "ipblocks", "-o", "json"])?;
+    let list: Value = serde_json::from_str(&text).map_err(failed)?;
+    Ok(list["items"].as_array().cloned().unwrap_or_default())
+}
+
+/// Calls the API server from where it is.
+fn from_control<T: Send, F: Future<Output = Result<T>>>(
+    site: &Site,
+    work: impl FnOnce(PathBuf) -> F + Send,
+) -> Result<T> {
+    let kubeconfig = site.control.admin();
+    site.control.netns.run(move || {
+        let runtime = tokio::runtime::Builder::new_multi_thread().worker_threads(2).enable_all().build()?;
+        runtime.block_on(work(kubeconfig))
+    })
+}
+
+async fn claims(kubeconfig: &Path, node: &str) -> Result<ClaimObjects> {
+    let client = connect(Some(kubeconfig)).await.map_err(failed)?;
+    Ok(ClaimObjects::new(client, Path::new(WORK).join(format!("{node}-blocks.json"))))
+}
+
+fn one_pod(site: &mut Site) -> Result<()> {
+    site.control.apply("apiVersion: v1\nkind: Namespace\nmetadata: {name: till}\n")?;
+    let mut pod = Pod::create(0, "till", "cash")?;
+    match pod.add(&site.node) {
+        Err(Error::Command { stderr, .. }) if stderr.contains("till/cash is not known yet") => {}
+        other => return unmet(format!("a pod that the API server has not told of: {other:?}")),
+    }
+    site.control.apply(
+        "apiVersion: v1\nkind: Pod\nmetadata: {name: cash, namespace: till}\n\
+         spec: {nodeName: node1, containers: [{name: c, image: none}]}\n",
+    )?;
+    until("the pod is wired", SOON, || pod.add(&site.node).map(|_| Some(())))?;
+    let claimed = blocks(site)?;
+    let uid = site.control.kubectl(&["get", "node", "node1", "-o", "jsonpath={.metadata.uid}"])?;
+    let owned =
+        |b: &&Value| b["spec"]["node"] == "node1" && b["metadata"]["ownerReferences"][0]["uid"] == uid.trim();
+    if claimed.len() != 2 || claimed.iter().filter(owned).count() != 2 {
+        return unmet(format!("not one block of each family, owned by node1: {claimed:?}"));
+    }
+    pod.del(&site.node)?;
+    let left = blocks(site)?;
+    if !left.is_empty() {
+        return unmet(format!("still claimed: {left:?}"));
+    }
+    site.control.kubectl(&["-n", "till", "delete", "pod", "cash", "--force", "--grace-period=0"]).map(drop)
+}
+
+fn fifty(site: &mut Site) -> Result<()> {
+    let names: Vec<_> = (0..CLAIMERS).map(|n| format!("claimer{n}")).collect();
+    site.control.apply(&names.iter().map(|n| node(n)).collect::<String>())?;
+    let (of_claimers, listed) = from_control(site, |kubeconfig| async move {
+        let mut claimers = Vec::new();
+        for name in &names {
+            claimers.push(Ipam::load(claims(&kubeconfig, name).await?, name).await.map_err(failed)?);
+        }
+        // 64 blocks: nearly all claimers meet another at every block.
+        let ranges = ["10.80.0.0/20".parse().map_err(failed)?];
+        let tasks: Vec<_> = claimers
+            .into_iter()
+            .map(move |mut ipam| {
+                tokio::spawn(async move {
+                    let address = ipam.allocate("till", &ranges).await.map_err(failed)?;
+                    Ok::<_, Error>((address, ipam.blocks().keys().copied().collect::<Vec<_>>()))
+                })
+            })
+            .collect();
+        let mut of_claimers = Vec::new();
+        for task in tasks {
+            of_claimers.push(task.await.map_err(failed)??);
+        }
+        let all = claims(&kubeconfig, "claimer0").await?.list().await.map_err(failed)?;
+        Ok((of_claimers, all))
+    })?;
+    let one_each =
+        of_claimers.iter().all(|(addresses, blocks)| blocks.len() == 1 && blocks[0].contains(addresses[0]));
+    let different: BTreeSet<_> = of_claimers.iter().map(|(_, blocks)| blocks.clone()).collect();
+    if !one_each || different.len() != CLAIMERS {
+        return unmet(format!("{CLAIMERS} claimers have {different:?}"));
+    }
+    let nodes: BTreeSet<_> = listed.iter().map(|b: &IPBlockSpec| &b.node).collect();
+    if listed.len() != CLAIMERS || nodes.len() != CLAIMERS {
+        return unmet(format!("the API server has {listed:?}"));
+    }
+    Ok(())
+}
+
+/// The claimers of the case before.
+fn gone(site: &mut Site) -> Result<()> {
+    let _collector = site.control.start_controllers(&["garbage-collector-controller"])?;
+    let names: Vec<_> = (1..CLAIMERS).map(|n| format!("claimer{n}")).collect();
+    let mut delete = vec!["delete", "node"];
+    delete.extend(names.iter().map(String::as_str));
+    site.control.kubectl(&delete)?;
+    until("only the block of the node that is left is claimed", SOON, || {
+        let left = blocks(site)?;
+        if left.len() == 1 && left[0]["spec"]["node"] == "claimer0" {
+            return Ok(Some(()));
+        }
+        unmet(format!("{} blocks", left.len()))
+    })
+}

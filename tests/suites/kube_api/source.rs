@@ -1,0 +1,148 @@
+//! The API server as source: what is applied comes into force, and what is in force stays when the API server goes.
+
+use crate::site::{Case, SOON, Site};
+use bulkhead_lab::{Result, unmet, until};
+use nix::{
+    sys::signal::{Signal, kill},
+    unistd::Pid,
+};
+
+pub const CASES: &[(&str, Case)] = &[
+    ("what is applied comes into force, and what is deleted goes", applied),
+    ("NetworkPolicy goes by the labels that the cluster's pods have now", by_label),
+    ("an object that is refused is told, and the others come into force", refused),
+    ("a pause in which etcd was compacted and the API server killed is made up for", compacted),
+    ("a daemon that starts while the API server is away leaves in force what is", away),
+];
+
+const RED: &str = "10.71.0.9";
+const BLUE: &str = "10.72.0.9";
+
+fn partition(name: &str, id: u16, cidr: &str, rules: &str) -> String {
+    format!(
+        "apiVersion: bulkhead.dev/v1alpha1\nkind: Partition\nmetadata: {{name: {name}}}\n\
+         spec: {{policyID: {id}, namespaces: [{name}], podCIDRs: [{cidr}], {rules}}}\n---\n"
+    )
+}
+
+/// Red may call blue on this port.
+fn red_calls_blue(port: u16) -> String {
+    partition(
+        "red",
+        11,
+        "10.71.0.0/16",
+        &format!("egress: [{{to: [{{partition: blue}}], ports: [{{port: {port}}}]}}]"),
+    ) + &partition("blue", 12, "10.72.0.0/16", "ingress: [{from: [{partition: red}]}]")
+}
+
+fn applied(site: &mut Site) -> Result<()> {
+    site.control.apply(&red_calls_blue(8080))?;
+    site.wait_allowed(RED, BLUE, 8080, true)?;
+    site.wait_allowed(RED, BLUE, 8081, false)?;
+    site.control.apply(&red_calls_blue(8081))?;
+    site.wait_allowed(RED, BLUE, 8081, true)?;
+    site.wait_allowed(RED, BLUE, 8080, false)?;
+    site.control.kubectl(&["delete", "partition", "blue"])?;
+    site.wait_told("Partition/blue was deleted and is named here")?;
+    site.control.kubectl(&["delete", "partition", "red"])?;
+    site.wait_sound()
+}
+
+fn by_label(site: &mut Site) -> Result<()> {
+    let pod = |name: &str, labels: &str| {
+        format!(
+            "apiVersion: v1\nkind: Pod\nmetadata: {{name: {name}, namespace: shop, labels: {{{labels}}}}}\n\
+             spec: {{nodeName: node2, containers: [{{name: c, image: none}}]}}\n---\n"
+        )
+    };
+    site.control.apply("apiVersion: v1\nkind: Namespace\nmetadata: {name: shop}\n")?;
+    site.control
+        .apply(&(pod("db", "app: db") + &pod("front", "role: front") + &pod("other", "role: other")))?;
+    for (name, address) in [("db", "10.64.5.1"), ("front", "10.64.5.2"), ("other", "10.64.5.3")] {
+        let status = format!(
+            r#"{{"status":{{"phase":"Running","podIP":"{address}","podIPs":[{{"ip":"{address}"}}]}}}}"#
+        );
+        let patch =
+            ["-n", "shop", "patch", "pod", name, "--subresource=status", "--type=merge", "-p", &status];
+        site.control.kubectl(&patch)?;
+    }
+    site.control.apply(
+        "apiVersion: networking.k8s.io/v1\nkind: NetworkPolicy\nmetadata: {name: db, namespace: shop}\n\
+         spec:\n  podSelector: {matchLabels: {app: db}}\n  ingress: [{from: [{podSelector: {matchLabels: {role: front}}}]}]\n",
+    )?;
+    site.wait_allowed("10.64.5.3", "10.64.5.1", 5432, false)?;
+    site.wait_allowed("10.64.5.2", "10.64.5.1", 5432, true)?;
+    site.control.kubectl(&["-n", "shop", "label", "pod", "other", "role=front", "--overwrite"])?;
+    site.wait_allowed("10.64.5.3", "10.64.5.1", 5432, true)?;
+    site.control.kubectl(&[
+        "-n",
+        "shop",
+        "delete",
+        "networkpolicy,pod",
+        "--all",
+        "--force",
+        "--grace-period=0",
+    ])?;
+    site.wait_allowed("10.64.5.9", "10.64.5.1", 5432, true)
+}
+
+fn refused(site: &mut Site) -> Result<()> {
+    site.control.apply(&partition("red", 11, "10.71.0.0/16", ""))?;
+    site.wait_allowed(RED, "10.71.1.1", 80, true)?;
+    let green = partition("green", 13, "10.71.128.0/17", "") + &red_calls_blue(8080);
+    site.control.apply(&green)?;
+    site.wait_told(
+        "Partition/green: spec.podCIDRs[0]: 10.71.128.0/17 overlaps 10.71.0.0/16 of Partition/red",
+    )?;
+    site.wait_allowed(RED, BLUE, 8080, true)?;
+    site.control.kubectl(&["delete", "partition", "--all"])?;
+    site.wait_sound()
+}
+
+/// The daemon sleeps meanwhile: a watch that goes on from where it was is not possible any more.
+fn compacted(site: &mut Site) -> Result<()> {
+    site.control.apply(&red_calls_blue(8080))?;
+    site.wait_allowed(RED, BLUE, 8080, true)?;
+    let Some(daemon) = site.node.daemon_pid().map(|pid| Pid::from_raw(pid.cast_signed())) else {
+        return unmet("the daemon does not run");
+    };
+    kill(daemon, Signal::SIGSTOP)?;
+    let changed = (|| {
+        site.control.apply(&red_calls_blue(8081))?;
+        site.control.kubectl(&["create", "namespace", "later"])?;
+        site.control.kill_apiserver()?;
+        site.control.compact()?;
+        site.control.start_apiserver()
+    })();
+    kill(daemon, Signal::SIGCONT)?;
+    changed?;
+    site.wait_allowed(RED, BLUE, 8081, true)?;
+    site.wait_allowed(RED, BLUE, 8080, false)?;
+    site.wait_sound()
+}
+
+/// Goes on from the case before.
+fn away(site: &mut Site) -> Result<()> {
+    site.control.apply(&red_calls_blue(8080))?;
+    site.wait_allowed(RED, BLUE, 8080, true)?;
+    site.control.kill_apiserver()?;
+    site.wait_told("cannot watch Partition objects")?;
+    let before = site.status()?.generation;
+    site.node.kill_daemon()?;
+    site.node.start_daemon_unready()?;
+    site.wait_told("waiting for the API server to list")?;
+    if site.status()?.generation != before {
+        return unmet("another generation is in force, though nobody told of objects");
+    }
+    if site.node.get::<serde_json::Value>("/v1/cni/status").is_ok() {
+        return unmet("a pod would be wired under a policy that is not known");
+    }
+    site.control.start_apiserver()?;
+    until("an ADD would work", SOON, || {
+        site.node.get::<serde_json::Value>("/v1/cni/status").map(|_| Some(()))
+    })?;
+    site.wait_allowed(RED, BLUE, 8080, true)?;
+    site.wait_sound()?;
+    site.control.kubectl(&["delete", "partition", "--all"])?;
+    site.wait_allowed(RED, BLUE, 9999, true)
+}
