@@ -203,6 +203,12 @@ pub struct Rollback {
 #[derive(Clone, Debug, PartialEq, Eq, Default, Serialize, Deserialize)]
 pub struct DiffRequest {
     pub files: Vec<FileText>,
+    /// `Partition/web`: objects that would be removed.
+    #[serde(default)]
+    pub delete: Vec<String>,
+    /// The files are all there would be: what is in force and not in them would be removed. Namespaces, pods and nodes stay.
+    #[serde(default)]
+    pub prune: bool,
 }
 
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
@@ -313,7 +319,7 @@ pub struct PartitionInfo {
     pub strays: usize,
 }
 
-/// An end of a flow: an address, or `namespace/pod` of this node.
+/// An end of a flow: an address, `namespace/pod`, or `NetworkGroup/name`.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(rename_all = "camelCase")]
 pub struct ExplainRequest {
@@ -336,13 +342,88 @@ pub struct Explanation {
     pub port: u16,
     /// The initiator's egress, then the responder's ingress; only ends that are pods decide.
     pub decisions: Vec<ExplainedDecision>,
+    /// Of an end that is a network group: its parts that fare otherwise than the address shown.
+    #[serde(default, skip_serializing_if = "Vec::is_empty")]
+    pub otherwise: Vec<OtherPart>,
+    /// Live connections of this flow that this node knows, the last seen first; no more than a page of them.
+    #[serde(default)]
+    pub connections: Vec<ConnectionInfo>,
+    /// All of them.
+    #[serde(default)]
+    pub connections_found: usize,
+}
+
+/// A part of a network group whose verdict is another one than that of the address shown.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "camelCase")]
+pub struct OtherPart {
+    pub from: IpNetwork,
+    pub to: IpNetwork,
+    pub allowed: bool,
+    /// The rule that decides.
+    pub rule: RuleInfo,
+}
+
+/// A live connection, in its initiator's direction.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "camelCase")]
+pub struct ConnectionInfo {
+    pub from: IpAddr,
+    pub to: IpAddr,
+    /// The initiator's port; of ICMP the identifier.
+    pub from_port: u16,
+    /// `unanswered`, `answered`, `established`, `closing`, `closed`.
+    pub state: String,
+    /// Seconds since its last packet.
+    pub idle_seconds: u64,
+    /// Both directions.
+    pub packets: u64,
+    pub bytes: u64,
+    /// `direct`: from hook to interface; `stack`: through the host's stack.
+    pub path: String,
+    /// By the ends that are pods of this node; none where the node itself began it.
+    pub admitted: Vec<AdmissionInfo>,
+}
+
+/// What one end's policy said when it last admitted a connection.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "camelCase")]
+pub struct AdmissionInfo {
+    /// `egress` or `ingress`.
+    pub direction: String,
+    pub generation: u32,
+    pub rule: RuleInfo,
+    /// `established: Keep`: changes of the partition do not cut it.
+    pub keep: bool,
+}
+
+/// What a pod of this node may use.
+#[derive(Clone, Debug, PartialEq, Eq, Default, Serialize, Deserialize)]
+#[serde(rename_all = "camelCase")]
+pub struct ExplainedBandwidth {
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub class: Option<String>,
+    /// Into and out of the pod; absent: no limit.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub ingress: Option<ExplainedRate>,
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub egress: Option<ExplainedRate>,
+}
+
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "camelCase")]
+pub struct ExplainedRate {
+    /// Bits a second.
+    pub rate: u64,
+    /// `annotation`, `partition default`, `partition maximum`, `runtime`; `kept`: what asked for it is refused now.
+    pub origin: String,
 }
 
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(rename_all = "camelCase")]
 pub struct ExplainedEnd {
     pub address: IpAddr,
-    /// `namespace/name` of a pod of this node.
+    /// `namespace/name` of a pod of this node, or that the source tells of.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub pod: Option<String>,
     #[serde(default, skip_serializing_if = "Option::is_none")]
@@ -350,6 +431,9 @@ pub struct ExplainedEnd {
     /// Groups and prefixes of rules that hold the address, and `node`, `controlPlane`, `world`.
     pub known_as: Vec<String>,
     pub identity: u32,
+    /// Of a pod of this node.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub bandwidth: Option<ExplainedBandwidth>,
 }
 
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]

@@ -41,9 +41,15 @@ pub enum Command {
     Explain(Explain),
     /// What a change would newly allow and deny; exit status 0: nothing, 1: something, 2: error
     Diff {
-        /// Files with the objects as they would be; `-`: standard input
-        #[arg(short, long = "file", required = true, num_args = 1..)]
+        /// Files, or directories of files, with the objects as they would be; `-`: standard input
+        #[arg(short, long = "file", required_unless_present = "delete", num_args = 1..)]
         files: Vec<PathBuf>,
+        /// An object that would be removed, as in Partition/web or NetworkPolicy/shop/db
+        #[arg(long, value_name = "KIND/NAME", num_args = 1..)]
+        delete: Vec<String>,
+        /// The files are all there would be: objects in force that are not in them would be removed (namespaces, pods and nodes stay)
+        #[arg(long, requires = "files")]
+        prune: bool,
         /// Compare with the objects of this directory, and not with a daemon's
         #[arg(long, value_name = "DIR")]
         objects: Option<PathBuf>,
@@ -84,12 +90,12 @@ pub enum BgpCommand {
 
 #[derive(clap::Args, Debug)]
 pub struct Explain {
-    /// Who opens the connection: an address, or namespace/pod of this node
+    /// Who opens the connection: an address, namespace/pod, or NetworkGroup/name
     pub from: String,
-    /// Who is called: an address, or namespace/pod of this node
+    /// Who is called: an address, namespace/pod, or NetworkGroup/name
     pub to: String,
     /// tcp, udp, sctp, icmp, icmpv6 or a number
-    #[arg(long, default_value = "tcp")]
+    #[arg(long, visible_alias = "proto", default_value = "tcp")]
     pub protocol: String,
     /// Destination port; for ICMP its type [default for ICMP: echo request]
     #[arg(long)]

@@ -18,6 +18,7 @@ use bulkhead_api::{
     client::{self, ClientError},
     messages::{DiffRequest, FileText, PolicyDiff, Rollback},
 };
+use bulkhead_policy::files;
 use clap::{CommandFactory, Parser, error::ErrorKind};
 use offline::OfflineError;
 use paint::Paint;
@@ -75,11 +76,12 @@ fn main() -> ExitCode {
 fn run(args: &Args) -> Result<Answer, Failure> {
     let paint = Paint::for_terminal(io::stdout().is_terminal(), std::env::var_os("NO_COLOR"));
     let text = match &args.command {
-        Command::Diff { files, objects, cluster } => {
-            let files: Vec<_> = files.iter().map(|path| read(path).unwrap_or_else(|e| e.exit())).collect();
+        Command::Diff { files, delete, prune, objects, cluster } => {
+            let files = files.iter().flat_map(|path| read_all(path).unwrap_or_else(|e| e.exit())).collect();
+            let request = DiffRequest { files, delete: delete.clone(), prune: *prune };
             let diff = match objects {
-                Some(directory) => offline::diff(directory, &files, cluster)?,
-                None => ask_diff(args, files)?,
+                Some(directory) => offline::diff(directory, &request, cluster)?,
+                None => ask_diff(args, &request)?,
             };
             let changes = !diff.changes.is_empty();
             return Ok(Answer { text: printed(args, &diff, |d| views::diff(d, paint))?, changes });
@@ -117,8 +119,8 @@ fn run(args: &Args) -> Result<Answer, Failure> {
     Ok(Answer { text, changes: false })
 }
 
-fn ask_diff(args: &Args, files: Vec<FileText>) -> Result<PolicyDiff, ClientError> {
-    client::request(&args.socket, "/v1/policy/diff", Some(&DiffRequest { files }), DIFF_DEADLINE)
+fn ask_diff(args: &Args, request: &DiffRequest) -> Result<PolicyDiff, ClientError> {
+    client::request(&args.socket, "/v1/policy/diff", Some(request), DIFF_DEADLINE)
 }
 
 fn get<R: DeserializeOwned + Serialize>(
@@ -146,12 +148,28 @@ fn printed<R: Serialize>(args: &Args, reply: &R, view: impl Fn(&R) -> String) ->
     })
 }
 
+/// A file, or those of a directory that hold objects.
+fn read_all(path: &Path) -> Result<Vec<FileText>, clap::Error> {
+    if !path.is_dir() {
+        return Ok(vec![read(path)?]);
+    }
+    let entries = std::fs::read_dir(path).and_then(Iterator::collect::<io::Result<Vec<_>>>);
+    let entries = entries.map_err(|e| unreadable(&path.display().to_string(), &e))?;
+    let mut paths: Vec<_> = entries.into_iter().map(|e| e.path()).collect();
+    paths.retain(|p| p.file_name().and_then(|n| n.to_str()).is_some_and(files::is_object_file));
+    paths.sort();
+    paths.iter().map(|p| read(p)).collect()
+}
+
+fn unreadable(name: &str, e: &io::Error) -> clap::Error {
+    Args::command().error(ErrorKind::Io, format!("cannot read {name}: {e}"))
+}
+
 fn read(path: &Path) -> Result<FileText, clap::Error> {
     let text =
         if path == Path::new("-") { io::read_to_string(io::stdin()) } else { std::fs::read_to_string(path) };
     let name = path.display().to_string();
-    text.map(|text| FileText { name: name.clone(), text })
-        .map_err(|e| Args::command().error(ErrorKind::Io, format!("cannot read {name}: {e}")))
+    text.map(|text| FileText { name: name.clone(), text }).map_err(|e| unreadable(&name, &e))
 }
 
 /// A reader that has seen enough (`| head`) is no error.

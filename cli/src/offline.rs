@@ -3,7 +3,7 @@
 //! The directory stands for what is in force, as a daemon would read it; no node's own reach counts, and no connection is
 //! known.
 
-use bulkhead_api::messages::{FileText, ObjectError, PolicyDiff};
+use bulkhead_api::messages::{DiffRequest, ObjectError, PolicyDiff};
 use bulkhead_policy::{
     Interner, Objects, admit, changes,
     diff::{Diff, Side},
@@ -38,13 +38,9 @@ fn lines(errors: &[ObjectError]) -> String {
     format!("refused:\n{}", lines.join("\n"))
 }
 
-pub fn diff(directory: &Path, changed: &[FileText], cluster: &Cluster) -> Result<PolicyDiff, OfflineError> {
+pub fn diff(directory: &Path, request: &DiffRequest, cluster: &Cluster) -> Result<PolicyDiff, OfflineError> {
     let before = read(directory)?;
-    let mut after = before.clone();
-    for file in changed {
-        let objects = files::parse(&file.name, &file.text).map_err(|e| OfflineError::Refused(vec![e]))?;
-        objects.into_iter().for_each(|object| after.insert(object));
-    }
+    let after = files::edited(&before, request).map_err(|e| OfflineError::Refused(vec![e]))?;
     let before = admitted(&Objects::default(), before, cluster)?;
     let after = admitted(&before, after, cluster)?;
     let mut interner = Interner::default();

@@ -238,12 +238,12 @@ mod tests {
     fn peer(yaml: &str) -> (String, Sourced<BGPPeerSpec>) {
         let text = format!("{{peerASN: 65020, {yaml}}}");
         let spec = serde_saphyr::from_str(&text).expect("a peer");
-        ("leaf".into(), Sourced { spec, file: None })
+        ("leaf".into(), Sourced::new(spec, None))
     }
 
     fn configuration(groups: &str) -> Configuration {
         let text = format!("{{asn: 65010, peerGroups: {{{groups}}}}}");
-        Some(Sourced { spec: serde_saphyr::from_str(&text).expect("a configuration"), file: None })
+        Some(Sourced::new(serde_saphyr::from_str(&text).expect("a configuration"), None))
     }
 
     const GROUPED: &str = "peerAddress: 192.0.2.1, group: leaves";

@@ -12,11 +12,38 @@ use bulkhead_api::{
 };
 use bulkhead_policy::{Named, Sourced};
 
-/// The limits of a pod and the class they came from.
+/// The limits of a pod, and what set them.
 #[derive(Clone, Debug, PartialEq, Default)]
 pub struct PodBandwidth {
     pub class: Option<String>,
     pub limits: Limits,
+    pub origins: Origins,
+}
+
+/// What set the limit of each direction; none where there is no limit.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Default)]
+pub struct Origins {
+    pub ingress: Option<Origin>,
+    pub egress: Option<Origin>,
+}
+
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Origin {
+    Annotation,
+    PartitionDefault,
+    PartitionMaximum,
+    Runtime,
+}
+
+impl Origin {
+    pub fn name(self) -> &'static str {
+        match self {
+            Self::Annotation => "annotation",
+            Self::PartitionDefault => "partition default",
+            Self::PartitionMaximum => "partition maximum",
+            Self::Runtime => "runtime",
+        }
+    }
 }
 
 /// `annotation` is the pod's own wish, `runtime` the runtime's.
@@ -37,15 +64,16 @@ pub fn pod_bandwidth(
         None => partition.and_then(|p| p.default_class.as_deref()),
     };
     let spec = class.map(|name| find(classes, name)).transpose()?;
-    let of_class = spec.map(|s| Limit { rate_bits: s.rate.0, burst_bytes: s.burst_bytes() });
+    let by = if annotation.is_some() { Origin::Annotation } else { Origin::PartitionDefault };
+    let of_class = spec.map(|s| (Limit { rate_bits: s.rate.0, burst_bytes: s.burst_bytes() }, by));
     let runtime = runtime.unwrap_or_default();
     let maximum = partition.and_then(|p| p.maximum);
+    let ingress = lowest(of_class, runtime.ingress_rate, runtime.ingress_burst, maximum);
+    let egress = lowest(of_class, runtime.egress_rate, runtime.egress_burst, maximum);
     Ok(PodBandwidth {
         class: class.map(str::to_string),
-        limits: Limits {
-            ingress: lowest(of_class, runtime.ingress_rate, runtime.ingress_burst, maximum),
-            egress: lowest(of_class, runtime.egress_rate, runtime.egress_burst, maximum),
-        },
+        limits: Limits { ingress: ingress.map(|(limit, _)| limit), egress: egress.map(|(limit, _)| limit) },
+        origins: Origins { ingress: ingress.map(|(_, by)| by), egress: egress.map(|(_, by)| by) },
     })
 }
 
@@ -80,16 +108,22 @@ fn refused(message: String) -> ObjectError {
 }
 
 /// The lowest of the class, the runtime's rate (bits a second, 0: none; its burst in bits) and the partition's maximum.
-fn lowest(class: Option<Limit>, rate: u64, burst_bits: u64, maximum: Option<Quantity>) -> Option<Limit> {
+fn lowest(
+    class: Option<(Limit, Origin)>,
+    rate: u64,
+    burst_bits: u64,
+    maximum: Option<Quantity>,
+) -> Option<(Limit, Origin)> {
     let of_rate = |rate: u64| {
         let spec = BandwidthClassSpec { rate: Quantity(rate), burst: None };
         Limit { rate_bits: rate, burst_bytes: spec.burst_bytes() }
     };
     let runtime = (rate > 0).then(|| {
         let least = of_rate(rate);
-        Limit { burst_bytes: least.burst_bytes.max(burst_bits / 8), ..least }
+        (Limit { burst_bytes: least.burst_bytes.max(burst_bits / 8), ..least }, Origin::Runtime)
     });
-    [class, runtime, maximum.map(|m| of_rate(m.0))].into_iter().flatten().min_by_key(|l| l.rate_bits)
+    let maximum = maximum.map(|m| (of_rate(m.0), Origin::PartitionMaximum));
+    [class, runtime, maximum].into_iter().flatten().min_by_key(|(limit, _)| limit.rate_bits)
 }
 
 #[cfg(test)]
@@ -126,9 +160,25 @@ mod tests {
     }
 
     #[test]
+    fn each_direction_says_what_set_its_limit() {
+        let runtime = Some(RuntimeBandwidth { egress_rate: 1_000, ..Default::default() });
+        let of = |partition: Option<&PartitionBandwidth>, annotation| {
+            let origins = pod_bandwidth(&Named::new(), partition, annotation, runtime).unwrap().origins;
+            [origins.ingress, origins.egress].map(|o| o.map(Origin::name))
+        };
+        assert_eq!(of(None, None), [None, Some("runtime")]);
+        assert_eq!(of(None, Some("low")), [Some("annotation"), Some("runtime")]);
+        let mut partition =
+            PartitionBandwidth { default_class: Some("low".into()), allowed_classes: vec![], maximum: None };
+        assert_eq!(of(Some(&partition), None), [Some("partition default"), Some("runtime")]);
+        partition.maximum = Some(Quantity(600));
+        assert_eq!(of(Some(&partition), None), [Some("partition maximum"); 2]);
+    }
+
+    #[test]
     fn an_object_replaces_a_built_in_class_and_an_unknown_class_is_refused() {
         let spec = BandwidthClassSpec { rate: Quantity(7_000_000), burst: Some(Quantity(9_000)) };
-        let classes = Named::from_iter([("low".to_string(), Arc::new(Sourced { spec, file: None }))]);
+        let classes = Named::from_iter([("low".to_string(), Arc::new(Sourced::new(spec, None)))]);
         let low = pod_bandwidth(&classes, None, Some("low"), None).unwrap();
         assert_eq!(low.limits.egress, Some(Limit { rate_bits: 7_000_000, burst_bytes: 9_000 }));
         let error = pod_bandwidth(&classes, None, Some("fast"), None).unwrap_err().to_string();

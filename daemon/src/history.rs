@@ -260,7 +260,7 @@ mod tests {
     fn objects(groups: &[(&str, &str)]) -> Objects {
         let group = |cidr: &str| {
             let spec = NetworkGroupSpec { cidrs: vec![cidr.parse().unwrap()] };
-            Arc::new(Sourced { spec, file: Some("groups.yaml:1".into()) })
+            Arc::new(Sourced::new(spec, Some("groups.yaml:1".into())))
         };
         let network_groups = groups.iter().map(|(name, cidr)| (name.to_string(), group(cidr))).collect();
         Objects { network_groups, ..Objects::default() }

@@ -14,6 +14,14 @@ pub struct FlowKey {
     pub reserved: [u8; 3],
 }
 
+impl FlowKey {
+    /// Address and port of the initiator, then of the responder, by the `FLOW_*` bits of the entry.
+    pub const fn ends(&self, flags: u8) -> [(Addr, u16); 2] {
+        let (low, high) = ((self.low, self.low_port), (self.high, self.high_port));
+        if flags & FLOW_INITIATOR_LOW != 0 { [low, high] } else { [high, low] }
+    }
+}
+
 /// What one end's policy said when it admitted the flow.
 #[repr(C)]
 #[derive(Clone, Copy, PartialEq, Eq, Debug, Default)]

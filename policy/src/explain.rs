@@ -20,8 +20,8 @@ pub struct Flow {
 }
 
 /// Both ends' decisions. An end decides only if it is a pod: one of `local`, one that the source tells of, or an address in
-/// a partition's range (the default partition's included). The generation (0 here) and the names of pods are the daemon's
-/// to fill in.
+/// a partition's range (the default partition's included). The generation (0 here), connections and bandwidth are the
+/// daemon's to fill in.
 ///
 /// `objects` are those that `compiled` was made of. None: `compiled` lacks the policy of an end, so compile with
 /// [`judged`] first.
@@ -49,6 +49,9 @@ pub fn explain(
         protocol: protocol_name(flow.proto),
         port: flow.port,
         decisions,
+        otherwise: Vec::new(),
+        connections: Vec::new(),
+        connections_found: 0,
     })
 }
 
@@ -83,10 +86,11 @@ impl End {
         };
         let shown = ExplainedEnd {
             address,
-            pod: None,
+            pod: pod.as_ref().filter(|p| !p.name.is_empty()).map(LocalPod::key),
             partition: pod.as_ref().map(|p| p.partition.clone()),
             known_as: compiled.known_as(identity),
             identity,
+            bandwidth: None,
         };
         Self { shown, pod }
     }

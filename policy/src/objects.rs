@@ -5,7 +5,7 @@ use bulkhead_api::objects::{
     BandwidthClassSpec, ClusterNetworkPolicySpec, DEFAULT_PARTITION, NetworkGroupSpec, NetworkPolicySpec,
     PartitionSpec, Protocol,
 };
-use bulkhead_ebpf_abi::Addr;
+use bulkhead_ebpf_abi::{Addr, DIR_EGRESS};
 use imbl::OrdMap;
 use ipnetwork::IpNetwork;
 use serde::{Deserialize, Serialize};
@@ -24,6 +24,31 @@ pub struct Sourced<T> {
     pub spec: T,
     /// `web.yaml`, or `web.yaml:12` (line of the document).
     pub file: Option<String>,
+    #[serde(default)]
+    pub lines: RuleLines,
+}
+
+/// Lines of the file that the rules of an object begin on, in the order written; empty where that is not known.
+#[derive(Clone, Debug, PartialEq, Eq, Default, Serialize, Deserialize)]
+pub struct RuleLines {
+    pub egress: Vec<u32>,
+    pub ingress: Vec<u32>,
+}
+
+impl<T> Sourced<T> {
+    /// Of an object whose rules' lines are not known, or that has none.
+    pub fn new(spec: T, file: Option<String>) -> Self {
+        Self { spec, file, lines: RuleLines::default() }
+    }
+
+    /// `web.yaml:14`: where a rule stands, or else the document.
+    pub(crate) fn origin(&self, dir: u32, rule: usize) -> Option<String> {
+        let document = self.file.as_ref()?;
+        let lines = if dir == DIR_EGRESS { &self.lines.egress } else { &self.lines.ingress };
+        let Some(line) = lines.get(rule) else { return Some(document.clone()) };
+        let name = document.rsplit_once(':').map_or(document.as_str(), |(name, _)| name);
+        Some(format!("{name}:{line}"))
+    }
 }
 
 #[derive(Clone, Debug, PartialEq, Default, Serialize, Deserialize)]

@@ -471,7 +471,7 @@ fn any_objects() -> impl Strategy<Value = Objects> {
             }
             for group in groups {
                 let spec = NetworkGroupSpec::default();
-                objects.network_groups.insert(format!("g{group}"), Arc::new(Sourced { spec, file: None }));
+                objects.network_groups.insert(format!("g{group}"), Arc::new(Sourced::new(spec, None)));
             }
             objects
         },

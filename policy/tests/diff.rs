@@ -9,7 +9,7 @@ use bulkhead_policy::{
 use std::sync::Arc;
 
 fn partition(yaml: &str) -> Arc<Sourced<PartitionSpec>> {
-    Arc::new(Sourced { spec: serde_saphyr::from_str(yaml).unwrap(), file: Some("p.yaml:1".into()) })
+    Arc::new(Sourced::new(serde_saphyr::from_str(yaml).unwrap(), Some("p.yaml:1".into())))
 }
 
 fn objects(web_ingress: &str) -> Objects {
@@ -20,7 +20,7 @@ fn objects(web_ingress: &str) -> Objects {
     let shop = "policyID: 2\npodCIDRs: [10.67.0.0/16, 'fd00:67::/64']\negress: [{to: [{partition: web}]}]\n";
     objects.partitions.insert("shop".into(), partition(shop));
     let spec = NetworkGroupSpec { cidrs: vec!["172.20.0.0/16".parse().unwrap()] };
-    objects.network_groups.insert("vms".into(), Arc::new(Sourced { spec, file: None }));
+    objects.network_groups.insert("vms".into(), Arc::new(Sourced::new(spec, None)));
     objects
 }
 

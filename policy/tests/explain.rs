@@ -5,9 +5,9 @@ mod common;
 
 use bulkhead_api::messages::Explanation;
 use bulkhead_ebpf_abi::*;
-use bulkhead_policy::{Compiled, Flow, Objects};
+use bulkhead_policy::{Compiled, Flow, Objects, RuleLines, Sourced, group_parts};
 use common::*;
-use std::net::IpAddr;
+use std::{net::IpAddr, sync::Arc};
 
 fn explain(c: &Compiled, objects: &Objects, from: IpAddr, to: IpAddr, proto: u8, port: u16) -> Explanation {
     bulkhead_policy::explain(c, objects, &[], Flow { from, to, proto, port }).unwrap()
@@ -86,4 +86,48 @@ fn an_end_is_told_with_its_partition_its_groups_and_its_rules_file() {
     let node = explain(&c, &objects, ip("192.168.0.3"), ip("10.65.0.1"), PROTO_ICMP, 8);
     assert_eq!(node.from.known_as, ["node", "controlPlane"]);
     assert_eq!(node.protocol, "icmp");
+}
+
+#[test]
+fn a_rule_is_told_with_the_line_of_its_own_item() {
+    let mut objects =
+        web_with("ingress: [{from: [{networkGroup: db}]}, {name: vms, from: [{networkGroup: vms}]}]");
+    let web = Sourced::clone(&objects.partitions["web"]);
+    let (file, lines) = (Some("web.yaml:3".into()), RuleLines { ingress: vec![11, 14], egress: vec![] });
+    objects.partitions.insert("web".into(), Arc::new(Sourced { file, lines, ..web }));
+    let told = |objects: &Objects| {
+        let e = explain(&compiled(objects), objects, ip("172.16.9.9"), ip("10.65.0.1"), PROTO_TCP, 1);
+        (e.decisions[0].rule.name.clone(), e.decisions[0].rule.file.clone())
+    };
+    assert_eq!(told(&objects), ("Partition/web ingress \"vms\"".into(), Some("web.yaml:14".into())));
+    // Moved, it is no other rule.
+    let mut moved = objects.clone();
+    let web = Sourced::clone(&objects.partitions["web"]);
+    let lines = RuleLines { ingress: vec![12, 15], egress: vec![] };
+    moved.partitions.insert("web".into(), Arc::new(Sourced { lines, ..web }));
+    assert_eq!(told(&moved).1.as_deref(), Some("web.yaml:15"));
+    assert_eq!(bulkhead_policy::changes(&objects, &moved), Vec::<String>::new());
+}
+
+#[test]
+fn a_group_is_asked_about_part_by_part_each_by_an_address_of_its_own() {
+    let mut objects = web_with(
+        "ingress: [{from: [{ipBlock: {cidr: 172.16.0.0/24}}]}, {from: [{ipBlock: {cidr: 172.16.1.0/24}}]}]",
+    );
+    let group = serde_saphyr::from_str("cidrs: [172.16.0.0/16, 2001:db8::/32]").unwrap();
+    objects.network_groups.insert("site".into(), Arc::new(Sourced::new(group, None)));
+    objects.network_groups.remove("vms");
+    objects.network_groups.remove("db");
+    let parts = group_parts(&compiled(&objects), &objects, "site").unwrap();
+    let told: Vec<String> = parts.iter().map(|p| format!("{} {}", p.network, p.address)).collect();
+    assert_eq!(
+        told,
+        [
+            "172.16.0.0/16 172.16.2.0",
+            "172.16.0.0/24 172.16.0.0",
+            "172.16.1.0/24 172.16.1.0",
+            "2001:db8::/32 2001:db8::",
+        ]
+    );
+    assert_eq!(group_parts(&compiled(&objects), &objects, "nobody"), None);
 }

@@ -124,7 +124,7 @@ fn a_diff_is_refused(lab: &mut Lab) -> Result<()> {
 }
 
 fn request(text: String) -> DiffRequest {
-    DiffRequest { files: vec![FileText { name: FILE.into(), text }] }
+    DiffRequest { files: vec![FileText { name: FILE.into(), text }], delete: Vec::new(), prune: false }
 }
 
 fn a_rollback_brings_back(lab: &mut Lab) -> Result<()> {

@@ -9,7 +9,7 @@ use bulkhead_api::messages::{ExampleFlow, PolicyChange, PolicyDiff};
 pub fn diff(diff: &PolicyDiff, paint: Paint) -> String {
     let edited = match diff.changed.as_slice() {
         [] => return "no object differs from what is in force\n".to_string(),
-        changed => format!("{}\n", changed.join("\n")),
+        changed => format!("{}\n", some(changed).join("\n")),
     };
     if diff.changes.is_empty() {
         return format!("{edited}\nno flow is newly allowed or denied\n");
@@ -29,8 +29,24 @@ pub fn diff(diff: &PolicyDiff, paint: Paint) -> String {
         ]
     };
     let header = ["NEWLY", "FROM", "TO", "PROTOCOL", "PORTS", "FOR EXAMPLE", "BY", "CUTS"];
-    let rows = table::with_header(&header, diff.changes.iter().map(row).collect(), paint);
+    let shown = diff.changes.iter().take(LINES).map(row).collect();
+    let more = match diff.changes.len().saturating_sub(LINES) {
+        0 => String::new(),
+        more => format!("and {more} more: -o json has them all\n"),
+    };
+    let rows = table::with_header(&header, shown, paint) + &more;
     format!("{edited}\n{rows}\n{}\n", cuts(diff.cut_connections))
+}
+
+/// Longer lists are for programs.
+const LINES: usize = 50;
+
+fn some(changed: &[String]) -> Vec<String> {
+    let mut lines: Vec<_> = changed.iter().take(LINES).cloned().collect();
+    if let more @ 1.. = changed.len().saturating_sub(LINES) {
+        lines.push(format!("and {more} more: -o json has them all"));
+    }
+    lines
 }
 
 /// More are for programs.
@@ -106,6 +122,17 @@ NEWLY   FROM           TO                  PROTOCOL  PORTS      FOR EXAMPLE     
 2 live connections of this node would be cut
 ";
         assert_eq!(diff(&all, PLAIN), expected);
+    }
+
+    #[test]
+    fn a_great_many_are_counted_and_not_printed() {
+        let many = PolicyDiff {
+            changed: (0..60).map(|n| format!("+Partition/p{n}")).collect(),
+            ..PolicyDiff::default()
+        };
+        let shown = diff(&many, PLAIN);
+        assert!(shown.contains("+Partition/p49\nand 10 more: -o json has them all\n\n"), "{shown}");
+        assert!(!shown.contains("p50"), "{shown}");
     }
 
     #[test]

@@ -1,20 +1,27 @@
-//! `explain`: the flow, who decides, and the verdict.
+//! `explain`: the flow, who decides, and the verdict; what the ends may use, and the connections that live of it.
 
 use super::rule;
 use crate::{
     paint::{Colour, Paint},
-    table::{self, Cell, text},
+    table::{self, Cell, number, text},
+    units,
 };
-use bulkhead_api::messages::{ExplainedDecision, ExplainedEnd, Explanation, TierDecision};
+use bulkhead_api::messages::{
+    AdmissionInfo, ConnectionInfo, ExplainedBandwidth, ExplainedDecision, ExplainedEnd, ExplainedRate,
+    Explanation, OtherPart, TierDecision,
+};
 
 pub fn explain(e: &Explanation, paint: Paint) -> String {
     let decisions = match e.decisions.as_slice() {
+        [] if e.from.pod.is_some() && e.from.address == e.to.address => {
+            "  a pod reaches itself: nothing decides\n".to_string()
+        }
         [] => "  neither end is a pod of this node: nothing here decides\n".to_string(),
         decisions => table::columns(decisions.iter().flat_map(rows).collect(), "  ", paint),
     };
     let (verdict, colour) = verdict(e.allowed);
     format!(
-        "{}  ->  {}   {}\n{decisions}{} in generation {}{}\n",
+        "{}  ->  {}   {}\n{decisions}{} in generation {}{}\n{}{}{}",
         end(&e.from),
         end(&e.to),
         service(e),
@@ -26,7 +33,82 @@ pub fn explain(e: &Explanation, paint: Paint) -> String {
         } else {
             ""
         },
+        otherwise(&e.otherwise, paint),
+        bandwidth(e, paint),
+        connections(e, paint),
     )
+}
+
+/// Of a network group, what does not fare as the address shown.
+fn otherwise(parts: &[OtherPart], paint: Paint) -> String {
+    let row = |p: &OtherPart| {
+        let (word, colour) = verdict(p.allowed);
+        let ends = text(format!("{} -> {}", p.from, p.to));
+        vec![text("but"), ends, text(word).colour(colour), text(rule(&p.rule))]
+    };
+    table::columns(parts.iter().map(row).collect(), "  ", paint)
+}
+
+/// Of the pods of this node.
+fn bandwidth(e: &Explanation, paint: Paint) -> String {
+    let limited = |end: &ExplainedEnd| Some((end.pod.clone()?, end.bandwidth.clone()?));
+    let mut pods: Vec<_> = [&e.from, &e.to].into_iter().filter_map(limited).collect();
+    pods.dedup();
+    if pods.is_empty() {
+        return String::new();
+    }
+    let row = |(pod, b): (String, ExplainedBandwidth)| {
+        let class = b.class.map_or("no class".to_string(), |c| format!("class {c}"));
+        vec![text(pod), text(class), text(rate("in", b.ingress)), text(rate("out", b.egress))]
+    };
+    let rows = pods.into_iter().map(row).collect();
+    format!("\nbandwidth\n{}", table::columns(rows, "  ", paint))
+}
+
+fn rate(direction: &str, rate: Option<ExplainedRate>) -> String {
+    match rate {
+        None => format!("{direction} unlimited"),
+        Some(r) => format!("{direction} {} ({})", units::rate(r.rate), r.origin),
+    }
+}
+
+fn connections(e: &Explanation, paint: Paint) -> String {
+    let found = match e.connections_found {
+        0 => return "\nno live connection\n".into(),
+        1 => "1 live connection".to_string(),
+        n => format!("{n} live connections"),
+    };
+    let shown = match e.connections.len() {
+        n if n < e.connections_found => format!("{found}, the last {n}"),
+        _ => found,
+    };
+    let row = |c: &ConnectionInfo| {
+        let from = match e.protocol.as_str() {
+            "tcp" | "udp" | "sctp" => std::net::SocketAddr::new(c.from, c.from_port).to_string(),
+            _ => c.from.to_string(),
+        };
+        let admitted = match c.admitted.as_slice() {
+            [] => "the node's own".to_string(),
+            ends => ends.iter().map(admission).collect::<Vec<_>>().join("; "),
+        };
+        vec![
+            text(from),
+            text(&c.state),
+            text(units::duration(c.idle_seconds)),
+            number(c.packets),
+            number(units::bytes(c.bytes)),
+            text(&c.path),
+            text(admitted),
+        ]
+    };
+    let header = ["FROM", "STATE", "IDLE", "PACKETS", "BYTES", "PATH", "ADMITTED BY"];
+    let rows = e.connections.iter().map(row).collect();
+    format!("\n{shown}\n{}", table::with_header(&header, rows, paint))
+}
+
+fn admission(a: &AdmissionInfo) -> String {
+    let kept = if a.keep { ", kept" } else { "" };
+    format!("{} in generation {}{kept}: {}", a.direction, a.generation, rule(&a.rule))
 }
 
 fn verdict(allowed: bool) -> (&'static str, Colour) {
@@ -37,9 +119,9 @@ fn verdict(allowed: bool) -> (&'static str, Colour) {
 fn end(end: &ExplainedEnd) -> String {
     let partition = end.partition.as_ref().map(|p| format!("partition {p}"));
     let mut names: Vec<_> = end.pod.iter().cloned().chain(partition).collect();
-    if end.pod.is_none() {
-        names.extend_from_slice(&end.known_as);
-    }
+    // Of a pod there is much more to say than asked for.
+    let said = |known: &&String| end.pod.is_none() || known.starts_with("NetworkGroup/");
+    names.extend(end.known_as.iter().filter(said).cloned());
     match names.is_empty() {
         true => end.address.to_string(),
         false => format!("{} ({})", end.address, names.join(", ")),
@@ -97,6 +179,7 @@ mod tests {
             partition: Some(partition.into()),
             known_as: vec!["10.0.0.0/8".into()],
             identity: 1,
+            bandwidth: None,
         }
     }
 
@@ -141,7 +224,77 @@ mod tests {
                     Some("web.yaml:14"),
                 ),
             ],
+            otherwise: vec![],
+            connections: vec![],
+            connections_found: 0,
         }
+    }
+
+    #[test]
+    fn what_lives_of_the_flow_and_what_its_ends_may_use_stands_below() {
+        let mut e = denied();
+        let rate = |rate, origin: &str| Some(ExplainedRate { rate, origin: origin.into() });
+        e.from.bandwidth = Some(ExplainedBandwidth {
+            class: Some("low".into()),
+            ingress: rate(1_000_000_000, "annotation"),
+            egress: rate(20_000_000, "runtime"),
+        });
+        e.to.bandwidth = Some(ExplainedBandwidth::default());
+        e.to.known_as = vec!["NetworkGroup/shops".into()];
+        e.connections_found = 20;
+        let admission = |direction: &str, keep| AdmissionInfo {
+            direction: direction.into(),
+            generation: 11,
+            rule: RuleInfo {
+                number: 64,
+                name: "Partition/web ingress[0]".into(),
+                file: Some("web.yaml:14".into()),
+            },
+            keep,
+        };
+        e.connections = vec![ConnectionInfo {
+            from: "10.65.0.3".parse().unwrap(),
+            to: "10.66.0.2".parse().unwrap(),
+            from_port: 40_000,
+            state: "established".into(),
+            idle_seconds: 75,
+            packets: 12,
+            bytes: 1_500,
+            path: "direct".into(),
+            admitted: vec![admission("egress", false), admission("ingress", true)],
+        }];
+        assert_eq!(
+            explain(&e, PLAIN),
+            "\
+10.65.0.3 (payments/db-0, partition payments)  ->  10.66.0.2 (web/shop-1, partition web, NetworkGroup/shops)   tcp/8080
+  egress   partition payments  denied   Partition/payments: no rule allows it (default deny)
+  ingress  partition web       allowed  Partition/web ingress \"from-payments\"  (web.yaml:14)
+denied in generation 12
+
+bandwidth
+  payments/db-0  class low  in 1 Gbit/s (annotation)  out 20 Mbit/s (runtime)
+  web/shop-1     no class   in unlimited              out unlimited
+
+20 live connections, the last 1
+FROM             STATE        IDLE        PACKETS   BYTES  PATH    ADMITTED BY
+10.65.0.3:40000  established  1 min 15 s       12  1.5 kB  direct  egress in generation 11: Partition/web ingress[0]  (web.yaml:14); ingress in generation 11, kept: Partition/web ingress[0]  (web.yaml:14)
+"
+        );
+    }
+
+    #[test]
+    fn parts_of_a_group_that_fare_otherwise_are_told() {
+        let mut e = denied();
+        e.otherwise = vec![OtherPart {
+            from: "10.65.0.0/24".parse().unwrap(),
+            to: "10.66.0.2/32".parse().unwrap(),
+            allowed: true,
+            rule: RuleInfo { number: 64, name: "the partition is open".into(), file: None },
+        }];
+        let shown = explain(&e, PLAIN);
+        let told =
+            "denied in generation 12\n  but  10.65.0.0/24 -> 10.66.0.2/32  allowed  the partition is open\n";
+        assert!(shown.contains(told), "{shown}");
     }
 
     #[test]
@@ -153,6 +306,8 @@ mod tests {
   egress   partition payments  denied   Partition/payments: no rule allows it (default deny)
   ingress  partition web       allowed  Partition/web ingress \"from-payments\"  (web.yaml:14)
 denied in generation 12
+
+no live connection
 "
         );
     }
@@ -169,6 +324,8 @@ denied in generation 12
   egress   partition payments  denied (audit)  Partition/payments: no rule allows it (default deny)
   ingress  partition web       allowed         Partition/web ingress \"from-payments\"  (web.yaml:14)
 allowed in generation 12, the denial is only recorded (audit)
+
+no live connection
 "
         );
     }
@@ -203,6 +360,7 @@ allowed in generation 12, the denial is only recorded (audit)
             partition: None,
             known_as: known.iter().map(|k| k.to_string()).collect(),
             identity: 2,
+            bandwidth: None,
         };
         let e = Explanation {
             allowed: true,
@@ -212,6 +370,9 @@ allowed in generation 12, the denial is only recorded (audit)
             protocol: "icmpv6".into(),
             port: 128,
             decisions: vec![],
+            otherwise: vec![],
+            connections: vec![],
+            connections_found: 0,
         };
         assert_eq!(
             explain(&e, PLAIN),
@@ -219,8 +380,19 @@ allowed in generation 12, the denial is only recorded (audit)
 192.0.2.7 (NetworkGroup/vms, world)  ->  2001:db8::1   icmpv6 type 128
   neither end is a pod of this node: nothing here decides
 allowed in generation 3
+
+no live connection
 "
         );
+    }
+
+    #[test]
+    fn a_pod_reaches_itself() {
+        let mut e = denied();
+        (e.allowed, e.to) = (true, e.from.clone());
+        e.decisions.clear();
+        let told = "tcp/8080\n  a pod reaches itself: nothing decides\nallowed in generation 12\n";
+        assert!(explain(&e, PLAIN).contains(told));
     }
 
     #[test]
@@ -228,6 +400,6 @@ allowed in generation 3
         let shown = explain(&denied(), COLOURED);
         assert!(shown.contains("  \x1b[31mdenied\x1b[0m   Partition/payments"), "{shown}");
         assert!(shown.contains("  \x1b[32mallowed\x1b[0m  Partition/web"), "{shown}");
-        assert!(shown.ends_with("\x1b[31mdenied\x1b[0m in generation 12\n"), "{shown}");
+        assert!(shown.ends_with("\x1b[31mdenied\x1b[0m in generation 12\n\nno live connection\n"), "{shown}");
     }
 }

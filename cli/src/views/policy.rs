@@ -23,15 +23,25 @@ pub fn generations(generations: &[GenerationInfo], now: u64, paint: Paint) -> St
             text(format!("{age} ago")),
             state,
             number(g.objects.len()),
-            text(list(&g.changed)),
+            text(changed(&g.changed)),
         ]
     };
     let header = ["GENERATION", "SINCE", "STATE", "OBJECTS", "CHANGED"];
     table::with_header(&header, generations.iter().enumerate().map(row).collect(), paint)
 }
 
+/// More are for programs.
+const SHOWN: usize = 8;
+
+fn changed(names: &[String]) -> String {
+    match names.len().saturating_sub(SHOWN) {
+        0 | 1 => list(names),
+        more => format!("{} and {more} more", list(&names[..SHOWN])),
+    }
+}
+
 pub fn generation(info: &GenerationInfo) -> String {
-    let changed = list(&info.changed);
+    let changed = changed(&info.changed);
     match info.rollback_of {
         Some(of) => format!(
             "generation {} is in force with the objects of {of}: {changed}\n\
@@ -61,6 +71,13 @@ GENERATION  SINCE      STATE                       OBJECTS  CHANGED
          6  1 min ago  -                                 1  ~Partition/web
 ";
         assert_eq!(shown, expected);
+    }
+
+    #[test]
+    fn a_great_change_is_counted_and_not_printed() {
+        let mut great = info(7, None);
+        great.changed = (0..30).map(|n| format!("+NetworkGroup/g{n}")).collect();
+        assert!(generations(&[great], 160, PLAIN).ends_with(", +NetworkGroup/g7 and 22 more\n"));
     }
 
     #[test]

@@ -7,6 +7,7 @@ use aya::{
     programs::{SchedClassifier, TestRun, TestRunOptions},
 };
 use bulkhead_ebpf_abi::{Flow, FlowKey, RECENT_CLOSED, RECENT_IN, RECENT_OUT, RecentKey, Share};
+use std::time::Duration;
 
 const FORGET: &str = "forget";
 
@@ -38,6 +39,11 @@ impl Datapath {
             now.saturating_sub(flow.last_seen) <= ages.of(key.proto, flow.flags)
         };
         Ok(self.flows().filter(move |entry| entry.as_ref().map_or(true, |(key, flow)| alive(key, flow))))
+    }
+
+    /// Since the last packet of a connection.
+    pub fn idle(flow: &Flow) -> Result<Duration, DatapathError> {
+        Ok(Duration::from_nanos(monotonic_coarse()?.saturating_sub(flow.last_seen)))
     }
 
     /// What the pod behind this interface has of the table; none before its first connection.

@@ -111,7 +111,7 @@ impl Node {
         let (partition, ranges) = (partition.to_string(), ranges.clone());
         let placement = self.place_new(&request.pod, &partition)?;
         let policy = placement.policy;
-        let PodBandwidth { limits, class: bandwidth_class } = bandwidth;
+        let PodBandwidth { limits, class: bandwidth_class, origins: _ } = bandwidth;
         Ok((PodContext { partition, ranges, policy, limits, bandwidth_class }, placement))
     }
 

@@ -1,15 +1,14 @@
 //! What a change would do, before it is made: nothing here touches the kernel.
 
 use super::Node;
-use crate::source;
 use bulkhead_api::messages::{DiffRequest, ErrorReply, ObjectError, PolicyDiff, code};
 use bulkhead_ebpf_abi::{
-    DIR_EGRESS, DIR_INGRESS, FLOW_CLOSED, FLOW_INITIATOR_LOW, FLOW_KEEP_EGRESS, FLOW_KEEP_INGRESS,
-    FLOW_OWN_NODE, Flow, FlowKey,
+    DIR_EGRESS, DIR_INGRESS, FLOW_CLOSED, FLOW_KEEP_EGRESS, FLOW_KEEP_INGRESS, FLOW_OWN_NODE, Flow, FlowKey,
 };
 use bulkhead_policy::{
     CompileError, admit, changes,
     diff::{Diff, Side},
+    files,
 };
 use std::net::IpAddr;
 
@@ -18,11 +17,7 @@ impl Node {
     pub fn diff(&self, request: &DiffRequest) -> Result<PolicyDiff, ErrorReply> {
         self.compiled.as_ref().ok_or_else(super::cni::starting)?;
         let in_force = &self.in_force.policy;
-        let mut candidate = self.in_force.clone();
-        for file in &request.files {
-            let objects = source::parse(&file.name, &file.text).map_err(|e| refused(&[e]))?;
-            objects.into_iter().for_each(|object| candidate.insert(object));
-        }
+        let candidate = files::edited(&self.in_force, request).map_err(|e| refused(&[e]))?;
         let (objects, errors) = admit(in_force, self.with_own_node(candidate.policy));
         if !errors.is_empty() {
             return Err(refused(&errors));
@@ -70,8 +65,7 @@ impl Connection {
         if flow.flags & (FLOW_OWN_NODE | FLOW_CLOSED) != 0 {
             return None;
         }
-        let low_first = flow.flags & FLOW_INITIATOR_LOW != 0;
-        let (from, to) = if low_first { (key.low, key.high) } else { (key.high, key.low) };
+        let [(from, _), (to, _)] = key.ends(flow.flags);
         Some(Self { from: from.to_ip(), to: to.to_ip(), proto: key.proto, port: flow.service_port })
     }
 

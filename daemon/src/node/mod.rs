@@ -7,6 +7,7 @@
 
 mod cni;
 mod diff;
+mod explain;
 mod rollback;
 mod uninstall;
 mod views;
@@ -377,7 +378,7 @@ impl Node {
                     continue;
                 }
             };
-            let PodBandwidth { class, limits } = bandwidth;
+            let PodBandwidth { class, limits, origins: _ } = bandwidth;
             if let Err(e) = self.endpoints.set_limits(&mut self.datapath, &record.id, limits, class).await {
                 failed.push(pod_error(&record.pod, e.to_string()));
             }

@@ -1,17 +1,11 @@
-//! What people ask: status, endpoints, partitions, drops, explain. Reads, never changes.
+//! What people ask: status, endpoints, partitions, drops. Reads, never changes.
 
-use super::{Node, local_pod};
+use super::Node;
 use bulkhead_api::{
-    messages::{
-        DropInfo, EndpointInfo, ErrorReply, ExplainRequest, Explanation, PartitionInfo, RuleInfo, Status,
-        code,
-    },
+    messages::{DropInfo, EndpointInfo, ErrorReply, PartitionInfo, RuleInfo, Status, code},
     objects::{DEFAULT_PARTITION, IpNetwork, Isolation, PartitionSpec},
 };
-use bulkhead_ebpf_abi::{
-    DIR_EGRESS, PROTO_ICMP, PROTO_ICMPV6, PROTO_SCTP, PROTO_TCP, PROTO_UDP, RULE_NONE, drop_reason_text,
-};
-use bulkhead_policy::{Compiled, Flow, Local, compile, explain, judged};
+use bulkhead_ebpf_abi::{DIR_EGRESS, RULE_NONE, drop_reason_text};
 use std::net::IpAddr;
 
 impl Node {
@@ -80,7 +74,7 @@ impl Node {
         Ok(drops)
     }
 
-    fn rule(&self, number: u32) -> RuleInfo {
+    pub(super) fn rule(&self, number: u32) -> RuleInfo {
         match self.compiled.as_ref().and_then(|c| c.rules.get(number)) {
             Some(entry) => RuleInfo { number, name: entry.name.clone(), file: entry.file.clone() },
             None => RuleInfo { number, name: format!("a rule that is gone ({number})"), file: None },
@@ -90,77 +84,6 @@ impl Node {
     fn partition_of_policy(&self, policy: u32) -> Option<String> {
         self.compiled.as_ref()?.partition_of_policy(policy).map(str::to_string)
     }
-
-    pub fn explain(&self, request: &ExplainRequest) -> Result<Explanation, ErrorReply> {
-        let compiled: &Compiled =
-            self.compiled.as_ref().ok_or_else(|| refused("no policy is in force yet".into()))?;
-        // A pod by name has an address of each family: take the one the other end has.
-        let from = self.address(&request.from, request.to.parse().ok())?;
-        let to = self.address(&request.to, Some(from))?;
-        if from.is_ipv4() != to.is_ipv4() {
-            return Err(refused(format!("{from} and {to} are not of one IP version")));
-        }
-        let protocol = protocol(&request.protocol, from)?;
-        let flow = Flow { from, to, proto: protocol, port: request.port };
-        let mut explanation = self.explain_flow(compiled, flow)?;
-        explanation.generation = self.datapath.running_generation().map_err(kernel_error)?;
-        explanation.protocol.clone_from(&request.protocol);
-        for end in [&mut explanation.from, &mut explanation.to] {
-            let record = self.endpoints.iter().find(|r| r.addresses.contains(&end.address));
-            end.pod = record.map(|r| format!("{}/{}", r.pod.namespace, r.pod.name));
-        }
-        Ok(explanation)
-    }
-
-    /// By the tables in force; where they lack the policy of a pod elsewhere, by tables made for the question.
-    fn explain_flow(&self, compiled: &Compiled, flow: Flow) -> Result<Explanation, ErrorReply> {
-        let objects = &self.in_force.policy;
-        let mut pods: Vec<_> = self.endpoints.iter().map(local_pod).collect();
-        if let Some(explanation) = explain(compiled, objects, &pods, flow) {
-            return Ok(explanation);
-        }
-        pods.extend(judged(objects, &pods, &[flow.from, flow.to]));
-        let partitions = pods.iter().map(|p| p.partition.clone()).collect();
-        let local =
-            Local { node: &self.config.node, pods: &pods, partitions: Some(&partitions), former: None };
-        let preview =
-            compile(objects, &mut self.interner.clone(), &local).map_err(|e| refused(e.to_string()))?;
-        let explanation = explain(&preview, objects, &pods, flow);
-        explanation.ok_or_else(|| refused("no policy judges these ends".into()))
-    }
-
-    /// An address as written, or the address of `namespace/name`, of the family of `like` where there is a choice.
-    fn address(&self, text: &str, like: Option<IpAddr>) -> Result<IpAddr, ErrorReply> {
-        if let Ok(address) = text.parse() {
-            return Ok(address);
-        }
-        let Some((namespace, name)) = text.split_once('/') else {
-            return Err(refused(format!("`{text}` is neither an address nor namespace/pod")));
-        };
-        let record = self.endpoints.iter().find(|r| r.pod.namespace == namespace && r.pod.name == name);
-        let record = record.ok_or_else(|| {
-            refused(format!("no pod {text} on this node: ask its own node, or give the pod's address"))
-        })?;
-        let family = |a: &&IpAddr| like.is_none_or(|l| l.is_ipv4() == a.is_ipv4());
-        let found = record.addresses.iter().find(family).or(record.addresses.first());
-        found.copied().ok_or_else(|| refused(format!("pod {text} has no address")))
-    }
-}
-
-fn protocol(text: &str, address: IpAddr) -> Result<u8, ErrorReply> {
-    match text.to_ascii_lowercase().as_str() {
-        "tcp" => Ok(PROTO_TCP),
-        "udp" => Ok(PROTO_UDP),
-        "sctp" => Ok(PROTO_SCTP),
-        "icmp" | "icmpv6" => Ok(if address.is_ipv4() { PROTO_ICMP } else { PROTO_ICMPV6 }),
-        number => number
-            .parse()
-            .map_err(|_| refused(format!("`{text}` is not tcp, udp, sctp, icmp, icmpv6 or a number"))),
-    }
-}
-
-fn refused(msg: String) -> ErrorReply {
-    ErrorReply { code: code::INVALID_CONFIG, msg, details: String::new() }
 }
 
 pub(super) fn kernel_error(e: crate::datapath::DatapathError) -> ErrorReply {

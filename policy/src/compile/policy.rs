@@ -259,7 +259,7 @@ fn network_policy_tier(
     for (policy, written) in &isolating {
         let namespace = policy.split_once('/').map_or("", |(namespace, _)| namespace);
         all.extend(network_policy::rules(namespace, &written.spec, dir, &ports, |i| {
-            enter(numbers, format!("NetworkPolicy/{policy} {direction}[{i}]"), written.file.clone())
+            enter(numbers, format!("NetworkPolicy/{policy} {direction}[{i}]"), written.origin(dir, i))
         })?);
     }
     if let Some((_, first)) = isolating.first() {
@@ -290,7 +290,7 @@ fn cluster_tiers(
             let own = own.map(|name| format!(" {name:?}")).unwrap_or_default();
             let name = format!("ClusterNetworkPolicy/{policy} {direction}[{i}]{own}");
             let number = numbers.rule(&name).ok()?;
-            book.insert(number, RuleEntry { name, file: written.file.clone() });
+            book.insert(number, RuleEntry { name, file: written.origin(dir, i) });
             Some(number)
         })?);
     }

@@ -93,10 +93,11 @@ pub(crate) fn partition_tier(
     book: &mut Book,
 ) -> Option<Vec<Rule>> {
     let open = || vec![built_in(Verdict::Allow, RULE_OPEN, None)];
-    let Some(Sourced { spec, file }) = written(objects, partition) else { return Some(open()) };
+    let Some(source) = written(objects, partition) else { return Some(open()) };
+    let spec = &source.spec;
     let rules = user_rules(partition, spec, dir, numbers)?;
-    for (entry, rule) in &rules {
-        book.insert(rule.number, RuleEntry { name: entry.clone(), file: file.clone() });
+    for (i, (name, rule)) in rules.iter().enumerate() {
+        book.insert(rule.number, RuleEntry { name: name.clone(), file: source.origin(dir, i) });
     }
     if spec.isolation == Isolation::Open {
         return Some(open());

@@ -1,7 +1,7 @@
 //! One YAML file into objects, or into an error that names file, object and field.
 
 use super::{PodInfo, pod};
-use crate::{Labels, NodeInfo, Sourced};
+use crate::{Labels, NodeInfo, RuleLines, Sourced};
 use bulkhead_api::{
     messages::ObjectError,
     objects::{
@@ -13,8 +13,12 @@ use k8s_openapi::{
     api::{core::v1, networking::v1::NetworkPolicy},
     apimachinery::pkg::apis::meta::v1::ObjectMeta,
 };
-use serde::{Deserialize, Serialize, de::DeserializeOwned};
+use serde::{
+    Deserialize, Serialize,
+    de::{DeserializeOwned, IgnoredAny},
+};
 use serde_json::Value;
+use serde_saphyr::Spanned;
 use std::{fmt, net::IpAddr, sync::Arc};
 
 /// A label of the nodes that run the API server.
@@ -51,6 +55,26 @@ pub enum Kind {
     NetworkPolicy,
     ClusterNetworkPolicy,
     Node,
+}
+
+impl Kind {
+    const ALL: [Self; 10] = [
+        Self::Partition,
+        Self::NetworkGroup,
+        Self::BandwidthClass,
+        Self::BgpPeer,
+        Self::BgpConfiguration,
+        Self::Namespace,
+        Self::Pod,
+        Self::NetworkPolicy,
+        Self::ClusterNetworkPolicy,
+        Self::Node,
+    ];
+
+    /// By its name in objects, in any case.
+    pub fn named(name: &str) -> Option<Self> {
+        Self::ALL.into_iter().find(|kind| kind.to_string().eq_ignore_ascii_case(name))
+    }
 }
 
 impl fmt::Display for Kind {
@@ -133,39 +157,83 @@ fn parse_document(file: &str, first_line: usize, text: &str) -> Result<Option<Ob
     let Some(name) = text_of("/metadata/name").filter(|n| !n.is_empty()) else {
         return Err(error(line, Some(kind), Some("metadata.name".into()), "an object needs a name".into()));
     };
-    let origin = Some(format!("{file}:{line}"));
-    typed(&api_version, &kind, &name, value, origin)
+    let origin = Origin { file: format!("{file}:{line}"), first_line, text };
+    typed(&api_version, &kind, &name, value, Some(origin))
         .map(Some)
         .map_err(|(field, message)| error(line, Some(format!("{kind}/{name}")), field, message))
 }
 
+/// Where an object stands, and its document.
+pub struct Origin<'a> {
+    file: String,
+    first_line: usize,
+    text: &'a str,
+}
+
+fn plain<T>(spec: T, origin: Option<Origin<'_>>) -> Sourced<T> {
+    Sourced::new(spec, origin.map(|o| o.file))
+}
+
+/// With the lines of its rules.
+fn with_rules<T>(spec: T, origin: Option<Origin<'_>>) -> Arc<Sourced<T>> {
+    let lines = origin.as_ref().map(|o| rule_lines(o.first_line, o.text)).unwrap_or_default();
+    Arc::new(Sourced { lines, ..plain(spec, origin) })
+}
+
+/// What of a document has positions that people are told; a `Value` has lost them.
+#[derive(Deserialize)]
+struct Positions {
+    spec: RulePositions,
+}
+
+#[derive(Deserialize, Default)]
+struct RulePositions {
+    #[serde(default)]
+    ingress: Option<Vec<Spanned<IgnoredAny>>>,
+    #[serde(default)]
+    egress: Option<Vec<Spanned<IgnoredAny>>>,
+}
+
+/// Where the items of `spec.ingress` and `spec.egress` begin; an alias where it is used.
+fn rule_lines(first_line: usize, text: &str) -> RuleLines {
+    let spec = serde_saphyr::from_str(text).map_or_else(|_| RulePositions::default(), |p: Positions| p.spec);
+    let line = |item: &Spanned<IgnoredAny>| {
+        let within = usize::try_from(item.referenced.line()).ok()?;
+        u32::try_from((first_line + within).checked_sub(1)?).ok().filter(|_| within > 0)
+    };
+    let lines = |items: Option<Vec<_>>| items.iter().flatten().map(line).collect::<Option<Vec<_>>>();
+    RuleLines {
+        egress: lines(spec.egress).unwrap_or_default(),
+        ingress: lines(spec.ingress).unwrap_or_default(),
+    }
+}
+
 pub type FieldError = (Option<String>, String);
 
-/// One object of an API version and kind; `file` is where it stands. The error: a field, if it is one's, and what is wrong.
+/// One object of an API version and kind; `origin`: where it stands, in a source of files. The error: a field, if it is
+/// one's, and what is wrong.
 pub fn typed(
     api_version: &str,
     kind: &str,
     name: &str,
     value: Value,
-    file: Option<String>,
+    origin: Option<Origin<'_>>,
 ) -> Result<Object, FieldError> {
     let name = name.to_string();
     Ok(match (api_version, kind) {
-        (API_VERSION, "Partition") => Object::Partition(name, Arc::new(Sourced { spec: spec(value)?, file })),
-        (API_VERSION, "NetworkGroup") => {
-            Object::NetworkGroup(name, Arc::new(Sourced { spec: spec(value)?, file }))
-        }
+        (API_VERSION, "Partition") => Object::Partition(name, with_rules(spec(value)?, origin)),
+        (API_VERSION, "NetworkGroup") => Object::NetworkGroup(name, Arc::new(plain(spec(value)?, origin))),
         (API_VERSION, "BandwidthClass") => {
-            Object::BandwidthClass(name, Arc::new(Sourced { spec: spec(value)?, file }))
+            Object::BandwidthClass(name, Arc::new(plain(spec(value)?, origin)))
         }
-        (API_VERSION, "BGPPeer") => Object::BgpPeer(name, Box::new(Sourced { spec: spec(value)?, file })),
+        (API_VERSION, "BGPPeer") => Object::BgpPeer(name, Box::new(plain(spec(value)?, origin))),
         (API_VERSION, "BGPConfiguration") => {
             if name != "default" {
                 let message =
                     format!("there is one BGPConfiguration, and its name is `default`, not `{name}`");
                 return Err((Some("metadata.name".into()), message));
             }
-            Object::BgpConfiguration(name, Sourced { spec: spec(value)?, file })
+            Object::BgpConfiguration(name, plain(spec(value)?, origin))
         }
         ("v1", "Namespace") => {
             let mut labels = read::<v1::Namespace>(value)?.metadata.labels.unwrap_or_default();
@@ -181,11 +249,10 @@ pub fn typed(
         ("networking.k8s.io/v1", "NetworkPolicy") => {
             let policy = strict::<NetworkPolicy>(value)?;
             let key = format!("{}/{name}", namespace_of(&policy.metadata));
-            Object::NetworkPolicy(key, Arc::new(Sourced { spec: policy.spec.unwrap_or_default(), file }))
+            Object::NetworkPolicy(key, with_rules(policy.spec.unwrap_or_default(), origin))
         }
         ("policy.networking.k8s.io/v1alpha2", "ClusterNetworkPolicy") => {
-            let spec = spec(value)?;
-            Object::ClusterNetworkPolicy(name, Arc::new(Sourced { spec, file }))
+            Object::ClusterNetworkPolicy(name, with_rules(spec(value)?, origin))
         }
         ("v1", "Node") => Object::Node(name, Arc::new(node(read::<v1::Node>(value)?)?)),
         _ => {
@@ -290,6 +357,38 @@ mod tests {
         );
         let Object::NetworkGroup(_, group) = &objects[0] else { panic!("{objects:?}") };
         assert_eq!(group.file.as_deref(), Some("a.yaml:3"));
+    }
+
+    fn lines(text: &str) -> Vec<(Vec<u32>, Vec<u32>)> {
+        let lines = |object: &Object| match object {
+            Object::Partition(_, o) => o.lines.clone(),
+            Object::NetworkPolicy(_, o) => o.lines.clone(),
+            Object::ClusterNetworkPolicy(_, o) => o.lines.clone(),
+            _ => RuleLines::default(),
+        };
+        parse("a.yaml", text).unwrap().iter().map(lines).map(|l| (l.egress, l.ingress)).collect()
+    }
+
+    #[test]
+    fn a_rule_is_where_its_own_item_begins_in_block_and_in_flow_style() {
+        let text = "# partitions\n---\napiVersion: bulkhead.dev/v1alpha1\nkind: Partition\nmetadata: {name: web}\nspec:\n  \
+                    policyID: 1\n  podCIDRs: [10.0.0.0/8]\n  ingress:\n  # the first\n  - from: [{networkGroup: vms}]\n    \
+                    ports: [{port: 1}]\n\n  - name: second\n    from: []\n  egress: [{to: [{partition: a}]}, {to: [\n    \
+                    {partition: b}]},\n    {to: []}]\n\
+                    ---\napiVersion: networking.k8s.io/v1\nkind: NetworkPolicy\nmetadata: {name: db}\n\
+                    spec: {podSelector: {}, ingress: [{}]}\n\
+                    ---\n{apiVersion: policy.networking.k8s.io/v1alpha2, kind: ClusterNetworkPolicy, metadata: {name: x},\n  spec: \
+                    {tier: Admin, priority: 1, subject: {namespaces: {}},\n    egress: [{action: Deny, to: [{namespaces: {}}]}]}}\n";
+        assert_eq!(lines(text), [(vec![16, 16, 18], vec![11, 14]), (vec![], vec![23]), (vec![27], vec![])]);
+    }
+
+    #[test]
+    fn a_rule_by_alias_is_where_it_is_used_and_a_key_on_a_line_of_its_own_begins_the_item() {
+        let text = "apiVersion: bulkhead.dev/v1alpha1\nkind: Partition\nmetadata: {name: web}\nspec:\n  policyID: 1\n  \
+                    podCIDRs: [10.0.0.0/8]\n  ingress:\n  - &a\n    name: one\n  - *a\n";
+        let [(_, ingress)] = lines(text).try_into().unwrap();
+        assert!(ingress[0] == 8 || ingress[0] == 9, "{ingress:?}");
+        assert_eq!(ingress[1], 10);
     }
 
     #[test]

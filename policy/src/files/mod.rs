@@ -11,7 +11,7 @@ pub use document::{Kind, Object, parse, typed};
 
 use crate::{Named, Objects, Pod, Sourced};
 use bulkhead_api::{
-    messages::ObjectError,
+    messages::{DiffRequest, ObjectError},
     objects::{BGPConfigurationSpec, BGPPeerSpec},
 };
 use serde::{Deserialize, Serialize};
@@ -67,6 +67,22 @@ impl Snapshot {
         }
     }
 
+    /// Whether there is an object of that kind and name.
+    pub fn has(&self, kind: Kind, name: &str) -> bool {
+        match kind {
+            Kind::Partition => self.policy.partitions.contains_key(name),
+            Kind::NetworkGroup => self.policy.network_groups.contains_key(name),
+            Kind::BandwidthClass => self.policy.bandwidth_classes.contains_key(name),
+            Kind::BgpPeer => self.bgp_peers.contains_key(name),
+            Kind::BgpConfiguration => self.bgp.is_some(),
+            Kind::Namespace => self.policy.namespaces.contains_key(name),
+            Kind::Pod => self.pods.contains_key(name),
+            Kind::NetworkPolicy => self.policy.network_policies.contains_key(name),
+            Kind::ClusterNetworkPolicy => self.policy.cluster_network_policies.contains_key(name),
+            Kind::Node => self.policy.nodes.contains_key(name),
+        }
+    }
+
     /// Forgets an object, if there is one of that kind and name (`namespace/name` where the kind has a namespace).
     pub fn remove(&mut self, kind: Kind, name: &str) {
         match kind {
@@ -85,6 +101,35 @@ impl Snapshot {
             Kind::Node => drop(self.policy.nodes.remove(name)),
         }
     }
+}
+
+/// The objects as a request to `diff` would have them.
+///
+/// # Errors
+/// A file that cannot be read, or an object to be removed that is not there.
+pub fn edited(before: &Snapshot, request: &DiffRequest) -> Result<Snapshot, ObjectError> {
+    let mut after = before.clone();
+    if request.prune {
+        // What is the case is nobody's file to decide on.
+        let Objects { namespaces, pods, nodes, default_pod_cidrs, cluster_dns, .. } = after.policy;
+        let policy =
+            Objects { namespaces, pods, nodes, default_pod_cidrs, cluster_dns, ..Objects::default() };
+        after = Snapshot { policy, pods: after.pods, ..Snapshot::default() };
+    }
+    for file in &request.files {
+        parse(&file.name, &file.text)?.into_iter().for_each(|object| after.insert(object));
+    }
+    for key in &request.delete {
+        let named = key.split_once('/').and_then(|(kind, name)| Some((Kind::named(kind)?, name)));
+        let (kind, name) = named.filter(|(kind, name)| after.has(*kind, name)).ok_or_else(|| ObjectError {
+            file: None,
+            object: Some(key.clone()),
+            field: None,
+            message: "is not there to be removed; objects are named as in Partition/web or NetworkPolicy/shop/db".into(),
+        })?;
+        after.remove(kind, name);
+    }
+    Ok(after)
 }
 
 #[derive(Clone, Debug, PartialEq, Eq, Default, Serialize, Deserialize)]
@@ -127,6 +172,7 @@ pub fn is_object_file(name: &str) -> bool {
 #[cfg(test)]
 mod tests {
     use super::*;
+    use bulkhead_api::messages::FileText;
 
     const OBJECTS: &str = "apiVersion: v1\nkind: Namespace\nmetadata: {name: web}\n---\napiVersion: v1\nkind: Pod\n\
         metadata: {name: a, namespace: web}\n---\napiVersion: v1\nkind: Pod\nmetadata: {name: b, namespace: web}\n---\n\
@@ -155,5 +201,31 @@ mod tests {
         assert!(Arc::ptr_eq(&before.pods["web/a"].policy, &snapshot.policy.pods["web/a"]));
         assert!(before.policy.namespaces.ptr_eq(&snapshot.policy.namespaces));
         assert_eq!((before.pods.len(), snapshot.pods.len()), (2, 1));
+    }
+
+    #[test]
+    fn an_edit_puts_in_place_removes_by_name_and_prunes_rules_but_no_facts() {
+        let group = |name: &str| {
+            format!(
+                "apiVersion: bulkhead.dev/v1alpha1\nkind: NetworkGroup\nmetadata: {{name: {name}}}\nspec: {{cidrs: [10.0.0.0/8]}}\n"
+            )
+        };
+        let namespace = "apiVersion: v1\nkind: Namespace\nmetadata: {name: web}\n";
+        let mut before = Snapshot::default();
+        for text in [group("a"), group("b"), namespace.to_string()] {
+            parse("before.yaml", &text).unwrap().into_iter().for_each(|o| before.insert(o));
+        }
+        let told = |delete: &[&str], prune| {
+            let files = vec![FileText { name: "c.yaml".into(), text: group("c") }];
+            let delete = delete.iter().map(ToString::to_string).collect();
+            let after = edited(&before, &DiffRequest { files, delete, prune }).map_err(|e| e.to_string())?;
+            Ok::<_, String>(crate::changes(&before.policy, &after.policy).join(" "))
+        };
+        assert_eq!(told(&["networkgroup/a"], false).unwrap(), "+NetworkGroup/c -NetworkGroup/a");
+        assert_eq!(told(&[], true).unwrap(), "+NetworkGroup/c -NetworkGroup/a -NetworkGroup/b");
+        for nothing in ["NetworkGroup/x", "Service/a", "a"] {
+            let error = told(&[nothing], false).unwrap_err();
+            assert!(error.starts_with(&format!("{nothing}: is not there to be removed")), "{error}");
+        }
     }
 }

@@ -19,7 +19,7 @@ pub fn ip(text: &str) -> IpAddr {
 }
 
 pub fn sourced<T>(spec: T, name: &str) -> Arc<Sourced<T>> {
-    Arc::new(Sourced { spec, file: Some(format!("{name}.yaml")) })
+    Arc::new(Sourced::new(spec, Some(format!("{name}.yaml"))))
 }
 
 /// A partition from its spec in YAML.

@@ -64,7 +64,7 @@ impl Live {
 
 fn diff(lab: &Lab, file: &str, text: &str) -> Result<PolicyDiff> {
     let files = vec![FileText { name: file.into(), text: text.into() }];
-    node(lab).post("/v1/policy/diff", &DiffRequest { files })
+    node(lab).post("/v1/policy/diff", &DiffRequest { files, delete: Vec::new(), prune: false })
 }
 
 /// Whether the diff has a line that turns web/front-0's calls of payments/db-0.

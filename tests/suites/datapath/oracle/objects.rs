@@ -135,12 +135,12 @@ pub fn objects(random: &mut Random) -> Objects {
     };
     for i in 0..GROUPS {
         let spec = NetworkGroupSpec { cidrs: (0..random.below(4)).map(|_| network(random)).collect() };
-        objects.network_groups.insert(format!("g{i}"), Arc::new(Sourced { spec, file: None }));
+        objects.network_groups.insert(format!("g{i}"), Arc::new(Sourced::new(spec, None)));
     }
     let partitions = 1 + random.below(4);
     for i in 0..partitions {
         let spec = partition(random, i, partitions);
-        objects.partitions.insert(format!("p{i}"), Arc::new(Sourced { spec, file: None }));
+        objects.partitions.insert(format!("p{i}"), Arc::new(Sourced::new(spec, None)));
     }
     for i in 0..1 + random.below(3) {
         let addresses = (0..1 + random.below(2)).map(|_| anywhere(random)).collect();
