@@ -15,6 +15,7 @@
 //! | `POST /v1/policy/diff` | [`DiffRequest`] | [`PolicyDiff`] |
 //! | `POST /v1/policy/rollback` | [`Rollback`] | [`GenerationInfo`]: what is in force now; the source is held |
 //! | `POST /v1/policy/release` | `{}` | [`GenerationInfo`]: what is in force now, from the source |
+//! | `POST /v1/policy/rules` | [`RulesRequest`] | `Vec<`[`RuleCountInfo`]`>`, by name |
 //! | `GET /v1/drops` | | `Vec<`[`DropInfo`]`>` |
 //! | `GET /v1/bgp/peers` | | `Vec<`[`BgpPeerInfo`]`>` |
 //! | `GET /v1/bgp/routes` | | `Vec<`[`BgpRouteInfo`]`>` |
@@ -472,6 +473,34 @@ pub struct RuleInfo {
     pub name: String,
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub file: Option<String>,
+}
+
+/// Which rules to tell of.
+#[derive(Clone, Debug, PartialEq, Eq, Default, Serialize, Deserialize)]
+#[serde(rename_all = "camelCase")]
+pub struct RulesRequest {
+    /// Only those that have decided on nothing.
+    #[serde(default)]
+    pub never_hit: bool,
+    /// Only those that this partition's object writes.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub partition: Option<String>,
+}
+
+/// What a rule has decided on, on this node; where it allowed, both directions of the connection.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "camelCase")]
+pub struct RuleCountInfo {
+    pub rule: RuleInfo,
+    /// Not gone from its object since.
+    pub in_force: bool,
+    pub packets: u64,
+    pub bytes: u64,
+    /// Connections that began under it.
+    pub connections: u64,
+    /// Unix time, seconds, of the last packet; absent: never hit.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub last_hit: Option<u64>,
 }
 
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]

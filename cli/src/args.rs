@@ -68,6 +68,15 @@ pub enum Command {
 pub enum PolicyCommand {
     /// What was in force, since when, and what each change changed
     Generations,
+    /// What each rule has decided on: packets, bytes, new connections, last hit; and which were never hit
+    Rules {
+        /// Only rules that have decided on nothing
+        #[arg(long)]
+        never_hit: bool,
+        /// Only rules that this partition writes
+        #[arg(long)]
+        partition: Option<String>,
+    },
     /// Bring former objects back under a new number, and hold the source until released
     Rollback {
         /// The generation whose objects to bring back [default: the one before]

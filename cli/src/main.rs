@@ -16,7 +16,7 @@ mod views;
 use args::{Args, BgpCommand, Command, Output, PolicyCommand};
 use bulkhead_api::{
     client::{self, ClientError},
-    messages::{DiffRequest, FileText, PolicyDiff, Rollback},
+    messages::{DiffRequest, FileText, PolicyDiff, Rollback, RulesRequest},
 };
 use bulkhead_policy::files;
 use clap::{CommandFactory, Parser, error::ErrorKind};
@@ -96,6 +96,10 @@ fn run(args: &Args) -> Result<Answer, Failure> {
         }
         Command::Policy(PolicyCommand::Generations) => {
             get(args, "/v1/policy/generations", |g: &Vec<_>| views::generations(g, now(), paint))
+        }
+        Command::Policy(PolicyCommand::Rules { never_hit, partition }) => {
+            let request = RulesRequest { never_hit: *never_hit, partition: partition.clone() };
+            ask(args, "/v1/policy/rules", Some(&request), |r: &Vec<_>| views::rules(r, now(), paint))
         }
         Command::Policy(PolicyCommand::Rollback { to }) => {
             let request = Rollback { to: *to };

@@ -9,7 +9,7 @@ use axum::{
     routing::{get, post},
 };
 use bulkhead_api::messages::{
-    Attach, Check, Detach, DiffRequest, ErrorReply, ExplainRequest, Gc, Rollback, code,
+    Attach, Check, Detach, DiffRequest, ErrorReply, ExplainRequest, Gc, Rollback, RulesRequest, code,
 };
 use serde::Serialize;
 use std::{fs, io, os::unix::fs::PermissionsExt, path::Path, sync::Arc};
@@ -61,6 +61,7 @@ pub fn router(node: Shared) -> Router {
         .route("/v1/policy/diff", post(diff))
         .route("/v1/policy/rollback", post(rollback))
         .route("/v1/policy/release", post(release))
+        .route("/v1/policy/rules", post(rules))
         .route("/v1/drops", get(drops))
         .route("/v1/explain", post(explain))
         .route("/v1/bgp/peers", get(bgp_peers))
@@ -156,6 +157,10 @@ async fn rollback(State(node): State<Shared>, Json(request): Json<Rollback>) -> 
 
 async fn release(State(node): State<Shared>) -> Response {
     change(node, |mut node| async move { node.release().await }).await
+}
+
+async fn rules(State(node): State<Shared>, Json(request): Json<RulesRequest>) -> Response {
+    reply(node.lock().await.rules(&request))
 }
 
 async fn drops(State(node): State<Shared>) -> Response {

@@ -28,6 +28,7 @@ impl FlowKey {
 pub struct Admission {
     /// The generation that admitted it; 0: this end has not decided yet. Compared with `!=`.
     pub generation: u32,
+    /// What counts at it; `RULE_NONE`: this end has no rule to count at.
     pub rule: u32,
 }
 
@@ -39,6 +40,7 @@ pub struct Flow {
     pub last_seen: u64,
     /// Indexed by `DIR_EGRESS` (the initiator's pod) and `DIR_INGRESS` (the responder's).
     pub admitted: [Admission; 2],
+    /// Not yet counted at the rules of `admitted`; so are `bytes` and `begun`.
     pub packets: u64,
     pub bytes: u64,
     /// Destination port, ICMP type or 0, in the initiator's direction: what a renewed decision asks for.
@@ -59,10 +61,22 @@ pub struct Flow {
     pub serial: u32,
     /// The kernel's tick at `last_seen`, its lower half: while that lasts, there is nothing new to stamp.
     pub tick: u32,
-    pub reserved: u32,
+    /// Bit 0 for the initiator's end, bit 1 for the responder's: the connection began under the rule of that end.
+    pub begun: u32,
 }
 
-pub const FLOW_VERSION: u8 = 3;
+impl Flow {
+    /// Connections not yet counted at the rule of each end; under one rule at both ends it is one connection.
+    #[inline(always)]
+    pub const fn begun(&self) -> [u64; 2] {
+        if self.admitted[0].rule == self.admitted[1].rule {
+            return [(self.begun != 0) as u64, 0];
+        }
+        [(self.begun & 1) as u64, (self.begun >> 1 & 1) as u64]
+    }
+}
+
+pub const FLOW_VERSION: u8 = 4;
 /// The initiator is `FlowKey::low`.
 pub const FLOW_INITIATOR_LOW: u8 = 1;
 /// A packet of the responder was seen.

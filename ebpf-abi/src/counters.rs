@@ -1,4 +1,4 @@
-//! Why packets were dropped, and how often.
+//! Why packets were dropped and how often; what each rule decided on.
 
 use crate::assert_size;
 
@@ -22,6 +22,21 @@ pub struct DropKey {
 pub struct Counter {
     pub packets: u64,
     pub bytes: u64,
+    /// Nanoseconds of CLOCK_MONOTONIC (the coarse one), of the last one.
+    pub last: u64,
+}
+
+/// `RULES` value (per-CPU hash by rule number): what an entry of `CONNTRACK` counts is moved here when the entry goes or
+/// another rule takes it over. Refusals are in `DROPS` alone.
+#[repr(C)]
+#[derive(Clone, Copy, PartialEq, Eq, Debug, Default)]
+pub struct RuleCounter {
+    pub packets: u64,
+    pub bytes: u64,
+    /// Connections that began under the rule.
+    pub connections: u64,
+    /// As [`Counter::last`].
+    pub last: u64,
 }
 
 macro_rules! drop_reasons {
@@ -69,4 +84,4 @@ drop_reasons! {
     AUDIT_POLICY = 128, "audit: policy would drop";
 }
 
-assert_size!(DropKey = 12, Counter = 16);
+assert_size!(DropKey = 12, Counter = 24, RuleCounter = 32);

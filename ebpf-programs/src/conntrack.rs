@@ -17,6 +17,7 @@ mod table;
 pub use path::Via;
 
 use crate::{
+    counters,
     maps::{CONNTRACK, GENERATION},
     origin,
     parse::{self, Packet, TCP_ACK, TCP_FIN, TCP_RST, TCP_SYN},
@@ -28,7 +29,8 @@ use aya_ebpf::{bindings::__sk_buff, macros::map, maps::PerCpuArray, programs::Tc
 use bulkhead_ebpf_abi::{
     Admission, DIR_EGRESS, DIR_INGRESS, DROP_CLASH, DROP_CONNTRACK_FULL, DROP_MALFORMED, DROP_REVOKED,
     FLOW_ANSWERED, FLOW_CLOSED, FLOW_CLOSING, FLOW_ESTABLISHED, FLOW_INITIATOR_LOW, FLOW_KEEP_EGRESS,
-    FLOW_KEEP_INGRESS, FLOW_OWN_NODE, FLOW_VERSION, Flow, PATH_DIRECT, PATH_STACK, PROTO_TCP,
+    FLOW_KEEP_INGRESS, FLOW_OWN_NODE, FLOW_VERSION, Flow, PATH_DIRECT, PATH_STACK, PROTO_TCP, RULE_NONE,
+    RULE_OWN_NODE,
 };
 use core::mem::MaybeUninit;
 use decide::{Peer, ask, peer_of_flow, peer_of_packet};
@@ -116,7 +118,7 @@ fn decide_on(at: &At, packet: &Packet) -> Verdict {
     // SAFETY: a live entry; two CPUs may write it at once, which costs a count or a bit that the next packet sets again.
     let flow = unsafe { &mut *flow };
     let forward = (flow.flags & FLOW_INITIATOR_LOW != 0) == from_low;
-    let now = table::now();
+    let now = counters::now();
     // Dead already, only not yet looked at.
     if table::is_dead(flow, packet.proto, now) || starts_another(at, packet, flow, forward) {
         return begin(at, packet, &key, from_low, true);
@@ -158,7 +160,10 @@ fn icmp(ctx: &TcContext, at: &At, packet: &Packet) -> Verdict {
         return Verdict::PASS;
     }
     match ask(at, at.dir, peer, packet.proto, packet.service_port(), decide::FIRST, false) {
-        Ok(_) => Verdict::PASS,
+        Ok(answer) => {
+            counters::hit(answer.rule(), at.bytes);
+            Verdict::PASS
+        }
         Err(verdict) => verdict,
     }
 }
@@ -179,7 +184,7 @@ fn path_of_quoted(ctx: &TcContext, packet: &Packet) -> u32 {
     let Some(flow) = CONNTRACK.get_ptr(key.as_abi()) else { return NO_PATH };
     // SAFETY: a live entry.
     let flow = unsafe { &*flow };
-    if table::is_dead(flow, inner.proto, table::now()) { NO_PATH } else { u32::from(flow.path) }
+    if table::is_dead(flow, inner.proto, counters::now()) { NO_PATH } else { u32::from(flow.path) }
 }
 
 const NO_PATH: u32 = 256;
@@ -203,6 +208,9 @@ fn known(at: &At, packet: &Packet, key: &Key, flow: &mut Flow, forward: bool, no
     let again = forward && packet.is_syn();
     if again && path::clashes(at, flow) {
         return Verdict::drop(DROP_CLASH);
+    }
+    if again && flow.flags & (FLOW_ESTABLISHED | FLOW_CLOSING) != 0 {
+        begin_again(flow);
     }
     if flow.flags & FLOW_OWN_NODE == 0 {
         let admitted = flow.admitted[end as usize].generation;
@@ -230,6 +238,19 @@ fn known(at: &At, packet: &Packet, key: &Key, flow: &mut Flow, forward: bool, no
     }
 }
 
+/// What the connection before counted is its rules'; each end counts the new one when it has been asked.
+#[inline(always)]
+fn begin_again(flow: &mut Flow) {
+    counters::fold(flow);
+    if flow.flags & FLOW_OWN_NODE != 0 {
+        flow.begun = 1 << DIR_INGRESS;
+    } else {
+        flow.admitted = [UNDECIDED; 2];
+    }
+}
+
+const UNDECIDED: Admission = Admission { generation: 0, rule: RULE_NONE };
+
 /// Asks this end's policy in the initiator's direction, and stamps. Keep shields against changes of the partition tier.
 #[inline(always)]
 fn renew(at: &At, packet: &Packet, flow: &mut Flow, end: u32, keep: u8, renewed: bool) -> Verdict {
@@ -244,6 +265,12 @@ fn renew(at: &At, packet: &Packet, flow: &mut Flow, end: u32, keep: u8, renewed:
         }
         Ok(answer) => {
             flow.flags = if answer.keeps() { flow.flags | keep } else { flow.flags & !keep };
+            let before = flow.admitted[end as usize].rule;
+            if before == RULE_NONE {
+                flow.begun |= 1 << end;
+            } else if before != answer.rule() {
+                counters::fold(flow);
+            }
             flow.admitted[end as usize] = Admission { generation: at.generation, rule: answer.rule() };
             Verdict::PASS
         }
@@ -318,8 +345,8 @@ fn open(at: &At, packet: &Packet, key: &Key, how: u32) -> Verdict {
     let peer = peer_of_packet(at, packet);
     let flow = &mut draft.flow;
     *flow = Flow {
-        last_seen: table::now(),
-        admitted: [Admission { generation: 0, rule: 0 }; 2],
+        last_seen: counters::now(),
+        admitted: [UNDECIDED; 2],
         packets: 1,
         bytes: u64::from(at.bytes),
         service_port: packet.service_port(),
@@ -331,10 +358,11 @@ fn open(at: &At, packet: &Packet, key: &Key, how: u32) -> Verdict {
         owner: 0,
         serial: 0,
         tick: 0,
-        reserved: 0,
+        begun: 1 << (at.dir & 1),
     };
     if peer == Peer::OWN_NODE {
         flow.flags |= FLOW_OWN_NODE;
+        flow.admitted[1].rule = RULE_OWN_NODE;
     } else {
         match ask(at, at.dir, peer, packet.proto, packet.service_port(), decide::FIRST, false) {
             Ok(answer) => stamp(flow, at, answer),
@@ -343,6 +371,8 @@ fn open(at: &At, packet: &Packet, key: &Key, how: u32) -> Verdict {
     }
     // A reply without its request is let through or not, but is no connection.
     if packet.is_echo_reply() {
+        flow.begun = 0;
+        counters::fold(flow);
         return Verdict::PASS;
     }
     if packet.tcp_flags & (TCP_FIN | TCP_RST) != 0 {
@@ -352,7 +382,7 @@ fn open(at: &At, packet: &Packet, key: &Key, how: u32) -> Verdict {
         && let Some(old) = CONNTRACK.get_ptr_mut(key.as_abi())
     {
         // SAFETY: a live entry.
-        table::remove(key.as_abi(), unsafe { &*old });
+        table::remove(key.as_abi(), unsafe { &mut *old });
     }
     match table::insert(at, draft) {
         0 => Verdict::PASS,

@@ -11,7 +11,8 @@ use aya_ebpf::{
 };
 use bulkhead_ebpf_abi::{
     Addr, Ages, Cell, Connections, Counter, Delivery, DropKey, Endpoint, Flow, FlowKey, FlowName,
-    FragmentKey, FragmentPorts, Identity, PolicyDir, PortDirectory, PortPage, RecentKey, Share, Sizes,
+    FragmentKey, FragmentPorts, Identity, PolicyDir, PortDirectory, PortPage, RecentKey, RuleCounter, Share,
+    Sizes,
 };
 
 /// The live generation; read once a packet.
@@ -63,6 +64,8 @@ pub static SHARE: HashMap<u32, Share> = HashMap::with_max_entries(1, BPF_F_NO_PR
 pub static FRAGMENT: LruHashMap<FragmentKey, FragmentPorts> = LruHashMap::with_max_entries(1, 0);
 #[map]
 pub static DROPS: PerCpuHashMap<DropKey, Counter> = PerCpuHashMap::with_max_entries(1, BPF_F_NO_PREALLOC);
+#[map]
+pub static RULES: PerCpuHashMap<u32, RuleCounter> = PerCpuHashMap::with_max_entries(1, BPF_F_NO_PREALLOC);
 
 /// Entries of one half. Constants to the verifier: the loader writes them before the programs are checked.
 #[unsafe(no_mangle)]

@@ -54,14 +54,20 @@ pub(crate) struct Asked {
 }
 
 impl Interner {
-    /// What was compiled last is in force: forgets what has been unused for long enough.
-    pub fn switched(&mut self) {
+    /// What was compiled last is in force: forgets what has been unused for long enough. Whether a rule was among it:
+    /// nobody can name it any more.
+    pub fn switched(&mut self) -> bool {
         self.switches += 1;
         let released = self.identities.release(self.switches);
         self.identities.free.extend(released);
         let released = self.policies.release(self.switches);
         self.policies.free.extend(released);
-        self.rules.release(self.switches);
+        !self.rules.release(self.switches).is_empty()
+    }
+
+    /// Numbers of rules that have a name, built-in ones apart.
+    pub fn rule_numbers(&self) -> BTreeSet<u32> {
+        self.rules.by_number.keys().copied().collect()
     }
 
     /// Whether both give every number the same meaning: what is on disk of the one serves for the other.

@@ -2,8 +2,8 @@
 
 use crate::Interner;
 use bulkhead_ebpf_abi::{
-    RULE_CLUSTER_DNS, RULE_CONTROL_PLANE, RULE_DEFAULT_DENY, RULE_NONE, RULE_OPEN, RULE_OWN_NODE,
-    RULE_SAME_PARTITION,
+    RULE_CLUSTER_DNS, RULE_CONTROL_PLANE, RULE_DEFAULT_DENY, RULE_FIRST_DYNAMIC, RULE_NONE, RULE_OPEN,
+    RULE_OWN_NODE, RULE_SAME_PARTITION,
 };
 use std::collections::BTreeMap;
 
@@ -16,7 +16,11 @@ pub struct RuleEntry {
 
 /// The rules in force, the built-in ones, and those that went out of force not long ago.
 #[derive(Clone, Debug, PartialEq)]
-pub struct RuleBook(BTreeMap<u32, RuleEntry>);
+pub struct RuleBook {
+    /// Written in objects, under policies that the tables hold.
+    in_force: BTreeMap<u32, RuleEntry>,
+    others: BTreeMap<u32, RuleEntry>,
+}
 
 const BUILT_IN: [(u32, &str); 7] = [
     (RULE_NONE, "no rule: the tables have no answer"),
@@ -34,13 +38,25 @@ impl RuleBook {
         numbers: &Interner,
     ) -> Self {
         let entry = |name: &str| RuleEntry { name: name.into(), file: None };
-        let mut book: BTreeMap<_, _> = BUILT_IN.iter().map(|(number, name)| (*number, entry(name))).collect();
-        book.extend(numbers.rules().iter().map(|(number, name)| (*number, entry(name))));
-        book.extend(in_force.map(|(number, entry)| (*number, entry.clone())));
-        Self(book)
+        let in_force: BTreeMap<_, _> = in_force.map(|(number, entry)| (*number, entry.clone())).collect();
+        let mut others: BTreeMap<_, _> =
+            BUILT_IN.iter().map(|(number, name)| (*number, entry(name))).collect();
+        let kept = numbers.rules().iter().filter(|(number, _)| !in_force.contains_key(number));
+        others.extend(kept.map(|(number, name)| (*number, entry(name))));
+        Self { in_force, others }
     }
 
     pub fn get(&self, number: u32) -> Option<&RuleEntry> {
-        self.0.get(&number)
+        self.in_force.get(&number).or_else(|| self.others.get(&number))
+    }
+
+    /// Rules that objects write, and the tables of this node hold.
+    pub fn in_force(&self) -> impl Iterator<Item = (u32, &RuleEntry)> {
+        self.in_force.iter().map(|(number, entry)| (*number, entry))
+    }
+
+    /// Written in an object and gone since.
+    pub fn is_gone(&self, number: u32) -> bool {
+        number >= RULE_FIRST_DYNAMIC && !self.in_force.contains_key(&number)
     }
 }

@@ -1,5 +1,7 @@
 //! Before and after a change, as an operator sees it: the real daemon, the command line, live pods.
 
+#[path = "change/counters.rs"]
+mod counters;
 #[path = "change/policies.rs"]
 mod policies;
 
@@ -52,7 +54,13 @@ type Shared = Arc<Mutex<Option<Lab>>>;
 type Run = fn(&mut Lab) -> Result<()>;
 
 fn trials(lab: &Shared) -> Vec<Trial> {
-    let all: [(&str, Run); 9] = [
+    let all: [(&str, Run); 12] = [
+        ("a rule counts what passed under it", counters::rules_count_what_passed),
+        ("rules never hit are listed", counters::rules_never_hit_are_listed),
+        (
+            "a refusal counts at its rule, and the counters outlive the daemon",
+            counters::a_refusal_counts_and_all_outlives_the_daemon,
+        ),
         (
             "a diff names the flows, the rules and the live connections, and changes nothing",
             a_diff_changes_nothing,

@@ -16,6 +16,8 @@ mod sandbox;
 mod adoption;
 #[path = "datapath/connections.rs"]
 mod connections;
+#[path = "datapath/counted.rs"]
+mod counted;
 #[path = "datapath/decisions.rs"]
 mod decisions;
 #[path = "datapath/direct.rs"]
@@ -69,6 +71,7 @@ fn main() -> ExitCode {
         decisions::trials(),
         direct::trials(),
         connections::trials(),
+        counted::trials(),
         known::trials(),
         icmp::trials(),
         fragments::trials(),

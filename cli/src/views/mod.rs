@@ -5,12 +5,14 @@ mod diff;
 mod explain;
 mod node;
 mod policy;
+mod rules;
 
 pub use bgp::{bgp_peers, bgp_routes, drained};
 pub use diff::diff;
 pub use explain::explain;
 pub use node::{drops, endpoints, partitions, status};
 pub use policy::{generation, generations};
+pub use rules::rules;
 
 use std::fmt::Display;
 

@@ -100,7 +100,7 @@ fn frame(key: &FlowKey) -> [u8; 54] {
 }
 
 /// The clock that the programs stamp entries with, in nanoseconds.
-fn monotonic_coarse() -> Result<u64, DatapathError> {
+pub(super) fn monotonic_coarse() -> Result<u64, DatapathError> {
     let mut now = libc::timespec { tv_sec: 0, tv_nsec: 0 };
     // SAFETY: a valid place for the answer.
     if unsafe { libc::clock_gettime(libc::CLOCK_MONOTONIC_COARSE, &raw mut now) } != 0 {

@@ -17,8 +17,8 @@ use aya::{
 };
 use bulkhead_ebpf_abi::{
     ABI_VERSION, Addr, Cell, Connections, Counter, Delivery, DropKey, Endpoint, Flow, FlowKey, FlowName,
-    FragmentKey, FragmentPorts, Identity, PORT_SLOTS, PolicyDir, PortDirectory, PortPage, RecentKey, Share,
-    Sizes,
+    FragmentKey, FragmentPorts, Identity, PORT_SLOTS, PolicyDir, PortDirectory, PortPage, RecentKey,
+    RuleCounter, Share, Sizes,
 };
 use std::{
     fs,
@@ -34,6 +34,8 @@ const DIRECT_PREFIXES: u32 = 16_384;
 const FRAGMENTS: u32 = 4096;
 /// Different (reason, rule, policy, direction).
 const DROP_COUNTERS: u32 = 16_384;
+/// Rules that have decided on something.
+const RULE_COUNTERS: u32 = 65_536;
 
 pub struct Opened {
     pub datapath: Datapath,
@@ -80,6 +82,7 @@ fn shapes(sizes: &Sizes, connections: &Connections) -> Vec<Shape> {
         shape::<u32, Share>("SHARE", ENDPOINTS),
         shape::<FragmentKey, FragmentPorts>("FRAGMENT", FRAGMENTS),
         shape::<DropKey, Counter>("DROPS", DROP_COUNTERS),
+        shape::<u32, RuleCounter>("RULES", RULE_COUNTERS),
     ]
 }
 
@@ -143,6 +146,7 @@ impl Datapath {
             shares: take(o, "SHARE")?,
             connections,
             drops: take(o, "DROPS")?,
+            rules: take(o, "RULES")?,
             identities: Identities::default(),
             shadow: [fresh(), fresh()],
             pending: adopted.then(Removals::default),

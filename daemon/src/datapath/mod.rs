@@ -17,6 +17,7 @@ mod load;
 mod pins;
 mod pods;
 mod read;
+mod rules;
 mod sys;
 mod table;
 mod values;
@@ -29,7 +30,7 @@ pub use read::Flows;
 
 use bulkhead_ebpf_abi::{
     Addr, Cell, Connections, Counter, Delivery, DropKey, Endpoint, Flow, FlowKey, FlowName, Identity,
-    PolicyDir, PortDirectory, PortPage, RecentKey, Share, Sizes,
+    PolicyDir, PortDirectory, PortPage, RecentKey, RuleCounter, Share, Sizes,
 };
 use identities::Removals;
 use std::{
@@ -125,6 +126,7 @@ pub struct Datapath {
     shares: HashMap<u32, Share>,
     connections: Connections,
     drops: aya::maps::PerCpuHashMap<aya::maps::MapData, Raw<DropKey>, Raw<Counter>>,
+    rules: aya::maps::PerCpuHashMap<aya::maps::MapData, u32, Raw<RuleCounter>>,
     /// What both identity maps hold: this daemon alone writes them.
     identities: Identities,
     /// What each half holds; `None`: it must be read first.

@@ -18,6 +18,7 @@ impl Datapath {
             let sum = values.iter().fold(Counter::default(), |sum, Raw(cpu)| Counter {
                 packets: sum.packets + cpu.packets,
                 bytes: sum.bytes + cpu.bytes,
+                last: sum.last.max(cpu.last),
             });
             drops.push((key, sum));
         }

@@ -3,7 +3,7 @@
 use super::sys::Plain;
 use bulkhead_ebpf_abi::{
     Addr, Cell, Counter, Delivery, DropKey, Endpoint, Flow, FlowKey, FlowName, Identity, PolicyDir,
-    PortDirectory, PortPage, RecentKey, Share,
+    PortDirectory, PortPage, RecentKey, RuleCounter, Share,
 };
 
 /// A key or value handed to aya, whose trait cannot be implemented for another crate's types.
@@ -32,6 +32,7 @@ plain!(
     FlowKey,
     FlowName,
     RecentKey,
+    RuleCounter,
     Share,
     Identity,
     PolicyDir,

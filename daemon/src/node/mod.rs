@@ -34,7 +34,7 @@ use bulkhead_api::{
     messages::{ErrorReply, ObjectError, PodRef, RuntimeBandwidth, code},
     objects::{ANNOTATION_BANDWIDTH_CLASS, BGPConfigurationSpec, BGPPeerSpec},
 };
-use bulkhead_ebpf_abi::{Connections, Sizes};
+use bulkhead_ebpf_abi::{Connections, RULE_FIRST_DYNAMIC, Sizes};
 use bulkhead_policy::{
     Admitted, Compiled, Interner, Local, LocalPod, NodeInfo, Objects, Sourced, admit_change, compile,
 };
@@ -346,7 +346,9 @@ impl Node {
             return Ok(());
         }
         let generation = self.datapath.apply(&wanted).map_err(|e| e.to_string())?;
-        self.interner.switched();
+        if self.interner.switched() {
+            self.forget_rules();
+        }
         self.generation_since = unix_seconds();
         info!(generation, partitions = objects.partitions.len(), "switched");
         self.compiled = Some(compiled);
@@ -354,6 +356,15 @@ impl Node {
         self.history.record(switched, &self.in_force.policy, &objects);
         self.in_force.policy = objects;
         Ok(())
+    }
+
+    /// Counters of rules that have no name any more.
+    fn forget_rules(&mut self) {
+        let named = self.interner.rule_numbers();
+        let known = |number| number < RULE_FIRST_DYNAMIC || named.contains(&number);
+        if let Err(e) = self.datapath.keep_rules(known) {
+            warn!(error = %e, "cannot remove counters of rules that are gone; tried again when the next is");
+        }
     }
 
     /// Brings every pod's policy, identity and limits in line with the objects in force.

@@ -1,12 +1,14 @@
 //! What people ask: status, endpoints, partitions, drops. Reads, never changes.
 
-use super::Node;
+use super::{Node, unix_seconds};
 use bulkhead_api::{
-    messages::{DropInfo, EndpointInfo, ErrorReply, PartitionInfo, RuleInfo, Status, code},
+    messages::{
+        DropInfo, EndpointInfo, ErrorReply, PartitionInfo, RuleCountInfo, RuleInfo, RulesRequest, Status, code,
+    },
     objects::{DEFAULT_PARTITION, IpNetwork, Isolation, PartitionSpec},
 };
-use bulkhead_ebpf_abi::{DIR_EGRESS, RULE_NONE, drop_reason_text};
-use std::net::IpAddr;
+use bulkhead_ebpf_abi::{DIR_EGRESS, RULE_NONE, RuleCounter, drop_reason_text};
+use std::{collections::BTreeSet, net::IpAddr};
 
 impl Node {
     pub fn status(&self) -> Result<Status, ErrorReply> {
@@ -74,6 +76,35 @@ impl Node {
         Ok(drops)
     }
 
+    /// Every rule in force by its object, hit or not; of the built-in ones and those gone meanwhile what was hit.
+    pub fn rules(&self, request: &RulesRequest) -> Result<Vec<RuleCountInfo>, ErrorReply> {
+        let counters = self.datapath.rules().map_err(kernel_error)?;
+        let Some(book) = self.compiled.as_ref().map(|c| &c.rules) else { return Ok(Vec::new()) };
+        let named = counters.keys().copied().filter(|number| book.get(*number).is_some());
+        let numbers: BTreeSet<u32> = book.in_force().map(|(number, _)| number).chain(named).collect();
+        let mut rules = Vec::new();
+        for number in numbers {
+            let counter = counters.get(&number);
+            let rule = self.rule(number);
+            if request.never_hit && counter.is_some() || !is_of(&rule.name, request.partition.as_deref()) {
+                continue;
+            }
+            let age = counter.map(|c| self.datapath.age(c)).transpose().map_err(kernel_error)?;
+            let RuleCounter { packets, bytes, connections, .. } = counter.copied().unwrap_or_default();
+            let last_hit = age.map(|age| unix_seconds().saturating_sub(age.as_secs()));
+            rules.push(RuleCountInfo {
+                rule,
+                in_force: !book.is_gone(number),
+                packets,
+                bytes,
+                connections,
+                last_hit,
+            });
+        }
+        rules.sort_by(|a, b| a.rule.name.cmp(&b.rule.name));
+        Ok(rules)
+    }
+
     pub(super) fn rule(&self, number: u32) -> RuleInfo {
         match self.compiled.as_ref().and_then(|c| c.rules.get(number)) {
             Some(entry) => RuleInfo { number, name: entry.name.clone(), file: entry.file.clone() },
@@ -84,6 +115,15 @@ impl Node {
     fn partition_of_policy(&self, policy: u32) -> Option<String> {
         self.compiled.as_ref()?.partition_of_policy(policy).map(str::to_string)
     }
+}
+
+/// Is it a rule that this partition's object writes?
+fn is_of(name: &str, partition: Option<&str>) -> bool {
+    partition.is_none_or(|partition| {
+        name.strip_prefix("Partition/")
+            .and_then(|name| name.strip_prefix(partition))
+            .is_some_and(|rest| rest.starts_with(' '))
+    })
 }
 
 pub(super) fn kernel_error(e: crate::datapath::DatapathError) -> ErrorReply {

@@ -12,13 +12,16 @@
 //! at the cost of the pod that sends or receives it. Established connections are never evicted.
 
 use super::{At, key::Key};
-use crate::maps::{
-    AGE_CLOSED, AGE_CLOSING, AGE_ECHO, AGE_OTHER, AGE_TCP, AGE_UDP, AGE_UNANSWERED, AGING, CONNTRACK,
-    FLOWS_CLOSED, FLOWS_PER_POD, FLOWS_UNANSWERED, RECENT, SHARE,
+use crate::{
+    counters,
+    maps::{
+        AGE_CLOSED, AGE_CLOSING, AGE_ECHO, AGE_OTHER, AGE_TCP, AGE_UDP, AGE_UNANSWERED, AGING, CONNTRACK,
+        FLOWS_CLOSED, FLOWS_PER_POD, FLOWS_UNANSWERED, RECENT, SHARE,
+    },
 };
 use aya_ebpf::{
     bindings::BPF_NOEXIST,
-    helpers::generated::{bpf_get_prandom_u32, bpf_jiffies64, bpf_ktime_get_coarse_ns, bpf_map_pop_elem},
+    helpers::generated::{bpf_get_prandom_u32, bpf_jiffies64, bpf_map_pop_elem},
     macros::map,
     maps::PerCpuArray,
 };
@@ -53,14 +56,7 @@ impl Name {
     }
 }
 
-/// The coarse clock: a few nanoseconds a call, right to a few milliseconds, and readable by user space.
-#[inline(always)]
-pub fn now() -> u64 {
-    // SAFETY: takes nothing and returns a number.
-    unsafe { bpf_ktime_get_coarse_ns() }
-}
-
-/// The clock's own beat, without a call: [`now`] moves only when this does.
+/// The clock's own beat, without a call: [`counters::now`] moves only when this does.
 #[inline(always)]
 pub fn tick() -> u32 {
     // SAFETY: takes nothing and returns a number.
@@ -79,7 +75,7 @@ pub fn see(flow: &mut Flow, kind: AgeKind) -> bool {
     if flow.tick == tick {
         return true;
     }
-    let now = now();
+    let now = counters::now();
     let alive = now.saturating_sub(flow.last_seen) <= age(kind);
     if alive {
         (flow.last_seen, flow.tick) = (now, tick);
@@ -106,10 +102,12 @@ pub fn is_dead(flow: &Flow, proto: u8, now: u64) -> bool {
     now.saturating_sub(flow.last_seen) > age(AgeKind::of(proto, flow.flags))
 }
 
-/// Removes an entry. Its share is given back by the one whose removal succeeds, whoever else tries at the same time.
+/// Removes an entry, and leaves what it counted to its rules. Its share is given back by the one whose removal succeeds,
+/// whoever else tries at the same time.
 #[inline(always)]
-pub fn remove(key: &FlowKey, flow: &Flow) {
+pub fn remove(key: &FlowKey, flow: &mut Flow) {
     let owner = flow.owner;
+    counters::fold(flow);
     if CONNTRACK.remove(key).is_ok()
         && let Some(share) = SHARE.get_ptr_mut(owner)
     {

@@ -52,7 +52,7 @@ const SIZES: Sizes =
 const CONNECTIONS: Connections =
     Connections { per_pod: 16_384, unanswered: 16_384, closed: 16_384, ..Connections::of(16_384) };
 
-type Drops = PerCpuHashMap<MapData, [u8; 12], [u64; 2]>;
+type Drops = PerCpuHashMap<MapData, [u8; 12], [u64; 3]>;
 
 /// The programs of one node, run packet by packet.
 struct Kernel {

@@ -18,13 +18,14 @@ pub const CASES: &[Case] = &[
     ("a reader that has seen enough is no error and no panic", closed_pipes),
 ];
 
-const COMMANDS: [&[&str]; 8] = [
+const COMMANDS: [&[&str]; 9] = [
     &["status"],
     &["endpoints"],
     &["partitions"],
     &["drops"],
     &["explain", "172.30.9.2", "10.65.0.1", "--port", "20880"],
     &["policy", "generations"],
+    &["policy", "rules"],
     &["bgp", "peers"],
     &["bgp", "routes"],
 ];
