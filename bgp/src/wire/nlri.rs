@@ -30,7 +30,8 @@ pub(super) struct Nlri {
 /// `None` where a prefix is longer than its family allows or than the field.
 pub(super) fn decode_all(field: &[u8], family: Family, add_path: bool) -> Option<Nlri> {
     let mut reader = Reader::new(field);
-    let mut nlri = Nlri::default();
+    // A /24 takes four octets; what is shorter only makes the list grow.
+    let mut nlri = Nlri { prefixes: Vec::with_capacity(field.len().div_ceil(4)), path_ids: Vec::new() };
     while !reader.is_empty() {
         if add_path {
             nlri.path_ids.push(reader.u32()?);

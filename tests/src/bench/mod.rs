@@ -3,6 +3,7 @@
 //! A group is a function that measures and returns its figures; a new one is a file here and a line in [`GROUPS`]. Each
 //! group runs in namespaces of its own, and measures what it compares in one interleaved run.
 
+mod bgp;
 mod cni;
 mod compile;
 mod demo;
@@ -19,6 +20,7 @@ pub struct Group {
 }
 
 pub const GROUPS: &[Group] = &[
+    Group { name: "bgp", what: "the speaker: reading UPDATEs, and holding what they say", run: bgp::run },
     Group { name: "cni", what: "the plugin: its size, and its own time in a call", run: cni::run },
     Group {
         name: "compile",
