@@ -22,54 +22,51 @@ impl FlowKey {
     }
 }
 
-/// What one end's policy said when it admitted the flow.
-#[repr(C)]
-#[derive(Clone, Copy, PartialEq, Eq, Debug, Default)]
-pub struct Admission {
-    /// The generation that admitted it; 0: this end has not decided yet. Compared with `!=`.
-    pub generation: u32,
-    /// What counts at it; `RULE_NONE`: this end has no rule to count at.
-    pub rule: u32,
-}
-
 /// `CONNTRACK` value.
+///
+/// The kernel puts 48 bytes before the key and the value behind it: with the last field an entry is three cache lines, and
+/// what a known packet reads and writes (the fields up to `origin`) lies in the two that finding the key has read.
 #[repr(C)]
 #[derive(Clone, Copy, PartialEq, Eq, Debug, Default)]
 pub struct Flow {
     /// Nanoseconds of CLOCK_MONOTONIC (the coarse one) when last seen.
     pub last_seen: u64,
-    /// Indexed by `DIR_EGRESS` (the initiator's pod) and `DIR_INGRESS` (the responder's).
-    pub admitted: [Admission; 2],
-    /// Not yet counted at the rules of `admitted`; so are `bytes` and `begun`.
+    /// Not yet counted at `rules`; so are `bytes` and `begun`.
     pub packets: u64,
     pub bytes: u64,
-    /// Destination port, ICMP type or 0, in the initiator's direction: what a renewed decision asks for.
-    pub service_port: u16,
+    /// Those that admitted it, indexed by `DIR_EGRESS` (the initiator's pod) and `DIR_INGRESS` (the responder's); 0: this
+    /// end has not decided yet. Compared with `!=`.
+    pub generations: [u32; 2],
+    /// The kernel's tick at `last_seen`, its lower half: while that lasts, there is nothing new to stamp.
+    pub tick: u32,
     /// `FLOW_*` bits.
     pub flags: u8,
     /// `PATH_*`; binds both directions.
     pub path: u8,
-    pub version: u8,
-    /// TCP: who has sent a FIN: 1 the initiator, 2 the responder.
-    pub fin: u8,
     /// Where the initiator speaks from this node's own address: the origin mark it came with (it is masqueraded).
     /// 0: its address says who it is, or it is the node itself (`FLOW_OWN_NODE`).
     pub origin: u16,
+    /// By which rule each end admitted it, what counts at it; `RULE_NONE`: this end has no rule to count at.
+    pub rules: [u32; 2],
+    /// Destination port, ICMP type or 0, in the initiator's direction: what a renewed decision asks for.
+    pub service_port: u16,
+    pub version: u8,
+    /// TCP: who has sent a FIN: 1 the initiator, 2 the responder.
+    pub fin: u8,
     /// The pod in whose [`Share`] it counts, by the interface whose hook made the entry.
     pub owner: u32,
     /// Chance: tells this entry from one made later under the same key.
     pub serial: u32,
-    /// The kernel's tick at `last_seen`, its lower half: while that lasts, there is nothing new to stamp.
-    pub tick: u32,
     /// Bit 0 for the initiator's end, bit 1 for the responder's: the connection began under the rule of that end.
     pub begun: u32,
+    pub reserved: [u64; 5],
 }
 
 impl Flow {
     /// Connections not yet counted at the rule of each end; under one rule at both ends it is one connection.
     #[inline(always)]
     pub const fn begun(&self) -> [u64; 2] {
-        if self.admitted[0].rule == self.admitted[1].rule {
+        if self.rules[0] == self.rules[1] {
             return [(self.begun != 0) as u64, 0];
         }
         [(self.begun & 1) as u64, (self.begun >> 1 & 1) as u64]
@@ -271,5 +268,5 @@ pub struct FragmentPorts {
     pub proto: u8,
 }
 
-assert_size!(FlowKey = 40, Admission = 8, Flow = 64, FlowName = 48, RecentKey = 12, Share = 40);
+assert_size!(FlowKey = 40, Flow = 104, FlowName = 48, RecentKey = 12, Share = 40);
 assert_size!(FragmentKey = 40, FragmentPorts = 8);

@@ -27,7 +27,7 @@ use crate::{
 };
 use aya_ebpf::{bindings::__sk_buff, macros::map, maps::PerCpuArray, programs::TcContext};
 use bulkhead_ebpf_abi::{
-    Admission, DIR_EGRESS, DIR_INGRESS, DROP_CLASH, DROP_CONNTRACK_FULL, DROP_MALFORMED, DROP_REVOKED,
+    DIR_EGRESS, DIR_INGRESS, DROP_CLASH, DROP_CONNTRACK_FULL, DROP_MALFORMED, DROP_REVOKED,
     FLOW_ANSWERED, FLOW_CLOSED, FLOW_CLOSING, FLOW_ESTABLISHED, FLOW_INITIATOR_LOW, FLOW_KEEP_EGRESS,
     FLOW_KEEP_INGRESS, FLOW_OWN_NODE, FLOW_VERSION, Flow, PATH_DIRECT, PATH_STACK, PROTO_TCP, RULE_NONE,
     RULE_OWN_NODE,
@@ -213,7 +213,7 @@ fn known(at: &At, packet: &Packet, key: &Key, flow: &mut Flow, forward: bool, no
         begin_again(flow);
     }
     if flow.flags & FLOW_OWN_NODE == 0 {
-        let admitted = flow.admitted[end as usize].generation;
+        let admitted = flow.generations[end as usize];
         if admitted != at.generation || again {
             let renewed = admitted != 0 && !again;
             let verdict = renew(at, packet, flow, end, keep, renewed);
@@ -229,8 +229,8 @@ fn known(at: &At, packet: &Packet, key: &Key, flow: &mut Flow, forward: bool, no
     if closed == 0 && flow.flags & FLOW_CLOSED != 0 {
         table::closed(key, flow);
     }
-    let [egress, ingress] = flow.admitted;
-    let settled = egress.generation == at.generation && ingress.generation == at.generation && !again;
+    let [egress, ingress] = flow.generations;
+    let settled = egress == at.generation && ingress == at.generation && !again;
     match (direct, settled) {
         (false, _) => Verdict::PASS,
         (true, false) => Verdict::DIRECT,
@@ -245,11 +245,9 @@ fn begin_again(flow: &mut Flow) {
     if flow.flags & FLOW_OWN_NODE != 0 {
         flow.begun = 1 << DIR_INGRESS;
     } else {
-        flow.admitted = [UNDECIDED; 2];
+        (flow.generations, flow.rules) = ([0; 2], [RULE_NONE; 2]);
     }
 }
-
-const UNDECIDED: Admission = Admission { generation: 0, rule: RULE_NONE };
 
 /// Asks this end's policy in the initiator's direction, and stamps. Keep shields against changes of the partition tier.
 #[inline(always)]
@@ -260,18 +258,19 @@ fn renew(at: &At, packet: &Packet, flow: &mut Flow, end: u32, keep: u8, renewed:
     match ask(at, end, peer, packet.proto, flow.service_port, reason, kept) {
         // It stays the connection of the rule that admitted it.
         Ok(_) if kept => {
-            flow.admitted[end as usize].generation = at.generation;
+            flow.generations[end as usize] = at.generation;
             Verdict::PASS
         }
         Ok(answer) => {
             flow.flags = if answer.keeps() { flow.flags | keep } else { flow.flags & !keep };
-            let before = flow.admitted[end as usize].rule;
+            let before = flow.rules[end as usize];
             if before == RULE_NONE {
                 flow.begun |= 1 << end;
             } else if before != answer.rule() {
                 counters::fold(flow);
             }
-            flow.admitted[end as usize] = Admission { generation: at.generation, rule: answer.rule() };
+            flow.generations[end as usize] = at.generation;
+            flow.rules[end as usize] = answer.rule();
             Verdict::PASS
         }
         Err(verdict) => verdict,
@@ -316,7 +315,7 @@ fn touch(at: &At, packet: &Packet, flow: &mut Flow, forward: bool, again: bool, 
 #[inline(always)]
 pub fn count(flow: &mut Flow, sends: bool, bytes: u32) {
     // Of a flow between two pods of this node both hooks see each packet: the sender's counts.
-    let both_ends_here = flow.admitted[0].generation != 0 && flow.admitted[1].generation != 0;
+    let both_ends_here = flow.generations[0] != 0 && flow.generations[1] != 0;
     if sends || !both_ends_here {
         flow.packets += 1;
         flow.bytes += u64::from(bytes);
@@ -346,7 +345,8 @@ fn open(at: &At, packet: &Packet, key: &Key, how: u32) -> Verdict {
     let flow = &mut draft.flow;
     *flow = Flow {
         last_seen: counters::now(),
-        admitted: [UNDECIDED; 2],
+        generations: [0; 2],
+        rules: [RULE_NONE; 2],
         packets: 1,
         bytes: u64::from(at.bytes),
         service_port: packet.service_port(),
@@ -359,10 +359,11 @@ fn open(at: &At, packet: &Packet, key: &Key, how: u32) -> Verdict {
         serial: 0,
         tick: 0,
         begun: 1 << (at.dir & 1),
+        reserved: [0; 5],
     };
     if peer == Peer::OWN_NODE {
         flow.flags |= FLOW_OWN_NODE;
-        flow.admitted[1].rule = RULE_OWN_NODE;
+        flow.rules[1] = RULE_OWN_NODE;
     } else {
         match ask(at, at.dir, peer, packet.proto, packet.service_port(), decide::FIRST, false) {
             Ok(answer) => stamp(flow, at, answer),
@@ -409,13 +410,12 @@ pub fn forget_named(ctx: &TcContext) -> i32 {
 
 #[inline(always)]
 fn stamp(flow: &mut Flow, at: &At, answer: Answer) {
-    let admission = Admission { generation: at.generation, rule: answer.rule() };
     // Not indexed: the verifier likes constants on the stack.
     if at.dir == DIR_INGRESS {
-        flow.admitted[1] = admission;
+        (flow.generations[1], flow.rules[1]) = (at.generation, answer.rule());
         flow.flags |= if answer.keeps() { FLOW_KEEP_INGRESS } else { 0 };
     } else {
-        flow.admitted[0] = admission;
+        (flow.generations[0], flow.rules[0]) = (at.generation, answer.rule());
         flow.flags |= if answer.keeps() { FLOW_KEEP_EGRESS } else { 0 };
     }
 }

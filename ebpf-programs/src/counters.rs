@@ -54,12 +54,12 @@ pub fn fold(flow: &mut Flow) {
 extern "C" fn bulkhead_fold(flow: *mut Flow) -> u32 {
     // SAFETY: the caller's; null is what the verifier must be told of.
     let Some(flow) = (unsafe { flow.as_mut() }) else { return 0 };
-    let [egress, ingress] = &flow.admitted;
+    let [egress, ingress] = &flow.rules;
     let (packets, bytes, last) = (flow.packets, flow.bytes, flow.last_seen);
     let connections = flow.begun();
-    credit(&egress.rule, packets, bytes, connections[0], last);
-    if egress.rule != ingress.rule {
-        credit(&ingress.rule, packets, bytes, connections[1], last);
+    credit(egress, packets, bytes, connections[0], last);
+    if egress != ingress {
+        credit(ingress, packets, bytes, connections[1], last);
     }
     (flow.packets, flow.bytes, flow.begun) = (0, 0, 0);
     0
@@ -77,11 +77,12 @@ fn credit(rule: &u32, packets: u64, bytes: u64, connections: u64, last: u64) {
     if *rule == RULE_NONE {
         return;
     }
-    if RULES.get_ptr(rule).is_none() {
+    let found = RULES.get_ptr_mut(rule).or_else(|| {
         // Not by value: the call chain has no room for it.
         let _ = RULES.insert(rule, &NOTHING, u64::from(BPF_NOEXIST));
-    }
-    let Some(counter) = RULES.get_ptr_mut(rule) else { return };
+        RULES.get_ptr_mut(rule)
+    });
+    let Some(counter) = found else { return };
     // SAFETY: this CPU's value of a live entry; see `count`.
     let counter = unsafe { &mut *counter };
     counter.packets += packets;

@@ -37,8 +37,8 @@ pub fn sent(ctx: &TcContext, pod: &Endpoint, ethertype: u16) -> i32 {
     let Some(flow) = entry(&frame, from_low) else { return UNKNOWN };
     let forward = (flow.flags & FLOW_INITIATOR_LOW != 0) == from_low;
     let generation = conntrack::live_generation();
-    let [egress, ingress] = flow.admitted;
-    let here = if forward { egress.generation } else { ingress.generation };
+    let [egress, ingress] = flow.generations;
+    let here = if forward { egress } else { ingress };
     if here != generation || !is_settled(flow, frame.proto, forward) {
         return UNKNOWN;
     }
@@ -51,7 +51,7 @@ pub fn sent(ctx: &TcContext, pod: &Endpoint, ethertype: u16) -> i32 {
         return NEXT;
     }
     // Straight into another pod of this node, which has nothing left to decide either.
-    let there = if forward { ingress.generation } else { egress.generation };
+    let there = if forward { ingress } else { egress };
     // SAFETY: read field by field; the daemon replaces entries, it never writes into them.
     let Some(to) = (unsafe { LOCAL.get(frame.dst.as_addr()) }) else { return UNKNOWN };
     if there != generation
@@ -77,7 +77,7 @@ pub fn received(ctx: &TcContext, ethertype: u16) -> bool {
     let Some(flow) = entry(&frame, from_low) else { return false };
     let forward = (flow.flags & FLOW_INITIATOR_LOW != 0) == from_low;
     let end = if forward { DIR_INGRESS } else { DIR_EGRESS };
-    let passes = flow.admitted[end as usize].generation == conntrack::live_generation()
+    let passes = flow.generations[end as usize] == conntrack::live_generation()
         && flow.path == PATH_STACK
         && is_settled(flow, frame.proto, forward)
         && conntrack::see(flow, kind_of(flow, frame.proto));

@@ -13,7 +13,7 @@ use crate::atom::Atom;
 use bulkhead_ebpf_abi::{ID_FIRST_DYNAMIC, RULE_FIRST_DYNAMIC};
 use imbl::{OrdMap, OrdSet};
 use serde::{Deserialize, Deserializer, Serialize, Serializer, ser::SerializeStruct};
-use std::sync::Arc;
+use std::{collections::BTreeSet, sync::Arc};
 
 /// Switches that an unused number outlives.
 pub const KEPT_GENERATIONS: u64 = 2;
@@ -219,7 +219,6 @@ impl<'de, K: Ord + Clone + Deserialize<'de>> Deserialize<'de> for Numbers<K> {
 #[cfg(test)]
 mod tests {
     use super::*;
-    use std::collections::BTreeSet;
 
     /// One generation that asks for these partitions.
     fn generation(interner: &mut Interner, names: &[&str]) -> Vec<u32> {

@@ -49,12 +49,11 @@ impl Datapath {
 
 /// As the programs fold.
 fn add_flow(rules: &mut BTreeMap<u32, RuleCounter>, flow: &Flow) {
-    let [egress, ingress] = flow.admitted;
-    for (end, connections) in [egress, ingress].into_iter().zip(flow.begun()) {
+    for (rule, connections) in flow.rules.into_iter().zip(flow.begun()) {
         let counter =
             RuleCounter { packets: flow.packets, bytes: flow.bytes, connections, last: flow.last_seen };
-        add(rules, end.rule, &counter);
-        if egress.rule == ingress.rule {
+        add(rules, rule, &counter);
+        if flow.rules[0] == flow.rules[1] {
             break;
         }
     }

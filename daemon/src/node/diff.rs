@@ -72,7 +72,7 @@ impl Connection {
     /// Each end of this node that has admitted it is asked again, as the kernel will; a kept one is not.
     fn is_cut(&self, flow: &Flow, after: &Side) -> bool {
         [(DIR_EGRESS, FLOW_KEEP_EGRESS), (DIR_INGRESS, FLOW_KEEP_INGRESS)].into_iter().any(|(dir, keep)| {
-            let asked = flow.admitted[dir as usize].generation != 0 && flow.flags & keep == 0;
+            let asked = flow.generations[dir as usize] != 0 && flow.flags & keep == 0;
             asked && !after.admits(dir, self.from, self.to, self.proto, self.port)
         })
     }

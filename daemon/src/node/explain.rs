@@ -165,11 +165,11 @@ impl Node {
         let [(from, from_port), (to, _)] = key.ends(flow.flags);
         let ends = [("egress", DIR_EGRESS, FLOW_KEEP_EGRESS), ("ingress", DIR_INGRESS, FLOW_KEEP_INGRESS)];
         let admission = |(direction, dir, keep): (&str, u32, u8)| {
-            let by = flow.admitted[dir as usize];
-            (by.generation != 0).then(|| AdmissionInfo {
+            let generation = flow.generations[dir as usize];
+            (generation != 0).then(|| AdmissionInfo {
                 direction: direction.into(),
-                generation: by.generation,
-                rule: self.rule(by.rule),
+                generation,
+                rule: self.rule(flow.rules[dir as usize]),
                 keep: flow.flags & keep != 0,
             })
         };

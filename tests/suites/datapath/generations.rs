@@ -50,7 +50,7 @@ fn a_connection_still_allowed_is_restamped() {
     for f in FAMILIES {
         assert_eq!(node.pass(B, &tcp((f.b, 80), (f.a, 5), ACK)), [End::Next; 2]);
         let flow = node.flow((f.a, 5), (f.b, 80), TCP).expect("an entry");
-        assert_eq!(flow.admitted.map(|a| (a.generation, a.rule)), [(generation, 70), (generation, 71)]);
+        assert_eq!((flow.generations, flow.rules), ([generation; 2], [70, 71]));
     }
 }
 
@@ -133,7 +133,7 @@ fn a_connection_that_is_kept_survives_but_no_new_one_begins() {
         assert_eq!(node.send(A, &tcp((f.a, 5), (f.vm, 80), ACK)).end, End::Next);
         assert_eq!(node.deliver(A, &tcp((f.vm, 80), (f.a, 5), ACK), VM).end, End::Next);
         let flow = node.flow((f.a, 5), (f.vm, 80), TCP).expect("an entry");
-        assert_eq!((flow.admitted[0].generation, flow.admitted[0].rule), (generation, 70));
+        assert_eq!((flow.generations[0], flow.rules[0]), (generation, 70));
         assert_eq!(node.send(A, &tcp((f.a, 6), (f.vm, 80), SYN)).end, DENIED);
         assert_eq!(node.send(A, &tcp((f.a, 5), (f.vm, 80), SYN)).end, DENIED);
     }

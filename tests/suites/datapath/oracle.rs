@@ -155,12 +155,12 @@ impl Kernel {
 
     fn check_flow(&self, want: &model::Admitted) -> Result<(), String> {
         let flow = self.datapath.flow(&want.key).expect("a look-up").ok_or("no entry for the flow")?;
-        let admission = flow.admitted[want.dir as usize];
+        let (by, rule) = (flow.generations[want.dir as usize], flow.rules[want.dir as usize]);
         let own = want.rule.is_none();
-        let rule_holds = want.rule.is_none_or(|rule| rule == admission.rule);
+        let rule_holds = want.rule.is_none_or(|wanted| wanted == rule);
         let generation = if own { 0 } else { self.generation };
         let same = rule_holds
-            && admission.generation == generation
+            && by == generation
             && (flow.origin, flow.service_port) == (want.origin, want.service_port)
             && flow.flags & want.flags == want.flags;
         if same { Ok(()) } else { Err(format!("the entry says {flow:?}")) }
