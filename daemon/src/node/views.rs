@@ -3,7 +3,8 @@
 use super::{Node, unix_seconds};
 use bulkhead_api::{
     messages::{
-        DropInfo, EndpointInfo, ErrorReply, PartitionInfo, RuleCountInfo, RuleInfo, RulesRequest, Status, code,
+        DropInfo, EndpointInfo, ErrorReply, PartitionInfo, RuleCountInfo, RuleInfo, RulesRequest, Status,
+        code,
     },
     objects::{DEFAULT_PARTITION, IpNetwork, Isolation, PartitionSpec},
 };
@@ -23,7 +24,7 @@ impl Node {
             held: self.history.held(),
             bandwidth: "tbf".into(),
             uplinks: self.uplinks.iter().map(|u| u.name.clone()).collect(),
-            errors: self.errors(),
+            errors: self.errors().into_iter().chain(self.bgp.bfd_error()).collect(),
         })
     }
 
