@@ -16,11 +16,14 @@ use std::fs;
 const SESSION: &str = "{bfd: {minTransmitMilliseconds: 50, minReceiveMilliseconds: 50}}";
 const SETUP: Setup = Setup { hold_time: 90, bfd: Some(50), ..Setup::DEFAULT };
 
+type Test = fn(&mut Rack) -> Result<()>;
+type OfEach = fn(&mut Rack, Kind) -> Result<()>;
+
 fn main() -> Result<()> {
     let arguments = Arguments::from_args();
     let _inside = enter()?;
     let mut trials = Vec::new();
-    let each: [(&str, fn(&mut Rack, Kind) -> Result<()>); 4] = [
+    let each: [(&str, OfEach); 4] = [
         ("a link that dies in silence is left by both ends, and taken again", silent_death),
         ("a killed daemon's sessions stay up, and the router keeps the routes", killed),
         ("other intervals change nothing for either session", changed_live),
@@ -31,7 +34,7 @@ fn main() -> Result<()> {
             trials.push(trial(format!("{name} × {kind}"), move |rack| test(rack, kind)));
         }
     }
-    let others: [(&str, fn(&mut Rack) -> Result<()>); 4] = [
+    let others: [(&str, Test); 4] = [
         ("a router that stops BFD on purpose is not left", stopped_on_purpose),
         ("BFD that is asked for no more is no end of BGP", switched_off),
         ("BGP goes on without bulkhead-bfd, which is told, and is asked again when it is back", process_gone),
