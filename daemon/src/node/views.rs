@@ -3,7 +3,8 @@
 use super::{Node, unix_seconds};
 use bulkhead_api::{
     messages::{
-        DropInfo, EndpointInfo, ErrorReply, PartitionInfo, RuleCountInfo, RuleInfo, RulesRequest, Status, code,
+        DropInfo, EndpointInfo, ErrorReply, PartitionInfo, RuleCountInfo, RuleInfo, RulesRequest, Status,
+        code,
     },
     objects::{DEFAULT_PARTITION, IpNetwork, Isolation, PartitionSpec},
 };
