@@ -121,6 +121,8 @@ fn a_denied_flow_is_an_answer_and_not_an_error() {
 192.0.2.7 (world)  ->  10.66.0.2 (world)   tcp/8080
   ingress  partition web  denied  Partition/web: no rule allows it (default deny)
 denied in generation 12
+
+no live connection
 "
     );
 }

@@ -2,7 +2,7 @@
 
 use super::{CALL, LOST, node, now, ours, pods};
 use bulkhead_api::messages::RuleCountInfo;
-use bulkhead_lab::{Lab, Result, unmet, wait::until_true};
+use bulkhead_lab::{Error, Lab, Result, unmet, wait::until_true};
 use std::{
     io::{Read, Write},
     net::{SocketAddr, TcpListener, TcpStream},
@@ -15,7 +15,7 @@ const SENT: usize = 50_000;
 
 fn rules(lab: &Lab, more: &[&str]) -> Result<Vec<RuleCountInfo>> {
     let text = node(lab).cli(&[&["policy", "rules", "-o", "json"], more].concat())?;
-    Ok(serde_json::from_str(&text)?)
+    serde_json::from_str(&text).map_err(|source| Error::Json { what: "policy rules".into(), source })
 }
 
 fn rule(lab: &Lab, name: &str) -> Result<RuleCountInfo> {
