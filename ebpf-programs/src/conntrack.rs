@@ -209,7 +209,7 @@ fn known(at: &At, packet: &Packet, key: &Key, flow: &mut Flow, forward: bool, no
         return Verdict::drop(DROP_CLASH);
     }
     // The other end has seen this very packet where this one has not yet been asked.
-    let asked = flow.flags & FLOW_OWN_NODE != 0 || flow.generations[end as usize] != 0;
+    let asked = flow.flags & FLOW_UNASKED != 0 || flow.generations[end as usize] != 0;
     if again && asked && flow.flags & (FLOW_ESTABLISHED | FLOW_CLOSING) != 0 {
         begin_again(flow);
     }

@@ -149,7 +149,11 @@ impl Kernel {
             *sum = (sum.0 + 1, sum.1 + frame.len() as u64);
             let sum = *sum;
             if self.read(&key) != sum {
-                return Err(format!("{key:?} was not counted as {sum:?}, but {:?}: {}", self.read(&key), self.news()));
+                return Err(format!(
+                    "{key:?} was not counted as {sum:?}, but {:?}: {}",
+                    self.read(&key),
+                    self.news()
+                ));
             }
         }
         match expected {

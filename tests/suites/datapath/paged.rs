@@ -159,6 +159,8 @@ fn meet(linear: usize) -> Seen {
     arrived(&node, (V4.a, 5), (V4.world, 80));
     // To the pod: by the uplink, the stack, and the hook of a link that leads to it.
     run("ip", &["link", "add", veth, "type", "veth", "peer", "name", &format!("{veth}p")]);
+    // The pod's side is silent.
+    fs::write(format!("/proc/sys/net/ipv6/conf/{veth}p/disable_ipv6"), "1").expect("disabled");
     for name in [veth, &format!("{veth}p")] {
         run("ip", &["link", "set", name, "up"]);
     }
