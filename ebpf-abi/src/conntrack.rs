@@ -43,8 +43,9 @@ pub struct Flow {
     pub flags: u8,
     /// `PATH_*`; binds both directions.
     pub path: u8,
-    /// Where the initiator speaks from this node's own address: the origin mark it came with (it is masqueraded).
-    /// 0: its address says who it is, or it is the node itself (`FLOW_OWN_NODE`).
+    /// Where the initiator speaks from this node's own address: the origin mark it came with (it is masqueraded);
+    /// `ORIGIN_ITSELF` where it is the responder, too. 0: its address says who it is, or it is the node itself
+    /// (`FLOW_UNASKED`).
     pub origin: u16,
     /// By which rule each end admitted it, what counts at it; `RULE_NONE`: this end has no rule to count at.
     pub rules: [u32; 2],
@@ -83,8 +84,8 @@ pub const FLOW_CLOSING: u8 = 4;
 /// The egress (initiator's) admission is kept over changes (`established: Keep`).
 pub const FLOW_KEEP_EGRESS: u8 = 8;
 pub const FLOW_KEEP_INGRESS: u8 = 16;
-/// Begun by this node itself: no end's policy is asked (a node reaches its own pods).
-pub const FLOW_OWN_NODE: u8 = 32;
+/// Begun by this node itself, or by the pod itself: no end's policy is asked (`RULE_OWN_NODE`, `RULE_LOOPBACK`).
+pub const FLOW_UNASKED: u8 = 32;
 
 /// Both sides have spoken, and of TCP the initiator again: never evicted.
 pub const FLOW_ESTABLISHED: u8 = 64;

@@ -30,10 +30,12 @@ pub const ORIGIN_SHIFT: u32 = 16;
 pub const ORIGIN_NONE: u32 = 0;
 /// Entered from outside, but the identity does not fit the mark. Never enters an enforced partition.
 pub const ORIGIN_UNKNOWN: u32 = 0xffff;
+/// No mark: what comes back to the very pod that has sent it, at that pod's hook and in its connections.
+pub const ORIGIN_ITSELF: u32 = 0xfffe;
 
 /// The origin (upper half of the mark, shifted down) of a packet that entered with this source identity.
 pub const fn origin_of(identity: u32) -> u32 {
-    if identity == 0 || identity >= ORIGIN_UNKNOWN { ORIGIN_UNKNOWN } else { identity }
+    if identity == 0 || identity >= ORIGIN_ITSELF { ORIGIN_UNKNOWN } else { identity }
 }
 
 assert_size!(Identity = 8);

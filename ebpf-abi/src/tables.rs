@@ -93,6 +93,8 @@ pub const RULE_OWN_NODE: u32 = 4;
 pub const RULE_CLUSTER_DNS: u32 = 5;
 /// The control plane is admitted unless the partition opts out.
 pub const RULE_CONTROL_PLANE: u32 = 6;
+/// A pod reaches itself.
+pub const RULE_LOOPBACK: u32 = 7;
 pub const RULE_FIRST_DYNAMIC: u32 = 64;
 
 /// Entries of *one half* of each table. Set when the programs are loaded. Each of the two identity maps, which are shared,

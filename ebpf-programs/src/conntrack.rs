@@ -29,10 +29,10 @@ use aya_ebpf::{bindings::__sk_buff, macros::map, maps::PerCpuArray, programs::Tc
 use bulkhead_ebpf_abi::{
     DIR_EGRESS, DIR_INGRESS, DROP_CLASH, DROP_CONNTRACK_FULL, DROP_MALFORMED, DROP_REVOKED, FLOW_ANSWERED,
     FLOW_CLOSED, FLOW_CLOSING, FLOW_ESTABLISHED, FLOW_INITIATOR_LOW, FLOW_KEEP_EGRESS, FLOW_KEEP_INGRESS,
-    FLOW_OWN_NODE, FLOW_VERSION, Flow, PATH_DIRECT, PATH_STACK, PROTO_TCP, RULE_NONE, RULE_OWN_NODE,
+    FLOW_UNASKED, FLOW_VERSION, Flow, PATH_DIRECT, PATH_STACK, PROTO_TCP, RULE_NONE,
 };
 use core::mem::MaybeUninit;
-use decide::{Peer, ask, peer_of_flow, peer_of_packet};
+use decide::{ask, peer_of_flow, peer_of_packet};
 pub use key::Key;
 pub use table::see;
 
@@ -43,7 +43,7 @@ pub struct At {
     pub generation: u32,
     /// `DIR_EGRESS`: the pod sends the packet; `DIR_INGRESS`: it is for the pod.
     pub dir: u32,
-    /// The origin mark the packet came with.
+    /// The origin mark the packet came with; `ORIGIN_ITSELF` of a pod's packet for itself.
     pub origin: u32,
     pub bytes: u32,
     /// The pod's interface: a new connection counts in its share.
@@ -155,7 +155,7 @@ fn icmp(ctx: &TcContext, at: &At, packet: &Packet) -> Verdict {
         return Verdict::PASS;
     }
     let peer = peer_of_packet(at, packet);
-    if peer == Peer::OWN_NODE {
+    if peer.is_unasked() {
         return Verdict::PASS;
     }
     match ask(at, at.dir, peer, packet.proto, packet.service_port(), decide::FIRST, false) {
@@ -195,7 +195,7 @@ fn starts_another(at: &At, packet: &Packet, flow: &Flow, forward: bool) -> bool 
         return packet.is_syn() || packet.is_echo_request();
     }
     // Behind this node's own address somebody else may speak now.
-    let by_mark = flow.flags & FLOW_OWN_NODE != 0 || flow.origin != 0;
+    let by_mark = flow.flags & FLOW_UNASKED != 0 || flow.origin != 0;
     by_mark && !at.sends() && at.origin != u32::from(flow.origin)
 }
 
@@ -209,11 +209,11 @@ fn known(at: &At, packet: &Packet, key: &Key, flow: &mut Flow, forward: bool, no
         return Verdict::drop(DROP_CLASH);
     }
     // The other end has seen this very packet where this one has not yet been asked.
-    let asked = flow.flags & FLOW_OWN_NODE != 0 || flow.generations[end as usize] != 0;
+    let asked = flow.flags & FLOW_UNASKED != 0 || flow.generations[end as usize] != 0;
     if again && asked && flow.flags & (FLOW_ESTABLISHED | FLOW_CLOSING) != 0 {
         begin_again(flow);
     }
-    if flow.flags & FLOW_OWN_NODE == 0 {
+    if flow.flags & FLOW_UNASKED == 0 {
         let admitted = flow.generations[end as usize];
         if admitted != at.generation || again {
             let renewed = admitted != 0 && !again;
@@ -243,7 +243,7 @@ fn known(at: &At, packet: &Packet, key: &Key, flow: &mut Flow, forward: bool, no
 #[inline(always)]
 fn begin_again(flow: &mut Flow) {
     counters::fold(flow);
-    if flow.flags & FLOW_OWN_NODE != 0 {
+    if flow.flags & FLOW_UNASKED != 0 {
         flow.begun = 1 << DIR_INGRESS;
     } else {
         (flow.generations, flow.rules) = ([0; 2], [RULE_NONE; 2]);
@@ -362,9 +362,9 @@ fn open(at: &At, packet: &Packet, key: &Key, how: u32) -> Verdict {
         begun: 1 << (at.dir & 1),
         reserved: [0; 5],
     };
-    if peer == Peer::OWN_NODE {
-        flow.flags |= FLOW_OWN_NODE;
-        flow.rules[1] = RULE_OWN_NODE;
+    if peer.is_unasked() {
+        flow.flags |= FLOW_UNASKED;
+        (flow.rules[1], flow.begun) = (peer.unasked_rule(), 1 << DIR_INGRESS);
     } else {
         match ask(at, at.dir, peer, packet.proto, packet.service_port(), decide::FIRST, false) {
             Ok(answer) => stamp(flow, at, answer),

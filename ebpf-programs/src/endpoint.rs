@@ -15,7 +15,7 @@ use crate::{
 use aya_ebpf::{helpers::generated::bpf_redirect, programs::TcContext};
 use bulkhead_ebpf_abi::{
     DIR_EGRESS, DIR_INGRESS, DROP_MULTICAST, DROP_NO_ENDPOINT, DROP_NOT_IP, DROP_SPOOFED_POD, Endpoint,
-    ORIGIN_NONE,
+    ORIGIN_ITSELF, ORIGIN_NONE,
 };
 use core::mem::MaybeUninit;
 
@@ -43,6 +43,9 @@ pub fn from_pod(ctx: &TcContext) -> i32 {
     }
     // One for all ways from here: the stack has no room for more.
     let mut at = At::new(ctx, pod.policy, DIR_EGRESS);
+    if packet.dst == packet.src {
+        at.origin = ORIGIN_ITSELF;
+    }
     if forward::is_plain(ctx, packet, ipv6) && !forward::is_paced(pod) {
         return forward::from_pod(ctx, &mut at, packet, ipv6);
     }
@@ -117,7 +120,9 @@ fn inbound(ctx: &TcContext, pod: &Endpoint) -> Verdict {
     if origin::read(ctx) == ORIGIN_NONE && source::is_neighbour_discovery(packet) {
         return Verdict::PASS;
     }
-    decide(ctx, &At::new(ctx, pod.policy, DIR_INGRESS), packet)
+    let own = if ethertype == skb::ETHERTYPE_IPV6 { pod.identity_v6 } else { pod.identity_v4 };
+    let at = At { origin: origin::at_pod(ctx, own), ..At::new(ctx, pod.policy, DIR_INGRESS) };
+    decide(ctx, &at, packet)
 }
 
 #[inline(always)]

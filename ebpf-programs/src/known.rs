@@ -19,7 +19,7 @@ use crate::{
 use aya_ebpf::programs::TcContext;
 use bulkhead_ebpf_abi::{
     AgeKind, DIR_EGRESS, DIR_INGRESS, ENDPOINT_PACED, Endpoint, FLOW_CLOSED, FLOW_CLOSING, FLOW_ESTABLISHED,
-    FLOW_INITIATOR_LOW, FLOW_OWN_NODE, Flow, PATH_STACK, PROTO_TCP,
+    FLOW_INITIATOR_LOW, FLOW_UNASKED, Flow, PATH_STACK, PROTO_TCP,
 };
 use frame::Frame;
 
@@ -102,7 +102,7 @@ fn entry<'a>(frame: &Frame) -> Option<(&'a mut Flow, bool)> {
 /// Nothing of the entry but counters and age may change, and who speaks is what the addresses say.
 #[inline(always)]
 fn is_settled(flow: &Flow, proto: u8, forward: bool) -> bool {
-    let stages = FLOW_ESTABLISHED | FLOW_CLOSING | FLOW_CLOSED | FLOW_OWN_NODE;
+    let stages = FLOW_ESTABLISHED | FLOW_CLOSING | FLOW_CLOSED | FLOW_UNASKED;
     let stage = flow.flags & stages;
     // Datagrams that nobody answers.
     let one_way = proto != PROTO_TCP && forward && stage == 0;

@@ -47,6 +47,12 @@ pub fn ifindex(ctx: &TcContext) -> u32 {
     field!(ctx, ifindex)
 }
 
+/// Where the packet was received last, and with it all the way through the stack; 0: it was made here.
+#[inline(always)]
+pub fn ingress_ifindex(ctx: &TcContext) -> u32 {
+    field!(ctx, ingress_ifindex)
+}
+
 #[inline(always)]
 pub fn mark(ctx: &TcContext) -> u32 {
     field!(ctx, mark)

@@ -2,8 +2,8 @@
 
 use crate::Interner;
 use bulkhead_ebpf_abi::{
-    RULE_CLUSTER_DNS, RULE_CONTROL_PLANE, RULE_DEFAULT_DENY, RULE_FIRST_DYNAMIC, RULE_NONE, RULE_OPEN,
-    RULE_OWN_NODE, RULE_SAME_PARTITION,
+    RULE_CLUSTER_DNS, RULE_CONTROL_PLANE, RULE_DEFAULT_DENY, RULE_FIRST_DYNAMIC, RULE_LOOPBACK, RULE_NONE,
+    RULE_OPEN, RULE_OWN_NODE, RULE_SAME_PARTITION,
 };
 use std::collections::BTreeMap;
 
@@ -22,7 +22,7 @@ pub struct RuleBook {
     others: BTreeMap<u32, RuleEntry>,
 }
 
-const BUILT_IN: [(u32, &str); 7] = [
+const BUILT_IN: [(u32, &str); 8] = [
     (RULE_NONE, "no rule: the tables have no answer"),
     (RULE_DEFAULT_DENY, "no rule allows it"),
     (RULE_SAME_PARTITION, "same partition"),
@@ -30,6 +30,7 @@ const BUILT_IN: [(u32, &str); 7] = [
     (RULE_OWN_NODE, "a node reaches its own pods"),
     (RULE_CLUSTER_DNS, "cluster DNS (allowClusterDNS)"),
     (RULE_CONTROL_PLANE, "the control plane (allowControlPlane)"),
+    (RULE_LOOPBACK, "a pod reaches itself"),
 ];
 
 impl RuleBook {

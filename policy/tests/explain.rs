@@ -54,6 +54,23 @@ fn an_end_outside_the_cluster_and_a_node_decide_nothing() {
 }
 
 #[test]
+fn a_pod_that_nobody_may_call_reaches_itself_and_its_like_does_not_reach_it() {
+    let mut objects = cluster();
+    for (key, address) in [("shop/a", "10.64.0.1"), ("shop/b", "10.64.0.2")] {
+        add_pod(&mut objects, key, address, "{}");
+    }
+    add_network_policy(&mut objects, "shop/alone", "{podSelector: {}, policyTypes: [Ingress, Egress]}");
+    let pods = ["shop/a", "shop/b"].map(|key| local(&objects, key));
+    let c = compiled_for(&objects, &pods);
+    let allowed = |from, to| {
+        let flow = Flow { from: ip(from), to: ip(to), proto: PROTO_TCP, port: 80 };
+        bulkhead_policy::explain(&c, &objects, &pods, flow).unwrap().allowed
+    };
+    assert!(allowed("10.64.0.1", "10.64.0.1"));
+    assert!(!allowed("10.64.0.2", "10.64.0.1"));
+}
+
+#[test]
 fn the_world_reaches_the_default_partition() {
     let expected = (true, vec!["default ingress allow: the partition is open".to_string()]);
     assert_eq!(told(&cluster(), "172.16.9.9", "10.64.0.1", PROTO_UDP, 9), expected);

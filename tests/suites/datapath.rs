@@ -36,6 +36,8 @@ mod known;
 mod oracle;
 #[path = "datapath/origins.rs"]
 mod origins;
+#[path = "datapath/paged.rs"]
+mod paged;
 #[path = "datapath/parsing.rs"]
 mod parsing;
 #[path = "datapath/room.rs"]
@@ -80,6 +82,7 @@ fn main() -> ExitCode {
         switches::trials(),
         adoption::trials(),
         interfaces::trials(),
+        paged::trials(),
         oracle::trials(),
         room::trials(),
     ];

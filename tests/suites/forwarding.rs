@@ -24,6 +24,7 @@ const CASES: &[(&str, Case)] = &[
     ("the stack answers what a route is too narrow for, and TCP finds its way", narrow_routes),
     ("a pod with a bandwidth takes the stack both ways", paced),
     ("a service's backend is reached on this node, on another, and on the pod itself", translated::services),
+    ("a pod that nobody may call reaches itself through a service, and nobody else does", translated::itself),
     ("what is masqueraded on its way out is masqueraded, and its replies come back", translated::masqueraded),
     ("a backend of a node port judges who really calls, behind the node's address", translated::node_ports),
 ];

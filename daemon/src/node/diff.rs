@@ -3,7 +3,7 @@
 use super::Node;
 use bulkhead_api::messages::{DiffRequest, ErrorReply, ObjectError, PolicyDiff, code};
 use bulkhead_ebpf_abi::{
-    DIR_EGRESS, DIR_INGRESS, FLOW_CLOSED, FLOW_KEEP_EGRESS, FLOW_KEEP_INGRESS, FLOW_OWN_NODE, Flow, FlowKey,
+    DIR_EGRESS, DIR_INGRESS, FLOW_CLOSED, FLOW_KEEP_EGRESS, FLOW_KEEP_INGRESS, FLOW_UNASKED, Flow, FlowKey,
 };
 use bulkhead_policy::{
     CompileError, admit, changes,
@@ -62,7 +62,7 @@ struct Connection {
 impl Connection {
     /// None: begun by the node itself, which no policy cuts, or closed by both sides, which nobody misses.
     fn of(key: &FlowKey, flow: &Flow) -> Option<Self> {
-        if flow.flags & (FLOW_OWN_NODE | FLOW_CLOSED) != 0 {
+        if flow.flags & (FLOW_UNASKED | FLOW_CLOSED) != 0 {
             return None;
         }
         let [(from, _), (to, _)] = key.ends(flow.flags);

@@ -10,7 +10,7 @@ use crate::{
 };
 use bulkhead_ebpf_abi::{
     AUDIT_POLICY, DIR_EGRESS, DROP_POLICY, DROP_UNKNOWN_ORIGIN, Flow, ID_WORLD, IDENTITY_LOCAL_NODE,
-    ORIGIN_NONE, ORIGIN_UNKNOWN, RULE_NONE,
+    ORIGIN_ITSELF, ORIGIN_NONE, ORIGIN_UNKNOWN, RULE_LOOPBACK, RULE_NONE, RULE_OWN_NODE,
 };
 
 /// The reason of a refusal that cuts nothing.
@@ -26,6 +26,8 @@ impl Peer {
     pub const OWN_NODE: Self = Self(0);
     const BY_MARK: u64 = 1 << 32;
     const UNKNOWN: Self = Self(Self::BY_MARK | ORIGIN_UNKNOWN as u64);
+    /// The pod whose policy it is.
+    const ITSELF: Self = Self(Self::BY_MARK | ORIGIN_ITSELF as u64);
 
     #[inline(always)]
     fn by_address(identity: u32) -> Self {
@@ -35,6 +37,18 @@ impl Peer {
     #[inline(always)]
     fn by_mark(origin: u32) -> Self {
         if origin == ORIGIN_NONE { Self::OWN_NODE } else { Self(Self::BY_MARK | u64::from(origin)) }
+    }
+
+    /// Is whatever comes from there let in, without asking a policy?
+    #[inline(always)]
+    pub fn is_unasked(self) -> bool {
+        self == Self::OWN_NODE || self == Self::ITSELF
+    }
+
+    /// By which rule.
+    #[inline(always)]
+    pub fn unasked_rule(self) -> u32 {
+        if self == Self::OWN_NODE { RULE_OWN_NODE } else { RULE_LOOPBACK }
     }
 
     /// For the flow's entry; 0 where the address says it.
@@ -52,6 +66,9 @@ impl Peer {
 /// Of a packet without a flow.
 #[inline(always)]
 pub fn peer_of_packet(at: &At, packet: &Packet) -> Peer {
+    if at.origin == ORIGIN_ITSELF {
+        return Peer::ITSELF;
+    }
     if at.sends() {
         return Peer::by_address(identity(&packet.dst).id());
     }

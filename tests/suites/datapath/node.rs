@@ -85,6 +85,14 @@ pub struct Outcome {
     pub frame: Vec<u8>,
 }
 
+/// Of a packet's context.
+#[derive(Default)]
+struct Fields {
+    mark: u32,
+    ingress: u32,
+    gso_size: u32,
+}
+
 /// Each pod may have all of it.
 pub const CONNECTIONS: Connections =
     Connections { per_pod: 1024, unanswered: 1024, closed: 1024, ..Connections::of(1024) };
@@ -212,6 +220,13 @@ impl Node {
         self.run(Hook::ToPod, name, &packet.frame(), origin << ORIGIN_SHIFT)
     }
 
+    /// To pod a or b, by a packet of this origin that came into the host at the interface of pod `at`.
+    pub fn deliver_from(&self, at: u32, pod: u32, packet: &Packet, origin: u32) -> Outcome {
+        let [ingress, interface] = [at, pod].map(|pod| if pod == A { "pod-a" } else { "pod-b" });
+        let fields = Fields { mark: origin << ORIGIN_SHIFT, ingress: ifindex(ingress), gso_size: 0 };
+        self.run_as(Hook::ToPod, interface, &packet.frame(), fields)
+    }
+
     pub fn uplink(&self, frame: &[u8], mark: u32) -> Outcome {
         self.run(Hook::FromUplink, "up0", frame, mark)
     }
@@ -227,20 +242,22 @@ impl Node {
 
     /// One packet for the stack, many on the wire.
     pub fn send_gso(&self, pod: u32, frame: &[u8], size: u32) -> Outcome {
-        self.run_as(Hook::FromPod, if pod == A { "pod-a" } else { "pod-b" }, frame, 0, size)
+        let fields = Fields { gso_size: size, ..Fields::default() };
+        self.run_as(Hook::FromPod, if pod == A { "pod-a" } else { "pod-b" }, frame, fields)
     }
 
     pub fn run(&self, hook: Hook, interface: &str, frame: &[u8], mark: u32) -> Outcome {
-        self.run_as(hook, interface, frame, mark, 0)
+        self.run_as(hook, interface, frame, Fields { mark, ..Fields::default() })
     }
 
-    fn run_as(&self, hook: Hook, interface: &str, frame: &[u8], mark: u32, gso_size: u32) -> Outcome {
+    fn run_as(&self, hook: Hook, interface: &str, frame: &[u8], fields: Fields) -> Outcome {
         let before: BTreeMap<_, _> = self.datapath.drops().expect("drops").into_iter().collect();
         let path = self.pins.join("programs").join(hook.name());
         let program = SchedClassifier::from_pin(path).expect("a pinned program");
         // `struct __sk_buff` in words.
         let mut context = [0u32; 46];
-        (context[2], context[10], context[44]) = (mark, ifindex(interface), gso_size);
+        (context[2], context[9]) = (fields.mark, fields.ingress);
+        (context[10], context[44]) = (ifindex(interface), fields.gso_size);
         let context: Vec<u8> = context.iter().flat_map(|w| w.to_ne_bytes()).collect();
         let mut context_out = vec![0; 256];
         let mut data_out = vec![0; frame.len()];

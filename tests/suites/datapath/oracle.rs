@@ -24,8 +24,9 @@ use aya::{
 };
 use bulkhead_daemon::datapath::{Datapath, Generation, Hook, PodMaps};
 use bulkhead_ebpf_abi::{
-    Addr, Connections, DIR_EGRESS, DIR_INGRESS, DropKey, ENDPOINT_PACED, Endpoint, IDENTITY_LOCAL_POD,
-    Identity, ORIGIN_NONE, ORIGIN_SHIFT, ORIGIN_UNKNOWN, RULE_FIRST_DYNAMIC, Sizes, origin_of,
+    Addr, Connections, DIR_EGRESS, DIR_INGRESS, DropKey, ENDPOINT_PACED, Endpoint, FLOW_UNASKED,
+    IDENTITY_LOCAL_POD, Identity, ORIGIN_NONE, ORIGIN_SHIFT, ORIGIN_UNKNOWN, RULE_FIRST_DYNAMIC,
+    RULE_LOOPBACK, RULE_OWN_NODE, Sizes, origin_of,
 };
 use bulkhead_policy::{Compiled, Interner, Local, LocalPod, Objects, compile};
 use frames::Site;
@@ -117,18 +118,22 @@ impl Kernel {
         self.datapath.forget_flows(&addresses).expect("forgotten")
     }
 
-    fn run(&self, pod: usize, dir: u32, frame: &[u8], origin: u32) -> i32 {
+    fn run(&self, at: &At<'_>, frame: &[u8]) -> i32 {
+        let interface = |pod: usize| ifindex(["pod-a", "pod-b"][pod]).to_ne_bytes();
         let mut context = [0u8; 184];
-        context[8..12].copy_from_slice(&(origin << ORIGIN_SHIFT).to_ne_bytes());
-        context[40..44].copy_from_slice(&ifindex(["pod-a", "pod-b"][pod]).to_ne_bytes());
+        context[8..12].copy_from_slice(&(at.origin << ORIGIN_SHIFT).to_ne_bytes());
+        if let Some(from) = at.from {
+            context[36..40].copy_from_slice(&interface(from));
+        }
+        context[40..44].copy_from_slice(&interface(at.pod));
         let options =
             TestRunOptions { data_in: Some(frame), ctx_in: Some(&context), ..TestRunOptions::default() };
-        self.programs[dir as usize].test_run(options).expect("a test-run").return_value as i32
+        self.programs[at.dir as usize].test_run(options).expect("a test-run").return_value as i32
     }
 
     /// Runs the packet; `Err` says where the kernel is of another opinion.
     fn check(&mut self, at: &At<'_>, frame: &[u8], expected: &Expected) -> Result<(), String> {
-        let verdict = self.run(at.pod, at.dir, frame, at.origin);
+        let verdict = self.run(at, frame);
         let (passes, counted) = match expected {
             Expected::Drop(reason, rule) => (false, Some((*reason, *rule))),
             Expected::Pass { audited, .. } => (true, audited.map(|rule| (AUDITED, rule))),
@@ -160,11 +165,8 @@ impl Kernel {
     fn check_flow(&self, want: &model::Admitted) -> Result<(), String> {
         let flow = self.datapath.flow(&want.key).expect("a look-up").ok_or("no entry for the flow")?;
         let (by, rule) = (flow.generations[want.dir as usize], flow.rules[want.dir as usize]);
-        let own = want.rule.is_none();
-        let rule_holds = want.rule.is_none_or(|wanted| wanted == rule);
-        let generation = if own { 0 } else { self.generation };
-        let same = rule_holds
-            && by == generation
+        let generation = if want.flags & FLOW_UNASKED == 0 { self.generation } else { 0 };
+        let same = (by, rule) == (generation, want.rule)
             && (flow.origin, flow.service_port) == (want.origin, want.service_port)
             && flow.flags & want.flags == want.flags;
         if same { Ok(()) } else { Err(format!("the entry says {flow:?}")) }
@@ -194,6 +196,8 @@ struct At<'a> {
     pod: usize,
     dir: u32,
     origin: u32,
+    /// The pod at whose interface it came into the host.
+    from: Option<usize>,
     policy: u32,
     seed: u64,
     objects: &'a Objects,
@@ -253,13 +257,14 @@ fn random_packets_meet_the_verdict_and_the_rule_that_user_space_names() {
 }
 
 /// What must have been seen in numbers.
-const KINDS: [&str; 15] = [
+const KINDS: [&str; 16] = [
     "a written rule allows",
     "a written rule denies",
     "a built-in rule allows",
     "policy",
     "audited",
     "this node's own",
+    "a pod itself",
     "no flow",
     "spoofed source from pod",
     "truncated packet",
@@ -278,9 +283,10 @@ fn kind(expected: &Expected) -> &'static str {
         Expected::Pass { audited: Some(_), .. } => "audited",
         Expected::Pass { admitted: None, .. } => "no flow",
         Expected::Pass { admitted: Some(admitted), .. } => match admitted.rule {
-            None => "this node's own",
-            Some(RULE_FIRST_DYNAMIC..) => "a written rule allows",
-            Some(_) => "a built-in rule allows",
+            RULE_OWN_NODE => "this node's own",
+            RULE_LOOPBACK => "a pod itself",
+            RULE_FIRST_DYNAMIC.. => "a written rule allows",
+            _ => "a built-in rule allows",
         },
         Expected::Known => "known",
     }
@@ -324,25 +330,27 @@ fn datagram(
     let (pod, dir, v6) = (random.below(2), random.pick(&[DIR_EGRESS, DIR_INGRESS]), random.percent(45));
     let other = &model.pods[1 - pod];
     let nodes = objects.nodes.values().flat_map(|n| &n.addresses);
-    let known: Vec<IpAddr> =
-        nodes.chain(&objects.cluster_dns).copied().chain(other.addresses.map(Addr::to_ip)).collect();
     let own = &model.pods[pod];
+    let of_pods = other.addresses.into_iter().chain(own.addresses).map(Addr::to_ip);
+    let known: Vec<IpAddr> = nodes.chain(&objects.cluster_dns).copied().chain(of_pods).collect();
     let own_address = own.addresses[usize::from(v6)].to_ip();
     let site = Site { own: own_address, own_mac: own.mac, sends: dir == DIR_EGRESS, known: &known };
     let about =
         random.percent(50).then(|| model.quote(random.next(), own.addresses[usize::from(v6)])).flatten();
     let frames = frames::frames(random, &site, serial, about.as_deref());
-    let origins = [ORIGIN_NONE, ORIGIN_NONE, ORIGIN_UNKNOWN, 16, 17, 18, 20, 25];
+    let itself = origin_of(own.identities[usize::from(v6)]);
+    let origins = [ORIGIN_NONE, ORIGIN_NONE, ORIGIN_UNKNOWN, 16, 17, 18, 20, 25, itself, itself];
     let origin = if dir == DIR_EGRESS { 0 } else { random.pick(&origins) };
+    let from = if dir == DIR_EGRESS { None } else { random.pick(&[None, None, Some(pod), Some(1 - pod)]) };
     let mut run = 0;
     for frame in frames {
-        let mut at = At { pod, dir, origin, policy: model.pods[pod].policy, seed, objects };
+        let mut at = At { pod, dir, origin, from, policy: model.pods[pod].policy, seed, objects };
         let expected = step(kernel, model, &at, &frame, seen, &mut run);
-        // Between two pods of this node it meets the other's hook, too.
+        // Between two pods of this node it meets the other's hook, too; for itself, its own.
         let Some(target) = delivered_to(model, pod, &frame) else { continue };
-        if dir == DIR_EGRESS && target == 1 - pod && matches!(expected, Expected::Pass { .. }) {
+        if dir == DIR_EGRESS && matches!(expected, Expected::Pass { .. }) {
             let identity = model.pods[pod].identities[usize::from(v6)];
-            at = At { pod: target, dir: DIR_INGRESS, origin: origin_of(identity), ..at };
+            at = At { pod: target, dir: DIR_INGRESS, origin: origin_of(identity), from: Some(pod), ..at };
             at.policy = model.pods[target].policy;
             step(kernel, model, &at, &frame, seen, &mut run);
         }
@@ -368,16 +376,16 @@ fn step(
     if frame[12..14] == [8, 6] || (frame[12..14] == [0x86, 0xdd] && frame.len() < 54) {
         return Expected::Known;
     }
-    let expected = model.expect(at.pod, at.dir, frame, at.origin);
+    let expected = model.expect(at.pod, at.dir, frame, at.origin, at.from);
     if expected == Expected::Known {
         return expected;
     }
     if let Err(why) = kernel.check(at, frame, &expected) {
-        let At { pod, dir, origin, policy, seed, objects } = at;
+        let At { pod, dir, origin, from, policy, seed, objects } = at;
         let hex: String = frame.iter().map(|b| format!("{b:02x}")).collect();
         panic!(
             "expected {expected:?}; {why}\nBULKHEAD_SEED={seed}, pod {pod} (policy {policy}), direction {dir}, \
-             origin {origin}, frame {hex}\nread as {:?}\n{objects:#?}",
+             origin {origin}, from {from:?}, frame {hex}\nread as {:?}\n{objects:#?}",
             reading::read(frame)
         );
     }

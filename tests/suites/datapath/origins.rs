@@ -6,8 +6,8 @@ use crate::{
     rules::{Port, Rules},
 };
 use bulkhead_ebpf_abi::{
-    DROP_POLICY, DROP_UNKNOWN_ORIGIN, FLOW_OWN_NODE, ORIGIN_NONE, ORIGIN_UNKNOWN, POLICY_AUDIT, POLICY_OPEN,
-    RULE_DEFAULT_DENY, RULE_NONE, origin_of,
+    DROP_POLICY, DROP_SPOOFED_UPLINK, DROP_UNKNOWN_ORIGIN, FLOW_UNASKED, ORIGIN_ITSELF, ORIGIN_NONE,
+    ORIGIN_UNKNOWN, POLICY_AUDIT, POLICY_OPEN, RULE_DEFAULT_DENY, RULE_LOOPBACK, RULE_NONE, origin_of,
 };
 
 crate::trials! {
@@ -20,6 +20,9 @@ crate::trials! {
     a_masqueraded_connection_is_decided_by_who_began_it,
     unknown_origin_enters_open_partitions_only,
     audit_records_unknown_origin_and_lets_it_pass,
+    a_pod_reaches_itself_whatever_its_policy_says,
+    a_pod_reaches_itself_through_a_service_that_is_masqueraded,
+    nobody_passes_as_the_pod_itself,
     another_origin_behind_the_same_address_and_port_is_another_flow,
 }
 
@@ -32,7 +35,7 @@ fn pods_and_uplinks_mark_what_they_bring_in() {
         assert_eq!(node.uplink(&tcp((f.vm, 5), (f.a, 80), SYN).frame(), 0).origin, VM);
         assert_eq!(node.uplink(&tcp((f.world, 5), (f.a, 80), SYN).frame(), 0).origin, WORLD);
     }
-    assert_eq!(origin_of(0xffff), ORIGIN_UNKNOWN);
+    assert_eq!([ORIGIN_ITSELF, 0xffff].map(origin_of), [ORIGIN_UNKNOWN; 2]);
 }
 
 fn a_forged_mark_is_overwritten_and_the_lower_half_kept() {
@@ -71,7 +74,7 @@ fn the_node_reaches_its_own_pods_and_gets_its_replies() {
     for f in FAMILIES {
         assert_eq!(node.deliver(A, &tcp((f.node, 5), (f.a, 8080), SYN), ORIGIN_NONE).end, End::Next);
         let flow = node.flow((f.node, 5), (f.a, 8080), TCP).expect("an entry");
-        assert_ne!(flow.flags & FLOW_OWN_NODE, 0);
+        assert_ne!(flow.flags & FLOW_UNASKED, 0);
         assert_eq!(node.send(A, &tcp((f.a, 8080), (f.node, 5), SYN | ACK)).end, End::Next);
         assert_eq!(node.deliver(A, &icmp(f.node, f.a, f.echo, 3, &[]), ORIGIN_NONE).end, End::Next);
         assert_eq!(node.send(A, &icmp(f.a, f.node, f.echo_reply, 3, &[])).end, End::Next);
@@ -137,6 +140,68 @@ fn audit_records_unknown_origin_and_lets_it_pass() {
     for f in FAMILIES {
         let outcome = node.deliver(B, &masqueraded(f), ORIGIN_UNKNOWN);
         assert_eq!((outcome.end, outcome.audited), (End::Next, Some(RULE_NONE)));
+    }
+}
+
+fn a_pod_reaches_itself_whatever_its_policy_says() {
+    let mut node = Node::new(Rules::none());
+    for f in FAMILIES {
+        // Both orders of the ports: an entry's ends are told apart by them alone.
+        for (client, server) in [(5, 80), (81, 6)] {
+            let request = tcp((f.a, client), (f.a, server), SYN);
+            let sent = node.send(A, &request);
+            assert_eq!((sent.end, sent.origin), (End::Next, A));
+            assert_eq!(node.deliver_from(A, A, &request, A).end, End::Next);
+            let flow = node.flow((f.a, client), (f.a, server), TCP).expect("an entry");
+            assert_eq!((flow.flags & FLOW_UNASKED, flow.rules[1]), (FLOW_UNASKED, RULE_LOOPBACK));
+            assert_eq!(flow.origin, ORIGIN_ITSELF as u16);
+            node.apply(&Rules::none());
+            let reply = tcp((f.a, server), (f.a, client), SYN | ACK);
+            assert_eq!(node.send(A, &reply).end, End::Next);
+            assert_eq!(node.deliver_from(A, A, &reply, A).end, End::Next);
+        }
+        // What begins no connection.
+        let error = icmp(f.a, f.a, f.unreachable, 0, &[0; 8]);
+        assert_eq!(node.send(A, &error).end, End::Next);
+        assert_eq!(node.deliver_from(A, A, &error, A).end, End::Next);
+    }
+}
+
+fn a_pod_reaches_itself_through_a_service_that_is_masqueraded() {
+    // The address that the pod calls is judged like any other.
+    let rules = Rules::none().egress(POLICY_A, VM, Port::Tcp80, 70);
+    let mut node = Node::new(rules.clone());
+    for f in FAMILIES {
+        assert_eq!(node.send(A, &tcp((f.a, 5), (f.vm, 80), SYN)).end, End::Next);
+        let request = |flags| tcp((f.node, 9), (f.a, 8080), flags);
+        assert_eq!(node.deliver_from(A, A, &request(SYN), A).end, End::Next);
+        let reply = tcp((f.a, 8080), (f.node, 9), SYN | ACK);
+        assert_eq!(node.send(A, &reply).end, End::Next);
+        node.apply(&rules);
+        assert_eq!(node.send(A, &reply).end, End::Next);
+        assert_eq!(node.deliver_from(A, A, &request(ACK), A).end, End::Next);
+        assert_eq!(node.deliver_from(A, A, &tcp((f.vm, 80), (f.a, 5), SYN | ACK), A).end, End::Next);
+        assert_eq!(node.deliver_from(A, A, &icmp(f.node, f.a, f.echo, 3, &[]), A).end, End::Next);
+    }
+}
+
+fn nobody_passes_as_the_pod_itself() {
+    let node = Node::new(Rules::none());
+    for f in FAMILIES {
+        let by_address = tcp((f.a, 5), (f.a, 80), SYN);
+        let masqueraded = tcp((f.node, 5), (f.a, 80), SYN);
+        for packet in [&by_address, &masqueraded] {
+            // Of the same identity, and from another interface: another pod that no rule tells apart from it.
+            assert_eq!(node.deliver_from(B, A, packet, A).end, DENIED);
+            // From its own interface, and not as its hook has marked it.
+            assert_eq!(node.deliver_from(A, A, packet, VM).end, DENIED);
+            assert_eq!(node.deliver(A, packet, A).end, DENIED);
+        }
+        assert_eq!(node.deliver(A, &by_address, ORIGIN_NONE).end, DENIED);
+        assert_eq!(node.uplink(&by_address.frame(), 0).end, End::Drop(DROP_SPOOFED_UPLINK, RULE_NONE));
+        // Nor by the connection of one that was: its addresses and ports are another's now.
+        assert_eq!(node.deliver_from(A, A, &masqueraded, A).end, End::Next);
+        assert_eq!(node.deliver_from(B, A, &masqueraded, A).end, DENIED);
     }
 }
 

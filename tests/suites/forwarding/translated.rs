@@ -1,8 +1,13 @@
 //! What the node's netfilter translates, as kube-proxy and a masquerading agent would have it do.
 
 use crate::support::{Watch, alternative, exchange, exchange_at, nft, require};
-use bulkhead_lab::{Lab, Result, unmet};
-use std::net::{IpAddr, SocketAddr};
+use bulkhead_lab::{Lab, Pod, Result, unmet, wait::until_true};
+use std::{
+    net::{IpAddr, SocketAddr},
+    time::Duration,
+};
+
+const SOON: Duration = Duration::from_secs(15);
 
 /// Service addresses of both families, by number.
 fn service(n: u16, v6: bool) -> IpAddr {
@@ -60,6 +65,43 @@ pub fn services(lab: &mut Lab) -> Result<()> {
             require(watch.packets()? == 0, "nothing translates this one")?;
         }
         exchange_at(&cart.netns, &cart.netns, 8080, at(service(12, v6), 80), None)?;
+    }
+    clear(lab)
+}
+
+/// Nobody may call the pod, not even the one that is its like in every rule's eyes; it reaches itself.
+const ISOLATING: &str = "
+apiVersion: networking.k8s.io/v1
+kind: NetworkPolicy
+metadata: {name: alone, namespace: shop}
+spec: {podSelector: {}, policyTypes: [Ingress]}
+";
+
+pub fn itself(lab: &mut Lab) -> Result<()> {
+    const FILE: &str = "alone.yaml";
+    let plain = lab.pod("shop/plain-0")?;
+    // The second one's packets wait in queues on their way.
+    for backend in [lab.pod("shop/cart-0")?, lab.pod("shop/low-0")?] {
+        let dnat = [false, true].map(|v6| (at(service(13, v6), 80), at(alternative(backend, v6), 8080)));
+        let own = [false, true].map(|v6| {
+            let (family, own) = (if v6 { "ip6" } else { "ip" }, alternative(backend, v6));
+            format!("{family} saddr {own} {family} daddr {own}")
+        });
+        // As kube-proxy does with what a pod sends itself; with all that it translates.
+        for masquerade in [own.to_vec(), vec!["ct status dnat".into()]] {
+            translate(lab, &dnat, &masquerade)?;
+            let reaches = |caller: &Pod, v6| {
+                exchange_at(&caller.netns, &backend.netns, 8080, at(service(13, v6), 80), None).is_ok()
+            };
+            lab.objects.write(FILE, ISOLATING)?;
+            until_true("the policy is in force", SOON, || Ok(!reaches(plain, false)))?;
+            for v6 in [false, true] {
+                require(reaches(backend, v6), "a pod does not reach itself")?;
+                require(!reaches(plain, v6), "another pod passes as the pod itself")?;
+            }
+            lab.objects.remove(FILE)?;
+            until_true("the policy is gone", SOON, || Ok(reaches(plain, false)))?;
+        }
     }
     clear(lab)
 }

@@ -5,8 +5,8 @@ use crate::packet::ip;
 use bulkhead_ebpf_abi::{
     AUDIT_POLICY, Addr, DIR_EGRESS, DIR_INGRESS, DROP_FRAGMENT, DROP_FRAGMENT_TINY, DROP_MULTICAST,
     DROP_POLICY, DROP_SPOOFED_POD, DROP_UNKNOWN_ORIGIN, FLOW_CLOSING, FLOW_INITIATOR_LOW, FLOW_KEEP_EGRESS,
-    FLOW_KEEP_INGRESS, FLOW_OWN_NODE, FlowKey, ID_WORLD, IDENTITY_LOCAL_NODE, ORIGIN_NONE, ORIGIN_UNKNOWN,
-    PROTO_ICMP, PROTO_ICMPV6, PROTO_TCP, RULE_NONE,
+    FLOW_KEEP_INGRESS, FLOW_UNASKED, FlowKey, ID_WORLD, IDENTITY_LOCAL_NODE, ORIGIN_ITSELF, ORIGIN_NONE,
+    ORIGIN_UNKNOWN, PROTO_ICMP, PROTO_ICMPV6, PROTO_TCP, RULE_LOOPBACK, RULE_NONE, RULE_OWN_NODE, origin_of,
 };
 use bulkhead_policy::Compiled;
 use std::collections::BTreeMap;
@@ -24,8 +24,7 @@ pub struct Pod {
 pub struct Admitted {
     pub key: FlowKey,
     pub dir: u32,
-    /// None where no policy was asked.
-    pub rule: Option<u32>,
+    pub rule: u32,
     pub origin: u16,
     pub service_port: u16,
     /// `FLOW_*` bits.
@@ -60,7 +59,7 @@ struct First {
 struct Entry {
     decided: [bool; 2],
     initiator: Addr,
-    own_node: bool,
+    unasked: bool,
 }
 
 pub struct Model<'a> {
@@ -71,9 +70,10 @@ pub struct Model<'a> {
     firsts: BTreeMap<(Addr, Addr, u32, u8, u32), First>,
 }
 
-/// Source or destination seen from a pod: an identity, or this node.
+/// Source or destination seen from a pod: an identity, this node, or that very pod.
 enum Peer {
     OwnNode,
+    Itself,
     Unknown,
     Identity { id: u32, by_mark: bool },
 }
@@ -113,8 +113,15 @@ impl<'a> Model<'a> {
         Some(ip(&src, &dst, key.proto, header).network())
     }
 
-    /// At the hook of a pod, with the origin mark it comes with (into a pod).
-    pub fn expect(&mut self, pod: usize, dir: u32, frame: &[u8], origin: u32) -> Expected {
+    /// At the hook of a pod, with the origin mark it comes with (into a pod), and the pod at whose interface it came in.
+    pub fn expect(
+        &mut self,
+        pod: usize,
+        dir: u32,
+        frame: &[u8],
+        origin: u32,
+        from: Option<usize>,
+    ) -> Expected {
         let mut reading = match read(frame) {
             Ok(reading) => reading,
             Err(reason) => return Expected::Drop(reason, RULE_NONE),
@@ -134,7 +141,8 @@ impl<'a> Model<'a> {
             }
             (reading.ports, reading.icmp_type, reading.proto) = (first.ports, first.icmp_type, first.proto);
         }
-        let end = self.connection(pod, dir, &reading, frame, origin);
+        let peer = self.peer(pod, dir, &reading, origin, from);
+        let end = self.connection(pod, dir, &reading, frame, peer);
         if let (Part::First(end), Expected::Pass { .. }) = (reading.part, &end) {
             let Reading { ports, icmp_type, proto, .. } = reading;
             self.firsts.insert(piece, First { end, ports, icmp_type, proto });
@@ -157,18 +165,17 @@ impl<'a> Model<'a> {
         is_multicast(reading.dst).then_some(Expected::Drop(DROP_MULTICAST, RULE_NONE))
     }
 
-    fn connection(&mut self, pod: usize, dir: u32, r: &Reading, frame: &[u8], origin: u32) -> Expected {
+    fn connection(&mut self, pod: usize, dir: u32, r: &Reading, frame: &[u8], peer: Peer) -> Expected {
         let keyless = r.is_icmp() && r.echo().is_none();
         if keyless && r.is_error() && r.quoted(frame).is_some_and(|key| self.flows.contains_key(&key)) {
             return PLAIN;
         }
         if !keyless && let Some(entry) = self.flows.get(&r.key()) {
-            let other_end = entry.initiator == r.src && !entry.decided[dir as usize] && !entry.own_node;
+            let other_end = entry.initiator == r.src && !entry.decided[dir as usize] && !entry.unasked;
             if !other_end {
                 return if matches!(r.part, Part::Later(_)) { PLAIN } else { Expected::Known };
             }
         }
-        let peer = self.peer(dir, r, origin);
         let (audited, rule, keep) = match self.ask(pod, dir, &peer, r) {
             Ok(answer) => answer,
             Err(drop) => {
@@ -181,21 +188,22 @@ impl<'a> Model<'a> {
         if keyless || r.echo() == Some(false) {
             return Expected::Pass { admitted: None, audited };
         }
-        let own_node = matches!(peer, Peer::OwnNode);
+        let unasked = matches!(peer, Peer::OwnNode | Peer::Itself);
         let entry =
-            self.flows.entry(r.key()).or_insert(Entry { decided: [false; 2], initiator: r.src, own_node });
-        entry.decided[dir as usize] = !own_node;
+            self.flows.entry(r.key()).or_insert(Entry { decided: [false; 2], initiator: r.src, unasked });
+        entry.decided[dir as usize] = !unasked;
         let admitted = Admitted {
             key: r.key(),
-            dir,
-            rule: (!own_node).then_some(rule),
+            dir: if unasked { DIR_INGRESS } else { dir },
+            rule,
             origin: match peer {
                 Peer::Unknown => ORIGIN_UNKNOWN as u16,
+                Peer::Itself => ORIGIN_ITSELF as u16,
                 Peer::Identity { id, by_mark: true } => id as u16,
                 _ => 0,
             },
             service_port: r.service_port(),
-            flags: flags(r, dir, keep, own_node),
+            flags: flags(r, dir, keep, unasked),
         };
         Expected::Pass { admitted: Some(admitted), audited }
     }
@@ -209,7 +217,8 @@ impl<'a> Model<'a> {
         r: &Reading,
     ) -> Result<(Option<u32>, u32, bool), Expected> {
         let identity = match peer {
-            Peer::OwnNode => return Ok((None, RULE_NONE, false)),
+            Peer::OwnNode => return Ok((None, RULE_OWN_NODE, false)),
+            Peer::Itself => return Ok((None, RULE_LOOPBACK, false)),
             Peer::Unknown => ID_WORLD,
             Peer::Identity { id, .. } => *id,
         };
@@ -227,7 +236,16 @@ impl<'a> Model<'a> {
         Err(Expected::Drop(reason, named))
     }
 
-    fn peer(&self, dir: u32, r: &Reading, origin: u32) -> Peer {
+    fn peer(&self, pod: usize, dir: u32, r: &Reading, origin: u32, from: Option<usize>) -> Peer {
+        let identity = self.pods[pod].identities[usize::from(r.v6)];
+        let itself = if dir == DIR_EGRESS {
+            r.src == r.dst
+        } else {
+            from == Some(pod) && origin == origin_of(identity)
+        };
+        if itself {
+            return Peer::Itself;
+        }
         if dir == DIR_EGRESS {
             return Peer::Identity { id: self.identity(r.dst).0, by_mark: false };
         }
@@ -252,7 +270,7 @@ impl<'a> Model<'a> {
     }
 }
 
-fn flags(r: &Reading, dir: u32, keep: bool, own_node: bool) -> u8 {
+fn flags(r: &Reading, dir: u32, keep: bool, unasked: bool) -> u8 {
     let keep = match (keep, dir) {
         (false, _) => 0,
         (true, DIR_INGRESS) => FLOW_KEEP_INGRESS,
@@ -260,7 +278,7 @@ fn flags(r: &Reading, dir: u32, keep: bool, own_node: bool) -> u8 {
     };
     let closing = r.proto == PROTO_TCP && r.tcp_flags & 5 != 0;
     let low = r.key().low == r.src && (r.src != r.dst || r.ports.0 <= r.ports.1);
-    keep | if own_node { FLOW_OWN_NODE } else { 0 }
+    keep | if unasked { FLOW_UNASKED } else { 0 }
         | if closing { FLOW_CLOSING } else { 0 }
         | if low { FLOW_INITIATOR_LOW } else { 0 }
 }
