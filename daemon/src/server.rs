@@ -3,13 +3,14 @@
 use crate::node::Node;
 use axum::{
     Json, Router,
-    extract::{DefaultBodyLimit, State},
+    extract::{DefaultBodyLimit, Query, State},
     http::StatusCode,
     response::{IntoResponse, Response},
     routing::{get, post},
 };
 use bulkhead_api::messages::{
-    Attach, Check, Detach, DiffRequest, ErrorReply, ExplainRequest, Gc, Rollback, RulesRequest, code,
+    Attach, Check, Detach, DiffRequest, ErrorReply, ExplainRequest, Gc, GenerationsRequest, Rollback,
+    RulesRequest, code,
 };
 use serde::Serialize;
 use std::{fs, io, os::unix::fs::PermissionsExt, path::Path, sync::Arc};
@@ -143,8 +144,8 @@ async fn partitions(State(node): State<Shared>) -> Response {
     reply(Ok(node.lock().await.partitions()))
 }
 
-async fn generations(State(node): State<Shared>) -> Response {
-    reply(Ok(node.lock().await.generations()))
+async fn generations(State(node): State<Shared>, Query(which): Query<GenerationsRequest>) -> Response {
+    reply(node.lock().await.generations(which))
 }
 
 async fn diff(State(node): State<Shared>, Json(request): Json<DiffRequest>) -> Response {
