@@ -531,8 +531,28 @@ pub struct BgpPeerInfo {
     pub received: usize,
     /// Negotiated.
     pub graceful_restart: bool,
+    /// Absent: not asked for.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub bfd: Option<BgpBfdInfo>,
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub last_error: Option<String>,
+}
+
+/// The BFD session with a router, as `bulkhead-bfd` tells it.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "camelCase")]
+pub struct BgpBfdInfo {
+    /// RFC 5880 section 6.2: `AdminDown`, `Down`, `Init`, `Up`; or `Unknown`.
+    pub state: String,
+    /// Of no silence longer than this of the router the path counts as dead.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub detection_time_millis: Option<u64>,
+    /// What we send at; absent: the router wants nothing.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub transmit_interval_millis: Option<u64>,
+    /// Why it is not up, or not known.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub reason: Option<String>,
 }
 
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]

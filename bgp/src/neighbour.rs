@@ -129,6 +129,10 @@ impl Neighbour {
 
     pub fn handle(&mut self, now: Duration, input: Input) -> Vec<Effect> {
         let mut effects = Vec::new();
+        if matches!(input, Input::PathDown { independent: true }) && self.outbound.is_none() {
+            // RFC 5882 section 4.3.1: a restart that goes on is over, for nothing can be forwarded there.
+            self.inbound.abandon();
+        }
         self.feed(now, input, &mut effects);
         if let Some(stop) = self.over_limit() {
             self.feed(now, Input::Stop(stop), &mut effects);

@@ -141,7 +141,8 @@ pub fn peers(
         let secret = session.password_file.as_deref().map(&password).transpose();
         let made = secret
             .map_err(|message| ("passwordFile".to_string(), message))
-            .and_then(|secret| peering::with_session(peer(name, &object.spec, uplink), &session, secret));
+            .and_then(|secret| peering::with_session(peer(name, &object.spec, uplink), &session, secret))
+            .and_then(|made| peering::check_bfd(&made).map(|()| made));
         let made = made.map_err(|(field, message)| {
             refused_peer(name, object.file.clone(), (format!("session.{field}"), message))
         });

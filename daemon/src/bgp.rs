@@ -5,6 +5,7 @@
 
 use crate::{
     announce::{self, Routes},
+    bfd::Bfd,
     net::Sources,
     source::Snapshot,
     store,
@@ -37,6 +38,7 @@ pub struct Bgp {
     forwarding_preserved: bool,
     speaker: Option<(Speaker, Fixed)>,
     routes: Routes,
+    bfd: Bfd,
     /// As they were last given to the speaker.
     peers: BTreeMap<String, PeerConfig>,
     drained: bool,
@@ -45,7 +47,13 @@ pub struct Bgp {
 }
 
 impl Bgp {
-    pub fn new(node: String, uplink: Sources, announced: PathBuf, forwarding_preserved: bool) -> Self {
+    pub fn new(
+        node: String,
+        uplink: Sources,
+        announced: PathBuf,
+        bfd_socket: PathBuf,
+        forwarding_preserved: bool,
+    ) -> Self {
         Self {
             node,
             uplink,
@@ -53,6 +61,7 @@ impl Bgp {
             forwarding_preserved,
             speaker: None,
             routes: Routes::new(),
+            bfd: Bfd::start(bfd_socket),
             peers: BTreeMap::new(),
             drained: false,
             errors: Vec::new(),
@@ -62,6 +71,12 @@ impl Bgp {
     /// What stands in the way of announcing; [`Self::apply`] tries again.
     pub fn errors(&self) -> &Vec<ObjectError> {
         &self.errors
+    }
+
+    /// Why paths are not watched that should be; the client tries again by itself.
+    pub fn bfd_error(&self) -> Option<ObjectError> {
+        let message = self.bfd.error()?;
+        Some(ObjectError { file: None, object: None, field: None, message })
     }
 
     /// Sessions that used the former addresses start anew with the next [`Self::apply`].
@@ -80,6 +95,7 @@ impl Bgp {
                 self.routes.clear();
                 self.remember();
             }
+            self.bfd.want(BTreeMap::new(), None);
             return;
         };
         let fixed =
@@ -102,6 +118,8 @@ impl Bgp {
         let peers = self.keep_known(peers);
         self.announce(announce::routes(blocks, &snapshot.policy, &configuration.spec));
         if let Some((speaker, _)) = &self.speaker {
+            let sessions = peers.iter().filter_map(PeerConfig::bfd_session).collect();
+            self.bfd.want(sessions, Some(speaker.clone()));
             speaker.set_peers(peers);
             speaker.initial_routes_complete();
         }
@@ -206,6 +224,7 @@ impl Bgp {
             advertised: p.advertised,
             received: p.received,
             graceful_restart: p.graceful_restart,
+            bfd: p.bfd.map(|session| self.bfd.info(&session)),
             last_error: p.last_error,
         };
         speaker.peers().await.into_iter().map(of_peer).collect()

@@ -26,6 +26,9 @@ pub struct Config {
     pub state_dir: PathBuf,
     #[serde(default = "socket")]
     pub socket: PathBuf,
+    /// Where `bulkhead-bfd` answers.
+    #[serde(default = "bfd_socket")]
+    pub bfd_socket: PathBuf,
     /// Directory on a bpffs.
     #[serde(default = "pin_dir")]
     pub pin_dir: PathBuf,
@@ -74,6 +77,9 @@ fn state_dir() -> PathBuf {
 }
 fn socket() -> PathBuf {
     "/run/bulkhead/bulkheadd.sock".into()
+}
+fn bfd_socket() -> PathBuf {
+    "/run/bulkhead/bfd.sock".into()
 }
 fn pin_dir() -> PathBuf {
     "/sys/fs/bpf/bulkhead".into()

@@ -2,6 +2,7 @@
 
 pub mod announce;
 pub mod bandwidth;
+mod bfd;
 pub mod bgp;
 pub mod config;
 pub mod datapath;

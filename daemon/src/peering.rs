@@ -1,10 +1,10 @@
 //! What a session with a router is to be like: from the settings of its object and group to those of the speaker. Pure.
 
 use bulkhead_api::objects::{
-    BGPAction, BGPMaxPrefixes, BGPPrefixRange, BGPRule, BGPSession, IpNetwork, parse_community,
+    BGPAction, BGPBfd, BGPMaxPrefixes, BGPPrefixRange, BGPRule, BGPSession, IpNetwork, parse_community,
 };
 use bulkhead_bgp::{
-    Password, PeerConfig, Ttl,
+    Password, PeerConfig, Remote, Ttl, bfd,
     filter::{Changes, Community, Filter, PrefixRange, Rule},
     neighbour::PrefixLimit,
 };
@@ -38,6 +38,7 @@ pub fn with_session(
         allow_own_as: session.allow_own_as.unwrap_or(0),
         prefix_limit: session.max_prefixes.as_ref().map(limit),
         shutdown: session.shutdown.clone(),
+        bfd: session.bfd.as_ref().filter(|bfd| bfd.enabled).map(bfd_settings),
         export: filter("export", session.export.as_deref())?,
         ..peer
     })
@@ -57,7 +58,42 @@ fn check(session: &BGPSession) -> Result<(), Refusal> {
     if session.multihop_ttl == Some(0) {
         return refuse("multihopTTL", "must be 1 to 255");
     }
+    if let Some(bfd) = &session.bfd {
+        let fits = |milliseconds: u32| (10..=60_000).contains(&milliseconds);
+        if !fits(bfd.min_transmit_milliseconds) {
+            return refuse("bfd.minTransmitMilliseconds", "must be 10 to 60000");
+        }
+        if !fits(bfd.min_receive_milliseconds) {
+            return refuse("bfd.minReceiveMilliseconds", "must be 10 to 60000");
+        }
+        if bfd.multiplier == 0 {
+            return refuse("bfd.multiplier", "must be 1 to 255");
+        }
+    }
     Ok(())
+}
+
+fn bfd_settings(bfd: &BGPBfd) -> bfd::Settings {
+    let interval = |milliseconds: u32| Duration::from_millis(milliseconds.into());
+    bfd::Settings {
+        desired_min_tx: interval(bfd.min_transmit_milliseconds),
+        required_min_rx: interval(bfd.min_receive_milliseconds),
+        detect_mult: bfd.multiplier,
+    }
+}
+
+/// What BFD needs besides, once all of the session is known.
+pub fn check_bfd(peer: &PeerConfig) -> Result<(), Refusal> {
+    let refuse = |message: &str| Err(("bfd".to_owned(), message.to_owned()));
+    match (peer.bfd, &peer.remote, peer.bfd_session()) {
+        (Some(_), Remote::Range(_), _) => {
+            refuse("goes with peerAddress only: of a range nobody knows who is there before he connects")
+        }
+        (_, _, Some((bfd::Key { multihop: Some(_), local: None, .. }, _))) => {
+            refuse("needs sourceAddress for a router that is several hops away")
+        }
+        _ => Ok(()),
+    }
 }
 
 fn limit(max: &BGPMaxPrefixes) -> PrefixLimit {
@@ -131,7 +167,6 @@ fn community(text: &str) -> Option<Community> {
 #[cfg(test)]
 mod tests {
     use super::*;
-    use bulkhead_bgp::Remote;
 
     fn read(yaml: &str) -> Result<PeerConfig, Refusal> {
         let session: BGPSession = serde_saphyr::from_str(yaml).expect("a session");
@@ -143,6 +178,40 @@ mod tests {
     fn what_is_not_said_leaves_the_peer_as_it_was() {
         let remote = Remote::Address([192, 0, 2, 1].into());
         assert_eq!(read("{}"), Ok(PeerConfig::new("leaf", remote, 65020)));
+    }
+
+    #[test]
+    fn bfd_is_kept_with_defaults_and_a_peer_can_leave_its_groups() {
+        let bfd = |yaml: &str| read(yaml).expect("a peer").bfd;
+        assert_eq!(bfd("{bfd: {}}"), Some(bfd::Settings::DEFAULT));
+        let fast = bfd("{bfd: {minTransmitMilliseconds: 50, minReceiveMilliseconds: 60, multiplier: 5}}");
+        let millis = Duration::from_millis;
+        let expected =
+            bfd::Settings { desired_min_tx: millis(50), required_min_rx: millis(60), detect_mult: 5 };
+        assert_eq!(fast, Some(expected));
+        assert_eq!(bfd("{bfd: {enabled: false}}"), None);
+    }
+
+    #[test]
+    fn bfd_is_over_one_hop_unless_the_router_is_farther_away() {
+        let hops = |yaml: &str| {
+            let (key, _) = read(yaml).expect("a peer").bfd_session().expect("a session");
+            key.multihop
+        };
+        assert_eq!(hops("{bfd: {}, ttlSecurityHops: 1}"), None);
+        assert_eq!(hops("{bfd: {}, ttlSecurityHops: 3}"), Some(253));
+        assert_eq!(hops("{bfd: {}, multihopTTL: 9}"), Some(1));
+        assert_eq!(read("{bfd: {}, shutdown: moving}").expect("a peer").bfd_session(), None);
+    }
+
+    #[test]
+    fn bfd_that_cannot_be_is_refused() {
+        let far = read("{bfd: {}, multihopTTL: 9}").expect("a peer");
+        assert!(check_bfd(&far).is_err(), "the neighbour knows us by an address that nobody said");
+        let source = Some([192, 0, 2, 9].into());
+        assert_eq!(check_bfd(&PeerConfig { local_address: source, ..far.clone() }), Ok(()));
+        let range = Remote::Range("192.0.2.0/24".parse().expect("a range"));
+        assert!(check_bfd(&PeerConfig { remote: range, ttl: Ttl::System, ..far }).is_err());
     }
 
     #[test]
@@ -189,6 +258,9 @@ mod tests {
         for (yaml, field) in [
             ("{localASN: 0}", "localASN"),
             ("{ttlSecurityHops: 0}", "ttlSecurityHops"),
+            ("{bfd: {minTransmitMilliseconds: 9}}", "bfd.minTransmitMilliseconds"),
+            ("{bfd: {minReceiveMilliseconds: 60001}}", "bfd.minReceiveMilliseconds"),
+            ("{bfd: {multiplier: 0}}", "bfd.multiplier"),
             ("{ttlSecurityHops: 1, multihopTTL: 9}", "multihopTTL"),
             ("{export: [{action: Accept, communities: ['65536:1']}]}", "export[0].communities[0]"),
             ("{export: [{action: Accept, set: {communities: [x]}}]}", "export[0].set.communities[0]"),

@@ -73,12 +73,15 @@ pub fn hit(rule: u32, bytes: u32) {
 
 /// `RULES` full: what it has no room for goes uncounted.
 #[inline(always)]
+#[expect(
+    clippy::needless_borrows_for_generic_args,
+    reason = "by value it stands on the stack, which has no room for it"
+)]
 fn credit(rule: &u32, packets: u64, bytes: u64, connections: u64, last: u64) {
     if *rule == RULE_NONE {
         return;
     }
     let found = RULES.get_ptr_mut(rule).or_else(|| {
-        // Not by value: the call chain has no room for it.
         let _ = RULES.insert(rule, &NOTHING, u64::from(BPF_NOEXIST));
         RULES.get_ptr_mut(rule)
     });

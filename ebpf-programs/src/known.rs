@@ -1,4 +1,5 @@
-//! A packet of a connection that asks nothing new passes on one look-up: read straight from the frame, no call but that one.
+//! A packet of a connection that asks nothing new passes on one look-up, read straight from the frame;
+//! straight into another pod of the node it takes a second one, for where that is.
 //!
 //! It is what most packets are: whole, TCP or UDP, without options or extension headers, its addresses and ports in the
 //! linear part of the buffer; its connection established, alive, and admitted by this end in the running generation.
@@ -18,7 +19,7 @@ use crate::{
 use aya_ebpf::programs::TcContext;
 use bulkhead_ebpf_abi::{
     AgeKind, DIR_EGRESS, DIR_INGRESS, ENDPOINT_PACED, Endpoint, FLOW_CLOSED, FLOW_CLOSING, FLOW_ESTABLISHED,
-    FLOW_INITIATOR_LOW, FLOW_UNASKED, Flow, PATH_DIRECT, PATH_STACK, PROTO_TCP,
+    FLOW_INITIATOR_LOW, FLOW_UNASKED, Flow, PATH_STACK, PROTO_TCP,
 };
 use frame::Frame;
 
@@ -33,9 +34,7 @@ pub fn sent(ctx: &TcContext, pod: &Endpoint, ethertype: u16) -> i32 {
     if !source::has_mac(pod, &frame.src_mac) || frame.src != source::address(pod, ipv6) {
         return UNKNOWN;
     }
-    let from_low = !frame.src.is_above(&frame.dst);
-    let Some(flow) = entry(&frame, from_low) else { return UNKNOWN };
-    let forward = (flow.flags & FLOW_INITIATOR_LOW != 0) == from_low;
+    let Some((flow, forward)) = entry(&frame) else { return UNKNOWN };
     let generation = conntrack::live_generation();
     let [egress, ingress] = flow.generations;
     let here = if forward { egress } else { ingress };
@@ -55,7 +54,6 @@ pub fn sent(ctx: &TcContext, pod: &Endpoint, ethertype: u16) -> i32 {
     // SAFETY: read field by field; the daemon replaces entries, it never writes into them.
     let Some(to) = (unsafe { LOCAL.get(frame.dst.as_addr()) }) else { return UNKNOWN };
     if there != generation
-        || flow.path != PATH_DIRECT
         || forward::is_paced(pod)
         || to.flags & ENDPOINT_PACED != 0
         || !skb::is_for_host(ctx)
@@ -73,9 +71,7 @@ pub fn sent(ctx: &TcContext, pod: &Endpoint, ethertype: u16) -> i32 {
 #[inline(never)]
 pub fn received(ctx: &TcContext, ethertype: u16) -> bool {
     let Some(frame) = Frame::read(ctx, ethertype) else { return false };
-    let from_low = !frame.src.is_above(&frame.dst);
-    let Some(flow) = entry(&frame, from_low) else { return false };
-    let forward = (flow.flags & FLOW_INITIATOR_LOW != 0) == from_low;
+    let Some((flow, forward)) = entry(&frame) else { return false };
     let end = if forward { DIR_INGRESS } else { DIR_EGRESS };
     let passes = flow.generations[end as usize] == conntrack::live_generation()
         && flow.path == PATH_STACK
@@ -87,8 +83,10 @@ pub fn received(ctx: &TcContext, ethertype: u16) -> bool {
     passes
 }
 
+/// And whether the initiator sends it.
 #[inline(always)]
-fn entry<'a>(frame: &Frame, from_low: bool) -> Option<&'a mut Flow> {
+fn entry<'a>(frame: &Frame) -> Option<(&'a mut Flow, bool)> {
+    let from_low = !frame.src.is_above(&frame.dst);
     let key = if from_low {
         Key::between(frame.src, frame.dst, frame.src_port, frame.dst_port, frame.proto)
     } else {
@@ -96,7 +94,9 @@ fn entry<'a>(frame: &Frame, from_low: bool) -> Option<&'a mut Flow> {
     };
     let flow = CONNTRACK.get_ptr_mut(key.as_abi())?;
     // SAFETY: a live entry; see `conntrack`.
-    Some(unsafe { &mut *flow })
+    let flow = unsafe { &mut *flow };
+    let forward = (flow.flags & FLOW_INITIATOR_LOW != 0) == from_low;
+    Some((flow, forward))
 }
 
 /// Nothing of the entry but counters and age may change, and who speaks is what the addresses say.

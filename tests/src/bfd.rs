@@ -60,6 +60,14 @@ impl Bfd {
     }
 }
 
+impl Bfd {
+    /// SIGTERM; returns when it has ended.
+    pub fn stop(&mut self) -> Result<()> {
+        self.terminate()?;
+        until("bulkhead-bfd ends", START, || Ok(self.process.try_wait()?)).map(drop)
+    }
+}
+
 impl Drop for Bfd {
     fn drop(&mut self) {
         let _ = self.process.kill();

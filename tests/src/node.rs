@@ -71,12 +71,17 @@ impl Node {
         let pins = Path::new(BPFFS).join(&name);
         let configuration = format!(
             "node: {name}\n{origin}stateDir: {dir}/state\nsocket: {dir}/bulkheadd.sock\n\
-             pinDir: {pins}\npodCIDRs: [10.64.0.0/16, \"fd00:64::/48\"]\nclusterDNS: []\nuplinks: [{UPLINK}]\nlog: info\n",
+             bfdSocket: {dir}/bfd.sock\npinDir: {pins}\npodCIDRs: [10.64.0.0/16, \"fd00:64::/48\"]\nclusterDNS: []\nuplinks: [{UPLINK}]\nlog: info\n",
             dir = dir.display(),
             pins = pins.display(),
         );
         fs::write(dir.join("bulkheadd.yaml"), configuration).during(|| format!("configuring {name}"))?;
         Ok(Self { name, netns, v4, v6, dir, daemon: None })
+    }
+
+    /// Everything of its own.
+    pub fn dir(&self) -> &Path {
+        &self.dir
     }
 
     pub fn socket(&self) -> PathBuf {

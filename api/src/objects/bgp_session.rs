@@ -49,6 +49,9 @@ pub struct BGPSession {
     /// How many routes the router may announce in each IP version.
     #[serde(skip_serializing_if = "Option::is_none")]
     pub max_prefixes: Option<BGPMaxPrefixes>,
+    /// Bidirectional Forwarding Detection: the session ends when the path to the router is dead (RFC 5882).
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub bfd: Option<BGPBfd>,
     /// No session, and why: the router is told (RFC 9003).
     #[serde(skip_serializing_if = "Option::is_none")]
     pub shutdown: Option<String>,
@@ -56,6 +59,29 @@ pub struct BGPSession {
     #[serde(skip_serializing_if = "Option::is_none")]
     #[schemars(length(max = 64))]
     pub export: Option<Vec<BGPRule>>,
+}
+
+/// `bulkhead-bfd` must run on the node, and BFD on the router.
+#[derive(Clone, Debug, PartialEq, Serialize, Deserialize, JsonSchema)]
+#[serde(rename_all = "camelCase", deny_unknown_fields, default)]
+pub struct BGPBfd {
+    /// `false`: none, whatever the group says.
+    pub enabled: bool,
+    /// We would like to send no oftener. Default 300.
+    #[schemars(range(min = 10, max = 60000))]
+    pub min_transmit_milliseconds: u32,
+    /// We can take packets no oftener. Default 300.
+    #[schemars(range(min = 10, max = 60000))]
+    pub min_receive_milliseconds: u32,
+    /// So many packets missing, and the path is dead. Default 3.
+    #[schemars(range(min = 1))]
+    pub multiplier: u8,
+}
+
+impl Default for BGPBfd {
+    fn default() -> Self {
+        BGPBfd { enabled: true, min_transmit_milliseconds: 300, min_receive_milliseconds: 300, multiplier: 3 }
+    }
 }
 
 #[derive(Clone, Debug, PartialEq, Serialize, Deserialize, JsonSchema)]
@@ -143,6 +169,7 @@ impl BGPSession {
             extended_next_hop: self.extended_next_hop.or(group.extended_next_hop),
             allow_own_as: self.allow_own_as.or(group.allow_own_as),
             max_prefixes: self.max_prefixes.or(group.max_prefixes),
+            bfd: self.bfd.or(group.bfd),
             shutdown: self.shutdown.or(group.shutdown),
             export: self.export.or(group.export),
         }

@@ -99,6 +99,9 @@ pub struct SessionInfo {
     pub detection_time_micros: u64,
     /// What we send at; absent: the neighbour wants nothing.
     pub transmit_interval_micros: Option<u64>,
+    /// How it last left the state Up; absent: it never did.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub fell: Option<Change>,
 }
 
 impl SessionInfo {
@@ -110,6 +113,7 @@ impl SessionInfo {
             diagnostic: session.diagnostic(),
             detection_time_micros: micros(session.detection_time()),
             transmit_interval_micros: session.transmit_interval().map(micros),
+            fell: session.fell(),
         }
     }
 }

@@ -60,6 +60,13 @@ pub struct Change {
     pub neighbor_control_plane_independent: bool,
 }
 
+impl Change {
+    /// The path was alive and is dead.
+    pub fn is_path_down(&self) -> bool {
+        self.from == State::Up && self.to == State::Down && !self.neighbor_admin_down
+    }
+}
+
 /// What the last packet said.
 #[derive(Clone, Copy, Debug)]
 struct Remote {
@@ -102,6 +109,7 @@ pub struct Session {
     detect_at: Option<Duration>,
     /// AdminDown is told until then.
     ends_at: Option<Duration>,
+    fell: Option<Change>,
     chance: u64,
 }
 
@@ -121,6 +129,7 @@ impl Session {
             jitter: 100,
             detect_at: None,
             ends_at: None,
+            fell: None,
             chance: seed | 1,
         };
         session.draw_jitter();
@@ -133,6 +142,11 @@ impl Session {
 
     pub fn diagnostic(&self) -> Diagnostic {
         self.diagnostic
+    }
+
+    /// How it last left the state Up.
+    pub fn fell(&self) -> Option<Change> {
+        self.fell
     }
 
     pub fn discriminator(&self) -> NonZeroU32 {
@@ -272,13 +286,17 @@ impl Session {
         self.settle_intervals();
         // Up is from slow to the configured interval, which the neighbour must know.
         self.polling = state == State::Up;
-        outputs.push(Output::Changed(Change {
+        let change = Change {
             from,
             to: state,
             diagnostic,
             neighbor_admin_down: self.remote.state == State::AdminDown,
             neighbor_control_plane_independent: self.remote.control_plane_independent,
-        }));
+        };
+        if from == State::Up {
+            self.fell = Some(change);
+        }
+        outputs.push(Output::Changed(change));
     }
 
     fn settle_intervals(&mut self) {

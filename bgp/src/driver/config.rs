@@ -1,6 +1,7 @@
 //! What the caller configures.
 
 use crate::Family;
+use crate::bfd;
 use crate::export::NextHops;
 use crate::filter::Filter;
 use crate::fsm::{Restart, Settings, Timers};
@@ -107,6 +108,8 @@ pub struct PeerConfig {
     pub prefix_limit: Option<PrefixLimit>,
     /// No session, and why: the peer is told (RFC 9003).
     pub shutdown: Option<String>,
+    /// The caller's part: to keep such a session, and to say [`Speaker::path_down`](super::Speaker::path_down).
+    pub bfd: Option<bfd::Settings>,
 }
 
 impl PeerConfig {
@@ -135,6 +138,7 @@ impl PeerConfig {
             allow_own_as: 0,
             prefix_limit: None,
             shutdown: None,
+            bfd: None,
         }
     }
 
@@ -145,6 +149,19 @@ impl PeerConfig {
             Remote::Range(IpNetwork::V4(_)) => Ipv4Addr::UNSPECIFIED.into(),
             Remote::Range(IpNetwork::V6(_)) => Ipv6Addr::UNSPECIFIED.into(),
         }
+    }
+
+    /// The BFD session that is wanted; none while there shall be no session of BGP.
+    pub fn bfd_session(&self) -> Option<(bfd::Key, bfd::Settings)> {
+        let settings = self.bfd.filter(|_| self.shutdown.is_none())?;
+        let Remote::Address(peer) = self.remote else { return None };
+        let multihop = match self.ttl {
+            Ttl::System | Ttl::Security(..=1) | Ttl::Fixed(..=1) => None,
+            Ttl::Security(hops) => Some(u8::MAX - (hops - 1)),
+            // How far away it is was not said.
+            Ttl::Fixed(_) => Some(1),
+        };
+        Some((bfd::Key { peer, local: self.local_address, ifindex: None, multihop }, settings))
     }
 
     pub(super) fn settings(&self, speaker: &SpeakerConfig) -> Settings {
@@ -203,6 +220,7 @@ impl PeerConfig {
             allow_own_as: self.allow_own_as,
             prefix_limit: self.prefix_limit,
             shutdown: self.shutdown.clone(),
+            bfd: self.bfd,
             ..new.clone()
         };
         live == *self

@@ -5,6 +5,7 @@ use super::learned::{Learned, LearnedRoutes};
 use super::status::{PeerStatus, RouteView};
 use super::task::{Command, Task};
 use super::{listener, socket};
+use crate::bfd;
 use crate::export::RouteAttributes;
 use crate::neighbour::{Fate, Intent};
 use ipnetwork::IpNetwork;
@@ -154,6 +155,16 @@ impl Speaker {
         self.change(|announcing| announcing.drained = true);
         // Who has not answered by then does not read.
         let _ = timeout(FLUSH_LIMIT, self.ask(Command::Flush)).await;
+    }
+
+    /// BFD has found the path to these peers dead; `independent`: the neighbour had said that its BFD does not end with
+    /// its control plane (C bit). An established session ends with Cease, BFD down (RFC 9384).
+    pub fn path_down(&self, session: &bfd::Key, independent: bool) {
+        let table = self.inner.peers.lock();
+        let of = |peer: &&PeerHandle| peer.config.bfd_session().is_some_and(|(key, _)| key == *session);
+        for peer in table.peers.values().filter(of) {
+            peer.command(Command::PathDown { independent }, &self.inner.runtime);
+        }
     }
 
     fn change(&self, change: impl FnOnce(&mut Announcing)) {

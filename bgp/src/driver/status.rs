@@ -2,6 +2,7 @@
 
 use super::config::PeerConfig;
 use crate::Family;
+use crate::bfd;
 use crate::fsm::StateName;
 use crate::neighbour::Neighbour;
 use crate::rib::Route;
@@ -28,6 +29,8 @@ pub struct PeerStatus {
     pub refreshes: u64,
     /// The session is established and the peer keeps our routes while we restart.
     pub graceful_restart: bool,
+    /// What was asked of BFD.
+    pub bfd: Option<bfd::Key>,
     /// Why there is no session; or, when there is one, why routes are kept from it.
     pub last_error: Option<String>,
 }
@@ -49,6 +52,7 @@ impl PeerStatus {
             received: neighbour.received().len(),
             refreshes: neighbour.refreshes(),
             graceful_restart: negotiated.is_some_and(|negotiated| negotiated.restart.is_some()),
+            bfd: config.bfd_session().map(|(key, _)| key),
             last_error: peer.last_error().map(ToString::to_string).or(withheld),
         }
     }

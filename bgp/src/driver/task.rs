@@ -21,6 +21,9 @@ pub(super) enum Command {
     Incoming(TcpStream),
     /// Leave with Cease: the peer is no neighbour any more.
     Deconfigure,
+    PathDown {
+        independent: bool,
+    },
     Status(oneshot::Sender<PeerStatus>),
     Advertised(oneshot::Sender<Vec<RouteView>>),
     Received(oneshot::Sender<Vec<RouteView>>),
@@ -178,6 +181,7 @@ impl Task {
                 self.feed(Input::Stop(Stop::Deconfigured));
                 self.leaving = true;
             }
+            Command::PathDown { independent } => self.feed(Input::PathDown { independent }),
             Command::Status(reply) => {
                 let _ = reply.send(PeerStatus::of(&self.config, &self.neighbour, self.now()));
             }

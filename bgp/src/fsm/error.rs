@@ -48,6 +48,8 @@ pub enum PeerError {
     SendHoldTimerExpired(u64),
     #[error("the peer announced more than the {limit} routes of {family} that are allowed it{}", waits(.retry))]
     TooManyPrefixes { family: Family, limit: u32, retry: Option<Duration> },
+    #[error("BFD: the path to the peer is dead")]
+    PathDown,
     #[error("shut down here{}", if .0.is_empty() { String::new() } else { format!(": {}", .0) })]
     Shutdown(String),
     #[error("the peer broke the protocol, NOTIFICATION {0} sent")]
@@ -76,6 +78,7 @@ impl PeerError {
             | PeerError::Sent(_)
             | PeerError::HoldTimerExpired
             | PeerError::SendHoldTimerExpired(_)
+            | PeerError::PathDown
             | PeerError::TooManyPrefixes { .. } => true,
             _ => false,
         }

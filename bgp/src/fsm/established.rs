@@ -4,7 +4,7 @@ use super::opening::{Progress, confirm, hold_timer_expired, keep_alive};
 use super::peer::{Step, close, collision};
 use super::state::{Dial, Direction, Established, Handshake, Idle, Opening, Session, State};
 use super::{ConnId, Connection, Down, Event, Output, Peer, PeerError};
-use crate::wire::notification::{Notification, code, fsm};
+use crate::wire::notification::{Notification, cease, code, fsm};
 use crate::wire::{Message, Refresh, Update};
 use std::time::Duration;
 
@@ -55,6 +55,7 @@ impl Peer {
                 established.session.send_expires = (!all).then(|| now + self.send_hold());
             }
             Step::Written { .. } => {}
+            Step::PathDown { independent } => return self.path_down(established, independent, now, out),
             Step::Tick => return self.established_tick(established, now, out),
         }
         State::Established(established)
@@ -197,6 +198,26 @@ impl Peer {
         let keep_stale =
             negotiated.survives_notifications() && negotiated.peer_restarts_gracefully() && !hard;
         self.down(reason, keep_stale, out);
+        State::Idle(Idle { restart_at: Some(self.wait_after_failure(now)) })
+    }
+
+    /// RFC 9384. RFC 5882 section 4.3: where the peer's BFD may have ended with its control plane, it may be restarting.
+    fn path_down(
+        &mut self,
+        established: Box<Established>,
+        independent: bool,
+        now: Duration,
+        out: &mut Vec<Output>,
+    ) -> State {
+        if let Some(challenger) = &established.challenger {
+            close(challenger.connection.id, None, out);
+        }
+        let session = &established.session;
+        let why = Notification::new(code::CEASE, cease::BFD_DOWN);
+        let hard = independent && session.negotiated.survives_notifications();
+        close(session.connection.id, Some(if hard { why.hard() } else { why }), out);
+        let keep_stale = !independent && session.negotiated.peer_restarts_gracefully();
+        self.down(PeerError::PathDown, keep_stale, out);
         State::Idle(Idle { restart_at: Some(self.wait_after_failure(now)) })
     }
 

@@ -123,6 +123,11 @@ pub enum Input {
         id: ConnId,
         all: bool,
     },
+    /// BFD has found the path to the peer dead; `independent`: the peer's BFD does not end with its control plane
+    /// (C bit), so that this is no sign of a restart (RFC 5882 section 4.3).
+    PathDown {
+        independent: bool,
+    },
     TimerTick,
 }
 

@@ -26,7 +26,11 @@ impl Peer {
         out: &mut Vec<Output>,
     ) -> State {
         match step {
-            Step::Start | Step::Advertise(_) | Step::Refresh(..) | Step::Written { .. } => {}
+            Step::Start
+            | Step::Advertise(_)
+            | Step::Refresh(..)
+            | Step::Written { .. }
+            | Step::PathDown { .. } => {}
             Step::Stop(stop) => {
                 for handshake in opening.handshakes {
                     close(handshake.connection.id, stop.notification(), out);

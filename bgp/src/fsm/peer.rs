@@ -38,6 +38,7 @@ pub(super) enum Step {
     Advertise(Update),
     Refresh(Family, Refresh),
     Written { id: ConnId, all: bool },
+    PathDown { independent: bool },
     Tick,
 }
 
@@ -68,6 +69,7 @@ impl Peer {
             Input::Advertise(update) => Step::Advertise(update),
             Input::Refresh(family, meaning) => Step::Refresh(family, meaning),
             Input::Written { id, all } => Step::Written { id, all },
+            Input::PathDown { independent } => Step::PathDown { independent },
             Input::TimerTick => Step::Tick,
         };
         self.step(now, step, &mut out);
@@ -133,7 +135,8 @@ impl Peer {
             | Step::Closed(..)
             | Step::Advertise(_)
             | Step::Refresh(..)
-            | Step::Written { .. } => State::Idle(idle),
+            | Step::Written { .. }
+            | Step::PathDown { .. } => State::Idle(idle),
         }
     }
 

@@ -108,8 +108,7 @@ impl Inbound {
 
     pub fn down(&mut self, now: Duration, negotiated: &Negotiated, keep: bool) {
         let Some(restart) = negotiated.restart.as_ref().filter(|_| keep) else {
-            self.change(|rib, changed| rib.clear(changed));
-            self.stale_until.clear();
+            self.abandon();
             return;
         };
         let kept: Vec<Family> = restart.families.iter().map(|kept| kept.family).collect();
@@ -119,6 +118,11 @@ impl Inbound {
         let asked = |asked: &&LongLived| asked.time > 0 && kept.contains(&asked.family);
         self.long_lived = negotiated.long_lived.iter().filter(asked).copied().collect();
         self.forget_needless_timers();
+    }
+
+    pub fn abandon(&mut self) {
+        self.change(|rib, changed| rib.clear(changed));
+        self.stale_until.clear();
     }
 
     /// `up`: there is a session, so that what is stale has been waited for long enough.

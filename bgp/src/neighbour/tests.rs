@@ -289,6 +289,30 @@ fn stale_routes_do_not_outlive_a_peer_that_never_sends_end_of_rib() {
     assert_eq!(neighbour.received().len(), 0);
 }
 
+/// A peer that restarts gracefully, with two routes of its own, whose path BFD has found dead.
+fn path_down(independent: bool) -> Neighbour {
+    let mut neighbour = neighbour(false);
+    establish(&mut neighbour, seconds(0), 1, open(Some(kept(true))));
+    receive(&mut neighbour, seconds(0), 1, their_route("10.8.0.0/24"));
+    neighbour.handle(seconds(10), Input::PathDown { independent });
+    neighbour
+}
+
+#[test]
+fn routes_of_a_peer_whose_bfd_may_end_with_its_control_plane_stay_when_its_path_is_down() {
+    assert!(path_down(false).received().has_stale());
+    assert_eq!(path_down(true).received().len(), 0);
+}
+
+#[test]
+fn a_restart_that_goes_on_is_over_when_the_path_is_down_for_sure() {
+    let mut neighbour = lost(Some(kept(true)));
+    neighbour.handle(seconds(11), Input::PathDown { independent: false });
+    assert_eq!(neighbour.received().len(), 2);
+    neighbour.handle(seconds(12), Input::PathDown { independent: true });
+    assert_eq!(neighbour.received().len(), 0);
+}
+
 #[test]
 fn a_malformed_update_is_noted_and_its_routes_go() {
     let mut neighbour = neighbour(false);

@@ -64,7 +64,7 @@ pub mod fsm {
     pub const IN_ESTABLISHED: u8 = 3;
 }
 
-/// Subcodes of [`code::CEASE`] (RFC 4486, RFC 8538).
+/// Subcodes of [`code::CEASE`] (RFC 4486, RFC 8538, RFC 9384).
 pub mod cease {
     pub const MAX_PREFIXES: u8 = 1;
     pub const SHUTDOWN: u8 = 2;
@@ -72,6 +72,7 @@ pub mod cease {
     pub const CONNECTION_REJECTED: u8 = 5;
     pub const COLLISION: u8 = 7;
     pub const HARD_RESET: u8 = 9;
+    pub const BFD_DOWN: u8 = 10;
 }
 
 /// Octets of an administrative message (RFC 9003 section 2).

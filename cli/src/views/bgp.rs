@@ -24,7 +24,8 @@ pub fn bgp_peers(peers: &[BgpPeerInfo], paint: Paint) -> String {
             number(p.advertised),
             number(p.received),
             text(if p.graceful_restart { "yes" } else { "no" }),
-            text(or_dash(p.last_error.as_deref())),
+            bfd(p),
+            text(or_dash(trouble(p))),
         ]
     };
     let header = [
@@ -37,9 +38,24 @@ pub fn bgp_peers(peers: &[BgpPeerInfo], paint: Paint) -> String {
         "SENT",
         "RECEIVED",
         "GRACEFUL RESTART",
+        "BFD",
         "LAST ERROR",
     ];
     table::with_header(&header, peers.iter().map(row).collect(), paint)
+}
+
+fn bfd(peer: &BgpPeerInfo) -> table::Cell {
+    match &peer.bfd {
+        None => text("-"),
+        Some(bfd) if bfd.state == "Up" => text(&bfd.state).colour(Colour::Good),
+        Some(bfd) => text(&bfd.state).colour(Colour::Warning),
+    }
+}
+
+/// What BGP has to say comes first.
+fn trouble(peer: &BgpPeerInfo) -> Option<&str> {
+    let bfd = || peer.bfd.as_ref()?.reason.as_deref();
+    peer.last_error.as_deref().or_else(bfd)
 }
 
 pub fn bgp_routes(routes: &[BgpRouteInfo], paint: Paint) -> String {
@@ -72,6 +88,7 @@ pub fn drained() -> String {
 mod tests {
     use super::*;
     use crate::paint::{COLOURED, PLAIN};
+    use bulkhead_api::messages::BgpBfdInfo;
 
     #[test]
     fn peers_show_their_state_and_their_last_error() {
@@ -85,6 +102,7 @@ mod tests {
             advertised: 3,
             received: 1,
             graceful_restart: true,
+            bfd: None,
             last_error: None,
         };
         let down = BgpPeerInfo {
@@ -99,13 +117,26 @@ mod tests {
             last_error: Some("connection refused".into()),
             ..up.clone()
         };
-        let peers = [up, down];
+        let silent = BgpPeerInfo {
+            name: "spine".into(),
+            bfd: Some(BgpBfdInfo {
+                state: "Down".into(),
+                detection_time_millis: Some(900),
+                transmit_interval_millis: Some(1000),
+                reason: Some("the router has not answered yet".into()),
+            }),
+            ..up.clone()
+        };
+        let watched = BgpBfdInfo { state: "Up".into(), reason: None, ..silent.bfd.clone().unwrap() };
+        let up = BgpPeerInfo { bfd: Some(watched), ..up };
+        let peers = [up, down, silent];
         assert_eq!(
             bgp_peers(&peers, PLAIN),
             "\
-PEER     ADDRESS        ASN  STATE        FOR         FAMILIES    SENT  RECEIVED  GRACEFUL RESTART  LAST ERROR
-leaf-v4  192.0.2.1    64512  Established  3 min 20 s  ipv4, ipv6     3         1  yes               -
-leaf-v6  2001:db8::1  64512  Active       5 s         -              0         0  no                connection refused
+PEER     ADDRESS        ASN  STATE        FOR         FAMILIES    SENT  RECEIVED  GRACEFUL RESTART  BFD   LAST ERROR
+leaf-v4  192.0.2.1    64512  Established  3 min 20 s  ipv4, ipv6     3         1  yes               Up    -
+leaf-v6  2001:db8::1  64512  Active       5 s         -              0         0  no                -     connection refused
+spine    192.0.2.1    64512  Established  3 min 20 s  ipv4, ipv6     3         1  yes               Down  the router has not answered yet
 "
         );
         let coloured = bgp_peers(&peers, COLOURED);

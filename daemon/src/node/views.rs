@@ -24,7 +24,7 @@ impl Node {
             held: self.history.held(),
             bandwidth: "tbf".into(),
             uplinks: self.uplinks.iter().map(|u| u.name.clone()).collect(),
-            errors: self.errors(),
+            errors: self.errors().into_iter().chain(self.bgp.bfd_error()).collect(),
         })
     }
 

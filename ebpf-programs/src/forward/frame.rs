@@ -39,7 +39,7 @@ struct Hop {
     checksum: [u8; 2],
 }
 
-/// Addresses the frame and takes a hop off; false: nothing was changed, or the packet cannot be written.
+/// Addresses the frame and takes a hop off; false: it cannot be written.
 #[inline(always)]
 pub fn forward(ctx: &TcContext, macs: &[[u8; 6]; 2], hop_limit: u8, ipv6: bool) -> bool {
     lower_hop_limit(ctx, hop_limit, ipv6) && skb::store::<_, 12>(ctx, 0, macs, 0)

@@ -1,9 +1,13 @@
 //! BIRD 2: its configuration, and its table in words.
 
-use super::site::{ROUTER, ROUTER6, Site};
-use super::{Router, Seen, Setup, THEIRS, THEIRS6};
-use crate::{Bird, Context, Result};
-use std::{collections::BTreeSet, fs, path::PathBuf};
+use super::site::{NODE, ROUTER, ROUTER6};
+use super::{Router, Seen, Setup, THEIRS, THEIRS6, Watched};
+use crate::{Bird, Context, Netns, Result};
+use std::{
+    collections::BTreeSet,
+    fs,
+    path::{Path, PathBuf},
+};
 
 pub(super) struct BirdRouter {
     bird: Bird,
@@ -13,10 +17,10 @@ pub(super) struct BirdRouter {
 }
 
 impl BirdRouter {
-    pub fn start(site: &Site, setup: &Setup) -> Result<Self> {
-        let bird = Bird::start(&site.router, &site.dir, &configuration(setup))?;
+    pub fn start(netns: &Netns, dir: &Path, setup: &Setup) -> Result<Self> {
+        let bird = Bird::start(netns, dir, &configuration(setup))?;
         let protocol = if setup.range.is_some() { "dynbgp1" } else { "node" };
-        Ok(BirdRouter { bird, protocol, log: site.dir.join("bird.log") })
+        Ok(BirdRouter { bird, protocol, log: dir.join("bird.log") })
     }
 }
 
@@ -38,6 +42,7 @@ fn configuration(setup: &Setup) -> String {
         option(setup.passive || setup.range.is_some(), "passive on"),
         option(setup.reflector, "rr client"),
         option(true, "enable extended messages on"),
+        option(setup.bfd.is_some(), "bfd on"),
     ]
     .concat();
     let channel = |family: &str, next_hop: &str, v4: bool| {
@@ -59,12 +64,16 @@ fn configuration(setup: &Setup) -> String {
     let route = |name: &str, family: &str, prefix: &str| {
         format!("protocol static {name} {{ {family}; route {prefix} blackhole {{ {tags} }}; }}\n")
     };
+    let bfd = setup.bfd.map(|millis| {
+        format!("protocol bfd {{ interface \"*\" {{ interval {millis} ms; multiplier 3; }}; }}\n")
+    });
     let second = if setup.add_path { route("again4", "ipv4", THEIRS) } else { String::new() };
     format!(
-        "log stderr all;\nrouter id {ROUTER};\nprotocol device {{}}\nprotocol direct {{ ipv4; ipv6; }}\n{}{}{second}\
+        "log stderr all;\nrouter id {ROUTER};\nprotocol device {{}}\nprotocol direct {{ ipv4; ipv6; }}\n{}{}{}{second}\
          protocol bgp node {{\n  local {router} as {router_as};\n  neighbor {neighbour} as {node_as};\n  \
          graceful restart on;\n  graceful restart time {restart_time};\n  hold time {hold_time};\n  \
          connect delay time 1;\n  connect retry time 2;\n  error wait time 1, 2;\n{session}{}{}}}\n",
+        bfd.unwrap_or_default(),
         route("theirs4", "ipv4", THEIRS),
         route("theirs6", "ipv6", THEIRS6),
         channel("ipv4", ROUTER, true),
@@ -90,6 +99,17 @@ impl Router for BirdRouter {
         // Which routes are stale is not told, only that some are.
         let stale = self.session()?.contains("Neighbor graceful restart active");
         Ok(seen.map(|seen| Seen { stale, ..seen }))
+    }
+
+    fn watched(&self) -> Result<Option<Watched>> {
+        let text = self.bird.birdc("show bfd sessions")?;
+        // `172.31.9.2  downlink  Up  17:03:11.123  0.050  0.150`
+        let row = text.lines().find(|line| line.starts_with(NODE)).map(|line| line.split_whitespace());
+        Ok(row.map(|row| row.collect::<Vec<_>>()).filter(|row| row.len() >= 6).map(|row| Watched {
+            up: row[2] == "Up",
+            history: row[3].to_owned(),
+            detection: row[5].replace('.', "").parse().unwrap_or_default(),
+        }))
     }
 
     fn refresh(&self) -> Result<()> {

@@ -1,9 +1,9 @@
 //! FRR: zebra and bgpd with their files and sockets in a folder of the test's, asked by `vtysh`.
 
 use super::daemon::{Daemon, ask_here};
-use super::site::{ROUTER, ROUTER_AS, ROUTER6, Site};
-use super::{Router, Seen, Setup, THEIRS, THEIRS6};
-use crate::{Context, Error, Result};
+use super::site::{NODE, ROUTER, ROUTER_AS, ROUTER6};
+use super::{Router, Seen, Setup, THEIRS, THEIRS6, Watched};
+use crate::{Context, Error, Netns, Result};
 use serde_json::Value;
 use std::{
     collections::BTreeSet,
@@ -17,12 +17,12 @@ pub(super) struct Frr {
     /// The neighbour, as FRR names it.
     neighbour: String,
     bgpd: Daemon,
+    _bfdd: Option<Daemon>,
     _zebra: Daemon,
 }
 
 impl Frr {
-    pub fn start(site: &Site, setup: &Setup) -> Result<Self> {
-        let dir = &site.dir;
+    pub fn start(netns: &Netns, dir: &Path, setup: &Setup) -> Result<Self> {
         fs::create_dir_all(dir).during(|| dir.display().to_string())?;
         // zebra gives its privileges up and becomes another user.
         fs::set_permissions(dir, fs::Permissions::from_mode(0o777))?;
@@ -42,14 +42,21 @@ impl Frr {
         let begin = |arguments: &[String], name: &'static str| {
             let arguments: Vec<&str> = arguments.iter().map(String::as_str).collect();
             let ready = || vtysh(dir, name, "show version").map(drop);
-            Daemon::start(&site.router, dir, "frr", &arguments, ready)
+            Daemon::start(netns, dir, "frr", &arguments, ready)
         };
         let zebra = begin(&common("/usr/lib/frr/zebra", "zebra"), "zebra")?;
+        let bfdd = || {
+            fs::write(dir.join("bfdd.conf"), "")?;
+            let mut bfdd = common("/usr/lib/frr/bfdd", "bfdd");
+            bfdd.extend(["--bfdctl".to_owned(), file("bfdd.sock")]);
+            begin(&bfdd, "bfdd")
+        };
+        let bfdd = setup.bfd.map(|_| bfdd()).transpose()?;
         let mut bgpd = common("/usr/lib/frr/bgpd", "bgpd");
         bgpd.push("-S".to_owned());
         let bgpd = begin(&bgpd, "bgpd")?;
         let neighbour = setup.unnumbered.unwrap_or(setup.node).to_owned();
-        Ok(Frr { sockets: dir.clone(), neighbour, bgpd, _zebra: zebra })
+        Ok(Frr { sockets: dir.to_owned(), neighbour, bgpd, _bfdd: bfdd, _zebra: zebra })
     }
 
     fn json(&self, command: &str) -> Result<Value> {
@@ -85,6 +92,7 @@ fn configuration(setup: &Setup) -> String {
         setup.password.map(|password| format!(" neighbor {peer} password {password}\n")).unwrap_or_default(),
         option(setup.security, "ttl-security hops 1"),
         option(setup.passive, "passive"),
+        setup.bfd.map(|millis| format!(" neighbor {peer} bfd 3 {millis} {millis}\n")).unwrap_or_default(),
         option(setup.extended_next_hop && setup.unnumbered.is_none(), "capability extended-nexthop"),
     ]
     .concat();
@@ -145,6 +153,25 @@ impl Router for Frr {
     fn seen(&self, prefix: &str) -> Result<Option<Seen>> {
         let route = self.json(&format!("show bgp {} unicast {prefix} json", family(prefix)))?;
         Ok(route["paths"].as_array().and_then(|paths| paths.first()).map(parse))
+    }
+
+    fn watched(&self) -> Result<Option<Watched>> {
+        let json = |command: &str| {
+            let text = vtysh(&self.sockets, "bfdd", command)?;
+            let all: Value =
+                serde_json::from_str(&text).map_err(|source| Error::Json { what: command.into(), source })?;
+            let peers = all.as_array().cloned().unwrap_or_default();
+            Ok::<_, Error>(peers.into_iter().find(|peer| peer["peer"] == NODE))
+        };
+        let (peer, counters) = (json("show bfd peers json")?, json("show bfd peers counters json")?);
+        let number = |peer: &Value, key: &str| peer[key].as_u64().unwrap_or_default();
+        let slowest =
+            |peer: &Value| number(peer, "receive-interval").max(number(peer, "remote-transmit-interval"));
+        Ok(peer.zip(counters).map(|(peer, counters)| Watched {
+            up: peer["status"] == "up",
+            history: format!("{} {}", counters["session-up"], counters["session-down"]),
+            detection: slowest(&peer) * number(&peer, "remote-detect-multiplier"),
+        }))
     }
 
     fn refresh(&self) -> Result<()> {

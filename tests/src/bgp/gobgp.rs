@@ -1,11 +1,11 @@
 //! GoBGP: a daemon that keeps its table to itself, asked by `gobgp`.
 
 use super::daemon::{Daemon, ask};
-use super::site::{ROUTER, ROUTER_AS, ROUTER6, Site};
-use super::{Router, Seen, Setup, THEIRS, THEIRS6};
+use super::site::{ROUTER, ROUTER_AS, ROUTER6};
+use super::{Router, Seen, Setup, THEIRS, THEIRS6, Watched};
 use crate::{Context, Error, Netns, Result};
 use serde_json::Value;
-use std::{collections::BTreeSet, fs, sync::Arc};
+use std::{collections::BTreeSet, fs, path::Path, sync::Arc};
 
 pub(super) struct Gobgp {
     netns: Arc<Netns>,
@@ -16,8 +16,7 @@ pub(super) struct Gobgp {
 const API: &str = "127.0.0.1:50051";
 
 impl Gobgp {
-    pub fn start(site: &Site, setup: &Setup) -> Result<Self> {
-        let dir = &site.dir;
+    pub fn start(netns: &Arc<Netns>, dir: &Path, setup: &Setup) -> Result<Self> {
         fs::create_dir_all(dir).during(|| dir.display().to_string())?;
         let conf = dir.join("gobgpd.yaml");
         fs::write(&conf, configuration(setup))?;
@@ -34,9 +33,9 @@ impl Gobgp {
             "-l",
             "debug",
         ];
-        let ready = || gobgp(&site.router, &["neighbor"]).map(drop);
-        let daemon = Daemon::start(&site.router, dir, "gobgpd", &command, ready)?;
-        let gobgp = Gobgp { netns: site.router.clone(), node: setup.node, daemon };
+        let ready = || gobgp(netns, &["neighbor"]).map(drop);
+        let daemon = Daemon::start(netns, dir, "gobgpd", &command, ready)?;
+        let gobgp = Gobgp { netns: netns.clone(), node: setup.node, daemon };
         gobgp.originate(THEIRS, ROUTER, &[])?;
         gobgp.originate(THEIRS6, ROUTER6, &[])?;
         if setup.add_path {
@@ -140,6 +139,10 @@ impl Router for Gobgp {
     fn seen(&self, prefix: &str) -> Result<Option<Seen>> {
         let table = self.json(&["global", "rib", "-a", family(prefix)])?;
         Ok(table[prefix].as_array().and_then(|paths| paths.first()).map(parse))
+    }
+
+    fn watched(&self) -> Result<Option<Watched>> {
+        Ok(None)
     }
 
     fn refresh(&self) -> Result<()> {

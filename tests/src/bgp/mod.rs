@@ -10,11 +10,12 @@ mod bird;
 mod daemon;
 mod frr;
 mod gobgp;
+pub mod rack;
 pub mod site;
 
-use crate::{Error, Result, until};
+use crate::{Error, Netns, Result, until};
 use site::{DEADLINE, NODE, NODE_AS, ROUTER, ROUTER_AS, Site};
-use std::{collections::BTreeSet, fmt};
+use std::{collections::BTreeSet, fmt, path::Path, sync::Arc};
 
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Kind {
@@ -27,10 +28,15 @@ impl Kind {
     pub const ALL: [Kind; 3] = [Kind::Bird, Kind::Frr, Kind::Gobgp];
 
     pub fn start(self, site: &Site, setup: &Setup) -> Result<Box<dyn Router>> {
+        self.start_in(&site.router, &site.dir, setup)
+    }
+
+    /// `dir` takes its files.
+    pub fn start_in(self, netns: &Arc<Netns>, dir: &Path, setup: &Setup) -> Result<Box<dyn Router>> {
         Ok(match self {
-            Kind::Bird => Box::new(bird::BirdRouter::start(site, setup)?),
-            Kind::Frr => Box::new(frr::Frr::start(site, setup)?),
-            Kind::Gobgp => Box::new(gobgp::Gobgp::start(site, setup)?),
+            Kind::Bird => Box::new(bird::BirdRouter::start(netns, dir, setup)?),
+            Kind::Frr => Box::new(frr::Frr::start(netns, dir, setup)?),
+            Kind::Gobgp => Box::new(gobgp::Gobgp::start(netns, dir, setup)?),
         })
     }
 }
@@ -72,30 +78,37 @@ pub struct Setup {
     pub long_lived: Option<u32>,
     /// Its interface towards us: the session is over link-local addresses that router advertisements tell.
     pub unnumbered: Option<&'static str>,
+    /// Milliseconds, three times; not GoBGP, which lacks it.
+    pub bfd: Option<u32>,
 }
 
 pub const THEIRS: &str = "10.99.0.0/16";
 pub const THEIRS6: &str = "fd00:99::/32";
 
+impl Setup {
+    pub const DEFAULT: Setup = Setup {
+        router_as: ROUTER_AS,
+        node_as: NODE_AS,
+        router: ROUTER,
+        node: NODE,
+        hold_time: 30,
+        restart_time: 60,
+        password: None,
+        security: false,
+        passive: false,
+        range: None,
+        add_path: false,
+        extended_next_hop: false,
+        reflector: false,
+        long_lived: None,
+        unnumbered: None,
+        bfd: None,
+    };
+}
+
 impl Default for Setup {
     fn default() -> Self {
-        Setup {
-            router_as: ROUTER_AS,
-            node_as: NODE_AS,
-            router: ROUTER,
-            node: NODE,
-            hold_time: 30,
-            restart_time: 60,
-            password: None,
-            security: false,
-            passive: false,
-            range: None,
-            add_path: false,
-            extended_next_hop: false,
-            reflector: false,
-            long_lived: None,
-            unnumbered: None,
-        }
+        Setup::DEFAULT
     }
 }
 
@@ -116,11 +129,23 @@ pub struct Seen {
     pub stale: bool,
 }
 
+/// Its BFD session with us.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Watched {
+    pub up: bool,
+    /// Another one once the session has changed its state.
+    pub history: String,
+    /// In milliseconds: after such a silence of ours the path counts as dead.
+    pub detection: u64,
+}
+
 pub trait Router {
     fn established(&self) -> Result<bool>;
     /// Everything that it says about the session, in its own words.
     fn session(&self) -> Result<String>;
     fn seen(&self, prefix: &str) -> Result<Option<Seen>>;
+    /// `None`: there is none.
+    fn watched(&self) -> Result<Option<Watched>>;
     /// Asks us for all routes again (RFC 2918).
     fn refresh(&self) -> Result<()>;
     /// What it wrote to its log.
@@ -129,6 +154,20 @@ pub trait Router {
     fn wait_established(&self) -> Result<()> {
         until("the router's session is established", DEADLINE, || {
             if self.established()? { Ok(Some(())) } else { Err(Error::Unmet(self.session()?)) }
+        })
+    }
+
+    fn wait_lost(&self) -> Result<()> {
+        until("the router's session is over", DEADLINE, || Ok((!self.established()?).then_some(())))
+    }
+
+    fn wait_watched(&self, what: &str, wanted: &dyn Fn(&Watched) -> bool) -> Result<Watched> {
+        until(what, DEADLINE, || {
+            let watched = self.watched()?;
+            match &watched {
+                Some(session) if wanted(session) => Ok(watched),
+                other => Err(Error::Unmet(format!("{other:?}"))),
+            }
         })
     }
 

@@ -111,6 +111,8 @@ const EVENTS: &[Make<Input>] = &[
     ("Refresh", || Input::Refresh(Family::Ipv4Unicast, Refresh::Begin)),
     ("Written, all", || Input::Written { id: ConnId(1), all: true }),
     ("Written, some", || Input::Written { id: ConnId(1), all: false }),
+    ("Path down", || Input::PathDown { independent: false }),
+    ("Path down, C bit", || Input::PathDown { independent: true }),
     ("TimerTick too early", || Input::TimerTick),
 ];
 

@@ -45,6 +45,8 @@ pub struct Rules {
     pub addresses: u32,
     /// Of the addresses, each as often as any other.
     pub identities: u32,
+    /// What the rules tell apart: identities of one kind share a row.
+    pub kinds: u32,
     /// TCP ports from 1024 on, and ICMP types from 64 on, each with a rule of its own.
     pub ports: u32,
 }
@@ -126,7 +128,7 @@ fn other(layout: &Layout, n: u32) -> Addr {
     })
 }
 
-/// All is allowed, each identity and port by a rule of its own.
+/// All is allowed, each kind and port by a rule of its own.
 fn tables(rules: &Rules) -> Tables {
     let columns = rules.ports + 1;
     let classes = rules.identities + 1;
@@ -138,8 +140,8 @@ fn tables(rules: &Rules) -> Tables {
         policies: Arc::new(vec![[policy; 2]; POLICY as usize + 1]),
         port_directories: Arc::new(port_directories),
         port_pages: Arc::new(port_pages),
-        rows: Arc::new((0..classes).map(|class| class * columns).collect()),
-        cells: Arc::new((0..classes * columns).map(cell).collect()),
+        rows: Arc::new((0..classes).map(|class| class % (rules.kinds + 1) * columns).collect()),
+        cells: Arc::new((0..(rules.kinds + 1) * columns).map(cell).collect()),
     }
 }
 
