@@ -12,6 +12,7 @@ const MAP_CREATE: libc::c_long = 0;
 const MAP_UPDATE_ELEM: libc::c_long = 2;
 const PROG_LOAD: libc::c_long = 5;
 const PROG_TEST_RUN: libc::c_long = 10;
+const MAP_FREEZE: libc::c_long = 22;
 const MAP_TYPE_PROG_ARRAY: u32 = 3;
 const PROG_TYPE_SCHED_CLS: u32 = 3;
 /// Of `struct __sk_buff`, up to its last field.
@@ -115,6 +116,14 @@ pub fn point(table: &OwnedFd, program: BorrowedFd<'_>) -> Result<()> {
     };
     // SAFETY: both pointers are of what lives until the call returns.
     unsafe { bpf(MAP_UPDATE_ELEM, &mut attr) }.during(|| "pointing to a program".into())?;
+    Ok(())
+}
+
+/// From now on the kernel refuses every write to this map by a process.
+pub fn freeze(map: BorrowedFd<'_>) -> Result<()> {
+    let mut attr = number(map);
+    // SAFETY: the map's number.
+    unsafe { bpf(MAP_FREEZE, &mut attr) }.during(|| "freezing a map".into())?;
     Ok(())
 }
 

@@ -2,6 +2,8 @@
 //! else can tell, and that what the stack translates stays with it.
 #![allow(clippy::expect_used, reason = "a suite fails by panicking")]
 
+#[path = "forwarding/live.rs"]
+mod live;
 #[path = "forwarding/support.rs"]
 mod support;
 #[path = "forwarding/translated.rs"]
@@ -23,6 +25,12 @@ const CASES: &[(&str, Case)] = &[
     ("the stack answers at the end of a hop limit, and a hop is a hop", hop_limits),
     ("the stack answers what a route is too narrow for, and TCP finds its way", narrow_routes),
     ("a pod with a bandwidth takes the stack both ways", paced),
+    ("datagrams and the errors they meet pass the stack by", live::datagrams),
+    ("a router's error finds the direct connection that it speaks of", live::errors_of_routers),
+    ("the stack may give no connection the ends of a live direct one", live::clash),
+    ("a pod that has its share of connections keeps them, gets no other, and harms nobody", live::share),
+    ("without its daemon and with the next one the ways to pods are what they were", live::another_daemon),
+    ("an IPv4 route over an IPv6 next hop is a route", live::next_hop_of_the_other_family),
     ("a service's backend is reached on this node, on another, and on the pod itself", translated::services),
     ("a pod that nobody may call reaches itself through a service, and nobody else does", translated::itself),
     ("what is masqueraded on its way out is masqueraded, and its replies come back", translated::masqueraded),
@@ -52,6 +60,7 @@ type Shared = Arc<Mutex<std::result::Result<Lab, String>>>;
 /// All pods wired, and one more without a limit on the first node.
 fn start() -> Result<Lab> {
     let mut lab = Lab::start()?;
+    support::with_connections(&mut lab.nodes[0], live::CONNECTIONS)?;
     wire(&mut lab)?;
     Ok(lab)
 }

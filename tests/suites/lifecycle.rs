@@ -9,12 +9,16 @@
 mod bandwidth;
 #[path = "lifecycle/bgp.rs"]
 mod bgp;
+#[path = "lifecycle/churn.rs"]
+mod churn;
 #[path = "lifecycle/cli.rs"]
 mod cli;
 #[path = "lifecycle/down.rs"]
 mod down;
 #[path = "lifecycle/ends.rs"]
 mod ends;
+#[path = "lifecycle/kernel.rs"]
+mod kernel;
 #[path = "lifecycle/killed.rs"]
 mod killed;
 #[path = "lifecycle/objects.rs"]
@@ -42,7 +46,7 @@ fn main() -> Result<()> {
 }
 
 fn trials() -> Vec<Trial> {
-    [killed::CASES, down::CASES, refused::CASES, objects::CASES, ranges::CASES]
+    [killed::CASES, churn::CASES, down::CASES, refused::CASES, objects::CASES, ranges::CASES]
         .into_iter()
         .chain([bandwidth::CASES, bgp::CASES, ends::CASES, cli::CASES])
         .flatten()

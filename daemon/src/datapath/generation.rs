@@ -196,9 +196,9 @@ impl Datapath {
             self.set_exact(*addr, *identity)?;
         }
         for ((addr, length), identity) in &change.set_prefixes {
-            self.prefixes
-                .insert(&Key::new(u32::from(*length), Raw(*addr)), Raw(*identity), 0)
-                .map_err(|source| DatapathError::Map { what: "adding a prefix".into(), source })?;
+            self.prefixes.insert(&Key::new(u32::from(*length), Raw(*addr)), Raw(*identity), 0).map_err(
+                |source| DatapathError::Map { what: "adding a prefix to IDENTITY_PREFIX".into(), source },
+            )?;
             self.identities.prefixes.insert((*addr, *length), *identity);
         }
         Ok(())
@@ -206,8 +206,9 @@ impl Datapath {
 
     fn remove(&mut self, removals: &Removals) -> Result<(), DatapathError> {
         for (addr, length) in &removals.prefixes {
-            absent_is_fine(self.prefixes.remove(&Key::new(u32::from(*length), Raw(*addr))))
-                .map_err(|source| DatapathError::Map { what: "removing a prefix".into(), source })?;
+            absent_is_fine(self.prefixes.remove(&Key::new(u32::from(*length), Raw(*addr)))).map_err(
+                |source| DatapathError::Map { what: "removing a prefix from IDENTITY_PREFIX".into(), source },
+            )?;
             self.identities.prefixes.remove(&(*addr, *length));
         }
         for addr in &removals.exact {
@@ -220,16 +221,19 @@ impl Datapath {
     }
 
     pub(super) fn set_exact(&mut self, addr: Addr, identity: Identity) -> Result<(), DatapathError> {
-        self.exact
-            .insert(Raw(addr), Raw(identity), 0)
-            .map_err(|source| DatapathError::Map { what: format!("identity of {}", addr.to_ip()), source })?;
+        self.exact.insert(Raw(addr), Raw(identity), 0).map_err(|source| DatapathError::Map {
+            what: format!("identity of {} in IDENTITY_EXACT", addr.to_ip()),
+            source,
+        })?;
         self.identities.set_exact(addr, identity);
         Ok(())
     }
 
     pub(super) fn remove_exact(&mut self, addr: Addr) -> Result<(), DatapathError> {
-        absent_is_fine(self.exact.remove(&Raw(addr)))
-            .map_err(|source| DatapathError::Map { what: format!("identity of {}", addr.to_ip()), source })?;
+        absent_is_fine(self.exact.remove(&Raw(addr))).map_err(|source| DatapathError::Map {
+            what: format!("identity of {} in IDENTITY_EXACT", addr.to_ip()),
+            source,
+        })?;
         self.identities.remove_exact(&addr);
         Ok(())
     }

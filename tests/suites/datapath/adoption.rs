@@ -1,20 +1,21 @@
 //! A daemon that starts finds what the one before it left, and nothing stops meanwhile.
 
 use crate::{
-    node::{A, CONNECTIONS, End, Node, POLICY_A, V4, VM, ifindex},
+    node::{A, B, CONNECTIONS, End, Node, POLICY_A, POLICY_B, V4, V6, VM, ifindex},
     packet::{SYN, TCP, tcp},
     rules::{Port, Rules, SIZES},
     sandbox::{pin_dir, run},
 };
 use aya::programs::{SchedClassifier, TcAttachType};
 use bulkhead_daemon::datapath::{Datapath, DatapathError, Hook, PodMaps};
-use bulkhead_ebpf_abi::{ABI_VERSION, Connections, Sizes};
+use bulkhead_ebpf_abi::{ABI_VERSION, Connections, Delivery, Sizes};
 use std::{fs, path::Path};
 
 crate::trials! {
     adoption:
     a_first_start_adopts_nothing,
     generation_flows_and_endpoints_are_adopted,
+    deliveries_are_adopted_and_go_with_their_pod,
     a_generation_after_adoption_writes_only_what_differs_and_decides,
     links_stay_attached_and_run_the_new_programs,
     links_of_interfaces_that_are_gone_are_forgotten,
@@ -28,6 +29,26 @@ crate::trials! {
 
 fn rules() -> Rules {
     Rules::none().egress(POLICY_A, VM, Port::Tcp80, 70)
+}
+
+fn deliveries(node: &Node) -> Vec<Option<Delivery>> {
+    let of_pods = [V4, V6].into_iter().flat_map(|f| [f.a, f.b]);
+    of_pods.map(|a| node.datapath.delivery(a.parse().expect("an address")).expect("read")).collect()
+}
+
+/// A pod that goes after the daemon was replaced leaves no way to it: no other hook delivers to its interface.
+fn deliveries_are_adopted_and_go_with_their_pod() {
+    let mut node =
+        Node::new(Rules::none().egress(POLICY_A, B, Port::Tcp80, 70).ingress(POLICY_B, A, Port::Tcp80, 71));
+    node.rewire(1500, 0);
+    let pins = node.pins.clone();
+    drop(node);
+    let mut node = Node::open(pins);
+    let request = |port| tcp((V4.a, port), (V4.b, 80), SYN);
+    assert_eq!(node.send(A, &request(5)).end, End::Redirect);
+    node.datapath.remove_endpoint(ifindex("pod-b")).expect("removed");
+    assert_eq!(deliveries(&node).iter().map(Option::is_some).collect::<Vec<_>>(), [true, false, true, false]);
+    assert_eq!(node.send(A, &request(6)).end, End::Next);
 }
 
 fn connect(node: &Node, port: u16) -> End {
@@ -44,6 +65,8 @@ fn generation_flows_and_endpoints_are_adopted() {
     assert_eq!(connect(&node, 5), End::Next);
     let (flow, identities) = (node.flow((V4.a, 5), (V4.vm, 80), TCP), node.datapath.read_identities());
     let endpoints = node.datapath.endpoints().expect("endpoints");
+    let deliveries = deliveries(&node);
+    assert!(deliveries.iter().all(Option::is_some));
     let pins = node.pins.clone();
     drop(node);
     let node = Node::open(pins);
@@ -52,6 +75,7 @@ fn generation_flows_and_endpoints_are_adopted() {
     assert_eq!(node.flow((V4.a, 5), (V4.vm, 80), TCP), flow);
     assert_eq!(node.datapath.read_identities().expect("identities"), identities.expect("identities"));
     assert_eq!(node.datapath.endpoints().expect("endpoints"), endpoints);
+    assert_eq!(self::deliveries(&node), deliveries);
     assert_eq!(connect(&node, 6), End::Next);
 }
 

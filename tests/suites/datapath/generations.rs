@@ -5,11 +5,13 @@ use crate::{
     packet::{ACK, Packet, SYN, TCP, icmp, tcp, udp},
     rules::{Port, Rules, SIZES},
 };
+use aya::maps::{Array, HashMap, Map, MapData};
 use bulkhead_daemon::datapath::{DatapathError, Generation, Identities, PodMaps};
 use bulkhead_ebpf_abi::{
     Cell, DROP_POLICY, DROP_REVOKED, IDENTITY_LOCAL_POD, Identity, ORIGIN_NONE, RULE_DEFAULT_DENY,
 };
-use std::sync::Arc;
+use bulkhead_lab::bpf;
+use std::{os::fd::AsFd, sync::Arc};
 
 crate::trials! {
     generations:
@@ -23,9 +25,13 @@ crate::trials! {
     a_connection_that_is_kept_is_cut_when_another_tier_refuses_it,
     the_nodes_own_connections_survive_every_generation,
     a_switch_is_whole_and_numbers_go_on,
+    numbers_are_compared_whole_and_go_round,
     tables_too_large_change_nothing,
+    a_full_map_of_addresses_leaves_the_running_generation_in_force_until_there_is_room,
+    a_table_that_refuses_a_write_leaves_the_running_generation_in_force,
     shrinking_tables_leave_nothing_behind,
     identities_come_before_the_switch_and_go_behind_it,
+    until_the_switch_a_number_given_out_again_means_what_its_address_meant,
     a_pods_own_entry_is_not_the_generations_to_change,
 }
 
@@ -184,6 +190,36 @@ fn a_switch_is_whole_and_numbers_go_on() {
     }
 }
 
+/// As if so many had been in force.
+fn renumber(node: &Node, generation: u32) {
+    let mut map: Array<_, u32> = Map::Array(pinned(node, "GENERATION")).try_into().expect("an array");
+    map.set(0, generation, 0).expect("written");
+}
+
+fn numbers_are_compared_whole_and_go_round() {
+    // All are odd, of the half that holds the rules. The last number is followed by the second.
+    for (admitted, switches, asked) in [(1, 2, 65_537), (65_537, 2, 1), (u32::MAX, 1, 2)] {
+        let mut node = Node::new(a_to_b());
+        renumber(&node, admitted);
+        for f in FAMILIES {
+            // One that takes the short way, and one that does not.
+            assert_eq!(node.send(A, &tcp((f.a, 5), (f.vm, 80), SYN)).end, End::Next);
+            assert_eq!(node.deliver(A, &tcp((f.vm, 80), (f.a, 5), SYN | ACK), VM).end, End::Next);
+            assert_eq!(node.send(A, &tcp((f.a, 5), (f.vm, 80), ACK)).end, End::Next);
+            assert_eq!(node.send(A, &tcp((f.a, 6), (f.vm, 80), SYN)).end, End::Next);
+        }
+        for _ in 0..switches {
+            node.apply(&Rules::none());
+        }
+        renumber(&node, asked);
+        for f in FAMILIES {
+            for port in [5, 6] {
+                assert_eq!(node.send(A, &tcp((f.a, port), (f.vm, 80), ACK)).end, CUT, "{admitted} {port}");
+            }
+        }
+    }
+}
+
 fn tables_too_large_change_nothing() {
     let mut node = Node::new(a_to_b());
     let good = a_to_b().tables();
@@ -212,6 +248,81 @@ fn tables_too_large_change_nothing() {
         assert_eq!(node.send(A, &tcp((V4.a, 5), (V4.vm, 80), SYN)).end, End::Next);
     }
     assert_eq!(node.apply(&a_to_b()), 2);
+}
+
+/// The map itself, which others share with the daemon.
+fn pinned(node: &Node, map: &str) -> MapData {
+    MapData::from_pin(node.pins.join("maps").join(map)).expect("a pinned map")
+}
+
+fn refusal(node: &mut Node, rules: &Rules) -> DatapathError {
+    let tables = rules.tables();
+    let generation = Generation { tables: &tables, prefixes: &node.prefixes, exact: &node.exact };
+    node.datapath.apply(&generation).expect_err("the kernel refuses")
+}
+
+/// What generation 1 says, and nothing of a later one.
+fn is_in_force(node: &Node) {
+    assert_eq!(node.datapath.running_generation().expect("generation"), 1);
+    for f in FAMILIES {
+        assert_eq!(node.pass(A, &tcp((f.a, 5), (f.b, 80), SYN)), [End::Next; 2]);
+        assert_eq!(node.send(A, &tcp((f.a, 5), (f.vm, 80), SYN)).end, End::Next);
+        assert_eq!(node.send(A, &udp((f.a, 5), (f.vm, 53))).end, DENIED);
+    }
+    assert_eq!(node.send(A, &tcp((V4.a, 5), ("10.7.0.1", 80), SYN)).end, DENIED);
+}
+
+fn a_full_map_of_addresses_leaves_the_running_generation_in_force_until_there_is_room() {
+    const KIND: u32 = 35;
+    let mut node = Node::new(a_to_b());
+    // Rules, an identity and an address that are new.
+    node.exact.insert(addr("10.7.0.1"), Identity { id: KIND, flags: 0 });
+    let next = Rules::none().egress(POLICY_A, VM, Port::Udp53, 73).egress(POLICY_A, KIND, Port::Tcp80, 74);
+    let mut map: HashMap<_, [u8; 16], [u8; 8]> =
+        Map::HashMap(pinned(&node, "IDENTITY_EXACT")).try_into().expect("a hash map");
+    let strange = |n: u16| [[0xee; 14].as_slice(), &n.to_be_bytes()].concat().try_into().expect("sixteen");
+    let full = (0..).position(|n| map.insert(strange(n), [0; 8], 0).is_err()).expect("an end") as u16;
+    for _ in 0..2 {
+        let refused = refusal(&mut node, &next).to_string();
+        assert!(refused.contains("IDENTITY_EXACT") && refused.contains("10.7.0.1"), "{refused}");
+        is_in_force(&node);
+    }
+    for n in 0..full {
+        map.remove(&strange(n)).expect("removed");
+    }
+    assert_eq!(node.apply(&next), 2);
+    assert_eq!(node.send(A, &udp((V4.a, 5), (V4.vm, 53))).end, End::Next);
+    assert_eq!(node.send(A, &tcp((V4.a, 6), ("10.7.0.1", 80), SYN)).end, End::Next);
+    assert_eq!(node.send(A, &tcp((V4.a, 6), (V4.vm, 80), SYN)).end, DENIED);
+}
+
+fn a_table_that_refuses_a_write_leaves_the_running_generation_in_force() {
+    let mut node = Node::new(a_to_b());
+    bpf::freeze(pinned(&node, "CELL").fd().as_fd()).expect("frozen");
+    for _ in 0..2 {
+        let refused = refusal(&mut node, &Rules::none().egress(POLICY_A, VM, Port::Udp53, 73)).to_string();
+        assert!(refused.contains("CELL") && refused.contains("not permitted"), "{refused}");
+        is_in_force(&node);
+    }
+}
+
+/// The switch alone is refused: all before it has been done.
+fn until_the_switch_a_number_given_out_again_means_what_its_address_meant() {
+    // In the running generation one of them may be called, whoever it was, and the other may not.
+    const CALLED: u32 = 35;
+    const REFUSED: u32 = 36;
+    let rules = Rules::none().egress(POLICY_A, VM, Port::Tcp80, 70).egress(POLICY_A, CALLED, Port::Tcp80, 71);
+    let mut node = Node::new(rules);
+    bpf::freeze(pinned(&node, "GENERATION").fd().as_fd()).expect("frozen");
+    for (address, id) in [(V4.world, CALLED), (V4.vm, REFUSED)] {
+        node.exact.insert(addr(address), Identity { id, flags: 0 });
+    }
+    let refused = refusal(&mut node, &Rules::none()).to_string();
+    assert!(refused.contains("switching the generation"), "{refused}");
+    let ids = [V4.world, V4.vm].map(|a| node.datapath.address(a.parse().expect("an address")).expect("read"));
+    assert_eq!(ids.map(|i| i.expect("an entry").id), [CALLED, REFUSED]);
+    assert_eq!(node.send(A, &tcp((V4.a, 5), (V4.world, 80), SYN)).end, DENIED);
+    assert_eq!(node.send(A, &tcp((V4.a, 5), (V4.vm, 80), SYN)).end, End::Next);
 }
 
 fn shrinking_tables_leave_nothing_behind() {

@@ -2,15 +2,15 @@
 //! established goes on.
 
 use crate::{
-    node::{A, B, End, MAC_A, Node, POLICY_A, POLICY_B, V4, VM, ifindex},
+    node::{A, B, End, MAC_A, MAC_B, Node, POLICY_A, POLICY_B, V4, VM, addr, ifindex},
     packet::{ACK, FIN, SYN, TCP, UDP, tcp, udp},
     rules::{Port, Rules, SIZES},
 };
 use aya::programs::SchedClassifier;
 use bulkhead_daemon::datapath::{Datapath, PodMaps};
-use bulkhead_ebpf_abi::{Ages, Connections, DROP_CONNTRACK_FULL, DROP_CONNTRACK_SHARE, RULE_NONE};
+use bulkhead_ebpf_abi::{Addr, Ages, Connections, DROP_CONNTRACK_FULL, DROP_CONNTRACK_SHARE, RULE_NONE};
 use bulkhead_lab::bpf::{self, Input};
-use std::{os::fd::AsFd, thread::sleep, time::Duration};
+use std::{collections::BTreeSet, os::fd::AsFd, thread::sleep, time::Duration};
 
 crate::trials! {
     room:
@@ -21,6 +21,7 @@ crate::trials! {
     a_syn_flood_from_outside_locks_nobody_out,
     closed_connections_make_way,
     a_full_table_refuses_and_counts_and_established_flows_go_on,
+    among_128k_connections_those_of_an_address_are_forgotten_and_no_others,
     forgetting_flows_gives_their_share_back,
     a_removed_endpoint_leaves_no_share,
 }
@@ -162,6 +163,42 @@ fn a_full_table_refuses_and_counts_and_established_flows_go_on() {
     assert_eq!(connect(&node, 3000), FULL);
     assert_eq!(node.send(B, &tcp((V4.b, 5), (V4.vm, 80), SYN)).end, FULL);
     assert!((1000..1064).all(|port| lives(&node, port)));
+}
+
+fn among_128k_connections_those_of_an_address_are_forgotten_and_no_others() {
+    let all = 1 << 17;
+    let room = Connections { per_pod: all, unanswered: all, closed: 32, ages: LASTING, entries: 2 * all };
+    let rules = rules().egress(POLICY_B, VM, Port::Udp53, 75).ingress(POLICY_A, B, Port::Tcp80, 76);
+    let mut node = Node::with_room(rules.egress(POLICY_B, A, Port::Tcp80, 77), room);
+    let program = SchedClassifier::from_pin(node.pins.join("programs/from_pod")).expect("a pinned program");
+    let program = program.fd().expect("loaded");
+    let pods = [(V4.a, MAC_A, ifindex("pod-a")), (V4.b, MAC_B, ifindex("pod-b"))];
+    for (address, mac, ifindex) in pods {
+        for port in 0..=u16::MAX {
+            let frame = udp((address, port), (V4.vm, 53)).with_mac(mac).frame();
+            let (said, _) =
+                bpf::run(program.as_fd(), &Input { frame: &frame, mark: 0, ifindex }, 1).expect("a run");
+            assert_eq!(said, -1, "{address} {port}");
+        }
+    }
+    // Where it is the other end.
+    for port in 0..16 {
+        assert_eq!(node.pass(B, &tcp((V4.b, port), (V4.a, 80), SYN)), [End::Next; 2]);
+    }
+    let of_each = u64::from(all / 2);
+    let share =
+        |node: &Node, pod: &str| node.datapath.share(ifindex(pod)).expect("share").expect("a share").flows;
+    assert_eq!([share(&node, "pod-a"), share(&node, "pod-b")], [of_each, of_each + 16]);
+    let forgotten = node.datapath.forget_flows(&[V4.a.parse().expect("an address")]).expect("forgotten");
+    assert_eq!(forgotten as u64, of_each + 16);
+    assert_eq!([share(&node, "pod-a"), share(&node, "pod-b")], [0, of_each]);
+    let left: BTreeSet<(Addr, u16)> = node
+        .datapath
+        .flows()
+        .map(|flow| flow.expect("a flow").0)
+        .map(|key| (key.low, key.low_port))
+        .collect();
+    assert_eq!(left, (0..=u16::MAX).map(|port| (addr(V4.b), port)).collect());
 }
 
 fn forgetting_flows_gives_their_share_back() {

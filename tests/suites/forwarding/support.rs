@@ -8,8 +8,8 @@ use nix::sys::{
 use std::{
     fs,
     io::{Read, Write},
-    net::{IpAddr, SocketAddr, TcpListener, TcpStream},
-    os::fd::AsRawFd,
+    net::{IpAddr, Ipv4Addr, Ipv6Addr, SocketAddr, TcpListener, TcpStream},
+    os::fd::{AsRawFd, OwnedFd},
     process::Stdio,
     time::Duration,
 };
@@ -53,6 +53,17 @@ pub fn configure(node: &mut Node, lines: &str) -> Result<()> {
     node.start_daemon()
 }
 
+/// Begins again with room for so many connections: of maps that are there the size is fixed.
+pub fn with_connections(node: &mut Node, entries: usize) -> Result<()> {
+    node.stop_daemon()?;
+    let path = node.log().with_file_name("bulkheadd.yaml");
+    let program = bulkhead_lab::programs::find("bulkheadd")?;
+    run(node.netns.command(program).arg("--config").arg(&path).arg("--uninstall"))?;
+    let text = fs::read_to_string(&path)? + &format!("conntrackEntries: {entries}\n");
+    fs::write(&path, text)?;
+    node.start_daemon()
+}
+
 /// What a command prints, however it ends.
 pub fn says(netns: &Netns, words: &[&str]) -> Result<String> {
     let output = netns.command(words[0]).args(&words[1..]).output().during(|| words.join(" "))?;
@@ -68,13 +79,13 @@ pub fn nft(netns: &Netns, rules: &str) -> Result<()> {
     require(status.success(), &format!("nft refuses {rules}"))
 }
 
-/// Counts TCP that a node's stack forwards, from the moment it is made.
+/// Counts what pods send and get that a node's stack forwards, from the moment it is made.
 pub struct Watch<'a>(&'a Node);
 
 impl<'a> Watch<'a> {
     pub fn start(node: &'a Node) -> Result<Self> {
         let rules = "table inet watch {}\ndelete table inet watch\ntable inet watch {\n counter seen {}\n chain forwarded {\n\
-             type filter hook forward priority -300;\n meta l4proto tcp counter name seen\n }\n}\n";
+             type filter hook forward priority -300;\n meta l4proto { tcp, udp, icmp, icmpv6 } counter name seen\n }\n}\n";
         nft(&node.netns, rules)?;
         Ok(Self(node))
     }
@@ -139,11 +150,29 @@ fn accept(listener: &TcpListener) -> Result<(TcpStream, SocketAddr)> {
 
 /// With `SO_MARK`, where one is given.
 fn connect(to: SocketAddr, mark: Option<u32>) -> Result<TcpStream> {
-    let family = if to.is_ipv4() { AddressFamily::Inet } else { AddressFamily::Inet6 };
-    let fd = socket(family, SockType::Stream, SockFlag::SOCK_CLOEXEC, None)?;
+    let fd = stream_for(to)?;
     if let Some(mark) = mark {
         setsockopt(&fd, sockopt::Mark, &mark)?;
     }
+    connected(fd, to)
+}
+
+/// From this port, which others may have, too.
+pub fn connect_from(port: u16, to: SocketAddr) -> Result<TcpStream> {
+    let fd = stream_for(to)?;
+    setsockopt(&fd, sockopt::ReuseAddr, &true)?;
+    setsockopt(&fd, sockopt::ReusePort, &true)?;
+    let any: IpAddr = if to.is_ipv4() { Ipv4Addr::UNSPECIFIED.into() } else { Ipv6Addr::UNSPECIFIED.into() };
+    socket::bind(fd.as_raw_fd(), &SockaddrStorage::from(SocketAddr::new(any, port)))?;
+    connected(fd, to)
+}
+
+fn stream_for(to: SocketAddr) -> Result<OwnedFd> {
+    let family = if to.is_ipv4() { AddressFamily::Inet } else { AddressFamily::Inet6 };
+    Ok(socket(family, SockType::Stream, SockFlag::SOCK_CLOEXEC, None)?)
+}
+
+fn connected(fd: OwnedFd, to: SocketAddr) -> Result<TcpStream> {
     // Of connecting, too.
     setsockopt(&fd, sockopt::SendTimeout, &TimeVal::seconds(2))?;
     setsockopt(&fd, sockopt::ReceiveTimeout, &TimeVal::seconds(5))?;

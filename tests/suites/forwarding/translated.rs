@@ -10,16 +10,16 @@ use std::{
 const SOON: Duration = Duration::from_secs(15);
 
 /// Service addresses of both families, by number.
-fn service(n: u16, v6: bool) -> IpAddr {
+pub fn service(n: u16, v6: bool) -> IpAddr {
     if v6 { format!("fd00:96::{n}") } else { format!("10.96.0.{n}") }.parse().expect("an address")
 }
 
-fn at(address: IpAddr, port: u16) -> SocketAddr {
+pub fn at(address: IpAddr, port: u16) -> SocketAddr {
     SocketAddr::new(address, port)
 }
 
 /// Both families in one table: DNAT by destination and port, masquerade by condition.
-fn translate(lab: &Lab, dnat: &[(SocketAddr, SocketAddr)], masquerade: &[String]) -> Result<()> {
+pub fn translate(lab: &Lab, dnat: &[(SocketAddr, SocketAddr)], masquerade: &[String]) -> Result<()> {
     let dnat = dnat.iter().map(|(from, to)| {
         let family = if from.is_ipv4() { "ip" } else { "ip6" };
         format!("  {family} daddr {} tcp dport {} dnat {family} to {to}\n", from.ip(), from.port())
@@ -37,7 +37,7 @@ fn translate(lab: &Lab, dnat: &[(SocketAddr, SocketAddr)], masquerade: &[String]
     )
 }
 
-fn clear(lab: &Lab) -> Result<()> {
+pub fn clear(lab: &Lab) -> Result<()> {
     nft(&lab.nodes[0].netns, "delete table inet proxy\n")
 }
 
