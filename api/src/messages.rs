@@ -18,7 +18,8 @@
 //! | `POST /v1/policy/rules` | [`RulesRequest`] | `Vec<`[`RuleCountInfo`]`>`, by name |
 //! | `GET /v1/drops` | | `Vec<`[`DropInfo`]`>` |
 //! | `GET /v1/bgp/peers` | | `Vec<`[`BgpPeerInfo`]`>` |
-//! | `GET /v1/bgp/routes` | | `Vec<`[`BgpRouteInfo`]`>` |
+//! | `POST /v1/bgp/routes` | [`BgpRoutesRequest`] | [`BgpRoutes`] |
+//! | `POST /v1/bgp/why` | [`BgpWhyRequest`] | [`BgpWhy`] |
 //! | `POST /v1/bgp/drain-routes` | | `{}`: withdraws what this node announces, until the daemon starts again |
 //!
 //! Any other status than 200 carries an [`ErrorReply`].
@@ -536,6 +537,9 @@ pub struct BgpPeerInfo {
     pub bfd: Option<BgpBfdInfo>,
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub last_error: Option<String>,
+    /// What it may come from, and what to look at.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub meaning: Option<String>,
 }
 
 /// The BFD session with a router, as `bulkhead-bfd` tells it.
@@ -564,5 +568,79 @@ pub struct BgpRouteInfo {
     pub peer: String,
     pub next_hop: IpAddr,
     pub as_path: Vec<u32>,
+    /// Of all kinds: `65010:1`, `65010:1:2`, `rt:65010:1`.
     pub communities: Vec<String>,
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub med: Option<u32>,
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub local_pref: Option<u32>,
+    /// Received, and kept while the peer restarts.
+    #[serde(default)]
+    pub stale: bool,
+    /// Received, and passed the import filter.
+    #[serde(default)]
+    pub learned: bool,
+}
+
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "lowercase")]
+pub enum BgpDirection {
+    Advertised,
+    Received,
+}
+
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "camelCase", deny_unknown_fields)]
+pub struct BgpRoutesRequest {
+    /// Absent: both.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub direction: Option<BgpDirection>,
+    /// Absent: all.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub peer: Option<String>,
+    /// At most so many, of each direction; the daemon has a limit of its own.
+    pub limit: usize,
+}
+
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "camelCase")]
+pub struct BgpRoutes {
+    /// How many there are.
+    pub total: usize,
+    /// By prefix.
+    pub routes: Vec<BgpRouteInfo>,
+}
+
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "camelCase", deny_unknown_fields)]
+pub struct BgpWhyRequest {
+    pub prefix: IpNetwork,
+}
+
+/// Why a prefix is announced, to whom, and why not to others.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "camelCase")]
+pub struct BgpWhy {
+    /// What was asked.
+    pub prefix: IpNetwork,
+    /// The route of this node that it is, or is a part of.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub route: Option<IpNetwork>,
+    /// Why there is such a route, or none.
+    pub origin: String,
+    /// By name; none where there is no route.
+    pub peers: Vec<BgpFate>,
+    /// What the peers have sent of just this prefix.
+    pub received: Vec<BgpRouteInfo>,
+}
+
+/// What becomes of a route at one peer.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "camelCase")]
+pub struct BgpFate {
+    pub peer: String,
+    pub reason: String,
+    /// As the peer gets it; absent: it does not.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub announced: Option<BgpRouteInfo>,
 }

@@ -29,8 +29,8 @@ pub mod wire;
 
 #[cfg(feature = "tokio")]
 pub use driver::{
-    Direction, LearnedRoutes, Password, PeerConfig, PeerStatus, Remote, RouteView, Speaker, SpeakerConfig,
-    SpeakerError, Ttl,
+    Direction, LearnedRoutes, Password, PeerConfig, PeerStatus, PrefixAtPeer, Remote, RouteView, Routes,
+    Speaker, SpeakerConfig, SpeakerError, Ttl,
 };
 pub use export::RouteAttributes;
 pub use family::Family;

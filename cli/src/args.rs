@@ -2,6 +2,7 @@
 
 use crate::offline::Cluster;
 use bulkhead_api::messages::ExplainRequest;
+use bulkhead_api::objects::IpNetwork;
 use clap::{CommandFactory, Parser, Subcommand, ValueEnum, error::ErrorKind};
 use std::path::PathBuf;
 
@@ -92,9 +93,34 @@ pub enum BgpCommand {
     /// Sessions and their states
     Peers,
     /// Routes advertised and received
-    Routes,
+    Routes {
+        /// At most so many of each direction
+        #[arg(long, value_name = "N", default_value_t = MOST_ROUTES)]
+        limit: usize,
+    },
+    /// What the routers were sent and hold
+    Advertised(RoutesOf),
+    /// What the routers have sent to this node
+    Received(RoutesOf),
+    /// Why a prefix is announced or not: to whom, with which attributes, by which rule
+    Why {
+        /// A prefix, or an address
+        prefix: IpNetwork,
+    },
     /// Withdraw what this node announces, until the daemon starts again
     DrainRoutes,
+}
+
+/// A table that somebody can read.
+const MOST_ROUTES: usize = 500;
+
+#[derive(clap::Args, Debug)]
+pub struct RoutesOf {
+    /// Of this BGPPeer only
+    pub peer: Option<String>,
+    /// At most so many, by prefix
+    #[arg(long, value_name = "N", default_value_t = MOST_ROUTES)]
+    pub limit: usize,
 }
 
 #[derive(clap::Args, Debug)]

@@ -16,7 +16,10 @@ mod views;
 use args::{Args, BgpCommand, Command, Output, PolicyCommand};
 use bulkhead_api::{
     client::{self, ClientError},
-    messages::{DiffRequest, FileText, PolicyDiff, Rollback, RulesRequest},
+    messages::{
+        BgpDirection, BgpRoutesRequest, BgpWhyRequest, DiffRequest, FileText, PolicyDiff, Rollback,
+        RulesRequest,
+    },
 };
 use bulkhead_policy::files;
 use clap::{CommandFactory, Parser, error::ErrorKind};
@@ -112,8 +115,16 @@ fn run(args: &Args) -> Result<Answer, Failure> {
         Command::Bgp(BgpCommand::Peers) => {
             get(args, "/v1/bgp/peers", |p: &Vec<_>| views::bgp_peers(p, paint))
         }
-        Command::Bgp(BgpCommand::Routes) => {
-            get(args, "/v1/bgp/routes", |r: &Vec<_>| views::bgp_routes(r, paint))
+        Command::Bgp(BgpCommand::Routes { limit }) => ask_routes(args, None, None, *limit, paint),
+        Command::Bgp(BgpCommand::Advertised(of)) => {
+            ask_routes(args, Some(BgpDirection::Advertised), of.peer.as_ref(), of.limit, paint)
+        }
+        Command::Bgp(BgpCommand::Received(of)) => {
+            ask_routes(args, Some(BgpDirection::Received), of.peer.as_ref(), of.limit, paint)
+        }
+        Command::Bgp(BgpCommand::Why { prefix }) => {
+            let request = BgpWhyRequest { prefix: *prefix };
+            ask(args, "/v1/bgp/why", Some(&request), |why| views::bgp_why(why, paint))
         }
         Command::Bgp(BgpCommand::DrainRoutes) => {
             let nothing = serde_json::Map::new();
@@ -121,6 +132,17 @@ fn run(args: &Args) -> Result<Answer, Failure> {
         }
     }?;
     Ok(Answer { text, changes: false })
+}
+
+fn ask_routes(
+    args: &Args,
+    direction: Option<BgpDirection>,
+    peer: Option<&String>,
+    limit: usize,
+    paint: Paint,
+) -> Result<String, ClientError> {
+    let request = BgpRoutesRequest { direction, peer: peer.cloned(), limit };
+    ask(args, "/v1/bgp/routes", Some(&request), |routes| views::bgp_routes(routes, direction, paint))
 }
 
 fn ask_diff(args: &Args, request: &DiffRequest) -> Result<PolicyDiff, ClientError> {

@@ -34,14 +34,16 @@ fn bulkhead(socket: &Path, arguments: &[&str]) -> Outcome {
 }
 
 fn route() -> Value {
-    json!([{
+    json!({"total": 1, "routes": [{
         "prefix": "10.65.0.0/26",
         "direction": "advertised",
         "peer": "leaf",
         "nextHop": "192.0.2.11",
         "asPath": [],
         "communities": [],
-    }])
+        "stale": false,
+        "learned": false,
+    }]})
 }
 
 fn explanation() -> Value {
@@ -67,9 +69,7 @@ fn explanation() -> Value {
 fn every_command_asks_for_its_own_page() {
     let dir = tempfile::tempdir().unwrap();
     let daemon = Responder::always(dir.path(), Answer::Json(200, json!([])));
-    for arguments in
-        [vec!["endpoints"], vec!["partitions"], vec!["drops"], vec!["bgp", "peers"], vec!["bgp", "routes"]]
-    {
+    for arguments in [vec!["endpoints"], vec!["partitions"], vec!["drops"], vec!["bgp", "peers"]] {
         assert_eq!(bulkhead(daemon.socket(), &arguments).status, 0, "{arguments:?}");
     }
     bulkhead(daemon.socket(), &["status"]);
@@ -84,7 +84,6 @@ fn every_command_asks_for_its_own_page() {
             get("/v1/partitions"),
             get("/v1/drops"),
             get("/v1/bgp/peers"),
-            get("/v1/bgp/routes"),
             get("/v1/status"),
             ("POST /v1/bgp/drain-routes".to_string(), json!({})),
             ("POST /v1/explain".to_string(), flow),
@@ -107,6 +106,30 @@ PREFIX        DIRECTION   PEER  NEXT HOP    AS PATH  COMMUNITIES
     let program = bulkhead(daemon.socket(), &["bgp", "routes", "-o", "json"]);
     assert_eq!((program.status, program.err.as_str()), (0, ""));
     assert_eq!(serde_json::from_str::<Value>(&program.out).unwrap(), route());
+}
+
+#[test]
+fn routes_are_asked_for_by_direction_peer_and_number() {
+    let dir = tempfile::tempdir().unwrap();
+    let daemon = Responder::always(dir.path(), Answer::Json(200, route()));
+    for arguments in [
+        vec!["bgp", "routes"],
+        vec!["bgp", "received"],
+        vec!["bgp", "advertised", "leaf", "--limit", "7"],
+        vec!["bgp", "why", "10.65.0.7"],
+    ] {
+        bulkhead(daemon.socket(), &arguments);
+    }
+    let routes = |request: Value| ("POST /v1/bgp/routes".to_string(), request);
+    assert_eq!(
+        daemon.asked(),
+        [
+            routes(json!({"limit": 500})),
+            routes(json!({"direction": "received", "limit": 500})),
+            routes(json!({"direction": "advertised", "peer": "leaf", "limit": 7})),
+            ("POST /v1/bgp/why".to_string(), json!({"prefix": "10.65.0.7/32"})),
+        ]
+    );
 }
 
 #[test]

@@ -97,8 +97,18 @@ impl Bfd {
         self.view.borrow().error.clone().filter(|_| wants)
     }
 
+    pub fn sessions(&self) -> Sessions {
+        Sessions(self.view.clone())
+    }
+}
+
+/// What `bulkhead-bfd` tells.
+#[derive(Clone)]
+pub struct Sessions(watch::Receiver<View>);
+
+impl Sessions {
     pub fn info(&self, session: &Key) -> BgpBfdInfo {
-        let view = self.view.borrow();
+        let view = self.0.borrow();
         match (&view.error, view.sessions.get(session)) {
             (None, Some(session)) => info_of(session),
             (error, _) => BgpBfdInfo {

@@ -3,6 +3,12 @@
 //! Stopping is restarting: [`Bgp::stop`] closes the sessions without a word, and the routers keep the routes until the
 //! next daemon has announced them again. Withdrawal is [`Bgp::drain`], or a block that is released.
 
+mod meaning;
+mod reader;
+pub mod why;
+
+pub use reader::Reader;
+
 use crate::{
     announce::{self, Routes},
     bfd::Bfd,
@@ -10,9 +16,10 @@ use crate::{
     source::Snapshot,
     store,
 };
-use bulkhead_api::messages::{BgpPeerInfo, BgpRouteInfo, ErrorReply, ObjectError, code};
-use bulkhead_bgp::{Family, Password, PeerConfig, Speaker, SpeakerConfig};
+use bulkhead_api::messages::{ErrorReply, ObjectError, code};
+use bulkhead_bgp::{Password, PeerConfig, Speaker, SpeakerConfig};
 use ipnetwork::IpNetwork;
+use meaning::Md5;
 use std::{
     collections::BTreeMap,
     net::{Ipv4Addr, Ipv6Addr, SocketAddr},
@@ -39,6 +46,8 @@ pub struct Bgp {
     speaker: Option<(Speaker, Fixed)>,
     routes: Routes,
     bfd: Bfd,
+    /// As the kernel had counted when the daemon began.
+    md5: Md5,
     /// As they were last given to the speaker.
     peers: BTreeMap<String, PeerConfig>,
     drained: bool,
@@ -62,6 +71,7 @@ impl Bgp {
             speaker: None,
             routes: Routes::new(),
             bfd: Bfd::start(bfd_socket),
+            md5: Md5::read(),
             peers: BTreeMap::new(),
             drained: false,
             errors: Vec::new(),
@@ -212,36 +222,15 @@ impl Bgp {
         }
     }
 
-    pub async fn peers(&self) -> Vec<BgpPeerInfo> {
-        let Some((speaker, _)) = &self.speaker else { return Vec::new() };
-        let of_peer = |p: bulkhead_bgp::PeerStatus| BgpPeerInfo {
-            name: p.name,
-            address: p.address,
-            asn: p.asn,
-            state: p.state.to_string(),
-            since_seconds: p.since.as_secs(),
-            families: p.families.iter().map(family_name).collect(),
-            advertised: p.advertised,
-            received: p.received,
-            graceful_restart: p.graceful_restart,
-            bfd: p.bfd.map(|session| self.bfd.info(&session)),
-            last_error: p.last_error,
-        };
-        speaker.peers().await.into_iter().map(of_peer).collect()
+    /// For questions, which take their time: ask without the node's lock.
+    pub fn reader(&self) -> Reader {
+        let speaker = self.speaker.as_ref().map(|(speaker, _)| speaker.clone());
+        Reader::new(speaker, self.bfd.sessions(), self.md5)
     }
 
-    pub async fn routes(&self) -> Vec<BgpRouteInfo> {
-        let Some((speaker, _)) = &self.speaker else { return Vec::new() };
-        let of_route = |r: bulkhead_bgp::RouteView| BgpRouteInfo {
-            prefix: r.prefix,
-            direction: r.direction.to_string(),
-            peer: r.peer,
-            next_hop: r.next_hop,
-            as_path: r.as_path,
-            communities: r.communities.iter().map(|c| format!("{}:{}", c >> 16, c & 0xffff)).collect(),
-        };
-        let (advertised, received) = (speaker.advertised().await, speaker.received().await);
-        advertised.into_iter().chain(received).map(of_route).collect()
+    /// What is announced now, or would be if it were not drained.
+    pub fn announcing(&self) -> (&Routes, bool) {
+        (&self.routes, self.drained)
     }
 }
 
@@ -251,11 +240,4 @@ fn read_password(path: &str) -> Result<Password, String> {
     let line = text.lines().next().unwrap_or_default();
     let limit = Password::MAX_LEN;
     Password::new(line).ok_or_else(|| format!("the first line of {path} must have 1 to {limit} octets"))
-}
-
-fn family_name(family: &Family) -> String {
-    match family {
-        Family::Ipv4Unicast => "IPv4".into(),
-        Family::Ipv6Unicast => "IPv6".into(),
-    }
 }

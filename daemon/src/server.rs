@@ -9,8 +9,10 @@ use axum::{
     routing::{get, post},
 };
 use bulkhead_api::messages::{
-    Attach, Check, Detach, DiffRequest, ErrorReply, ExplainRequest, Gc, Rollback, RulesRequest, code,
+    Attach, BgpRoutesRequest, BgpWhyRequest, Check, Detach, DiffRequest, ErrorReply, ExplainRequest, Gc,
+    Rollback, RulesRequest, code,
 };
+use ipnetwork::IpNetwork;
 use serde::Serialize;
 use std::{fs, io, os::unix::fs::PermissionsExt, path::Path, sync::Arc};
 use tokio::{
@@ -65,7 +67,8 @@ pub fn router(node: Shared) -> Router {
         .route("/v1/drops", get(drops))
         .route("/v1/explain", post(explain))
         .route("/v1/bgp/peers", get(bgp_peers))
-        .route("/v1/bgp/routes", get(bgp_routes))
+        .route("/v1/bgp/routes", post(bgp_routes))
+        .route("/v1/bgp/why", post(bgp_why))
         .route("/v1/bgp/drain-routes", post(drain_routes))
         .layer(DefaultBodyLimit::max(BODY_LIMIT))
         .with_state(node)
@@ -172,11 +175,23 @@ async fn explain(State(node): State<Shared>, Json(request): Json<ExplainRequest>
 }
 
 async fn bgp_peers(State(node): State<Shared>) -> Response {
-    reply(Ok(node.lock().await.bgp.peers().await))
+    let bgp = node.lock().await.bgp.reader();
+    reply(Ok(bgp.peers().await))
 }
 
-async fn bgp_routes(State(node): State<Shared>) -> Response {
-    reply(Ok(node.lock().await.bgp.routes().await))
+async fn bgp_routes(State(node): State<Shared>, Json(request): Json<BgpRoutesRequest>) -> Response {
+    let bgp = node.lock().await.bgp.reader();
+    reply(bgp.routes(&request).await)
+}
+
+async fn bgp_why(State(node): State<Shared>, Json(request): Json<BgpWhyRequest>) -> Response {
+    let asked = request.prefix;
+    let prefix = IpNetwork::new(asked.network(), asked.prefix()).unwrap_or(asked);
+    let (bgp, origin) = {
+        let node = node.lock().await;
+        (node.bgp.reader(), node.origin(&prefix))
+    };
+    reply(Ok(bgp.why(&prefix, origin).await))
 }
 
 async fn drain_routes(State(node): State<Shared>) -> Response {

@@ -22,7 +22,7 @@ mod task;
 pub use config::{Password, PeerConfig, Remote, SpeakerConfig, Ttl};
 pub use learned::LearnedRoutes;
 pub use speaker::{Speaker, SpeakerError};
-pub use status::{Direction, PeerStatus, RouteView};
+pub use status::{Direction, PeerStatus, PrefixAtPeer, RouteView, Routes};
 
 #[cfg(test)]
 mod tests;

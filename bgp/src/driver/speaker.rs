@@ -2,12 +2,12 @@
 
 use super::config::{Password, PeerConfig, Remote, SpeakerConfig};
 use super::learned::{Learned, LearnedRoutes};
-use super::status::{PeerStatus, RouteView};
+use super::status::{Direction, PeerStatus, PrefixAtPeer, Routes};
 use super::task::{Command, Task};
 use super::{listener, socket};
 use crate::bfd;
 use crate::export::RouteAttributes;
-use crate::neighbour::{Fate, Intent};
+use crate::neighbour::Intent;
 use ipnetwork::IpNetwork;
 use std::collections::{BTreeMap, BTreeSet};
 use std::io::{self, ErrorKind};
@@ -178,19 +178,24 @@ impl Speaker {
         self.ask(Command::Status).await
     }
 
-    /// What each peer was sent and holds.
-    pub async fn advertised(&self) -> Vec<RouteView> {
-        self.ask(Command::Advertised).await.into_iter().flatten().collect()
-    }
-
-    /// What each peer sent us, under no policy.
-    pub async fn received(&self) -> Vec<RouteView> {
-        self.ask(Command::Received).await.into_iter().flatten().collect()
+    /// What the peers were sent and hold, or what they sent us, under no policy; of one peer, or of all. By prefix, and at
+    /// most `limit`.
+    pub async fn routes(&self, direction: Direction, peer: Option<&str>, limit: usize) -> Routes {
+        let question = |reply| Command::Routes(direction, limit, reply);
+        let mut all = Routes::default();
+        for of_peer in self.ask_of(|name| peer.is_none_or(|peer| peer == name), question).await {
+            all.total += of_peer.total;
+            all.shown.extend(of_peer.shown);
+        }
+        // Stable: of one prefix by the peers' names.
+        all.shown.sort_by_key(|route| route.prefix);
+        all.shown.truncate(limit);
+        all
     }
 
     /// What is to become of this prefix at each peer, by the peers' names.
-    pub async fn fates(&self, prefix: IpNetwork) -> Vec<(String, Fate)> {
-        self.ask(|reply| Command::Fate(prefix, reply)).await
+    pub async fn prefix(&self, prefix: IpNetwork) -> Vec<PrefixAtPeer> {
+        self.ask(|reply| Command::Prefix(prefix, reply)).await
     }
 
     /// The best next hops of what passed the peers' import filters.
@@ -205,8 +210,16 @@ impl Speaker {
 
     /// Asks every peer's task at once and gathers the answers, in the order of names.
     async fn ask<T>(&self, question: impl Fn(oneshot::Sender<T>) -> Command) -> Vec<T> {
-        let queues: Vec<_> =
-            self.inner.peers.lock().peers.values().map(|peer| peer.commands.clone()).collect();
+        self.ask_of(|_| true, question).await
+    }
+
+    async fn ask_of<T>(
+        &self,
+        whom: impl Fn(&str) -> bool,
+        question: impl Fn(oneshot::Sender<T>) -> Command,
+    ) -> Vec<T> {
+        let asked = |(name, peer): (&String, &PeerHandle)| whom(name).then(|| peer.commands.clone());
+        let queues: Vec<_> = self.inner.peers.lock().peers.iter().filter_map(asked).collect();
         let mut answers = Vec::new();
         for queue in queues {
             let (reply, answer) = oneshot::channel();

@@ -3,8 +3,8 @@
 use super::config::PeerConfig;
 use crate::Family;
 use crate::bfd;
-use crate::fsm::StateName;
-use crate::neighbour::Neighbour;
+use crate::fsm::{PeerError, StateName};
+use crate::neighbour::{Fate, Neighbour};
 use crate::rib::Route;
 use crate::wire::{Attributes, LargeCommunity};
 use ipnetwork::IpNetwork;
@@ -29,6 +29,10 @@ pub struct PeerStatus {
     pub refreshes: u64,
     /// The session is established and the peer keeps our routes while we restart.
     pub graceful_restart: bool,
+    /// What `last_error` says, where it is why there is no session.
+    pub error: Option<PeerError>,
+    /// RFC 2385 is configured.
+    pub password: bool,
     /// What was asked of BFD.
     pub bfd: Option<bfd::Key>,
     /// Why there is no session; or, when there is one, why routes are kept from it.
@@ -52,6 +56,8 @@ impl PeerStatus {
             received: neighbour.received().len(),
             refreshes: neighbour.refreshes(),
             graceful_restart: negotiated.is_some_and(|negotiated| negotiated.restart.is_some()),
+            error: peer.last_error().cloned(),
+            password: config.password.is_some(),
             bfd: config.bfd_session().map(|(key, _)| key),
             last_error: peer.last_error().map(ToString::to_string).or(withheld),
         }
@@ -119,19 +125,61 @@ fn view(
     }
 }
 
-pub(super) fn advertised(peer: &str, neighbour: &Neighbour) -> Vec<RouteView> {
+/// Some of a direction's routes, by prefix, and how many there are.
+#[derive(Clone, Debug, Default, PartialEq, Eq)]
+pub struct Routes {
+    pub total: usize,
+    pub shown: Vec<RouteView>,
+}
+
+/// What becomes of a prefix at one peer, and what that peer has sent of it.
+#[derive(Clone, Debug, PartialEq)]
+pub struct PrefixAtPeer {
+    pub peer: PeerStatus,
+    pub fate: Fate,
+    /// Where it is announced: as the peer gets it.
+    pub announced: Option<RouteView>,
+    pub received: Vec<RouteView>,
+}
+
+pub(super) fn routes(direction: Direction, peer: &str, neighbour: &Neighbour, limit: usize) -> Routes {
+    match direction {
+        Direction::Advertised => {
+            Routes { total: neighbour.advertised().count(), shown: advertised(peer, neighbour, limit) }
+        }
+        Direction::Received => Routes {
+            total: neighbour.received().len(),
+            shown: received(peer, neighbour, neighbour.received().first(limit)),
+        },
+    }
+}
+
+pub(super) fn prefix_at(peer: PeerStatus, neighbour: &Neighbour, prefix: &IpNetwork) -> PrefixAtPeer {
+    let received = received(&peer.name, neighbour, neighbour.received().paths(prefix));
+    let fate = neighbour.fate(prefix);
+    let announced = match &fate {
+        Fate::Announced { export, .. } => {
+            let (attributes, next_hop) = (&export.attributes, export.next_hop);
+            Some(view(Direction::Advertised, &peer.name, *prefix, attributes, next_hop))
+        }
+        _ => None,
+    };
+    PrefixAtPeer { peer, fate, announced, received }
+}
+
+fn advertised(peer: &str, neighbour: &Neighbour, limit: usize) -> Vec<RouteView> {
     let one = |(prefix, export): (&IpNetwork, &crate::export::Export)| {
         view(Direction::Advertised, peer, *prefix, &export.attributes, export.next_hop)
     };
-    neighbour.advertised().map(one).collect()
+    neighbour.advertised().take(limit).map(one).collect()
 }
 
-pub(super) fn received(peer: &str, neighbour: &Neighbour) -> Vec<RouteView> {
+fn received(peer: &str, neighbour: &Neighbour, routes: Vec<Route>) -> Vec<RouteView> {
     let learned = neighbour.learned();
     let one = |route: Route| RouteView {
         stale: route.stale,
         accepted: learned.contains_key(&route.prefix),
         ..view(Direction::Received, peer, route.prefix, &route.path.attributes, route.path.next_hop)
     };
-    neighbour.received().sorted().into_iter().map(one).collect()
+    routes.into_iter().map(one).collect()
 }

@@ -4,9 +4,9 @@ use super::config::{PeerConfig, Remote, SpeakerConfig};
 use super::learned::Learned;
 use super::links::{LinkEvent, Links};
 use super::socket::{self, Options};
-use super::status::{self, PeerStatus, RouteView};
+use super::status::{self, Direction, PeerStatus, PrefixAtPeer, Routes};
 use crate::fsm::{ConnId, Connection, Input, PeerError, Stop};
-use crate::neighbour::{Effect, Fate, Intent, Neighbour, Note};
+use crate::neighbour::{Effect, Intent, Neighbour, Note};
 use ipnetwork::IpNetwork;
 use std::future::{Future, pending};
 use std::io::{self, ErrorKind};
@@ -25,9 +25,9 @@ pub(super) enum Command {
         independent: bool,
     },
     Status(oneshot::Sender<PeerStatus>),
-    Advertised(oneshot::Sender<Vec<RouteView>>),
-    Received(oneshot::Sender<Vec<RouteView>>),
-    Fate(IpNetwork, oneshot::Sender<(String, Fate)>),
+    /// At most so many.
+    Routes(Direction, usize, oneshot::Sender<Routes>),
+    Prefix(IpNetwork, oneshot::Sender<PrefixAtPeer>),
     /// Another configuration that the session can go on under.
     Reconfigure(Box<PeerConfig>),
     /// Answer once all that is to be announced or withdrawn went out.
@@ -183,20 +183,21 @@ impl Task {
             }
             Command::PathDown { independent } => self.feed(Input::PathDown { independent }),
             Command::Status(reply) => {
-                let _ = reply.send(PeerStatus::of(&self.config, &self.neighbour, self.now()));
+                let _ = reply.send(self.status());
             }
-            Command::Advertised(reply) => {
-                let _ = reply.send(status::advertised(&self.config.name, &self.neighbour));
+            Command::Routes(direction, limit, reply) => {
+                let _ = reply.send(status::routes(direction, &self.config.name, &self.neighbour, limit));
             }
-            Command::Received(reply) => {
-                let _ = reply.send(status::received(&self.config.name, &self.neighbour));
-            }
-            Command::Fate(prefix, reply) => {
-                let _ = reply.send((self.config.name.clone(), self.neighbour.fate(&prefix)));
+            Command::Prefix(prefix, reply) => {
+                let _ = reply.send(status::prefix_at(self.status(), &self.neighbour, &prefix));
             }
             Command::Reconfigure(config) => self.reconfigure(*config),
             Command::Flush(reply) => self.flushes.push(reply),
         }
+    }
+
+    fn status(&self) -> PeerStatus {
+        PeerStatus::of(&self.config, &self.neighbour, self.now())
     }
 
     fn reconfigure(&mut self, config: PeerConfig) {

@@ -210,7 +210,7 @@ async fn withdraw_all_takes_everything_back_and_stays_so() {
     within(speaker.withdraw_all()).await;
     assert_eq!(withdrawn(&session.update().await), ["10.1.0.0/26", "10.2.0.0/26"]);
     speaker.announce(routes(&["10.3.0.0/26"]));
-    assert_eq!(speaker.advertised().await, []);
+    assert_eq!(speaker.routes(Direction::Advertised, None, 9).await.shown, []);
     within(speaker.stop()).await;
     assert_eq!(session.receive().await, None, "nothing was announced afterwards");
 }
@@ -227,7 +227,7 @@ async fn what_is_told_of_a_peer_is_what_is_on_the_wire() {
     assert_eq!(status.state, StateName::Established);
     assert_eq!((status.advertised, status.received, status.graceful_restart), (1, 0, false));
     assert_eq!((status.families, status.last_error), (vec![Family::Ipv4Unicast], None));
-    let view = speaker.advertised().await.remove(0);
+    let view = speaker.routes(Direction::Advertised, None, 9).await.shown.remove(0);
     assert_eq!(view.prefix.to_string(), "10.1.0.0/26");
     assert_eq!(view.next_hop, IpAddr::from([127, 0, 0, 1]));
     assert_eq!((view.as_path, view.peer.as_str()), (vec![65010], "leaf"));
@@ -333,8 +333,11 @@ async fn filters_and_timers_change_while_the_session_goes_on() {
     let filtered = PeerConfig { export, hold_time: 30, connect_retry: 2, ..router.config("leaf") };
     speaker.set_peers(vec![filtered.clone()]);
     assert_eq!(withdrawn(&session.update().await), ["10.1.0.0/26"]);
-    let fate = speaker.fates("10.1.0.0/26".parse().unwrap()).await;
-    assert_eq!(fate, [("leaf".to_owned(), crate::neighbour::Fate::Filtered(Some(0)))]);
+    let at_peer = speaker.prefix("10.1.0.0/26".parse().unwrap()).await.remove(0);
+    assert_eq!(
+        (at_peer.peer.name.as_str(), at_peer.fate),
+        ("leaf", crate::neighbour::Fate::Filtered(Some(0)))
+    );
     speaker.set_peers(vec![PeerConfig { shutdown: Some("moving".to_owned()), ..filtered.clone() }]);
     assert_eq!(session.receive().await, Some(Message::Notification(Notification::shutdown("moving"))));
     assert_eq!(speaker.peers().await[0].last_error.as_deref(), Some("shut down here: moving"));
@@ -397,7 +400,7 @@ async fn what_peers_announce_is_learned_through_their_filters_and_goes_with_them
     session.send(Message::Update(Update::announce(attributes, reach))).await;
     within(changes.changed()).await.unwrap();
     assert_eq!(speaker.learned(), BTreeMap::from([(prefix, vec![next_hop])]));
-    let view = speaker.received().await.remove(0);
+    let view = speaker.routes(Direction::Received, None, 9).await.shown.remove(0);
     assert!(view.accepted && view.prefix == prefix, "{view:?}");
     drop(session);
     within(changes.changed()).await.unwrap();

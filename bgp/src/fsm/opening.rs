@@ -35,7 +35,7 @@ impl Peer {
                 for handshake in opening.handshakes {
                     close(handshake.connection.id, stop.notification(), out);
                 }
-                self.note_error(stop.reason());
+                self.last_error = Some(stop.reason());
                 return State::Idle(Idle { restart_at: None });
             }
             Step::Connected(connection) if opening.dial == Dial::Connected => {

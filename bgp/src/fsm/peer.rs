@@ -124,7 +124,10 @@ impl Peer {
         match step {
             Step::Start => self.dial(now, out),
             Step::Tick if idle.restart_at.is_some_and(|at| at <= now) => self.dial(now, out),
-            Step::Stop(_) => State::Idle(Idle { restart_at: None }),
+            Step::Stop(stop) => {
+                self.last_error = Some(stop.reason());
+                State::Idle(Idle { restart_at: None })
+            }
             Step::Connected(connection) | Step::Incoming(connection) => {
                 out.push(Output::Close(connection.id));
                 State::Idle(idle)

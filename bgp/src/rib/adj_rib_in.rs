@@ -7,6 +7,7 @@ use super::table::{KeyV4, KeyV6, Table};
 use crate::Family;
 use crate::wire::{Announced, Attributes, Update};
 use ipnetwork::IpNetwork;
+use std::collections::BTreeMap;
 use std::net::{IpAddr, Ipv4Addr};
 use std::sync::Arc;
 
@@ -224,11 +225,19 @@ impl AdjRibIn {
         self.ipv4.iter().chain(self.ipv6.iter())
     }
 
-    /// By prefix and path identifier.
-    pub fn sorted(&self) -> Vec<Route> {
-        let mut routes: Vec<Route> = self.iter().collect();
-        routes.sort_by_key(|route| (route.prefix, route.path_id));
-        routes
+    /// By prefix and path identifier; at most `limit`, and no room for more.
+    pub fn first(&self, limit: usize) -> Vec<Route> {
+        let mut first: BTreeMap<(IpNetwork, u32), Route> = BTreeMap::new();
+        for route in self.iter() {
+            let key = (route.prefix, route.path_id);
+            if first.len() < limit || first.last_key_value().is_some_and(|(last, _)| key < *last) {
+                first.insert(key, route);
+            }
+            if first.len() > limit {
+                first.pop_last();
+            }
+        }
+        first.into_values().collect()
     }
 }
 

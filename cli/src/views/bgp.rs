@@ -1,12 +1,12 @@
-//! `bgp peers`, `bgp routes`, `bgp drain-routes`.
+//! `bgp peers`, `bgp routes`, `bgp advertised`, `bgp received`, `bgp why`, `bgp drain-routes`.
 
 use super::{list, or_dash};
 use crate::{
     paint::{Colour, Paint},
-    table::{self, number, text},
+    table::{self, Cell, number, text},
     units,
 };
-use bulkhead_api::messages::{BgpPeerInfo, BgpRouteInfo};
+use bulkhead_api::messages::{BgpDirection, BgpFate, BgpPeerInfo, BgpRouteInfo, BgpRoutes, BgpWhy};
 
 pub fn bgp_peers(peers: &[BgpPeerInfo], paint: Paint) -> String {
     if peers.is_empty() {
@@ -41,10 +41,14 @@ pub fn bgp_peers(peers: &[BgpPeerInfo], paint: Paint) -> String {
         "BFD",
         "LAST ERROR",
     ];
-    table::with_header(&header, peers.iter().map(row).collect(), paint)
+    let mut out = table::with_header(&header, peers.iter().map(row).collect(), paint);
+    for peer in peers {
+        out.extend(peer.meaning.iter().map(|meaning| format!("{}: {meaning}\n", peer.name)));
+    }
+    out
 }
 
-fn bfd(peer: &BgpPeerInfo) -> table::Cell {
+fn bfd(peer: &BgpPeerInfo) -> Cell {
     match &peer.bfd {
         None => text("-"),
         Some(bfd) if bfd.state == "Up" => text(&bfd.state).colour(Colour::Good),
@@ -58,26 +62,96 @@ fn trouble(peer: &BgpPeerInfo) -> Option<&str> {
     peer.last_error.as_deref().or_else(bfd)
 }
 
-pub fn bgp_routes(routes: &[BgpRouteInfo], paint: Paint) -> String {
-    if routes.is_empty() {
+/// `direction`: what was asked for; absent: both.
+pub fn bgp_routes(found: &BgpRoutes, direction: Option<BgpDirection>, paint: Paint) -> String {
+    let (routes, total) = (&found.routes, found.total);
+    if total == 0 {
         return "no BGP routes\n".to_string();
     }
-    let path = |asns: &[u32]| match asns {
+    let table = match direction {
+        None => {
+            let row = |r: &BgpRouteInfo| {
+                let [prefix, rest @ ..] = cells(r);
+                [vec![prefix, text(&r.direction)], rest.to_vec()].concat()
+            };
+            let header = ["PREFIX", "DIRECTION", "PEER", "NEXT HOP", "AS PATH", "COMMUNITIES"];
+            table::with_header(&header, routes.iter().map(row).collect(), paint)
+        }
+        Some(direction) => {
+            let received = direction == BgpDirection::Received;
+            let row = |r: &BgpRouteInfo| {
+                let [prefix, peer, next_hop, path, communities] = cells(r);
+                let mut row = vec![prefix, peer, next_hop, path, med(r), local_pref(r), communities];
+                row.extend(received.then(|| text(state(r))));
+                row
+            };
+            let mut header =
+                vec!["PREFIX", "PEER", "NEXT HOP", "AS PATH", "MED", "LOCAL PREF", "COMMUNITIES"];
+            header.extend(received.then_some("STATE"));
+            table::with_header(&header, routes.iter().map(row).collect(), paint)
+        }
+    };
+    match total - routes.len().min(total) {
+        0 => table,
+        more => format!("{table}… and {more} more: name a peer, or give --limit\n"),
+    }
+}
+
+/// Prefix, peer, next hop, path, communities.
+fn cells(route: &BgpRouteInfo) -> [Cell; 5] {
+    let path = match route.as_path.as_slice() {
         [] => "-".to_string(),
         asns => asns.iter().map(u32::to_string).collect::<Vec<_>>().join(" "),
     };
-    let row = |r: &BgpRouteInfo| {
-        vec![
-            text(r.prefix),
-            text(&r.direction),
-            text(&r.peer),
-            text(r.next_hop),
-            text(path(&r.as_path)),
-            text(list(&r.communities)),
-        ]
-    };
-    let header = ["PREFIX", "DIRECTION", "PEER", "NEXT HOP", "AS PATH", "COMMUNITIES"];
-    table::with_header(&header, routes.iter().map(row).collect(), paint)
+    [text(route.prefix), text(&route.peer), text(route.next_hop), text(path), text(list(&route.communities))]
+}
+
+fn med(route: &BgpRouteInfo) -> Cell {
+    number(or_dash(route.med))
+}
+
+fn local_pref(route: &BgpRouteInfo) -> Cell {
+    number(or_dash(route.local_pref))
+}
+
+fn state(route: &BgpRouteInfo) -> &'static str {
+    match (route.learned, route.stale) {
+        (true, true) => "learned, stale",
+        (true, false) => "learned",
+        (false, true) => "stale",
+        (false, false) => "-",
+    }
+}
+
+pub fn bgp_why(why: &BgpWhy, paint: Paint) -> String {
+    let mut out = format!("{}: {}\n", why.prefix, why.origin);
+    if !why.peers.is_empty() {
+        let row = |fate: &BgpFate| {
+            let dash = || text("-");
+            let (said, mut row) = match &fate.announced {
+                Some(route) => {
+                    let [_, _, next_hop, path, communities] = cells(route);
+                    let row = vec![next_hop, path, med(route), local_pref(route), communities];
+                    (text("yes").colour(Colour::Good), row)
+                }
+                None => {
+                    let row = vec![dash(), dash(), number("-"), number("-"), dash()];
+                    (text("no").colour(Colour::Warning), row)
+                }
+            };
+            row.splice(0..0, [text(&fate.peer), said]);
+            row.push(text(&fate.reason));
+            row
+        };
+        let header = ["PEER", "ANNOUNCED", "NEXT HOP", "AS PATH", "MED", "LOCAL PREF", "COMMUNITIES", "WHY"];
+        out += "\n";
+        out += &table::with_header(&header, why.peers.iter().map(row).collect(), paint);
+    }
+    if why.received.is_empty() {
+        return out + "\nno router announces it to this node\n";
+    }
+    let found = BgpRoutes { total: why.received.len(), routes: why.received.clone() };
+    out + "\n" + &bgp_routes(&found, Some(BgpDirection::Received), paint)
 }
 
 pub fn drained() -> String {
@@ -104,6 +178,7 @@ mod tests {
             graceful_restart: true,
             bfd: None,
             last_error: None,
+            meaning: None,
         };
         let down = BgpPeerInfo {
             name: "leaf-v6".into(),
@@ -115,6 +190,7 @@ mod tests {
             received: 0,
             graceful_restart: false,
             last_error: Some("connection refused".into()),
+            meaning: Some("does BGP run there?".into()),
             ..up.clone()
         };
         let silent = BgpPeerInfo {
@@ -137,6 +213,7 @@ PEER     ADDRESS        ASN  STATE        FOR         FAMILIES    SENT  RECEIVED
 leaf-v4  192.0.2.1    64512  Established  3 min 20 s  ipv4, ipv6     3         1  yes               Up    -
 leaf-v6  2001:db8::1  64512  Active       5 s         -              0         0  no                -     connection refused
 spine    192.0.2.1    64512  Established  3 min 20 s  ipv4, ipv6     3         1  yes               Down  the router has not answered yet
+leaf-v6: does BGP run there?
 "
         );
         let coloured = bgp_peers(&peers, COLOURED);
@@ -147,8 +224,7 @@ spine    192.0.2.1    64512  Established  3 min 20 s  ipv4, ipv6     3         1
         assert_eq!(bgp_peers(&[], PLAIN), "no BGP peers\n");
     }
 
-    #[test]
-    fn routes_show_which_way_they_went() {
+    fn routes() -> [BgpRouteInfo; 2] {
         let out = BgpRouteInfo {
             prefix: "10.65.0.0/26".parse().unwrap(),
             direction: "advertised".into(),
@@ -156,6 +232,10 @@ spine    192.0.2.1    64512  Established  3 min 20 s  ipv4, ipv6     3         1
             next_hop: "192.0.2.11".parse().unwrap(),
             as_path: vec![],
             communities: vec!["64512:65".into(), "64512:1".into()],
+            med: None,
+            local_pref: Some(100),
+            stale: false,
+            learned: false,
         };
         let into = BgpRouteInfo {
             prefix: "0.0.0.0/0".parse().unwrap(),
@@ -163,16 +243,97 @@ spine    192.0.2.1    64512  Established  3 min 20 s  ipv4, ipv6     3         1
             next_hop: "192.0.2.1".parse().unwrap(),
             as_path: vec![64512, 65000],
             communities: vec![],
+            med: Some(30),
+            local_pref: None,
+            stale: true,
+            learned: true,
             ..out.clone()
         };
+        [out, into]
+    }
+
+    fn found(routes: &[BgpRouteInfo], total: usize) -> BgpRoutes {
+        BgpRoutes { total, routes: routes.to_vec() }
+    }
+
+    #[test]
+    fn routes_show_which_way_they_went() {
         assert_eq!(
-            bgp_routes(&[out, into], PLAIN),
+            bgp_routes(&found(&routes(), 2), None, PLAIN),
             "\
 PREFIX        DIRECTION   PEER     NEXT HOP    AS PATH      COMMUNITIES
 10.65.0.0/26  advertised  leaf-v4  192.0.2.11  -            64512:65, 64512:1
 0.0.0.0/0     received    leaf-v4  192.0.2.1   64512 65000  -
 "
         );
-        assert_eq!(bgp_routes(&[], PLAIN), "no BGP routes\n");
+        assert_eq!(bgp_routes(&found(&[], 0), None, PLAIN), "no BGP routes\n");
+    }
+
+    #[test]
+    fn of_one_direction_all_attributes_are_shown_and_what_was_left_out_is_told() {
+        let [out, into] = routes();
+        assert_eq!(
+            bgp_routes(&found(&[out], 3), Some(BgpDirection::Advertised), PLAIN),
+            "\
+PREFIX        PEER     NEXT HOP    AS PATH  MED  LOCAL PREF  COMMUNITIES
+10.65.0.0/26  leaf-v4  192.0.2.11  -          -         100  64512:65, 64512:1
+… and 2 more: name a peer, or give --limit
+"
+        );
+        assert_eq!(
+            bgp_routes(&found(&[into], 1), Some(BgpDirection::Received), PLAIN),
+            "\
+PREFIX     PEER     NEXT HOP   AS PATH      MED  LOCAL PREF  COMMUNITIES  STATE
+0.0.0.0/0  leaf-v4  192.0.2.1  64512 65000   30           -  -            learned, stale
+"
+        );
+    }
+
+    #[test]
+    fn why_names_each_peer_with_what_it_gets_and_the_reason() {
+        let [out, into] = routes();
+        let fate = |peer: &str, reason: &str, announced| BgpFate {
+            peer: peer.into(),
+            reason: reason.into(),
+            announced,
+        };
+        let why = BgpWhy {
+            prefix: "10.65.0.0/26".parse().unwrap(),
+            route: Some("10.65.0.0/26".parse().unwrap()),
+            origin: "this node's own block, of partition web".into(),
+            peers: vec![
+                fate("leaf-v4", "no export rule matches it: announced", Some(out)),
+                fate("spine", "no session (Active): stopped here", None),
+            ],
+            received: vec![],
+        };
+        assert_eq!(
+            bgp_why(&why, PLAIN),
+            "\
+10.65.0.0/26: this node's own block, of partition web
+
+PEER     ANNOUNCED  NEXT HOP    AS PATH  MED  LOCAL PREF  COMMUNITIES        WHY
+leaf-v4  yes        192.0.2.11  -          -         100  64512:65, 64512:1  no export rule matches it: announced
+spine    no         -           -          -           -  -                  no session (Active): stopped here
+
+no router announces it to this node
+"
+        );
+        let foreign = BgpWhy {
+            route: None,
+            origin: "not announced".into(),
+            peers: vec![],
+            received: vec![into],
+            ..why
+        };
+        assert_eq!(
+            bgp_why(&foreign, PLAIN),
+            "\
+10.65.0.0/26: not announced
+
+PREFIX     PEER     NEXT HOP   AS PATH      MED  LOCAL PREF  COMMUNITIES  STATE
+0.0.0.0/0  leaf-v4  192.0.2.1  64512 65000   30           -  -            learned, stale
+"
+        );
     }
 }

@@ -7,7 +7,7 @@ mod node;
 mod policy;
 mod rules;
 
-pub use bgp::{bgp_peers, bgp_routes, drained};
+pub use bgp::{bgp_peers, bgp_routes, bgp_why, drained};
 pub use diff::diff;
 pub use explain::explain;
 pub use node::{drops, endpoints, partitions, status};

@@ -1,6 +1,7 @@
 //! What people ask: status, endpoints, partitions, drops. Reads, never changes.
 
 use super::{Node, unix_seconds};
+use crate::bgp::why::{Facts, Origin};
 use bulkhead_api::{
     messages::{
         DropInfo, EndpointInfo, ErrorReply, PartitionInfo, RuleCountInfo, RuleInfo, RulesRequest, Status,
@@ -60,6 +61,21 @@ impl Node {
             endpoints: pods.len(),
             strays: pods.iter().filter(|e| !e.addresses.iter().all(in_range)).count(),
         }
+    }
+
+    /// Why this node has a route for this prefix, or none.
+    pub fn origin(&self, prefix: &IpNetwork) -> Origin {
+        let (announced, drained) = self.bgp.announcing();
+        let facts = Facts {
+            objects: &self.in_force.policy,
+            peers: &self.in_force.bgp_peers,
+            configuration: self.in_force.bgp.as_ref(),
+            blocks: self.endpoints.blocks(),
+            announced,
+            drained,
+            errors: self.bgp.errors(),
+        };
+        Origin::of(prefix, &facts)
     }
 
     pub fn drops(&self) -> Result<Vec<DropInfo>, ErrorReply> {

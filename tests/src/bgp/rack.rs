@@ -8,6 +8,7 @@ use crate::{
     until, veth,
 };
 use bulkhead_api::messages::BgpPeerInfo;
+use serde::de::DeserializeOwned;
 use std::{
     fs,
     net::{Ipv4Addr, Ipv6Addr},
@@ -68,6 +69,12 @@ impl Rack {
         let [new, file] = [".bgp.yaml.new", "bgp.yaml"].map(|name| self.dir.join("objects").join(name));
         fs::write(&new, text)?;
         Ok(fs::rename(new, file)?)
+    }
+
+    /// A command with `-o json`.
+    pub fn ask<T: DeserializeOwned>(&self, command: &[&str]) -> Result<T> {
+        let text = self.node.cli(&[command, &["-o", "json"]].concat())?;
+        serde_json::from_str(&text).map_err(|source| Error::Json { what: command.join(" "), source })
     }
 
     pub fn bfd(&self) -> Result<Bfd> {

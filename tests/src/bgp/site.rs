@@ -8,7 +8,9 @@ use crate::{
     until, veth,
 };
 use bulkhead_bgp::fsm::StateName;
-use bulkhead_bgp::{PeerConfig, PeerStatus, Remote, RouteAttributes, RouteView, Speaker, SpeakerConfig};
+use bulkhead_bgp::{
+    Direction, PeerConfig, PeerStatus, Remote, RouteAttributes, RouteView, Speaker, SpeakerConfig,
+};
 use ipnetwork::IpNetwork;
 use std::{
     collections::{BTreeMap, BTreeSet},
@@ -138,7 +140,7 @@ impl Running {
 
     pub fn received(&self) -> Vec<RouteView> {
         let speaker = self.speaker.clone();
-        on(&self.runtime, async move { speaker.received().await })
+        on(&self.runtime, async move { speaker.routes(Direction::Received, None, usize::MAX).await.shown })
     }
 
     /// The status once it is as wanted.

@@ -248,3 +248,20 @@ fn the_time_in_a_state_counts_from_its_entry() {
     peer.handle(seconds(30), Input::Closed(ConnId(1), None));
     assert_eq!(peer.since(), seconds(30));
 }
+
+#[test]
+fn a_stop_on_purpose_is_the_reason_from_then_on_whatever_went_wrong_before() {
+    let wrong_as = || {
+        let mut peer = open_sent();
+        peer.handle(seconds(0), received(1, Message::Notification(Notification::new(2, 2))));
+        peer
+    };
+    let mut idle = wrong_as();
+    let mut opening = wrong_as();
+    opening.handle(seconds(3600), Input::TimerTick);
+    assert_eq!((idle.state(), opening.state()), (StateName::Idle, StateName::Connect));
+    for peer in [&mut idle, &mut opening] {
+        peer.handle(seconds(3600), Input::Stop(Stop::Shutdown("bye".to_owned())));
+        assert_eq!(peer.last_error(), Some(&PeerError::Shutdown("bye".to_owned())));
+    }
+}

@@ -25,7 +25,7 @@ fn rib(prefixes: &[&str]) -> AdjRibIn {
 }
 
 fn held(rib: &AdjRibIn) -> Vec<(String, bool)> {
-    rib.sorted().into_iter().map(|route| (route.prefix.to_string(), route.stale)).collect()
+    rib.first(usize::MAX).into_iter().map(|route| (route.prefix.to_string(), route.stale)).collect()
 }
 
 fn fresh(prefix: &str) -> (String, bool) {
@@ -142,5 +142,14 @@ fn long_lived_routes_carry_the_mark_and_those_that_forbid_it_go() {
         rib.make_long_lived(Family::Ipv4Unicast, &mut Changed::default());
     }
     assert_eq!(held(&rib), [stale("10.0.0.0/24")]);
-    assert_eq!(rib.sorted()[0].path.attributes.communities, [LLGR_STALE]);
+    assert_eq!(rib.first(usize::MAX)[0].path.attributes.communities, [LLGR_STALE]);
+}
+
+#[test]
+fn the_first_routes_are_those_with_the_lowest_prefixes_however_many_there_are() {
+    let prefixes: Vec<String> = (0..200).map(|n| format!("10.{}.0.0/16", (n * 77) % 200)).collect();
+    let rib = rib(&prefixes.iter().map(String::as_str).collect::<Vec<_>>());
+    let first: Vec<String> = rib.first(3).iter().map(|route| route.prefix.to_string()).collect();
+    assert_eq!(first, ["10.0.0.0/16", "10.1.0.0/16", "10.2.0.0/16"]);
+    assert_eq!((rib.first(0).len(), rib.first(1000).len()), (0, 200));
 }

@@ -1,0 +1,233 @@
+//! Why a prefix is announced or not: what this node has of it, and what becomes of it at a peer. Pure.
+
+use crate::announce::Routes;
+use bulkhead_api::{
+    messages::ObjectError,
+    objects::{BGPConfigurationSpec, BGPPeerSpec, DEFAULT_PARTITION},
+};
+use bulkhead_bgp::{PrefixAtPeer, neighbour::Fate};
+use bulkhead_policy::{Objects, Sourced};
+use ipnetwork::IpNetwork;
+use std::collections::BTreeMap;
+
+/// Blocks that are named, of those that lie in what was asked for.
+const MOST_BLOCKS: usize = 8;
+
+/// What the node knows.
+pub struct Facts<'a> {
+    pub objects: &'a Objects,
+    pub peers: &'a BTreeMap<String, Sourced<BGPPeerSpec>>,
+    pub configuration: Option<&'a Sourced<BGPConfigurationSpec>>,
+    /// Its own, with their partitions.
+    pub blocks: &'a BTreeMap<IpNetwork, String>,
+    pub announced: &'a Routes,
+    pub drained: bool,
+    /// Why there is no speaker.
+    pub errors: &'a [ObjectError],
+}
+
+/// Why this node has a route for a prefix, or none.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Origin {
+    /// The block that the prefix is, or is a part of.
+    pub route: Option<IpNetwork>,
+    pub announced: bool,
+    pub words: String,
+    /// Where the export rules of each peer stand.
+    export_rules: BTreeMap<String, String>,
+}
+
+impl Origin {
+    pub fn of(prefix: &IpNetwork, facts: &Facts<'_>) -> Self {
+        let rules = |(name, peer): (&String, &Sourced<BGPPeerSpec>)| (name.clone(), export_rules(name, peer));
+        let none = |words: String| Self {
+            route: None,
+            announced: false,
+            words,
+            export_rules: facts.peers.iter().map(rules).collect(),
+        };
+        let Some((block, partition)) = facts.blocks.iter().find(|(block, _)| holds(block, prefix)) else {
+            return none(not_ours(prefix, facts));
+        };
+        let what = match block == prefix {
+            true => format!("this node's own block, of partition {partition}"),
+            false => format!(
+                "a part of this node's own block {block}, of partition {partition}, which is announced whole"
+            ),
+        };
+        let own = Self { route: Some(*block), ..none(what.clone()) };
+        match withheld(block, partition, facts) {
+            None => Self { announced: true, ..own },
+            Some(why) => Self { words: format!("{what}; it is not announced: {why}"), ..own },
+        }
+    }
+}
+
+/// Why a block of this node is not announced to anybody.
+fn withheld(block: &IpNetwork, partition: &str, facts: &Facts<'_>) -> Option<String> {
+    let advertised = facts.objects.partitions.get(partition).and_then(|p| p.spec.bgp.as_ref());
+    if facts.configuration.is_none() {
+        return Some("there is no BGPConfiguration".into());
+    }
+    if facts.drained {
+        return Some("this node's routes were drained, until the daemon starts again".into());
+    }
+    if advertised.is_some_and(|bgp| !bgp.advertise) {
+        return Some(format!("Partition/{partition} has `bgp.advertise: false`"));
+    }
+    if facts.announced.contains_key(block) {
+        return None;
+    }
+    let error = facts.errors.first().map(ToString::to_string);
+    Some(error.unwrap_or_else(|| "no generation that covers it is in force yet".into()))
+}
+
+fn not_ours(prefix: &IpNetwork, facts: &Facts<'_>) -> String {
+    let inside: Vec<&IpNetwork> = facts.blocks.keys().filter(|block| holds(prefix, block)).collect();
+    if !inside.is_empty() {
+        let named: Vec<String> = inside.iter().take(MOST_BLOCKS).map(ToString::to_string).collect();
+        let more = inside.len().saturating_sub(MOST_BLOCKS);
+        let more = if more == 0 { String::new() } else { format!(" and {more} more") };
+        return format!(
+            "not announced: a node announces its own blocks only, here {}{more}; aggregates are made on the routers",
+            named.join(", ")
+        );
+    }
+    let range =
+        facts.objects.ranges().filter(|(_, range)| holds(range, prefix)).max_by_key(|(_, r)| r.prefix());
+    match range {
+        Some((partition, range)) => format!(
+            "not announced from here: it lies in {range} of partition {partition}, of which this node has no such block; the \
+             node that has one announces it"
+        ),
+        None => "not announced: nothing of this node covers it, neither a block nor the range of a partition"
+            .into(),
+    }
+}
+
+fn holds(network: &IpNetwork, other: &IpNetwork) -> bool {
+    network.is_ipv4() == other.is_ipv4()
+        && network.prefix() <= other.prefix()
+        && network.contains(other.network())
+}
+
+/// `BGPPeer/leaf session.export  (bgp.yaml:12)`, or those of its group.
+fn export_rules(name: &str, peer: &Sourced<BGPPeerSpec>) -> String {
+    match (&peer.spec.session.export, &peer.spec.group) {
+        (None, Some(group)) => {
+            format!("BGPConfiguration/{DEFAULT_PARTITION} peerGroups[{group}].export")
+        }
+        _ => match &peer.file {
+            Some(file) => format!("BGPPeer/{name} ({file}) session.export"),
+            None => format!("BGPPeer/{name} session.export"),
+        },
+    }
+}
+
+/// What becomes of the node's route at this peer, and by which rule.
+pub fn reason(at: &PrefixAtPeer, origin: &Origin) -> String {
+    let rule = |index: usize| {
+        // One out of a range is known by the range's name and its address.
+        let name = at.peer.name.split('[').next().unwrap_or_default();
+        let rules = origin.export_rules.get(name).map_or("export", String::as_str);
+        format!("{rules}[{index}]")
+    };
+    match &at.fate {
+        Fate::Announced { rule: Some(index), .. } => format!("accepted by {}", rule(*index)),
+        Fate::Announced { rule: None, .. } => "no export rule matches it: announced".into(),
+        Fate::Filtered(Some(index)) => format!("rejected by {}", rule(*index)),
+        Fate::Filtered(None) => "no export rule accepts it".into(),
+        Fate::Withheld(why) => why.to_string(),
+        Fate::FamilyNotAgreed => "its IP version is not among the families of this session".into(),
+        Fate::NoSession => match &at.peer.last_error {
+            Some(error) => format!("no session ({}): {error}", at.peer.state),
+            None => format!("no session ({})", at.peer.state),
+        },
+        Fate::NotOurs => "it is being withdrawn, or about to be announced".into(),
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use bulkhead_bgp::RouteAttributes;
+
+    const OWN: &str = "10.66.0.0/26";
+
+    struct World {
+        objects: Objects,
+        blocks: BTreeMap<IpNetwork, String>,
+        announced: Routes,
+        configuration: Option<Sourced<BGPConfigurationSpec>>,
+        drained: bool,
+    }
+
+    fn world() -> World {
+        let text = "apiVersion: bulkhead.dev/v1alpha1\nkind: Partition\nmetadata: {name: web}\n\
+                    spec: {policyID: 20, namespaces: [web], podCIDRs: [10.66.0.0/16]}\n---\n\
+                    apiVersion: bulkhead.dev/v1alpha1\nkind: BGPConfiguration\nmetadata: {name: default}\nspec: {asn: 65010}\n";
+        let mut snapshot = bulkhead_policy::files::Snapshot::default();
+        for object in bulkhead_policy::files::parse("web.yaml", text).unwrap() {
+            snapshot.insert(object);
+        }
+        let own: IpNetwork = OWN.parse().unwrap();
+        World {
+            objects: snapshot.policy,
+            blocks: BTreeMap::from([(own, "web".into())]),
+            announced: Routes::from([(own, RouteAttributes::default())]),
+            configuration: snapshot.bgp,
+            drained: false,
+        }
+    }
+
+    impl World {
+        fn origin(&self, prefix: &str) -> Origin {
+            let facts = Facts {
+                objects: &self.objects,
+                peers: &BTreeMap::new(),
+                configuration: self.configuration.as_ref(),
+                blocks: &self.blocks,
+                announced: &self.announced,
+                drained: self.drained,
+                errors: &[],
+            };
+            Origin::of(&prefix.parse().unwrap(), &facts)
+        }
+    }
+
+    #[test]
+    fn a_block_and_an_address_in_it_are_announced_as_the_block() {
+        let world = world();
+        for (prefix, words) in
+            [(OWN, "own block, of partition web"), ("10.66.0.7/32", "a part of this node's own block")]
+        {
+            let origin = world.origin(prefix);
+            assert!(origin.announced && origin.words.contains(words), "{origin:?}");
+            assert_eq!(origin.route, Some(OWN.parse().unwrap()));
+        }
+    }
+
+    #[test]
+    fn what_is_not_announced_says_why() {
+        let said = |world: &World, prefix: &str, words: &str| {
+            let origin = world.origin(prefix);
+            assert!(!origin.announced && origin.words.contains(words), "{words} not in {origin:?}");
+        };
+        let plain = world();
+        said(
+            &plain,
+            "10.66.0.0/16",
+            "its own blocks only, here 10.66.0.0/26; aggregates are made on the routers",
+        );
+        said(
+            &plain,
+            "10.66.9.0/26",
+            "in 10.66.0.0/16 of partition web, of which this node has no such block",
+        );
+        said(&plain, "192.0.2.0/24", "nothing of this node covers it");
+        said(&plain, "2001:db8::/64", "nothing of this node covers it");
+        said(&World { drained: true, ..world() }, OWN, "were drained");
+        said(&World { configuration: None, ..world() }, OWN, "there is no BGPConfiguration");
+        said(&World { announced: Routes::new(), ..world() }, OWN, "no generation that covers it");
+    }
+}

@@ -1,0 +1,225 @@
+//! What the command line says of BGP routes, held against what a real router says of the same routes.
+#![allow(clippy::expect_used, clippy::unwrap_used, reason = "a suite fails by panicking")]
+
+use bulkhead_api::messages::{BgpRouteInfo, BgpRoutes, BgpWhy};
+use bulkhead_lab::bgp::{
+    Kind, Router, Seen, Setup, THEIRS, THEIRS6,
+    rack::{BLOCK, BLOCK6, Rack},
+    site::{DEADLINE, NODE_AS, ROUTER, ROUTER_AS},
+};
+use bulkhead_lab::{Error, Result, enter, until};
+use libtest_mimic::{Arguments, Failed, Trial};
+use std::{collections::BTreeSet, fs};
+
+type Test = fn(&mut Rack) -> Result<()>;
+type OfEach = fn(&mut Rack, Kind) -> Result<()>;
+
+fn main() -> Result<()> {
+    let arguments = Arguments::from_args();
+    let _inside = enter()?;
+    let mut trials = Vec::new();
+    let each: [(&str, OfEach); 3] = [
+        ("advertised is what the router holds", advertised),
+        ("received is what the router sends", received),
+        ("why names the rule that decides, also after it has changed", rules),
+    ];
+    for (name, test) in each {
+        trials.extend(Kind::ALL.map(|kind| trial(format!("{name} × {kind}"), move |rack| test(rack, kind))));
+    }
+    let others: [(&str, Test); 6] = [
+        ("an address and an aggregate are told apart from the block that is announced", covers),
+        ("without a session the reason is the session's", no_session),
+        ("too many prefixes are the reason when they were", too_many),
+        ("drained routes say so", drained),
+        ("a table is bounded, and says what it left out", bounded),
+        ("of a wrong password no more is said than can be known", password),
+    ];
+    trials.extend(others.map(|(name, test)| trial(name.to_owned(), test)));
+    libtest_mimic::run(&arguments, trials).exit()
+}
+
+fn trial(name: String, test: impl Fn(&mut Rack) -> Result<()> + Send + 'static) -> Trial {
+    let place: String = name.split(' ').filter_map(|word| word.chars().next()).collect();
+    Trial::test(name, move || {
+        let mut rack = Rack::create(&place, "{}")?;
+        let held = test(&mut rack);
+        if held.is_err() {
+            eprintln!("{}", rack.node.log_tail(30));
+        }
+        held.map_err(Failed::from)
+    })
+}
+
+fn start(rack: &Rack, kind: Kind, setup: &Setup) -> Result<Box<dyn Router>> {
+    kind.start_in(&rack.router, &rack.dir, setup)
+}
+
+fn route(rack: &Rack, command: &str, prefix: &str) -> Result<BgpRouteInfo> {
+    until(&format!("{command} has {prefix}"), DEADLINE, || {
+        let told: BgpRoutes = rack.ask(&["bgp", command, "leaf"])?;
+        Ok(told.routes.into_iter().find(|route| route.prefix.to_string() == prefix))
+    })
+}
+
+fn why(rack: &Rack, prefix: &str) -> Result<BgpWhy> {
+    rack.ask(&["bgp", "why", prefix])
+}
+
+fn wait_reason(rack: &Rack, prefix: &str, words: &str) -> Result<BgpWhy> {
+    until(&format!("{prefix}: {words}"), DEADLINE, || {
+        let told = why(rack, prefix)?;
+        let said = told.peers.first().is_some_and(|fate| fate.reason.contains(words));
+        if said { Ok(Some(told)) } else { Err(Error::Unmet(format!("{told:?}"))) }
+    })
+}
+
+/// What we say the router was sent is what it holds.
+fn same(ours: &BgpRouteInfo, theirs: &Seen) {
+    assert_eq!(ours.next_hop.to_string(), theirs.next_hop);
+    assert_eq!(ours.as_path, theirs.as_path);
+    assert_eq!(ours.med, theirs.med);
+    let all: BTreeSet<String> = theirs.communities.union(&theirs.large).cloned().collect();
+    assert_eq!(ours.communities.iter().cloned().collect::<BTreeSet<_>>(), all);
+}
+
+const TAGGED: &str =
+    "{export: [{action: Accept, set: {med: 7, prepend: 2, communities: ['65010:5', '65010:1:2']}}]}";
+
+fn advertised(rack: &mut Rack, kind: Kind) -> Result<()> {
+    rack.peer(TAGGED)?;
+    let router = start(rack, kind, &Setup::DEFAULT)?;
+    for block in [BLOCK, BLOCK6] {
+        let seen = until("the router has the route with all that is added", DEADLINE, || {
+            Ok(router.seen(block)?.filter(|seen| !seen.large.is_empty()))
+        })?;
+        let ours = route(rack, "advertised", block)?;
+        same(&ours, &seen);
+        assert_eq!((ours.as_path.as_slice(), ours.med), (&[NODE_AS; 3][..], Some(7)));
+    }
+    Ok(())
+}
+
+fn received(rack: &mut Rack, kind: Kind) -> Result<()> {
+    let router = start(rack, kind, &Setup::DEFAULT)?;
+    router.wait_established()?;
+    for prefix in [THEIRS, THEIRS6] {
+        let held = route(rack, "received", prefix)?;
+        assert_eq!(held.as_path, [ROUTER_AS]);
+        for community in ["65020:7", "65020:1:2", "rt:65020:9"] {
+            assert!(held.communities.iter().any(|c| c == community), "{held:?}");
+        }
+        assert!(!held.learned, "nothing is learned without an import rule");
+        let told = why(rack, prefix)?;
+        assert_eq!((told.received.as_slice(), told.route), (&[held][..], None));
+        assert!(told.origin.contains("nothing of this node covers it"), "{told:?}");
+    }
+    assert_eq!(route(rack, "received", THEIRS)?.next_hop.to_string(), ROUTER);
+    Ok(())
+}
+
+fn rules(rack: &mut Rack, kind: Kind) -> Result<()> {
+    let router = start(rack, kind, &Setup::DEFAULT)?;
+    router.wait_seen(BLOCK)?;
+    let told = wait_reason(rack, BLOCK, "no export rule matches it: announced")?;
+    assert_eq!(told.origin, "this node's own block, of partition default");
+    same(told.peers[0].announced.as_ref().unwrap(), &router.wait_seen(BLOCK)?);
+    rack.peer("{export: [{action: Reject, prefixes: [{cidr: 10.64.0.0/16}]}]}")?;
+    let told = wait_reason(rack, BLOCK, "rejected by BGPPeer/leaf (bgp.yaml:6) session.export[0]")?;
+    assert_eq!(told.peers[0].announced, None);
+    router.wait_gone(BLOCK)?;
+    assert!(router.seen(BLOCK6)?.is_some());
+    rack.peer(&TAGGED.replace("[{", "[{action: Reject, prefixes: [{cidr: 192.0.2.0/24}]}, {"))?;
+    let told = wait_reason(rack, BLOCK, "accepted by BGPPeer/leaf (bgp.yaml:6) session.export[1]")?;
+    same(told.peers[0].announced.as_ref().unwrap(), &router.wait_seen(BLOCK)?);
+    Ok(())
+}
+
+fn covers(rack: &mut Rack) -> Result<()> {
+    let router = start(rack, Kind::Bird, &Setup::DEFAULT)?;
+    router.wait_seen(BLOCK)?;
+    let told = why(rack, "10.64.0.1")?;
+    assert_eq!(told.route.map(|route| route.to_string()).as_deref(), Some(BLOCK));
+    assert!(told.origin.contains("a part of this node's own block"), "{told:?}");
+    assert!(told.peers[0].announced.is_some() && router.seen("10.64.0.1/32")?.is_none());
+    let told = why(rack, "10.64.0.0/16")?;
+    assert!(told.origin.contains("its own blocks only, here 10.64.0.0/26"), "{told:?}");
+    assert!(told.peers.is_empty() && router.seen("10.64.0.0/16")?.is_none());
+    let told = why(rack, "10.64.9.0/26")?;
+    assert!(told.origin.contains("of which this node has no such block"), "{told:?}");
+    assert!(why(rack, "192.0.2.0/24")?.origin.contains("nothing of this node covers it"));
+    let text = rack.node.cli(&["bgp", "why", BLOCK])?;
+    assert!(text.starts_with("10.64.0.0/26: this node's own block, of partition default\n\nPEER"), "{text}");
+    Ok(())
+}
+
+fn no_session(rack: &mut Rack) -> Result<()> {
+    // There is no router yet.
+    let told = wait_reason(rack, BLOCK, "no session (")?;
+    assert_eq!(told.peers[0].announced, None);
+    let router = start(rack, Kind::Bird, &Setup { node_as: 65099, ..Setup::DEFAULT })?;
+    wait_reason(rack, BLOCK, "bad peer AS")?;
+    let leaf = rack.wait_leaf("the meaning is told", |leaf| leaf.meaning.is_some())?;
+    assert!(leaf.meaning.unwrap().contains("look at `asn`"));
+    assert!(!router.established()?);
+    rack.peer("{shutdown: moving to rack 7}")?;
+    wait_reason(rack, BLOCK, "shut down here: moving to rack 7").map(drop)
+}
+
+fn too_many(rack: &mut Rack) -> Result<()> {
+    let router = start(rack, Kind::Bird, &Setup::DEFAULT)?;
+    router.wait_seen(BLOCK)?;
+    rack.peer("{maxPrefixes: {limit: 0}}")?;
+    wait_reason(rack, BLOCK, "the peer announced more than the 0 routes")?;
+    let leaf = rack.leaf()?;
+    assert!(leaf.meaning.is_some_and(|meaning| meaning.contains("maxPrefixes.limit")));
+    router.wait_gone(BLOCK)
+}
+
+fn drained(rack: &mut Rack) -> Result<()> {
+    let router = start(rack, Kind::Bird, &Setup::DEFAULT)?;
+    router.wait_seen(BLOCK)?;
+    rack.node.cli(&["bgp", "drain-routes"])?;
+    router.wait_gone(BLOCK)?;
+    let told = why(rack, BLOCK)?;
+    assert!(told.origin.contains("routes were drained") && told.peers.is_empty(), "{told:?}");
+    Ok(())
+}
+
+fn bounded(rack: &mut Rack) -> Result<()> {
+    let router = start(rack, Kind::Bird, &Setup::DEFAULT)?;
+    router.wait_seen(BLOCK6)?;
+    route(rack, "received", THEIRS6)?;
+    for command in ["advertised", "received"] {
+        let told: BgpRoutes = rack.ask(&["bgp", command, "--limit", "1"])?;
+        assert_eq!((told.total, told.routes.len()), (2, 1));
+        let text = rack.node.cli(&["bgp", command, "--limit", "1"])?;
+        assert!(text.ends_with("… and 1 more: name a peer, or give --limit\n"), "{text}");
+    }
+    let refused = rack.node.cli(&["bgp", "received", "spine"]).unwrap_err().to_string();
+    assert!(refused.contains("no BGP peer `spine` on this node: there are: leaf"), "{refused}");
+    Ok(())
+}
+
+fn password(rack: &mut Rack) -> Result<()> {
+    let file = rack.dir.join("key");
+    fs::write(&file, "correcthorse\n")?;
+    let secret = format!("{{passwordFile: {}}}", file.display());
+    rack.peer(&secret)?;
+    let meaning = |words: &str| {
+        let leaf = rack.wait_leaf(words, |leaf| leaf.meaning.as_ref().is_some_and(|m| m.contains(words)))?;
+        assert_ne!(leaf.state, "Established");
+        Ok::<_, Error>(())
+    };
+    let router = start(rack, Kind::Bird, &Setup { password: Some("wrongbattery"), ..Setup::DEFAULT })?;
+    // It dials, too, and its segments are counted.
+    meaning("segments with another password than this node's came")?;
+    assert!(!router.established()?);
+    let shown = rack.node.cli(&["bgp", "peers"])?;
+    assert!(!shown.contains("ours") || !shown.contains("wrongbattery"), "no password is shown: {shown}");
+    drop(router);
+    // One that waits to be called says nothing that could be counted.
+    let router = start(rack, Kind::Bird, &Setup { password: Some("correcthorse"), ..Setup::DEFAULT })?;
+    router.wait_established()?;
+    rack.wait_leaf("the right one is", |leaf| leaf.state == "Established" && leaf.meaning.is_none())?;
+    Ok(())
+}
