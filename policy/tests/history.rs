@@ -7,6 +7,7 @@
 mod cases;
 mod common;
 
+use bulkhead_api::objects::NetworkGroupSpec;
 use bulkhead_ebpf_abi::{Cell, PORT_SLOTS, PolicyDir, PortPage};
 use bulkhead_policy::{Compiled, Interner, Local, LocalPod, Objects, compile};
 use cases::any_objects;
@@ -186,4 +187,26 @@ proptest! {
         prop_assert_eq!(&first.tables, &again.tables);
         prop_assert_eq!(&first.exact, &again.exact);
     }
+}
+
+/// Rows are policies times classes: what is gone must not take the room of what is there.
+#[test]
+fn numbers_of_what_is_gone_leave_few_gaps_in_the_tables() {
+    let with = |groups: std::ops::Range<usize>| {
+        let peers: Vec<String> = groups.clone().map(|n| format!("{{networkGroup: g{n}}}")).collect();
+        let mut objects = web_with(&format!("egress: [{{to: [{}]}}]", peers.join(", ")));
+        for n in groups {
+            let spec = NetworkGroupSpec {
+                cidrs: vec![format!("172.16.{}.{}/32", n / 250, n % 250).parse().unwrap()],
+            };
+            objects.network_groups.insert(format!("g{n}"), sourced(spec, "g.yaml"));
+        }
+        objects
+    };
+    let later = (0..4).map(|_| with(400..800));
+    let history: Vec<Objects> = [with(0..800)].into_iter().chain(later).collect();
+    let classes = |c: &Compiled| c.tables.classes.iter().max().copied().unwrap();
+    let needed = classes(&compiled(&history[4]));
+    let [_, last] = &after(&history)[4];
+    assert!(classes(last) <= needed + needed / 4 + 64, "{} classes where {needed} are needed", classes(last));
 }

@@ -331,7 +331,7 @@ impl Node {
             partitions: (objects.partitions.len() > EAGER_PARTITIONS).then_some(&none),
             former: self.compiled.as_ref(),
         };
-        let compiled = compile(&objects, &mut interner, &local).map_err(|e| e.to_string())?;
+        let mut compiled = compile(&objects, &mut interner, &local).map_err(|e| e.to_string())?;
         // On disk first: a successor must read the numbers in the kernel as we do.
         if !interner.says_the_same(&self.interner) || self.compiled.is_none() {
             store::write_json(&self.config.state_dir.join(INTERNER_FILE), &interner)
@@ -346,7 +346,17 @@ impl Node {
             (self.compiled, self.in_force.policy) = (Some(compiled), objects);
             return Ok(());
         }
-        let generation = self.datapath.apply(&wanted).map_err(|e| e.to_string())?;
+        let applied = match self.datapath.apply(&wanted) {
+            // What has kept its place over many changes leaves gaps; made at once it may fit.
+            Err(DatapathError::TooLarge { .. }) if self.compiled.is_some() => {
+                let at_once = Local { former: None, ..local };
+                compiled = compile(&objects, &mut self.interner, &at_once).map_err(|e| e.to_string())?;
+                let Compiled { tables, prefixes, exact, .. } = &compiled;
+                self.datapath.apply(&Generation { tables, prefixes, exact })
+            }
+            applied => applied,
+        };
+        let generation = applied.map_err(|e| e.to_string())?;
         if self.interner.switched() {
             self.forget_rules();
         }

@@ -73,7 +73,7 @@ impl Classes {
 }
 
 /// A number for each: its former one, else the lowest that is free. Never by the identities' numbers: those depend on
-/// history. Where half of the numbers would be nobody's, all begin anew.
+/// history. Where a fifth of the numbers would be nobody's, all begin anew: rows are policies times classes.
 fn numbered<'a>(
     seen: impl Iterator<Item = &'a Meaning>,
     former: Option<&Arc<Classes>>,
@@ -84,7 +84,7 @@ fn numbered<'a>(
     let former = former.map_or(&[][..], |f| &f.atoms).iter().enumerate();
     let kept: BTreeMap<&Meaning, usize> =
         former.filter_map(|(class, atoms)| Some((atoms.as_ref()?, class))).collect();
-    let compact = kept.values().max().is_some_and(|last| *last > 2 * class_of.len() + 64);
+    let compact = kept.values().max().is_some_and(|last| *last > class_of.len() + class_of.len() / 4 + 64);
     let kept = if compact { BTreeMap::new() } else { kept };
     let taken: BTreeSet<usize> = class_of.keys().filter_map(|atoms| kept.get(atoms).copied()).collect();
     let mut free = (1..).filter(|n| !taken.contains(n));

@@ -126,12 +126,21 @@ impl Code {
         self.load(HALF, R1, DATA, from).big_endian(R1, 16).store(HALF, STACK, to, R1)
     }
 
-    /// Looks up the key on the stack; 1: found.
-    fn found(&mut self, map: &impl AsFd, key: i16) -> Vec<u64> {
+    /// Looks up the key on the stack; ends with 0 where it is not found.
+    fn look_up(&mut self, map: &impl AsFd, key: i16) -> &mut Self {
         self.wide(R1, PSEUDO_MAP_FD, map.as_fd().as_raw_fd(), 0);
         self.copy(R2, STACK).add(R2, i32::from(key)).call(MAP_LOOKUP_ELEM);
         self.to_end.push(self.instructions.len());
-        self.put(0x15, R0, 0, 0, 0).set(R0, 1).end()
+        self.put(0x15, R0, 0, 0, 0)
+    }
+
+    /// The key of a connection to the stack; the packet's source is the lower address (`sends`) or its destination.
+    fn connection(&mut self, layout: &Layout, sends: bool, proto: u8) -> &mut Self {
+        let (low, high) = if sends { (layout.src, layout.dst) } else { (layout.dst, layout.src) };
+        let (low_port, high_port) =
+            if sends { (layout.ports, layout.ports + 2) } else { (layout.ports + 2, layout.ports) };
+        self.address(layout, low, -40).address(layout, high, -24);
+        self.port(low_port, -8).port(high_port, -6).set(R1, i32::from(proto)).store(WORD, STACK, -4, R1)
     }
 }
 
@@ -174,19 +183,22 @@ pub fn driver(layout: &Layout, vary: &Vary, table: &OwnedFd, generation: &impl A
     code.call(TAIL_CALL).set(R0, -101).end()
 }
 
-/// The look-up of a connection alone; the packet's source is the lower address (`sends`) or its destination.
+/// The look-up of a connection alone; 1: found.
 pub fn bare_connection(layout: &Layout, sends: bool, proto: u8, map: &impl AsFd) -> Vec<u64> {
-    let (low, high) = if sends { (layout.src, layout.dst) } else { (layout.dst, layout.src) };
-    let (low_port, high_port) =
-        if sends { (layout.ports, layout.ports + 2) } else { (layout.ports + 2, layout.ports) };
     let code = &mut Code::default();
-    code.packet(layout.len).address(layout, low, -40).address(layout, high, -24);
-    code.port(low_port, -8).port(high_port, -6).set(R1, i32::from(proto)).store(WORD, STACK, -4, R1);
-    code.found(map, -40)
+    code.packet(layout.len).connection(layout, sends, proto).look_up(map, -40).set(R0, 1).end()
 }
 
-/// The look-up of the address at `at` alone.
-pub fn bare_address(layout: &Layout, at: i16, map: &impl AsFd) -> Vec<u64> {
+/// The same, and that of the other end's address.
+pub fn bare_request(
+    layout: &Layout,
+    sends: bool,
+    proto: u8,
+    connections: &impl AsFd,
+    addresses: &impl AsFd,
+) -> Vec<u64> {
     let code = &mut Code::default();
-    code.packet(layout.len).address(layout, at, -16).found(map, -16)
+    code.packet(layout.len).connection(layout, sends, proto).look_up(connections, -40);
+    // Of the two addresses in the key the other's is the higher.
+    code.look_up(addresses, -24).set(R0, 1).end()
 }
