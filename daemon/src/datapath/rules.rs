@@ -3,7 +3,7 @@
 use super::{
     Datapath, DatapathError, connections::monotonic_coarse, generation::absent_is_fine, values::Raw,
 };
-use bulkhead_ebpf_abi::{DROP_POLICY, DROP_REVOKED, Flow, RULE_NONE, RuleCounter};
+use bulkhead_ebpf_abi::{DROP_POLICY, DROP_REVOKED, DropKey, Flow, RULE_NONE, RuleCounter};
 use std::{collections::BTreeMap, time::Duration};
 
 impl Datapath {
@@ -36,12 +36,16 @@ impl Datapath {
         Ok(Duration::from_nanos(monotonic_coarse()?.saturating_sub(counter.last)))
     }
 
-    /// Removes the counters of rules that nobody can name any more.
+    /// Removes the counters of rules that nobody can name any more, those of their drops among them.
     pub fn keep_rules(&mut self, known: impl Fn(u32) -> bool) -> Result<(), DatapathError> {
         let failed = |source| DatapathError::Map { what: "removing counters of rules".into(), source };
         let numbers: Vec<u32> = self.rules.keys().collect::<Result<_, _>>().map_err(failed)?;
         for number in numbers.into_iter().filter(|n| !known(*n)) {
             absent_is_fine(self.rules.remove(&number)).map_err(failed)?;
+        }
+        let drops: Vec<Raw<DropKey>> = self.drops.keys().collect::<Result<_, _>>().map_err(failed)?;
+        for key in drops.into_iter().filter(|Raw(key)| key.rule != RULE_NONE && !known(key.rule)) {
+            absent_is_fine(self.drops.remove(&key)).map_err(failed)?;
         }
         Ok(())
     }

@@ -283,6 +283,13 @@ fn counters_of_rules_that_nobody_can_name_are_removed() {
     query(&node, 1);
     node.send(A, &tcp((V4.a, 5), (V4.vm, 80), SYN));
     node.datapath.forget_flows(&[V4.vm.parse().expect("an address")]).expect("forgotten");
+    node.send(A, &tcp((V4.a, 6), (V4.b, 22), SYN));
+    let dropped =
+        |node: &Node| node.datapath.drops().expect("drops").iter().map(|(key, _)| key.rule).collect();
+    let refusal: Vec<u32> = dropped(&node);
+    assert_eq!(refusal, [RULE_DEFAULT_DENY]);
+    node.datapath.keep_rules(|rule| [70, RULE_DEFAULT_DENY].contains(&rule)).expect("removed");
+    assert_eq!((counts(&node)[&70], dropped(&node)), ((1, 54, 1), refusal));
     node.datapath.keep_rules(|rule| rule == 70).expect("removed");
-    assert_eq!(counts(&node), [(70, (1, 54, 1))].into());
+    assert_eq!((counts(&node), dropped(&node)), ([(70, (1, 54, 1))].into(), vec![]));
 }
