@@ -131,7 +131,7 @@ impl Node {
         let endpoints = Self::load_endpoints(&config, claims, net.clone(), &uplinks, &mut datapath).await?;
         let announced = config.state_dir.join(ANNOUNCED_FILE);
         let bfd = config.bfd_socket.clone();
-        let bgp = Bgp::new(config.node.clone(), sources(&uplinks), announced, bfd, forwarding);
+        let bgp = Bgp::new(config.node.clone(), sources(&uplinks), announced, bfd, net.clone(), forwarding);
         let (bgp_peers, bgp_configuration) = bgp_objects.unwrap_or_default();
         let in_force = Snapshot {
             policy: policy.unwrap_or_default(),
