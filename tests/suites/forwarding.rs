@@ -12,7 +12,7 @@ mod translated;
 use bulkhead_lab::{Lab, Result, enter};
 use libtest_mimic::{Arguments, Failed, Trial};
 use std::sync::{Arc, Mutex, PoisonError};
-use support::{Watch, alternative, exchange, require, says, send_a_megabyte, wire};
+use support::{Watch, alternative, bound, exchange, require, says, send_a_megabyte, wire};
 
 type Case = fn(&mut Lab) -> Result<()>;
 
@@ -32,6 +32,7 @@ const CASES: &[(&str, Case)] = &[
     ("without its daemon and with the next one the ways to pods are what they were", live::another_daemon),
     ("an IPv4 route over an IPv6 next hop is a route", live::next_hop_of_the_other_family),
     ("a service's backend is reached on this node, on another, and on the pod itself", translated::services),
+    ("a service's datagrams come back translated, from whichever port", translated::datagrams),
     ("a pod that nobody may call reaches itself through a service, and nobody else does", translated::itself),
     ("what is masqueraded on its way out is masqueraded, and its replies come back", translated::masqueraded),
     ("a backend of a node port judges who really calls, behind the node's address", translated::node_ports),
@@ -158,12 +159,22 @@ fn narrow_routes(lab: &mut Lab) -> Result<()> {
 }
 
 fn paced(lab: &mut Lab) -> Result<()> {
+    const SENT: u8 = 16;
     let (cart, low) = (lab.pod("shop/cart-0")?, lab.pod("shop/low-0")?);
     for (from, to) in [(cart, low), (low, cart)] {
         for v6 in [false, true] {
             let watch = Watch::start(&lab.nodes[0])?;
             exchange(&from.netns, &to.netns, alternative(to, v6), 8080, None)?;
             require(watch.packets()? >= 8, "both directions belong in the queues")?;
+            // What nobody answers, too: from the first packet to the last.
+            let watch = Watch::start(&lab.nodes[0])?;
+            let (server, client) =
+                (bound(&to.netns, alternative(to, v6), 9125)?, bound(&from.netns, alternative(from, v6), 0)?);
+            for n in 0..SENT {
+                client.send_to(&[n], (alternative(to, v6), 9125))?;
+                server.recv(&mut [0; 8])?;
+            }
+            require(watch.packets()? == u64::from(SENT), "some of it went past the queues")?;
         }
     }
     Ok(())

@@ -3,7 +3,7 @@
 use crate::{
     node::{A, B, CONNECTIONS, End, Node, POLICY_A, POLICY_B, V4, V6, VM, ifindex},
     packet::{SYN, TCP, tcp},
-    rules::{Port, Rules, SIZES},
+    rules::{CLASSES, Port, Rules, SIZES},
     sandbox::{pin_dir, run},
 };
 use aya::programs::{SchedClassifier, TcAttachType};
@@ -15,6 +15,7 @@ crate::trials! {
     adoption:
     a_first_start_adopts_nothing,
     generation_flows_and_endpoints_are_adopted,
+    a_generation_after_adoption_leaves_nothing_of_those_before,
     deliveries_are_adopted_and_go_with_their_pod,
     a_generation_after_adoption_writes_only_what_differs_and_decides,
     links_stay_attached_and_run_the_new_programs,
@@ -88,6 +89,19 @@ fn a_generation_after_adoption_writes_only_what_differs_and_decides() {
     assert!(matches!(connect(&node, 5), End::Drop(..)));
     assert_eq!(node.apply(&rules()), 3);
     assert_eq!(connect(&node, 5), End::Next);
+}
+
+/// What stands there and must be zero is written, too: whose class is 0 has no other's.
+fn a_generation_after_adoption_leaves_nothing_of_those_before() {
+    let mut node = Node::new(rules());
+    node.apply(&rules());
+    let pins = node.pins.clone();
+    drop(node);
+    let mut node = Node::open(pins);
+    for port in [5, 6] {
+        node.apply(&rules().turned(CLASSES - VM));
+        assert_eq!(connect(&node, port), End::Next);
+    }
 }
 
 /// A veth of its own.

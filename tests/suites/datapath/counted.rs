@@ -7,7 +7,9 @@ use crate::{
 };
 use aya::maps::{Map, MapData, MapError, PerCpuHashMap, PerCpuValues};
 use bulkhead_daemon::datapath::PodMaps;
-use bulkhead_ebpf_abi::{Ages, Connections, POLICY_AUDIT, RULE_DEFAULT_DENY, RULE_OWN_NODE, RuleCounter};
+use bulkhead_ebpf_abi::{
+    Ages, Connections, POLICY_AUDIT, RULE_DEFAULT_DENY, RULE_LOOPBACK, RULE_OWN_NODE, RuleCounter,
+};
 use std::{collections::BTreeMap, thread::sleep, time::Duration};
 
 crate::trials! {
@@ -17,6 +19,7 @@ crate::trials! {
     a_refusal_counts_at_the_rule_that_refused,
     what_is_audited_counts_as_what_would_refuse_it,
     the_node_itself_counts_at_its_own_rule,
+    a_pod_that_reaches_itself_counts_at_a_rule_of_its_own,
     what_has_no_connection_counts_too,
     nothing_is_lost_when_an_entry_is_forgotten,
     nothing_is_lost_when_an_entry_dies_of_age,
@@ -111,6 +114,13 @@ fn the_node_itself_counts_at_its_own_rule() {
     assert_eq!(node.deliver(B, &tcp((V4.node, 1), (V4.b, 80), SYN), 0).end, End::Next);
     assert_eq!(node.send(B, &tcp((V4.b, 80), (V4.node, 1), SYN | ACK)).end, End::Next);
     assert_eq!(counts(&node), [(RULE_OWN_NODE, (2, 108, 1))].into());
+}
+
+fn a_pod_that_reaches_itself_counts_at_a_rule_of_its_own() {
+    let node = Node::new(Rules::none());
+    assert_eq!(node.deliver_from(B, B, &tcp((V4.node, 1), (V4.b, 80), SYN), B).end, End::Next);
+    assert_eq!(node.send(B, &tcp((V4.b, 80), (V4.node, 1), SYN | ACK)).end, End::Next);
+    assert_eq!(counts(&node), [(RULE_LOOPBACK, (2, 108, 1))].into());
 }
 
 fn what_has_no_connection_counts_too() {

@@ -1,17 +1,17 @@
 //! The direct path, live: datagrams, errors, what clashes with it, what is at its limit, another daemon, another family's
 //! next hop.
 
-use crate::support::{Watch, alternative, connect_from, exchange, require, says};
+use crate::support::{Watch, alternative, bound, connect_from, exchange, require, says};
 use crate::translated::{at, clear, service, translate};
 use bulkhead_api::messages::DropInfo;
-use bulkhead_lab::{Lab, Netns, Node, Pod, Result, until};
+use bulkhead_lab::{Lab, Node, Pod, Result, until};
 use nix::sys::{
     resource::{Resource, getrlimit, setrlimit},
     socket::{setsockopt, sockopt},
 };
 use std::{
     io::{ErrorKind, Read, Write},
-    net::{IpAddr, SocketAddr, TcpListener, TcpStream, UdpSocket},
+    net::{SocketAddr, TcpListener, TcpStream},
     time::Duration,
 };
 
@@ -26,12 +26,6 @@ fn dropped(node: &Node, reason: &str) -> Result<u64> {
 
 fn untouched(watch: &Watch<'_>) -> Result<()> {
     require(watch.packets()? == 0, &format!("{} forwarded some of it by its stack", watch.node()))
-}
-
-fn bound(netns: &Netns, address: IpAddr, port: u16) -> Result<UdpSocket> {
-    let socket = netns.run(|| Ok(UdpSocket::bind(SocketAddr::new(address, port))?))?;
-    socket.set_read_timeout(Some(DEADLINE))?;
-    Ok(socket)
 }
 
 /// Of ICMP the partitions allow pods of `payments` nothing: only the error's own connection lets it pass. At an uplink no

@@ -8,7 +8,7 @@ use nix::sys::{
 use std::{
     fs,
     io::{Read, Write},
-    net::{IpAddr, Ipv4Addr, Ipv6Addr, SocketAddr, TcpListener, TcpStream},
+    net::{IpAddr, Ipv4Addr, Ipv6Addr, SocketAddr, TcpListener, TcpStream, UdpSocket},
     os::fd::{AsRawFd, OwnedFd},
     process::Stdio,
     time::Duration,
@@ -178,6 +178,13 @@ fn connected(fd: OwnedFd, to: SocketAddr) -> Result<TcpStream> {
     setsockopt(&fd, sockopt::ReceiveTimeout, &TimeVal::seconds(5))?;
     socket::connect(fd.as_raw_fd(), &SockaddrStorage::from(to)).during(|| format!("calling {to}"))?;
     Ok(TcpStream::from(fd))
+}
+
+/// For datagrams; whoever waits for one does not for ever.
+pub fn bound(netns: &Netns, address: IpAddr, port: u16) -> Result<UdpSocket> {
+    let socket = netns.run(|| Ok(UdpSocket::bind(SocketAddr::new(address, port))?))?;
+    socket.set_read_timeout(Some(DEADLINE))?;
+    Ok(socket)
 }
 
 /// In packets as long as the route allows.

@@ -1,6 +1,6 @@
 //! What the node's netfilter translates, as kube-proxy and a masquerading agent would have it do.
 
-use crate::support::{Watch, alternative, exchange, exchange_at, nft, require};
+use crate::support::{Watch, alternative, bound, exchange, exchange_at, nft, require};
 use bulkhead_lab::{Lab, Pod, Result, unmet, wait::until_true};
 use std::{
     net::{IpAddr, SocketAddr},
@@ -22,7 +22,8 @@ pub fn at(address: IpAddr, port: u16) -> SocketAddr {
 pub fn translate(lab: &Lab, dnat: &[(SocketAddr, SocketAddr)], masquerade: &[String]) -> Result<()> {
     let dnat = dnat.iter().map(|(from, to)| {
         let family = if from.is_ipv4() { "ip" } else { "ip6" };
-        format!("  {family} daddr {} tcp dport {} dnat {family} to {to}\n", from.ip(), from.port())
+        let (ip, port) = (from.ip(), from.port());
+        format!("  {family} daddr {ip} meta l4proto {{ tcp, udp }} th dport {port} dnat {family} to {to}\n")
     });
     let masquerade = masquerade.iter().map(|condition| format!("  {condition} masquerade\n"));
     nft(
@@ -65,6 +66,29 @@ pub fn services(lab: &mut Lab) -> Result<()> {
             require(watch.packets()? == 0, "nothing translates this one")?;
         }
         exchange_at(&cart.netns, &cart.netns, 8080, at(service(12, v6), 80), None)?;
+    }
+    clear(lab)
+}
+
+/// The backend answers from the higher port, as a client's datagram would come.
+pub fn datagrams(lab: &mut Lab) -> Result<()> {
+    const BACKEND: u16 = 9125;
+    let (cart, plain, far) = (lab.pod("shop/cart-0")?, lab.pod("shop/plain-0")?, lab.pod("shop/cart-1")?);
+    for v6 in [false, true] {
+        // The stack remembers what it has translated, by port.
+        for (backend, port) in [(plain, 5000), (far, 5001)] {
+            let (to, called) = (at(alternative(backend, v6), BACKEND), at(service(15, v6), 80));
+            translate(lab, &[(called, to)], &[])?;
+            let server = bound(&backend.netns, to.ip(), BACKEND)?;
+            let client = bound(&cart.netns, alternative(cart, v6), port)?;
+            client.connect(called)?;
+            for n in 0..4 {
+                client.send(&[n])?;
+                let (_, from) = server.recv_from(&mut [0; 8])?;
+                server.send_to(&[n, n], from)?;
+                require(client.recv(&mut [0; 8])? == 2, "the answer is another's")?;
+            }
+        }
     }
     clear(lab)
 }

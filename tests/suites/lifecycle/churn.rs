@@ -4,14 +4,20 @@ use crate::{
     kernel::{self, is_as_from_scratch},
     support::*,
 };
+use bulkhead_api::messages::{RuleCountInfo, RulesRequest};
 use bulkhead_lab::{Lab, Result, until};
-use std::{thread, time::Duration};
+use std::{
+    net::{SocketAddr, TcpListener, TcpStream},
+    thread,
+    time::Duration,
+};
 
 pub const CASES: &[Case] = &[
     (
         "killed while pods and policy change, the next daemon decides as a compile from scratch",
         killed_under_churn,
     ),
+    ("killed after a change, the next daemon reads the numbers in the kernel as they were written", numbers),
     (
         "a map that is full leaves what is in force, is named, and the change follows once there is room",
         full_map,
@@ -112,6 +118,42 @@ fn killed_under_churn(lab: &mut Lab) -> Result<()> {
         agrees(lab)?;
     }
     Ok(())
+}
+
+/// A rule that was hit, and one that comes while no daemon runs and stands before it.
+fn numbers(lab: &mut Lab) -> Result<()> {
+    const PORT: u16 = 20880;
+    let policy = |name: &str, from: &str| {
+        let spec = format!("{{podSelector: {{}}, ingress: [{{from: [{{ipBlock: {{cidr: {from}}}}}]}}]}}");
+        format!(
+            "apiVersion: networking.k8s.io/v1\nkind: NetworkPolicy\nmetadata: {{name: {name}, namespace: payments}}\nspec: {spec}\n"
+        )
+    };
+    let pod = index(lab, "payments/db-0");
+    add(lab, pod)?;
+    let hits = |lab: &Lab, name: &str| -> Result<Option<u64>> {
+        let rules: Vec<RuleCountInfo> = lab.nodes[0].post("/v1/policy/rules", &RulesRequest::default())?;
+        let named = rules
+            .into_iter()
+            .find(|r| r.rule.name.starts_with(&format!("NetworkPolicy/payments/{name} ingress")));
+        Ok(named.map(|r| r.connections))
+    };
+    lab.objects.write("hit.yaml", &policy("m-hit", "172.30.9.0/24"))?;
+    let to = SocketAddr::new(lab.pods[pod].v4.into(), PORT);
+    let _listener = lab.pods[pod].netns.run(|| Ok(TcpListener::bind(to)?))?;
+    let before = until("the rule lets the machine in", LATER, || {
+        lab.vm.netns.run(|| Ok(TcpStream::connect_timeout(&to, Duration::from_secs(1))?))?;
+        Ok(hits(lab, "m-hit")?.filter(|connections| *connections > 0))
+    })?;
+    lab.nodes[0].kill_daemon()?;
+    lab.objects.write("new.yaml", &policy("a-new", "10.99.0.0/16"))?;
+    lab.nodes[0].start_daemon()?;
+    let new = until("the new rule is in force", SOON, || hits(lab, "a-new"))?;
+    let after = hits(lab, "m-hit")?;
+    require(
+        (new, after) == (0, Some(before)),
+        &format!("the new one has {new}, the one that was hit {after:?}"),
+    )
 }
 
 fn agrees(lab: &Lab) -> Result<()> {
