@@ -25,7 +25,12 @@ impl Node {
             held: self.history.held(),
             bandwidth: "tbf".into(),
             uplinks: self.uplinks.iter().map(|u| u.name.clone()).collect(),
-            errors: self.errors().into_iter().chain(self.bgp.bfd_error()).collect(),
+            errors: self
+                .errors()
+                .into_iter()
+                .chain(self.bgp.bfd_error())
+                .chain(self.history.failure())
+                .collect(),
         })
     }
 
