@@ -11,7 +11,7 @@
 //! | `GET /v1/endpoints` | | `Vec<`[`EndpointInfo`]`>` |
 //! | `GET /v1/partitions` | | `Vec<`[`PartitionInfo`]`>` |
 //! | `POST /v1/explain` | [`ExplainRequest`] | [`Explanation`] |
-//! | `GET /v1/policy/generations` | | `Vec<`[`GenerationInfo`]`>`, newest first |
+//! | `GET /v1/policy/generations` | `?generation=N`: that one alone | `Vec<`[`GenerationInfo`]`>`, newest first |
 //! | `POST /v1/policy/diff` | [`DiffRequest`] | [`PolicyDiff`] |
 //! | `POST /v1/policy/rollback` | [`Rollback`] | [`GenerationInfo`]: what is in force now; the source is held |
 //! | `POST /v1/policy/release` | `{}` | [`GenerationInfo`]: what is in force now, from the source |
@@ -192,6 +192,13 @@ pub struct GenerationInfo {
     pub objects: Vec<String>,
     /// Against the generation before: `+Partition/new`, `~Partition/edited`, `-NetworkGroup/gone`.
     pub changed: Vec<String>,
+}
+
+/// One generation, or all that are kept.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Default, Serialize, Deserialize)]
+pub struct GenerationsRequest {
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub generation: Option<u32>,
 }
 
 /// Which generation's objects to bring back; none named: those before the ones in force.

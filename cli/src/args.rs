@@ -68,7 +68,10 @@ pub enum Command {
 #[derive(Subcommand, Debug)]
 pub enum PolicyCommand {
     /// What was in force, since when, and what each change changed
-    Generations,
+    Generations {
+        /// Only this one, with the objects that it was made from
+        generation: Option<u32>,
+    },
     /// What each rule has decided on: packets, bytes, new connections, last hit; and which were never hit
     Rules {
         /// Only rules that have decided on nothing

@@ -97,8 +97,12 @@ fn run(args: &Args) -> Result<Answer, Failure> {
             let request = explain.request().unwrap_or_else(|e| e.exit());
             ask(args, "/v1/explain", Some(&request), |e| views::explain(e, paint))
         }
-        Command::Policy(PolicyCommand::Generations) => {
+        Command::Policy(PolicyCommand::Generations { generation: None }) => {
             get(args, "/v1/policy/generations", |g: &Vec<_>| views::generations(g, now(), paint))
+        }
+        Command::Policy(PolicyCommand::Generations { generation: Some(number) }) => {
+            let path = format!("/v1/policy/generations?generation={number}");
+            get(args, &path, |g: &Vec<_>| views::generations_in_full(g, now(), paint))
         }
         Command::Policy(PolicyCommand::Rules { never_hit, partition }) => {
             let request = RulesRequest { never_hit: *never_hit, partition: partition.clone() };

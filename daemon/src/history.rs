@@ -8,13 +8,13 @@
 //! that is killed in that moment comes back with the rules of the generation before for what is refused.
 
 use crate::store::{self, StoreError};
-use bulkhead_api::messages::GenerationInfo;
+use bulkhead_api::messages::{GenerationInfo, ObjectError};
 use bulkhead_policy::{Named, Objects, changes, names};
 use serde::{Deserialize, Serialize};
 use std::{
     fs, io,
     path::{Path, PathBuf},
-    sync::mpsc,
+    sync::{Arc, Mutex, PoisonError, mpsc},
     thread::{self, JoinHandle},
 };
 use tracing::error;
@@ -135,9 +135,19 @@ impl History {
         self.generations.iter().rev().map(Kept::told).collect()
     }
 
+    /// One of [`Self::list`].
+    pub fn told(&self, generation: u32) -> Option<GenerationInfo> {
+        self.generations.iter().find(|g| g.info.generation == generation).map(Kept::told)
+    }
+
     /// The generation before the one in force.
     pub fn previous(&self) -> Option<u32> {
         self.generations.iter().rev().nth(1).map(|g| g.info.generation)
+    }
+
+    /// What a restart would not know.
+    pub fn failure(&self) -> Option<ObjectError> {
+        self.writer.failure.lock().unwrap_or_else(PoisonError::into_inner).clone()
     }
 
     /// The generation whose objects are held against the source.
@@ -161,7 +171,12 @@ impl History {
 struct Writer {
     jobs: Option<mpsc::Sender<Job>>,
     thread: Option<JoinHandle<()>>,
+    /// Of the last round of writing.
+    failure: Failure,
 }
+
+/// The file that could not be written, and why.
+type Failure = Arc<Mutex<Option<ObjectError>>>;
 
 #[derive(Debug)]
 struct Job {
@@ -173,8 +188,11 @@ struct Job {
 impl Writer {
     fn start() -> Self {
         let (jobs, asked) = mpsc::channel();
-        let thread = thread::Builder::new().name("history".into()).spawn(move || write_all(&asked)).ok();
-        Self { jobs: Some(jobs), thread }
+        let failure = Failure::default();
+        let told = failure.clone();
+        let thread =
+            thread::Builder::new().name("history".into()).spawn(move || write_all(&asked, &told)).ok();
+        Self { jobs: Some(jobs), thread, failure }
     }
 
     fn write(&self, path: PathBuf, kept: &Kept) {
@@ -203,20 +221,31 @@ impl Drop for Writer {
     }
 }
 
-fn write_all(asked: &mpsc::Receiver<Job>) {
+fn write_all(asked: &mpsc::Receiver<Job>, told: &Failure) {
     while let Ok(first) = asked.recv() {
         let mut last: Vec<Job> = Vec::new();
         for job in [first].into_iter().chain(asked.try_iter()) {
             last.retain(|j| j.path != job.path);
             last.push(job);
         }
+        let mut failure = None;
         for job in last {
             if let Err(e) = write_one(&job) {
-                error!(error = %e, "cannot remember what is in force; a restart would not keep refused objects' last versions");
+                error!(error = %e, "{UNWRITTEN}");
+                failure = Some(ObjectError {
+                    file: Some(job.path.display().to_string()),
+                    object: None,
+                    field: None,
+                    message: format!("{UNWRITTEN}: {e}"),
+                });
             }
         }
+        *told.lock().unwrap_or_else(PoisonError::into_inner) = failure;
     }
 }
+
+const UNWRITTEN: &str =
+    "cannot remember what is in force; a restart would not keep refused objects' last versions";
 
 fn write_one(Job { path, record }: &Job) -> Result<(), StoreError> {
     let Some((info, objects)) = record else {
@@ -255,7 +284,6 @@ mod tests {
     use super::*;
     use bulkhead_api::objects::NetworkGroupSpec;
     use bulkhead_policy::Sourced;
-    use std::sync::Arc;
 
     fn objects(groups: &[(&str, &str)]) -> Objects {
         let group = |cidr: &str| {
@@ -302,6 +330,24 @@ mod tests {
         let list = History::open(dir.path()).unwrap().0.list();
         assert_eq!(list.iter().map(|g| (g.generation, g.since)).collect::<Vec<_>>(), [(2, 10)]);
         assert_eq!(list[0].changed, ["+NetworkGroup/vms"]);
+    }
+
+    #[test]
+    fn what_cannot_be_written_is_told_until_it_can() {
+        let dir = tempfile::tempdir().unwrap();
+        let (mut history, _) = History::open(dir.path()).unwrap();
+        let (a, b) = (objects(&[("vms", "10.0.0.0/8")]), objects(&[("vms", "10.0.0.0/9")]));
+        let blocked = history.path(1);
+        fs::create_dir(&blocked).unwrap();
+        history.record(switched(1), &Objects::default(), &a);
+        while history.failure().is_none() {
+            thread::yield_now();
+        }
+        assert_eq!(history.failure().unwrap().file.as_deref(), blocked.to_str());
+        history.record(switched(2), &a, &b);
+        while history.failure().is_some() {
+            thread::yield_now();
+        }
     }
 
     #[test]

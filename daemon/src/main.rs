@@ -6,7 +6,7 @@ use bulkhead_daemon::{
     node::{Node, uninstall},
     server,
     source::{self, Observed, kubernetes},
-    store::Ownership,
+    store::{self, Ownership},
 };
 use clap::Parser;
 use kube::Client;
@@ -95,7 +95,7 @@ async fn claims(config: &Config) -> Result<(Claims, Option<Client>), Box<dyn Err
 fn observe(config: &Config, client: Option<&Client>) -> Result<watch::Receiver<Observed>, Box<dyn Error>> {
     match (config.origin()?, client) {
         (Origin::Directories { objects, .. }, _) => {
-            source::watch(objects, &config.state_dir.join("objects.json"))
+            source::watch(objects, &config.state_dir.join(store::OBJECTS))
                 .map_err(|e| format!("cannot watch the objects in {}: {e}", objects.display()).into())
         }
         (Origin::Kubernetes(_), Some(client)) => Ok(kubernetes::watch(client)),

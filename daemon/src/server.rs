@@ -3,14 +3,14 @@
 use crate::node::Node;
 use axum::{
     Json, Router,
-    extract::{DefaultBodyLimit, State},
+    extract::{DefaultBodyLimit, Query, State},
     http::StatusCode,
     response::{IntoResponse, Response},
     routing::{get, post},
 };
 use bulkhead_api::messages::{
     Attach, BgpRoutesRequest, BgpWhyRequest, Check, Detach, DiffRequest, ErrorReply, ExplainRequest, Gc,
-    Rollback, RulesRequest, code,
+    GenerationsRequest, Rollback, RulesRequest, code,
 };
 use ipnetwork::IpNetwork;
 use serde::Serialize;
@@ -146,8 +146,8 @@ async fn partitions(State(node): State<Shared>) -> Response {
     reply(Ok(node.lock().await.partitions()))
 }
 
-async fn generations(State(node): State<Shared>) -> Response {
-    reply(Ok(node.lock().await.generations()))
+async fn generations(State(node): State<Shared>, Query(which): Query<GenerationsRequest>) -> Response {
+    reply(node.lock().await.generations(which))
 }
 
 async fn diff(State(node): State<Shared>, Json(request): Json<DiffRequest>) -> Response {

@@ -4,6 +4,7 @@
 //! ```text
 //! <state>/lock                                     held by the one daemon that owns the folder
 //! <state>/endpoints/<containerid>-<ifname>.json    one record an attachment
+//! <state>/objects/<file>.json                      the last readable version of each file of the objects' directory
 //! <state>/pending-del/*.json                       messages::Detach, written by bulkhead-cni
 //! ```
 
@@ -117,10 +118,12 @@ const ENDPOINTS: &str = "endpoints";
 const PENDING: &str = "pending-del";
 /// Of [`crate::history`].
 pub const GENERATIONS: &str = "generations";
+/// Of a directory as source.
+pub const OBJECTS: &str = "objects";
 
 /// Removes the whole state; a folder that is a mount point, or holds what is not ours, stays.
 pub fn remove_all(state: &Path) -> Result<(), StoreError> {
-    for dir in [ENDPOINTS, PENDING, GENERATIONS].map(|d| state.join(d)) {
+    for dir in [ENDPOINTS, PENDING, GENERATIONS, OBJECTS].map(|d| state.join(d)) {
         match fs::remove_dir_all(&dir) {
             Err(e) if e.kind() != io::ErrorKind::NotFound => return Err(at(&dir)(e)),
             _ => {}
@@ -215,6 +218,59 @@ pub fn write_json<T: Serialize + ?Sized>(path: &Path, value: &T) -> Result<(), S
         let _ = fs::remove_file(&temporary);
     }
     written.map_err(at(path))
+}
+
+/// Writes many files whole into one folder, which is made where it is not there, and removes those without a value. All
+/// are on disk when this returns: each is the old or the new one whatever happens meanwhile.
+pub fn write_all_json<T: Serialize>(
+    dir: &Path,
+    files: impl Iterator<Item = (String, Option<T>)>,
+) -> Result<(), StoreError> {
+    let mut written = Vec::new();
+    fs::create_dir_all(dir).map_err(at(dir))?;
+    for (name, value) in files {
+        let path = dir.join(format!("{name}.json"));
+        let Some(value) = value else {
+            remove(&path)?;
+            continue;
+        };
+        let temporary = path.with_extension("json.tmp");
+        let text = serde_json::to_vec(&value).map_err(|source| StoreError::Corrupt {
+            path: path.clone(),
+            what: "a record",
+            source,
+        })?;
+        if let Err(e) = fs::write(&temporary, text) {
+            let _ = fs::remove_file(&temporary);
+            return Err(at(&path)(e));
+        }
+        written.push((temporary, path));
+    }
+    let folder = File::open(dir).map_err(at(dir))?;
+    match written.as_slice() {
+        [] => return Ok(()),
+        [(temporary, path)] => File::open(temporary).and_then(|file| file.sync_all()).map_err(at(path))?,
+        _ => nix::unistd::syncfs(&folder).map_err(|e| at(dir)(e.into()))?,
+    }
+    for (temporary, path) in &written {
+        fs::rename(temporary, path).map_err(at(path))?;
+    }
+    folder.sync_all().map_err(at(dir))
+}
+
+/// What [`write_all_json`] wrote into the folder, by name; nothing where there is no folder.
+pub fn read_all_json<T: DeserializeOwned>(dir: &Path) -> Result<Vec<(String, T)>, StoreError> {
+    let mut found = Vec::new();
+    if !dir.try_exists().map_err(at(dir))? {
+        return Ok(found);
+    }
+    for path in files(dir, "json")? {
+        let name = path.file_stem().and_then(OsStr::to_str).map(str::to_string);
+        if let (Some(name), Some(value)) = (name, read_json(&path)?) {
+            found.push((name, value));
+        }
+    }
+    Ok(found)
 }
 
 /// `None` where there is no such file.

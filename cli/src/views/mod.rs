@@ -11,7 +11,7 @@ pub use bgp::{bgp_peers, bgp_routes, bgp_why, drained};
 pub use diff::diff;
 pub use explain::explain;
 pub use node::{drops, endpoints, partitions, status};
-pub use policy::{generation, generations};
+pub use policy::{generation, generations, generations_in_full};
 pub use rules::rules;
 
 use std::fmt::Display;

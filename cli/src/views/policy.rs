@@ -30,6 +30,12 @@ pub fn generations(generations: &[GenerationInfo], now: u64, paint: Paint) -> St
     table::with_header(&header, generations.iter().enumerate().map(row).collect(), paint)
 }
 
+/// With all objects that each was made from.
+pub fn generations_in_full(all: &[GenerationInfo], now: u64, paint: Paint) -> String {
+    let objects = all.iter().flat_map(|g| &g.objects).map(|name| format!("  {name}\n"));
+    [generations(all, now, paint)].into_iter().chain(objects).collect()
+}
+
 /// More are for programs.
 const SHOWN: usize = 8;
 
@@ -71,6 +77,12 @@ GENERATION  SINCE      STATE                       OBJECTS  CHANGED
          6  1 min ago  -                                 1  ~Partition/web
 ";
         assert_eq!(shown, expected);
+    }
+
+    #[test]
+    fn one_generation_is_told_with_its_objects() {
+        let shown = generations_in_full(&[info(7, None)], 160, PLAIN);
+        assert!(shown.ends_with("  ~Partition/web\n  Partition/web\n"), "{shown}");
     }
 
     #[test]

@@ -1,13 +1,25 @@
 //! Going back: the objects of a former generation, under a new number, held against the source until released.
 
 use super::Node;
-use bulkhead_api::messages::{ErrorReply, GenerationInfo, Rollback, code};
+use bulkhead_api::messages::{ErrorReply, GenerationInfo, GenerationsRequest, Rollback, code};
 use bulkhead_policy::{Objects, admit};
 use tracing::info;
 
+fn not_kept(generation: u32) -> ErrorReply {
+    ErrorReply {
+        code: code::INVALID_CONFIG,
+        msg: format!("the objects of generation {generation} are not kept"),
+        details: "`bulkhead policy generations` lists those that are".into(),
+    }
+}
+
 impl Node {
-    pub fn generations(&self) -> Vec<GenerationInfo> {
-        self.history.list()
+    pub fn generations(&self, which: GenerationsRequest) -> Result<Vec<GenerationInfo>, ErrorReply> {
+        let Some(number) = which.generation else { return Ok(self.history.list()) };
+        match self.history.told(number) {
+            Some(info) => Ok(vec![info]),
+            None => Err(not_kept(number)),
+        }
     }
 
     /// Brings former objects back. Of the source only facts go on to count (nodes, pods), not rules, until [`Self::release`].
@@ -18,11 +30,7 @@ impl Node {
             details: "this node has had one set of objects".into(),
         })?;
         let former =
-            self.history.objects(to).map_err(|e| failed(e.to_string()))?.ok_or_else(|| ErrorReply {
-                code: code::INVALID_CONFIG,
-                msg: format!("the objects of generation {to} are not kept"),
-                details: "`bulkhead policy generations` lists those that are".into(),
-            })?;
+            self.history.objects(to).map_err(|e| failed(e.to_string()))?.ok_or_else(|| not_kept(to))?;
         let facts = self.in_force.policy.clone();
         let candidate = self.with_own_node(with_facts(former, facts));
         let (objects, refused) = admit(&Objects::default(), candidate);

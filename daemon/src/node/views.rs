@@ -31,7 +31,8 @@ impl Node {
 
     /// Also what the tasks beside the node could not do.
     fn told(&self) -> Vec<ObjectError> {
-        let beside = self.bgp.bfd_error().into_iter().chain(self.bgp.learning_error());
+        let beside =
+            self.bgp.bfd_error().into_iter().chain(self.bgp.learning_error()).chain(self.history.failure());
         self.errors().into_iter().chain(beside).collect()
     }
 

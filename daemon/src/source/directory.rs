@@ -2,20 +2,20 @@
 //!
 //! A file that cannot be read as objects leaves what it held before in force; its error is told once. Files are read
 //! when their writer closes or renames them, so that a half-written one is not seen. The last readable version of every
-//! file is on disk, so that a new daemon knows it too. Names that begin with a dot or do
-//! not end in `.yaml`, `.yml` or `.json` are passed over.
+//! file is on disk, so that a new daemon knows it too. Names that begin with a dot or do not end in `.yaml`, `.yml` or
+//! `.json` are passed over. What a change costs grows with the files that it touches, not with those that are there.
 
 use super::{Object, Observed, Snapshot, parse};
 use crate::store::{self, StoreError};
 use bulkhead_api::messages::ObjectError;
-use bulkhead_policy::files::{self, is_object_file};
+use bulkhead_policy::files::{self, Kind, is_object_file};
 use notify::{
     EventKind, RecursiveMode, Watcher,
     event::{AccessKind, AccessMode, ModifyKind},
 };
 use std::{
     collections::{BTreeMap, BTreeSet},
-    fs, io,
+    fs, io, mem,
     os::unix::fs::MetadataExt,
     path::{Path, PathBuf},
     time::{Duration, Instant, SystemTime, UNIX_EPOCH},
@@ -41,9 +41,12 @@ struct File {
 #[derive(Debug)]
 pub struct Directory {
     path: PathBuf,
-    /// Where the last readable versions are kept.
+    /// Where the last readable version of each file is kept, in a file of its name.
     memory: PathBuf,
     files: BTreeMap<String, File>,
+    /// Of all files, but for what stands twice.
+    snapshot: Snapshot,
+    twice: Vec<ObjectError>,
 }
 
 impl Directory {
@@ -53,11 +56,12 @@ impl Directory {
     /// When `memory` is there and cannot be read: to go on without it could loosen what is in force.
     pub fn open(path: impl Into<PathBuf>, memory: impl Into<PathBuf>) -> Result<Self, StoreError> {
         let (path, memory) = (path.into(), memory.into());
-        let known = store::read_json::<BTreeMap<String, Vec<Object>>>(&memory)?.unwrap_or_default();
         let never = Stamp::default();
-        let files =
-            known.into_iter().map(|(n, objects)| (n, File { stamp: never, objects, error: None })).collect();
-        Ok(Self { path, memory, files })
+        let known = store::read_all_json::<Vec<Object>>(&memory)?.into_iter();
+        let files = known.map(|(n, objects)| (n, File { stamp: never, objects, error: None })).collect();
+        let mut directory = Self { path, memory, files, snapshot: Snapshot::default(), twice: Vec::new() };
+        directory.rebuild();
+        Ok(directory)
     }
 
     /// Reads what has changed; says whether anything had.
@@ -65,46 +69,82 @@ impl Directory {
     /// # Errors
     /// When the directory itself cannot be listed; what was known stays.
     pub fn scan(&mut self) -> io::Result<bool> {
-        let mut changed = false;
         let mut present = BTreeSet::new();
+        let mut changed = BTreeMap::new();
         for entry in fs::read_dir(&self.path)? {
             let entry = entry?;
             let Some(name) = entry.file_name().to_str().map(str::to_string) else { continue };
             if !is_object_file(&name) {
                 continue;
             }
-            changed |= self.scan_file(&name, &entry.path());
+            if let Some(before) = self.scan_file(&name, &entry.path()) {
+                changed.insert(name.clone(), before);
+            }
             present.insert(name);
         }
-        let before = self.files.len();
-        self.files.retain(|name, _| present.contains(name));
-        changed |= before != self.files.len();
-        if changed {
-            self.remember();
+        let gone: Vec<String> = self.files.keys().filter(|name| !present.contains(*name)).cloned().collect();
+        for name in gone {
+            if let Some(file) = self.files.remove(&name) {
+                changed.insert(name, file.objects);
+            }
         }
-        Ok(changed)
+        self.remember(&changed);
+        let followed =
+            self.twice.is_empty() && changed.iter().all(|(name, before)| self.follow(name, before));
+        if !followed {
+            self.rebuild();
+        }
+        Ok(!changed.is_empty())
     }
 
-    fn remember(&self) {
-        let known: BTreeMap<&String, &Vec<Object>> =
-            self.files.iter().map(|(n, f)| (n, &f.objects)).collect();
-        if let Err(e) = store::write_json(&self.memory, &known) {
+    /// What the file held before makes room for what it holds now. False where that needs a look at all files: an object
+    /// stands twice, or has moved from one file to another.
+    fn follow(&mut self, name: &str, before: &[Object]) -> bool {
+        let now = self.files.get(name).map_or(&[][..], |file| &file.objects);
+        let [old, new] = [before, now].map(|objects| objects.iter().map(Object::id).collect::<BTreeSet<_>>());
+        let is_elsewhere = |id: &(Kind, &str)| !old.contains(id) && self.snapshot.has(id.0, id.1);
+        // Of this kind there is one, whatever its name.
+        let is_single = |id: &(Kind, &str)| id.0 == Kind::BgpConfiguration;
+        if new.len() != now.len() || new.iter().any(is_elsewhere) || old.union(&new).any(is_single) {
+            return false;
+        }
+        for (kind, name) in old.difference(&new) {
+            self.snapshot.remove(*kind, name);
+        }
+        for object in now {
+            if !self.snapshot.holds(object) {
+                self.snapshot.insert(object.clone());
+            }
+        }
+        true
+    }
+
+    fn rebuild(&mut self) {
+        let files = self.files.iter().map(|(name, file)| (name.as_str(), file.objects.as_slice()));
+        (self.snapshot, self.twice) = files::snapshot(files);
+    }
+
+    /// Of the files named.
+    fn remember<T>(&self, changed: &BTreeMap<String, T>) {
+        let now = |name: &String| (name.clone(), self.files.get(name).map(|file| &file.objects));
+        if let Err(e) = store::write_all_json(&self.memory, changed.keys().map(now)) {
             warn!(error = %e, "cannot remember the objects; a restart would not know those of files that broke since");
         }
     }
 
-    fn scan_file(&mut self, name: &str, path: &Path) -> bool {
+    /// What it held before, if it was read anew.
+    fn scan_file(&mut self, name: &str, path: &Path) -> Option<Vec<Object>> {
         let stamp = match fs::metadata(path) {
             Ok(m) if m.is_file() => (m.mtime(), m.mtime_nsec(), m.ino(), m.len()),
-            _ => return false,
+            _ => return None,
         };
         let known = self.files.get(name);
         if known.is_some_and(|f| f.stamp == stamp) {
-            return false;
+            return None;
         }
         // Somebody has just begun to write it anew, and another file's change woke us: it is whole when it is closed.
         if stamp.3 == 0 && known.is_some_and(|f| !f.objects.is_empty()) && is_recent(stamp.0) {
-            return false;
+            return None;
         }
         let parsed = fs::read_to_string(path)
             .map_err(|e| ObjectError {
@@ -121,18 +161,21 @@ impl Directory {
         });
         file.stamp = stamp;
         match parsed {
-            Ok(objects) => (file.objects, file.error) = (objects, None),
-            Err(error) => file.error = Some(error),
+            Ok(objects) => {
+                file.error = None;
+                Some(mem::replace(&mut file.objects, objects))
+            }
+            Err(error) => {
+                file.error = Some(error);
+                Some(file.objects.clone())
+            }
         }
-        true
     }
 
     /// All objects of all files. An object that stands twice is refused where it stands second.
     pub fn snapshot(&self) -> (Snapshot, Vec<ObjectError>) {
-        let files = self.files.iter().map(|(name, file)| (name.as_str(), file.objects.as_slice()));
-        let (snapshot, twice) = files::snapshot(files);
         let unreadable = self.files.values().filter_map(|file| file.error.clone());
-        (snapshot, unreadable.chain(twice).collect())
+        (self.snapshot.clone(), unreadable.chain(self.twice.iter().cloned()).collect())
     }
 }
 
@@ -226,7 +269,7 @@ mod tests {
         let file = dir.path().join("vms.yaml");
         fs::write(&file, GROUP).unwrap();
         let state = tempfile::tempdir().unwrap();
-        let mut directory = Directory::open(dir.path(), state.path().join("objects.json")).unwrap();
+        let mut directory = Directory::open(dir.path(), state.path().join("objects")).unwrap();
         assert!(directory.scan().unwrap());
         fs::write(&file, &GROUP[..GROUP.len() - 8]).unwrap();
         assert!(directory.scan().unwrap());
@@ -243,7 +286,7 @@ mod tests {
         let (dir, state) = (tempfile::tempdir().unwrap(), tempfile::tempdir().unwrap());
         let path = dir.path().join("vms.yaml");
         fs::write(&path, GROUP).unwrap();
-        let mut directory = Directory::open(dir.path(), state.path().join("objects.json")).unwrap();
+        let mut directory = Directory::open(dir.path(), state.path().join("objects")).unwrap();
         directory.scan().unwrap();
         let file = fs::File::create(&path).unwrap();
         assert!(!directory.scan().unwrap());
@@ -260,7 +303,7 @@ mod tests {
         fs::write(dir.path().join("vms.yaml"), GROUP).unwrap();
         fs::write(dir.path().join(".vms.yaml.swp"), "x: [").unwrap();
         let state = tempfile::tempdir().unwrap();
-        let mut directory = Directory::open(dir.path(), state.path().join("objects.json")).unwrap();
+        let mut directory = Directory::open(dir.path(), state.path().join("objects")).unwrap();
         directory.scan().unwrap();
         fs::remove_file(dir.path().join("vms.yaml")).unwrap();
         assert!(directory.scan().unwrap());
@@ -270,7 +313,7 @@ mod tests {
     #[test]
     fn a_file_that_broke_before_a_restart_keeps_its_objects_after_it() {
         let (dir, state) = (tempfile::tempdir().unwrap(), tempfile::tempdir().unwrap());
-        let (file, memory) = (dir.path().join("vms.yaml"), state.path().join("objects.json"));
+        let (file, memory) = (dir.path().join("vms.yaml"), state.path().join("objects"));
         fs::write(&file, GROUP).unwrap();
         Directory::open(dir.path(), &memory).unwrap().scan().unwrap();
         fs::write(&file, "kind: [").unwrap();
@@ -286,7 +329,7 @@ mod tests {
         fs::write(dir.path().join("a.yaml"), GROUP).unwrap();
         fs::write(dir.path().join("b.yaml"), GROUP).unwrap();
         let state = tempfile::tempdir().unwrap();
-        let mut directory = Directory::open(dir.path(), state.path().join("objects.json")).unwrap();
+        let mut directory = Directory::open(dir.path(), state.path().join("objects")).unwrap();
         directory.scan().unwrap();
         let errors = directory.snapshot().1;
         assert_eq!(errors.len(), 1);
@@ -296,11 +339,48 @@ mod tests {
         );
     }
 
+    /// Files are written, broken and removed at random, and objects move between them: what is followed is what is read anew.
+    #[test]
+    fn what_is_followed_is_what_a_look_at_all_files_finds() {
+        let (dir, state) = (tempfile::tempdir().unwrap(), tempfile::tempdir().unwrap());
+        let mut directory = Directory::open(dir.path(), state.path().join("objects")).unwrap();
+        let mut chance = 7u64;
+        let mut next = |n: u64| {
+            chance = chance.wrapping_mul(6_364_136_223_846_793_005).wrapping_add(1_442_695_040_888_963_407);
+            (chance >> 33) % n
+        };
+        let mut twice = 0;
+        for step in 0..400 {
+            let file = dir.path().join(format!("{}.yaml", next(4)));
+            let object =
+                |n: u64| GROUP.replace("vms", &format!("g{n}")).replace("10.0", &format!("10.{step}"));
+            match next(6) {
+                0 => drop(fs::remove_file(&file)),
+                1 => fs::write(&file, "kind: [").unwrap(),
+                _ => {
+                    let text: Vec<String> = (0..next(4)).map(|_| object(next(9))).collect();
+                    fs::write(&file, text.join("---\n")).unwrap();
+                    // A change within one tick of the file system's clock would be none; an empty file may be half written.
+                    let changed = SystemTime::now() - 2 * RESCAN - Duration::from_secs(step);
+                    fs::File::options().write(true).open(&file).unwrap().set_modified(changed).unwrap();
+                }
+            }
+            directory.scan().unwrap();
+            let followed = directory.snapshot();
+            directory.rebuild();
+            assert_eq!(followed, directory.snapshot(), "step {step}");
+            twice += usize::from(!directory.twice.is_empty());
+            let known = Directory::open(dir.path(), state.path().join("objects")).unwrap();
+            assert_eq!(known.snapshot, directory.snapshot, "step {step}, on disk");
+        }
+        assert!((50..350).contains(&twice), "{twice} steps with an object that stands twice");
+    }
+
     #[tokio::test]
     async fn a_written_file_is_observed_without_a_rescan() {
         let dir = tempfile::tempdir().unwrap();
         let state = tempfile::tempdir().unwrap();
-        let mut observed = watch(dir.path(), &state.path().join("objects.json")).unwrap();
+        let mut observed = watch(dir.path(), &state.path().join("objects")).unwrap();
         fs::write(dir.path().join("vms.yaml"), GROUP).unwrap();
         tokio::time::timeout(RESCAN / 2, observed.changed()).await.unwrap().unwrap();
         assert!(observed.borrow().snapshot.as_ref().unwrap().policy.network_groups.contains_key("vms"));

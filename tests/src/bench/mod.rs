@@ -6,6 +6,7 @@
 mod bgp;
 mod cni;
 mod compile;
+mod daemon;
 mod demo;
 mod packet;
 mod paths;
@@ -26,6 +27,11 @@ pub const GROUPS: &[Group] = &[
         name: "compile",
         what: "compile and switch at scale, through the kernel's maps",
         run: compile::run,
+    },
+    Group {
+        name: "daemon",
+        what: "a whole daemon at scale: its memory, and a change from its file to the kernel",
+        run: daemon::run,
     },
     Group { name: "demo", what: "the data centre of the demo, step by step", run: demo::run },
     Group { name: "packet", what: "a packet at a hook, beside the bare look-up", run: packet::run },

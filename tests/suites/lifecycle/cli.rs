@@ -1,7 +1,7 @@
 //! Every command of the command line, with a daemon and without.
 
 use crate::support::*;
-use bulkhead_api::messages::Explanation;
+use bulkhead_api::messages::{Explanation, Status};
 use bulkhead_lab::{Lab, Result, programs, unmet};
 use std::{
     io::{Read, Write},
@@ -55,6 +55,13 @@ fn every_command(lab: &mut Lab) -> Result<()> {
     let (code, _, said) = bulkhead(lab, &["explain", "shop/nobody", "10.65.0.1", "--port", "1"])?;
     require(code == Some(1), &format!("a refusal is 1: {said}"))?;
     contains(&said, &["shop/nobody"])?;
+    let number = lab.nodes[0].get::<Status>("/v1/status")?.generation.to_string();
+    let (code, table, said) = bulkhead(lab, &["policy", "generations", &number])?;
+    require(code == Some(0), &format!("generation {number}: {said}"))?;
+    contains(&table, &["\n  Partition/web\n", "\n  NetworkGroup/"])?;
+    let (code, _, said) = bulkhead(lab, &["policy", "generations", "4000000000"])?;
+    require(code == Some(1), "a generation that is not kept is refused")?;
+    contains(&said, &["4000000000", "policy generations"])?;
     require(bulkhead(lab, &["explain", "10.65.0.1", "10.65.0.2"])?.0 == Some(2), "wrong usage is 2")?;
     let (code, json, _) = bulkhead(lab, &["bgp", "drain-routes", "-o", "json"])?;
     require(code == Some(0) && serde_json::from_str::<serde_json::Value>(&json).is_ok(), &json)?;

@@ -43,7 +43,7 @@ fn second_daemon(lab: &mut Lab) -> Result<()> {
 fn unreadable_state(lab: &mut Lab) -> Result<()> {
     let pod = index(lab, "payments/db-0");
     add(lab, pod)?;
-    for file in ["interner.json", "bgp.json", "objects.json"] {
+    for file in ["interner.json", "bgp.json", "objects/web.yaml.json"] {
         lab.nodes[0].kill_daemon()?;
         let path = lab.nodes[0].state_dir().join(file);
         let good = fs::read(&path)?;

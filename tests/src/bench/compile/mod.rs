@@ -187,7 +187,7 @@ fn local(partition: usize, pod: usize) -> LocalPod {
 }
 
 /// Milliseconds.
-fn quantile(times: &mut [Duration], percent: usize) -> f64 {
+pub(super) fn quantile(times: &mut [Duration], percent: usize) -> f64 {
     times.sort();
     let at = (times.len() * percent).div_ceil(100).saturating_sub(1);
     times.get(at).map_or(0.0, |t| t.as_secs_f64() * 1e3)

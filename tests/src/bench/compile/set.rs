@@ -6,7 +6,7 @@
 use bulkhead_daemon::source::{self, Snapshot};
 use std::{fmt::Write, net::Ipv4Addr};
 
-const PARTITIONS: usize = 1000;
+pub const PARTITIONS: usize = 1000;
 const PODS_EACH: usize = 30;
 const POLICIES_EACH: usize = 10;
 const GROUPS: usize = 50;
@@ -17,7 +17,7 @@ const LOCAL: usize = 110;
 const API: &str = "bulkhead.dev/v1alpha1";
 
 /// Name and text of every file.
-fn files() -> Vec<(String, String)> {
+pub fn files() -> Vec<(String, String)> {
     let mut files = vec![("groups.yaml".into(), groups()), ("nodes.yaml".into(), nodes())];
     files.push(("cluster-policies.yaml".into(), cluster_policies()));
     for n in 0..PARTITIONS {
