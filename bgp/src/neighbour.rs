@@ -240,6 +240,13 @@ impl Neighbour {
         self.inbound.learned()
     }
 
+    /// Something may be learned, and the peer has not said everything in this session yet, or there is none.
+    pub fn is_learning(&self) -> bool {
+        let families = self.outbound.as_ref().map(Outbound::families);
+        let all = families.is_some_and(|all| all.iter().all(|family| self.inbound.has_ended(family)));
+        !all && !self.inbound.learns_nothing()
+    }
+
     /// Counts the changes of [`Self::learned`].
     pub fn learned_version(&self) -> u64 {
         self.inbound.version()
@@ -275,7 +282,8 @@ impl Neighbour {
                     effects.extend(self.inbound.warning(self.policy.prefix_limit).map(Effect::Note));
                 }
             }
-            Event::EndOfRib(family) | Event::RefreshEnds(family) => self.inbound.sweep(family),
+            Event::EndOfRib(family) => self.inbound.end_of_rib(family),
+            Event::RefreshEnds(family) => self.inbound.sweep(family),
             Event::RefreshBegins(family) => self.inbound.begin_refresh(now, family),
             Event::RefreshRequested(family) => {
                 self.refreshes += 1;

@@ -12,7 +12,8 @@ pub use reader::Reader;
 use crate::{
     announce::{self, Routes},
     bfd::Bfd,
-    net::Sources,
+    learning::Learning,
+    net::{Kernel, Sources},
     source::Snapshot,
     store,
 };
@@ -46,6 +47,9 @@ pub struct Bgp {
     speaker: Option<(Speaker, Fixed)>,
     routes: Routes,
     bfd: Bfd,
+    learning: Learning,
+    /// Speakers that were started.
+    starts: u64,
     /// As the kernel had counted when the daemon began.
     md5: Md5,
     /// As they were last given to the speaker.
@@ -61,6 +65,7 @@ impl Bgp {
         uplink: Sources,
         announced: PathBuf,
         bfd_socket: PathBuf,
+        kernel: Kernel,
         forwarding_preserved: bool,
     ) -> Self {
         Self {
@@ -72,6 +77,8 @@ impl Bgp {
             routes: Routes::new(),
             bfd: Bfd::start(bfd_socket),
             md5: Md5::read(),
+            learning: Learning::start(kernel),
+            starts: 0,
             peers: BTreeMap::new(),
             drained: false,
             errors: Vec::new(),
@@ -81,6 +88,12 @@ impl Bgp {
     /// What stands in the way of announcing; [`Self::apply`] tries again.
     pub fn errors(&self) -> &Vec<ObjectError> {
         &self.errors
+    }
+
+    /// Why learned routes are not installed that should be; tried again by itself.
+    pub fn learning_error(&self) -> Option<ObjectError> {
+        let message = self.learning.error()?;
+        Some(ObjectError { file: None, object: None, field: None, message })
     }
 
     /// Why paths are not watched that should be; the client tries again by itself.
@@ -106,6 +119,7 @@ impl Bgp {
                 self.remember();
             }
             self.bfd.want(BTreeMap::new(), None);
+            self.learning.nobody();
             return;
         };
         let fixed =
@@ -132,6 +146,7 @@ impl Bgp {
             self.bfd.want(sessions, Some(speaker.clone()));
             speaker.set_peers(peers);
             speaker.initial_routes_complete();
+            self.learning.from(self.starts, speaker);
         }
     }
 
@@ -174,6 +189,7 @@ impl Bgp {
         info!(asn = fixed.asn, %router_id, restarting, self.forwarding_preserved, "starting the BGP speaker");
         let speaker = Speaker::start(config).await.map_err(|e| e.to_string())?;
         self.speaker = Some((speaker, fixed));
+        self.starts += 1;
         self.routes.clear();
         Ok(())
     }

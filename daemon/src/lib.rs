@@ -9,6 +9,7 @@ pub mod datapath;
 pub mod endpoint;
 pub mod history;
 pub mod ipam;
+mod learning;
 pub mod net;
 pub mod node;
 pub mod peering;

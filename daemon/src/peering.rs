@@ -39,7 +39,8 @@ pub fn with_session(
         prefix_limit: session.max_prefixes.as_ref().map(limit),
         shutdown: session.shutdown.clone(),
         bfd: session.bfd.as_ref().filter(|bfd| bfd.enabled).map(bfd_settings),
-        export: filter("export", session.export.as_deref())?,
+        export: filter("export", session.export.as_deref(), true)?,
+        import: filter("import", session.import.as_deref(), false)?,
         ..peer
     })
 }
@@ -101,11 +102,11 @@ fn limit(max: &BGPMaxPrefixes) -> PrefixLimit {
     PrefixLimit { max: max.limit, warn_at: max.warn_percent, retry }
 }
 
-/// What no rule matches is announced.
-fn filter(field: &str, rules: Option<&[BGPRule]>) -> Result<Filter, Refusal> {
+/// `otherwise`: what becomes of what no rule matches.
+fn filter(field: &str, rules: Option<&[BGPRule]>, otherwise: bool) -> Result<Filter, Refusal> {
     let read = |(index, object): (usize, &BGPRule)| rule(&format!("{field}[{index}]"), object);
     let rules = rules.unwrap_or_default().iter().enumerate().map(read);
-    Ok(Filter { rules: rules.collect::<Result<_, _>>()?, otherwise: true })
+    Ok(Filter { rules: rules.collect::<Result<_, _>>()?, otherwise })
 }
 
 fn rule(field: &str, object: &BGPRule) -> Result<Rule, Refusal> {
@@ -221,7 +222,7 @@ mod tests {
              sendHoldTimeSeconds: 60, addPath: true, extendedNextHop: true, allowOwnAS: 1, shutdown: moving, \
              maxPrefixes: {limit: 10, restartSeconds: 30}, export: [{action: Reject, prefixes: [{cidr: 10.1.0.0/16, \
              maxLength: 24}]}, {action: Accept, communities: ['65010:1', '65010:1:2'], set: {communities: ['65010:9'], \
-             med: 5, localPreference: 200, prepend: 2}}]}",
+             med: 5, localPreference: 200, prepend: 2}}], import: [{action: Accept, set: {localPreference: 50}}]}",
         )
         .expect("a peer");
         let network = "10.1.0.0/16".parse().expect("a network");
@@ -234,6 +235,8 @@ mod tests {
         };
         let matched = vec![Community::Plain(65010 << 16 | 1), Community::Large([65010, 1, 2])];
         let accepting = Rule { communities: matched, accept: true, set, ..Rule::default() };
+        let preferred = Changes { local_pref: Some(50), ..Changes::default() };
+        let importing = Rule { accept: true, set: preferred, ..Rule::default() };
         let remote = Remote::Address([192, 0, 2, 1].into());
         let expected = PeerConfig {
             local_asn: Some(64496),
@@ -248,6 +251,7 @@ mod tests {
             shutdown: Some("moving".into()),
             prefix_limit: Some(PrefixLimit { max: 10, warn_at: 75, retry: Some(Duration::from_secs(30)) }),
             export: Filter { rules: vec![rejecting, accepting], otherwise: true },
+            import: Filter { rules: vec![importing], otherwise: false },
             ..PeerConfig::new("leaf", remote, 65020)
         };
         assert_eq!(peer, expected);
@@ -263,6 +267,7 @@ mod tests {
             ("{bfd: {multiplier: 0}}", "bfd.multiplier"),
             ("{ttlSecurityHops: 1, multihopTTL: 9}", "multihopTTL"),
             ("{export: [{action: Accept, communities: ['65536:1']}]}", "export[0].communities[0]"),
+            ("{import: [{action: Accept, communities: ['65536:1']}]}", "import[0].communities[0]"),
             ("{export: [{action: Accept, set: {communities: [x]}}]}", "export[0].set.communities[0]"),
             (
                 "{export: [{action: Accept, prefixes: [{cidr: 10.0.0.0/8, minLength: 7}]}]}",

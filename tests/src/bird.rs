@@ -20,6 +20,15 @@ pub struct Bird {
 impl Bird {
     /// Starts BIRD in `netns` with this configuration; `dir` takes its files (`bird.conf`, `bird.log`, `bird.ctl`).
     pub fn start(netns: &Netns, dir: &Path, configuration: &str) -> Result<Self> {
+        Self::start_with(netns, dir, configuration, &[])
+    }
+
+    /// As [`Self::start`], after a restart in which forwarding went on.
+    pub fn recover(netns: &Netns, dir: &Path, configuration: &str) -> Result<Self> {
+        Self::start_with(netns, dir, configuration, &["-R"])
+    }
+
+    fn start_with(netns: &Netns, dir: &Path, configuration: &str, more: &[&str]) -> Result<Self> {
         fs::create_dir_all(dir).during(|| dir.display().to_string())?;
         let path = dir.join("bird.conf");
         fs::write(&path, configuration).during(|| path.display().to_string())?;
@@ -28,6 +37,7 @@ impl Bird {
         let process = netns
             .command("/usr/sbin/bird")
             .arg("-f")
+            .args(more)
             .args([Path::new("-c"), &path, Path::new("-s"), &socket, Path::new("-P"), &dir.join("bird.pid")])
             .stdin(Stdio::null())
             .stdout(log.try_clone()?)

@@ -13,8 +13,11 @@ use libtest_mimic::{Arguments, Failed, Trial};
 use std::fs;
 
 /// The hold time is 90 s: what ends a session here earlier is BFD.
-const SESSION: &str = "{bfd: {minTransmitMilliseconds: 50, minReceiveMilliseconds: 50}}";
-const SETUP: Setup = Setup { hold_time: 90, bfd: Some(50), ..Setup::DEFAULT };
+const SESSION: &str = "{bfd: {}}";
+const SETUP: Setup = Setup { hold_time: 90, bfd: Some(300), ..Setup::DEFAULT };
+/// A router's BFD is an ordinary process: on a busy machine it may miss three of these, which is no matter where all is left anyway.
+const FAST: &str = "{bfd: {minTransmitMilliseconds: 50, minReceiveMilliseconds: 50}}";
+const FAST_SETUP: Setup = Setup { bfd: Some(50), ..SETUP };
 
 type Test = fn(&mut Rack) -> Result<()>;
 type OfEach = fn(&mut Rack, Kind) -> Result<()>;
@@ -78,7 +81,8 @@ fn all_up(rack: &Rack, router: &dyn Router) -> Result<()> {
 
 fn silent_death(rack: &mut Rack, kind: Kind) -> Result<()> {
     let _bfd = rack.bfd()?;
-    let router = kind.start_in(&rack.router, &rack.dir, &SETUP)?;
+    rack.peer(FAST)?;
+    let router = kind.start_in(&rack.router, &rack.dir, &FAST_SETUP)?;
     all_up(rack, &*router)?;
     rack.cut()?;
     let leaf = rack.wait_leaf("we have left the router", |leaf| leaf.state != "Established")?;
@@ -105,8 +109,8 @@ fn killed(rack: &mut Rack, kind: Kind) -> Result<()> {
             Ok(router.seen(BLOCK)?.filter(|seen| !seen.stale).map(drop))
         })?;
     }
-    assert_eq!(router.watched()?, before, "the router's BFD session has not changed its state");
     let log = fs::read_to_string(&bfd.log)?;
+    assert_eq!(router.watched()?, before, "the router's BFD session has not changed its state: {log}");
     assert!(!log.contains("from=Up"), "{log}");
     Ok(())
 }
@@ -115,9 +119,9 @@ fn changed_live(rack: &mut Rack, kind: Kind) -> Result<()> {
     let _bfd = rack.bfd()?;
     let router = kind.start_in(&rack.router, &rack.dir, &SETUP)?;
     all_up(rack, &*router)?;
-    let before = router.wait_watched("the router waits for three of ours", &|s| s.detection == 150)?;
-    rack.peer("{bfd: {minTransmitMilliseconds: 200, minReceiveMilliseconds: 200, multiplier: 5}}")?;
-    let after = router.wait_watched("the router waits for five of ours", &|s| s.detection == 1000)?;
+    let before = router.wait_watched("the router waits for three of ours", &|s| s.detection == 900)?;
+    rack.peer("{bfd: {minTransmitMilliseconds: 400, minReceiveMilliseconds: 400, multiplier: 5}}")?;
+    let after = router.wait_watched("the router waits for five of ours", &|s| s.detection == 2000)?;
     assert_eq!((after.up, after.history), (true, before.history), "one BFD session all the time");
     rack.wait_leaf("ours are up", is_up)?;
     one_session(rack)

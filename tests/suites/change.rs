@@ -54,7 +54,7 @@ type Shared = Arc<Mutex<Option<Lab>>>;
 type Run = fn(&mut Lab) -> Result<()>;
 
 fn trials(lab: &Shared) -> Vec<Trial> {
-    let all: [(&str, Run); 12] = [
+    let all: [(&str, Run); 13] = [
         ("a rule counts what passed under it", counters::rules_count_what_passed),
         ("rules never hit are listed", counters::rules_never_hit_are_listed),
         (
@@ -70,6 +70,10 @@ fn trials(lab: &Shared) -> Vec<Trial> {
         ("while held, an edit in the source is not in force", an_edit_while_held_waits),
         ("a hold outlives the daemon", a_hold_outlives_the_daemon),
         ("a release brings the source into force", a_release_brings_the_source),
+        (
+            "a kept connection is cut by another tier alone, as the diff told",
+            policies::a_kept_connection_is_cut_by_another_tier_alone,
+        ),
         (
             "a NetworkPolicy cuts the live connection that the diff told of",
             policies::a_network_policy_cuts_what_the_diff_says,

@@ -59,6 +59,11 @@ pub struct BGPSession {
     #[serde(skip_serializing_if = "Option::is_none")]
     #[schemars(length(max = 64))]
     pub export: Option<Vec<BGPRule>>,
+    /// What the router announces is installed on the node as far as these rules accept it: the first that matches decides; what
+    /// none matches is not (RFC 8212).
+    #[serde(skip_serializing_if = "Option::is_none")]
+    #[schemars(length(max = 64))]
+    pub import: Option<Vec<BGPRule>>,
 }
 
 /// `bulkhead-bfd` must run on the node, and BFD on the router.
@@ -172,6 +177,7 @@ impl BGPSession {
             bfd: self.bfd.or(group.bfd),
             shutdown: self.shutdown.or(group.shutdown),
             export: self.export.or(group.export),
+            import: self.import.or(group.import),
         }
     }
 }

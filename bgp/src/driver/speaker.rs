@@ -53,7 +53,7 @@ struct Inner {
     learned: Learned,
     listeners: Mutex<Vec<JoinHandle<()>>>,
     /// The listeners' sockets, for the passwords of peers that connect.
-    sockets: Vec<Arc<TcpListener>>,
+    sockets: Mutex<Vec<Arc<TcpListener>>>,
 }
 
 /// What the caller said.
@@ -90,7 +90,7 @@ impl Speaker {
             peers,
             learned: Learned::default(),
             listeners,
-            sockets,
+            sockets: Mutex::new(sockets),
         };
         let inner = Arc::new(inner);
         tokio::spawn(welcome(Arc::downgrade(&inner), unknown));
@@ -239,6 +239,8 @@ impl Speaker {
     /// handles of this speaker are of no use afterwards.
     pub async fn stop(self) {
         let listeners = std::mem::take(&mut *unpoisoned(&self.inner.listeners));
+        // Other handles may live on: they must not keep the ports.
+        unpoisoned(&self.inner.sockets).clear();
         let peers = std::mem::take(&mut self.inner.peers.lock().peers);
         for task in listeners.into_iter().chain(peers.into_values().map(|peer| peer.task)) {
             task.abort();
@@ -269,7 +271,7 @@ impl Inner {
         let changes = gone.into_iter().map(|key| (key, None));
         let changes = changes.chain(wanted.iter().map(|(key, password)| (*key, Some(*password))));
         for ((address, length), password) in changes {
-            for socket in &self.sockets {
+            for socket in &*unpoisoned(&self.sockets) {
                 let other = |local: SocketAddr| local.is_ipv4() != address.is_ipv4();
                 if socket.local_addr().is_ok_and(other) {
                     continue;

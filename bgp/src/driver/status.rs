@@ -31,6 +31,8 @@ pub struct PeerStatus {
     pub graceful_restart: bool,
     /// What `last_error` says, where it is why there is no session.
     pub error: Option<PeerError>,
+    /// What it announces is learned, and it has not said everything yet.
+    pub learning: bool,
     /// RFC 2385 is configured.
     pub password: bool,
     /// What was asked of BFD.
@@ -57,6 +59,7 @@ impl PeerStatus {
             refreshes: neighbour.refreshes(),
             graceful_restart: negotiated.is_some_and(|negotiated| negotiated.restart.is_some()),
             error: peer.last_error().cloned(),
+            learning: neighbour.is_learning(),
             password: config.password.is_some(),
             bfd: config.bfd_session().map(|(key, _)| key),
             last_error: peer.last_error().map(ToString::to_string).or(withheld),

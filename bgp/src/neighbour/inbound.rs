@@ -29,6 +29,8 @@ pub(super) struct Inbound {
     /// What the peer asked for beyond its restart time, as far as that has not begun.
     long_lived: Vec<LongLived>,
     warned: BTreeSet<Family>,
+    /// Whose End-of-RIB came in this session.
+    ended: BTreeSet<Family>,
 }
 
 impl Inbound {
@@ -42,6 +44,7 @@ impl Inbound {
             stale_until: BTreeMap::new(),
             long_lived: Vec::new(),
             warned: BTreeSet::new(),
+            ended: BTreeSet::new(),
         }
     }
 
@@ -88,6 +91,15 @@ impl Inbound {
         self.stale_until.remove(&family);
     }
 
+    pub fn end_of_rib(&mut self, family: Family) {
+        self.ended.insert(family);
+        self.sweep(family);
+    }
+
+    pub fn has_ended(&self, family: &Family) -> bool {
+        self.ended.contains(family)
+    }
+
     pub fn begin_refresh(&mut self, now: Duration, family: Family) {
         self.rib.begin_refresh(family);
         self.stale_until.insert(family, now + STALE_LIMIT);
@@ -96,6 +108,7 @@ impl Inbound {
     pub fn up(&mut self, now: Duration, negotiated: &Negotiated) {
         self.long_lived.clear();
         self.warned.clear();
+        self.ended.clear();
         for family in Family::ALL {
             if negotiated.families.contains(&family) && negotiated.peer_kept_forwarding(family) {
                 self.stale_until.insert(family, now + STALE_LIMIT);
@@ -172,7 +185,7 @@ impl Inbound {
         }
     }
 
-    fn learns_nothing(&self) -> bool {
+    pub fn learns_nothing(&self) -> bool {
         !self.import.otherwise && self.import.rules.iter().all(|rule| !rule.accept)
     }
 

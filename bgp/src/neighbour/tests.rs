@@ -289,6 +289,21 @@ fn stale_routes_do_not_outlive_a_peer_that_never_sends_end_of_rib() {
     assert_eq!(neighbour.received().len(), 0);
 }
 
+#[test]
+fn a_peer_is_learned_from_until_it_has_said_everything_in_each_family() {
+    let mut neighbour = neighbour(false);
+    establish(&mut neighbour, seconds(0), 1, open(None));
+    assert!(!neighbour.is_learning(), "no import rule");
+    neighbour.set_policy(seconds(0), Policy { import: Filter::ACCEPT, ..policy() });
+    for family in Family::ALL {
+        assert!(neighbour.is_learning());
+        receive(&mut neighbour, seconds(1), 1, Message::Update(Update::end_of_rib(family)));
+    }
+    assert!(!neighbour.is_learning());
+    neighbour.handle(seconds(2), Input::Closed(ConnId(1), None));
+    assert!(neighbour.is_learning(), "it may have more to say when it is back");
+}
+
 /// A peer that restarts gracefully, with two routes of its own, whose path BFD has found dead.
 fn path_down(independent: bool) -> Neighbour {
     let mut neighbour = neighbour(false);

@@ -139,6 +139,7 @@ mod tests {
             graceful_restart: false,
             last_error: Some(error.to_string()),
             error: Some(error),
+            learning: false,
             password,
             bfd: None,
         }

@@ -3,7 +3,7 @@
 //! SOCKET is where the daemon asks, `/run/bulkhead/bfd.sock` by default. SIGTERM tells every neighbour AdminDown, and ends.
 
 use bulkhead_bgp::bfd::process;
-use std::{env, path::PathBuf, process::ExitCode};
+use std::{env, io::IsTerminal, path::PathBuf, process::ExitCode};
 
 const SOCKET: &str = "/run/bulkhead/bfd.sock";
 
@@ -14,7 +14,8 @@ fn main() -> ExitCode {
         eprintln!("usage: bulkhead-bfd [SOCKET]");
         return ExitCode::from(2);
     }
-    tracing_subscriber::fmt().with_writer(std::io::stderr).init();
+    let ansi = std::io::stderr().is_terminal();
+    tracing_subscriber::fmt().with_ansi(ansi).with_writer(std::io::stderr).init();
     match process::run(&socket) {
         Ok(()) => ExitCode::SUCCESS,
         Err(error) => {

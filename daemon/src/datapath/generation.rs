@@ -126,13 +126,25 @@ impl Datapath {
         Ok(())
     }
 
+    /// Asks about every connection once more, by the same tables under another number: behind a change of pods' policies,
+    /// which packets since the switch may have been admitted without. Says the number.
+    ///
+    /// # Errors
+    /// The number stays; call it again.
+    pub fn ask_again(&mut self) -> Result<u32, DatapathError> {
+        // Nobody decides by a policy of before under the number to come.
+        grace_period()?;
+        let number = of_the_same_half(self.running_generation()?);
+        self.generation
+            .set(0, number, 0)
+            .map_err(|source| DatapathError::Map { what: "renumbering the generation".into(), source })?;
+        Ok(number)
+    }
+
     /// Ends what [`Datapath::apply`] began; takes a grace period (about 10 ms) the first time after a switch.
     pub fn settle(&mut self) -> Result<(), DatapathError> {
         let Some(removals) = &self.pending else { return Ok(()) };
-        sys::wait_for_packets_in_flight().map_err(|source| DatapathError::Kernel {
-            what: "waiting for packets in flight (membarrier)".into(),
-            source,
-        })?;
+        grace_period()?;
         let removals = removals.clone();
         self.remove(&removals)?;
         self.pending = None;
@@ -244,6 +256,18 @@ fn following(generation: u32) -> u32 {
     generation.checked_add(1).unwrap_or(2)
 }
 
+/// The next number of the same half, and never 0.
+fn of_the_same_half(generation: u32) -> u32 {
+    generation.checked_add(2).unwrap_or(2 + (generation & 1))
+}
+
+fn grace_period() -> Result<(), DatapathError> {
+    sys::wait_for_packets_in_flight().map_err(|source| DatapathError::Kernel {
+        what: "waiting for packets in flight (membarrier)".into(),
+        source,
+    })
+}
+
 /// Removing what is not there has succeeded.
 pub(super) fn absent_is_fine(result: Result<(), MapError>) -> Result<(), MapError> {
     match result {
@@ -262,6 +286,15 @@ mod tests {
         for running in [0, 1, 2, u32::MAX - 1, u32::MAX] {
             assert_ne!(following(running), 0);
             assert_ne!(following(running) & 1, running & 1);
+        }
+    }
+
+    #[test]
+    fn another_number_of_the_same_half_is_never_zero() {
+        for running in [1, 2, u32::MAX - 2, u32::MAX - 1, u32::MAX] {
+            let number = of_the_same_half(running);
+            assert!(number != 0 && number != running);
+            assert_eq!(number & 1, running & 1);
         }
     }
 }

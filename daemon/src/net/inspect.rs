@@ -9,7 +9,7 @@ use netlink_packet_route::{
     AddressFamily, RouteNetlinkMessage as Message,
     address::{AddressAttribute, AddressMessage},
     neighbour::{NeighbourAddress, NeighbourAttribute, NeighbourMessage, NeighbourState},
-    route::{RouteAddress, RouteAttribute, RouteHeader, RouteMessage, RouteType},
+    route::{RouteAddress, RouteAttribute, RouteHeader, RouteMessage, RouteType, RouteVia},
 };
 use std::{
     collections::{BTreeMap, BTreeSet},
@@ -94,6 +94,8 @@ pub(super) async fn neighbours(kernel: &Kernel, ifindex: u32) -> Result<BTreeMap
 pub(super) struct RouteSeen {
     pub dst: IpNetwork,
     pub gateway: Option<IpAddr>,
+    /// Of all its next hops, of either IP version.
+    pub gateways: BTreeSet<IpAddr>,
     /// One, or as many as it has next hops.
     pub interfaces: Vec<u32>,
     pub protocol: u8,
@@ -109,22 +111,36 @@ pub(super) fn route_of(object: &Message) -> Option<RouteSeen> {
     let v4 = message.header.address_family == AddressFamily::Inet;
     let mut dst: IpAddr = if v4 { Ipv4Addr::UNSPECIFIED.into() } else { Ipv6Addr::UNSPECIFIED.into() };
     let (mut gateway, mut interfaces) = (None, Vec::new());
+    let mut gateways: BTreeSet<IpAddr> = message.attributes.iter().filter_map(gateway_of).collect();
     for attribute in &message.attributes {
         match attribute {
             RouteAttribute::Destination(a) => dst = ip_of(a)?,
             RouteAttribute::Gateway(a) => gateway = ip_of(a),
             RouteAttribute::Oif(index) => interfaces.push(*index),
-            RouteAttribute::MultiPath(hops) => interfaces.extend(hops.iter().map(|h| h.interface_index)),
+            RouteAttribute::MultiPath(hops) => {
+                interfaces.extend(hops.iter().map(|h| h.interface_index));
+                gateways.extend(hops.iter().flat_map(|h| &h.attributes).filter_map(gateway_of));
+            }
             _ => {}
         }
     }
     Some(RouteSeen {
         dst: IpNetwork::new(dst, message.header.destination_prefix_length).ok()?,
         gateway,
+        gateways,
         interfaces,
         protocol: message.header.protocol.into(),
         discard: message.header.kind == RouteType::BlackHole,
     })
+}
+
+fn gateway_of(attribute: &RouteAttribute) -> Option<IpAddr> {
+    match attribute {
+        RouteAttribute::Gateway(address) => ip_of(address),
+        RouteAttribute::Via(RouteVia::Inet(a)) => Some(IpAddr::V4(*a)),
+        RouteAttribute::Via(RouteVia::Inet6(a)) => Some(IpAddr::V6(*a)),
+        _ => None,
+    }
 }
 
 fn ip_of(address: &RouteAddress) -> Option<IpAddr> {

@@ -2,8 +2,8 @@
 //!
 //! Small traits ([`Links`], [`Routes`], [`Shaper`]) with one real implementation over rtnetlink ([`Kernel`]) and fakes in
 //! tests. Nothing here knows of partitions, policy or records, and nothing here remembers: what is there is asked of the
-//! kernel. Only interfaces whose name begins with [`HOST_PREFIX`] or [`IFB_PREFIX`] and routes of [`RTPROT_BULKHEAD`] are
-//! ever changed or removed.
+//! kernel. Only interfaces whose name begins with [`HOST_PREFIX`] or [`IFB_PREFIX`] and routes of [`RTPROT_BULKHEAD`] and
+//! [`RTPROT_LEARNED`] are ever changed or removed.
 //!
 //! ```text
 //!  pod's namespace                 │ node's namespace
@@ -14,6 +14,7 @@
 //! ```
 
 mod inspect;
+mod learned;
 mod links;
 pub mod mac;
 mod netlink;
@@ -22,6 +23,7 @@ pub mod qdisc;
 mod routes;
 
 pub use inspect::PodState;
+pub use learned::Learned;
 pub use mac::{Mac, Names};
 pub use netlink::{Kernel, NetError};
 pub use qdisc::{Limit, Limits, Shaper};
@@ -38,8 +40,10 @@ use std::{
 pub const HOST_PREFIX: &str = "bh";
 /// The `ifb` that paces what leaves a pod.
 pub const IFB_PREFIX: &str = "bi";
-/// `rtm_protocol` of the routes to pods and of the discard routes of own blocks. Routes learned by BGP need another one.
+/// `rtm_protocol` of the routes to pods and of the discard routes of own blocks.
 pub const RTPROT_BULKHEAD: u8 = 66;
+/// Of the routes that were learned by BGP.
+pub const RTPROT_LEARNED: u8 = 67;
 /// What every pod has as its next hop; no interface owns these: a permanent neighbour entry answers for them.
 pub const GATEWAY_V4: Ipv4Addr = Ipv4Addr::new(169, 254, 1, 1);
 pub const GATEWAY_V6: Ipv6Addr = Ipv6Addr::new(0xfe80, 0, 0, 0, 0, 0, 0, 1);

@@ -77,7 +77,7 @@ impl Routes for Kernel {
 }
 
 /// A route message under construction; main table.
-pub(super) struct RouteBuilder(RouteMessage);
+pub(super) struct RouteBuilder(pub(super) RouteMessage);
 
 pub(super) fn route(dst: IpNetwork, scope: RouteScope) -> RouteBuilder {
     let mut message = RouteMessage::default();
@@ -102,7 +102,7 @@ fn discard(block: IpNetwork) -> RouteBuilder {
 }
 
 impl RouteBuilder {
-    fn with(mut self, attribute: RouteAttribute) -> Self {
+    pub(super) fn with(mut self, attribute: RouteAttribute) -> Self {
         self.0.attributes.push(attribute);
         self
     }
@@ -128,7 +128,7 @@ impl RouteBuilder {
         Request::new(what, Message::NewRoute(self.0), NLM_F_CREATE | NLM_F_REPLACE)
     }
 
-    fn remove(self, what: &'static str) -> Request {
+    pub(super) fn remove(self, what: &'static str) -> Request {
         Request::new(what, Message::DelRoute(self.0), 0).fine_if(&[libc::ESRCH, libc::ENODEV])
     }
 }

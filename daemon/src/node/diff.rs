@@ -69,11 +69,12 @@ impl Connection {
         Some(Self { from: from.to_ip(), to: to.to_ip(), proto: key.proto, port: flow.service_port })
     }
 
-    /// Each end of this node that has admitted it is asked again, as the kernel will; a kept one is not.
+    /// Each end of this node that has admitted it is asked again, as the kernel will.
     fn is_cut(&self, flow: &Flow, after: &Side) -> bool {
         [(DIR_EGRESS, FLOW_KEEP_EGRESS), (DIR_INGRESS, FLOW_KEEP_INGRESS)].into_iter().any(|(dir, keep)| {
-            let asked = flow.generations[dir as usize] != 0 && flow.flags & keep == 0;
-            asked && !after.admits(dir, self.from, self.to, self.proto, self.port)
+            let kept = flow.flags & keep != 0;
+            flow.generations[dir as usize] != 0
+                && after.cuts(dir, self.from, self.to, self.proto, self.port, kept)
         })
     }
 }

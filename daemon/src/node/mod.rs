@@ -71,6 +71,8 @@ pub struct Node {
     failed: Vec<ObjectError>,
     pub bgp: Bgp,
     generation_since: u64,
+    /// Pods have other policies than their connections were admitted by.
+    to_ask_again: bool,
     last_change_millis: u64,
 }
 
@@ -131,7 +133,7 @@ impl Node {
         let endpoints = Self::load_endpoints(&config, claims, net.clone(), &uplinks, &mut datapath).await?;
         let announced = config.state_dir.join(ANNOUNCED_FILE);
         let bfd = config.bfd_socket.clone();
-        let bgp = Bgp::new(config.node.clone(), sources(&uplinks), announced, bfd, forwarding);
+        let bgp = Bgp::new(config.node.clone(), sources(&uplinks), announced, bfd, net.clone(), forwarding);
         let (bgp_peers, bgp_configuration) = bgp_objects.unwrap_or_default();
         let in_force = Snapshot {
             policy: policy.unwrap_or_default(),
@@ -156,6 +158,7 @@ impl Node {
             failed: Vec::new(),
             bgp,
             generation_since: 0,
+            to_ask_again: false,
             last_change_millis: 0,
         })
     }
@@ -281,6 +284,7 @@ impl Node {
             self.failed.push(ObjectError { file: None, object: None, field: None, message: e.to_string() });
         }
         self.update_endpoints().await;
+        self.ask_again();
         self.announce_blocks().await;
         if let Err(e) = self.datapath.settle() {
             warn!(error = %e, "cannot remove what only the former generation needed; tried again with the next change");
@@ -378,6 +382,25 @@ impl Node {
         }
     }
 
+    /// A pod's hooks learn of its other policy behind the switch; what they admitted in between is asked about again.
+    fn ask_again(&mut self) {
+        if !self.to_ask_again {
+            return;
+        }
+        match self.datapath.ask_again() {
+            Ok(generation) => {
+                self.to_ask_again = false;
+                let switched = Switched { generation, since: self.generation_since, rollback_of: None };
+                let objects = &self.in_force.policy;
+                self.history.record(switched, objects, objects);
+            }
+            Err(e) => {
+                let message = e.to_string();
+                self.failed.push(ObjectError { file: None, object: None, field: None, message });
+            }
+        }
+    }
+
     /// Brings every pod's policy, identity and limits in line with the objects in force.
     async fn update_endpoints(&mut self) {
         let Some(compiled) = &self.compiled else { return };
@@ -387,10 +410,9 @@ impl Node {
             if let Some(placement) = compiled.place(&self.in_force.policy, &local_pod(&record)) {
                 let identity = |address| compiled.pod_identity(&placement, address);
                 let policy = placement.policy;
-                if let Err(e) =
-                    self.endpoints.set_identity(&mut self.datapath, &record.id, policy, identity).await
-                {
-                    failed.push(pod_error(&record.pod, e.to_string()));
+                match self.endpoints.set_identity(&mut self.datapath, &record.id, policy, identity).await {
+                    Ok(()) => self.to_ask_again |= policy != record.policy,
+                    Err(e) => failed.push(pod_error(&record.pod, e.to_string())),
                 }
             }
             let bandwidth = match self.bandwidth(&record.pod, &record.partition, record.runtime_bandwidth) {

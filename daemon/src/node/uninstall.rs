@@ -21,6 +21,8 @@ pub async fn uninstall(config: &Config, claims: Claims) -> Result<(), NodeError>
     }
     let routes: Vec<_> = net.list_routes().await?.into_iter().collect();
     net.remove_routes(&routes).await?;
+    let learned: Vec<_> = net.learned().await?.into_keys().collect();
+    net.remove_learned(&learned).await?;
     Datapath::remove_pins(&config.pin_dir)?;
     for block in claims.of_node(&config.node).await? {
         claims.release(&block).await?;

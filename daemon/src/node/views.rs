@@ -4,8 +4,8 @@ use super::{Node, unix_seconds};
 use crate::bgp::why::{Facts, Origin};
 use bulkhead_api::{
     messages::{
-        DropInfo, EndpointInfo, ErrorReply, PartitionInfo, RuleCountInfo, RuleInfo, RulesRequest, Status,
-        code,
+        DropInfo, EndpointInfo, ErrorReply, ObjectError, PartitionInfo, RuleCountInfo, RuleInfo,
+        RulesRequest, Status, code,
     },
     objects::{DEFAULT_PARTITION, IpNetwork, Isolation, PartitionSpec},
 };
@@ -25,13 +25,15 @@ impl Node {
             held: self.history.held(),
             bandwidth: "tbf".into(),
             uplinks: self.uplinks.iter().map(|u| u.name.clone()).collect(),
-            errors: self
-                .errors()
-                .into_iter()
-                .chain(self.bgp.bfd_error())
-                .chain(self.history.failure())
-                .collect(),
+            errors: self.told(),
         })
+    }
+
+    /// Also what the tasks beside the node could not do.
+    fn told(&self) -> Vec<ObjectError> {
+        let beside =
+            self.bgp.bfd_error().into_iter().chain(self.bgp.learning_error()).chain(self.history.failure());
+        self.errors().into_iter().chain(beside).collect()
     }
 
     pub fn endpoints(&self) -> Vec<EndpointInfo> {

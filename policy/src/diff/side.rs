@@ -124,10 +124,11 @@ impl Side {
         verdict
     }
 
-    /// Whether one end alone admits it: the initiator's egress, or the responder's ingress. An end outside does.
-    pub fn admits(&self, dir: u32, from: IpAddr, to: IpAddr, proto: u8, port: u16) -> bool {
+    /// Whether one end alone cuts a live connection: the initiator's egress, or the responder's ingress. One that it has
+    /// `kept` is shielded from the partition tier. An end outside cuts none.
+    pub fn cuts(&self, dir: u32, from: IpAddr, to: IpAddr, proto: u8, port: u16, kept: bool) -> bool {
         let (end, peer) = if dir == DIR_EGRESS { (from, to) } else { (to, from) };
-        self.decide(end, peer, dir, proto, port).is_none_or(Decision::passes)
+        self.decide(end, peer, dir, proto, port).is_some_and(|d| !d.passes() && (d.last || !kept))
     }
 
     fn decide(&self, end: IpAddr, peer: IpAddr, dir: u32, proto: u8, port: u16) -> Option<Decision> {

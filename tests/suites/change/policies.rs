@@ -1,8 +1,8 @@
 //! NetworkPolicy and ClusterNetworkPolicy over live pods: what `diff` says beforehand is what then happens.
 
-use super::{CALL, DEADLINE, LOST, eventually, node, now, pods};
+use super::{CALL, DEADLINE, FILE, LOST, eventually, node, now, pods};
 use bulkhead_api::messages::{DiffRequest, FileText, PolicyDiff};
-use bulkhead_lab::{Lab, Result, unmet, wait::until_true};
+use bulkhead_lab::{Lab, Result, unmet, until, wait::until_true};
 use std::{
     io::{Read, Write},
     net::{SocketAddr, TcpListener, TcpStream},
@@ -67,6 +67,14 @@ fn diff(lab: &Lab, file: &str, text: &str) -> Result<PolicyDiff> {
     node(lab).post("/v1/policy/diff", &DiffRequest { files, delete: Vec::new(), prune: false })
 }
 
+/// The diff, once those of the connections before that are closing have closed: one is live, and it would cut it.
+fn cuts_one(lab: &Lab, file: &str, text: &str) -> Result<PolicyDiff> {
+    until("the diff cuts one connection", DEADLINE, || match diff(lab, file, text)? {
+        told if told.cut_connections == 1 => Ok(Some(told)),
+        told => unmet(format!("{told:?}")),
+    })
+}
+
 /// Whether the diff has a line that turns web/front-0's calls of payments/db-0.
 fn turns(lab: &Lab, diff: &PolicyDiff, allows: bool) -> Result<bool> {
     let (front, db) = pods(lab)?;
@@ -79,9 +87,8 @@ fn turns(lab: &Lab, diff: &PolicyDiff, allows: bool) -> Result<bool> {
 
 pub fn a_network_policy_cuts_what_the_diff_says(lab: &mut Lab) -> Result<()> {
     let mut live = Live::open(lab)?;
-    let told = diff(lab, POLICY, NETWORK_POLICY)?;
-    if told.cut_connections != 1
-        || told.changed != ["+NetworkPolicy/payments/db"]
+    let told = cuts_one(lab, POLICY, NETWORK_POLICY)?;
+    if told.changed != ["+NetworkPolicy/payments/db"]
         || told.changes.iter().any(|c| c.allows)
         || told.changes.iter().map(|c| c.cut_connections).sum::<usize>() != 1
     {
@@ -99,6 +106,36 @@ pub fn a_network_policy_cuts_what_the_diff_says(lab: &mut Lab) -> Result<()> {
     }
 }
 
+/// `established: Keep` shields from the partition tier, and from no other: the diff says so, and so it happens.
+pub fn a_kept_connection_is_cut_by_another_tier_alone(lab: &mut Lab) -> Result<()> {
+    const CALLS: &str = "    - name: calls-from-web\n";
+    let original = lab.objects.read(FILE)?;
+    let keeping = original.replacen(CALLS, &format!("{CALLS}      established: Keep\n"), 1);
+    let without = keeping.replacen("port: 8000,", "port: 8085,", 1);
+    if keeping == original || without == keeping {
+        return unmet(format!("{FILE} is not what it was"));
+    }
+    lab.objects.write(FILE, &keeping)?;
+    let mut live = Live::open(lab)?;
+    // Until the rule is in force connections are not kept.
+    until_true("a connection is kept", DEADLINE, || {
+        live = Live::open(lab)?;
+        let told = diff(lab, FILE, &without)?;
+        Ok(turns(lab, &told, false)? && told.cut_connections == 0)
+    })?;
+    lab.objects.write(FILE, &without)?;
+    eventually(lab, LOST, false)?;
+    if !live.is_alive() {
+        return unmet("the diff told of no cut, and the connection is gone");
+    }
+    cuts_one(lab, CLUSTER, CLUSTER_POLICY)?;
+    lab.objects.write(CLUSTER, CLUSTER_POLICY)?;
+    until_true("the connection is cut", DEADLINE, || Ok(!live.is_alive()))?;
+    lab.objects.remove(CLUSTER)?;
+    lab.objects.write(FILE, &original)?;
+    eventually(lab, LOST, true)
+}
+
 pub fn a_relabelled_pod_is_allowed_denied_and_allowed_again(lab: &mut Lab) -> Result<()> {
     for (app, allowed) in [("front", true), ("other", false), ("front", true)] {
         let told = diff(lab, LABELS, &labelled(app))?;
@@ -114,8 +151,8 @@ pub fn a_relabelled_pod_is_allowed_denied_and_allowed_again(lab: &mut Lab) -> Re
 
 pub fn an_admin_policy_stands_over_a_network_policy(lab: &mut Lab) -> Result<()> {
     let mut live = Live::open(lab)?;
-    let told = diff(lab, CLUSTER, CLUSTER_POLICY)?;
-    if told.cut_connections != 1 || !turns(lab, &told, false)? {
+    let told = cuts_one(lab, CLUSTER, CLUSTER_POLICY)?;
+    if !turns(lab, &told, false)? {
         return unmet(format!("{told:?}"));
     }
     lab.objects.write(CLUSTER, CLUSTER_POLICY)?;

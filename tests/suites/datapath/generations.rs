@@ -1,14 +1,14 @@
 //! One store changes the whole node; live connections are asked about again.
 
 use crate::{
-    node::{A, B, End, FAMILIES, NODE, Node, POLICY_A, POLICY_B, V4, VM, WORLD, addr},
+    node::{A, B, End, FAMILIES, NODE, Node, POLICY_A, POLICY_B, V4, VM, WORLD, addr, ifindex},
     packet::{ACK, Packet, SYN, TCP, icmp, tcp, udp},
     rules::{Port, Rules, SIZES},
 };
 use aya::maps::{Array, HashMap, Map, MapData};
 use bulkhead_daemon::datapath::{DatapathError, Generation, Identities, PodMaps};
 use bulkhead_ebpf_abi::{
-    Cell, DROP_POLICY, DROP_REVOKED, IDENTITY_LOCAL_POD, Identity, ORIGIN_NONE, RULE_DEFAULT_DENY,
+    Cell, DROP_POLICY, DROP_REVOKED, Endpoint, IDENTITY_LOCAL_POD, Identity, ORIGIN_NONE, RULE_DEFAULT_DENY,
 };
 use bulkhead_lab::bpf;
 use std::{os::fd::AsFd, sync::Arc};
@@ -25,6 +25,7 @@ crate::trials! {
     a_connection_that_is_kept_is_cut_when_another_tier_refuses_it,
     the_nodes_own_connections_survive_every_generation,
     a_switch_is_whole_and_numbers_go_on,
+    a_connection_is_asked_about_again_by_the_policy_that_its_pod_has_now,
     numbers_are_compared_whole_and_go_round,
     tables_too_large_change_nothing,
     a_full_map_of_addresses_leaves_the_running_generation_in_force_until_there_is_room,
@@ -188,6 +189,24 @@ fn a_switch_is_whole_and_numbers_go_on() {
             assert_eq!(node.send(A, &tcp((f.a, 100 + round), (f.vm, 80), SYN)).end, end);
         }
     }
+}
+
+fn a_connection_is_asked_about_again_by_the_policy_that_its_pod_has_now() {
+    let mut node = Node::new(a_to_b());
+    let generation = node.apply(&a_to_b());
+    for f in FAMILIES {
+        assert_eq!(node.send(A, &tcp((f.a, 5), (f.vm, 80), SYN)).end, End::Next);
+    }
+    // Behind the switch: policy 3 allows nothing.
+    let index = ifindex("pod-a");
+    let pod = node.datapath.endpoints().expect("endpoints")[&index];
+    node.datapath.set_endpoint(index, &Endpoint { policy: 3, ..pod }).expect("endpoint");
+    assert_eq!(node.datapath.ask_again().expect("renumbered"), generation + 2);
+    for f in FAMILIES {
+        assert_eq!(node.send(A, &tcp((f.a, 5), (f.vm, 80), ACK)).end, CUT);
+    }
+    // The next one goes on from there.
+    assert_eq!(node.apply(&a_to_b()), generation + 3);
 }
 
 /// As if so many had been in force.
