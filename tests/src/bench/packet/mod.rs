@@ -114,6 +114,7 @@ fn decisions(bench: &mut Bench) -> Result<Vec<Figure>> {
 
 /// Of the hook, and of the bare look-ups.
 fn decision(bench: &mut Bench, layout: &Layout, hook: Hook, rules: &Rules) -> Result<[f64; 2]> {
+    bench.world.forget()?;
     bench.world.apply(rules)?;
     let sends = hook == Hook::FromPod;
     // All ports of few addresses, one of many: the table of connections shall not be what is measured.

@@ -102,6 +102,11 @@ impl World {
         told(self.datapath.settle())
     }
 
+    /// All connections of the pod.
+    pub fn forget(&mut self) -> Result<()> {
+        told(self.datapath.forget_flows(&[own(&V4, 0).to_ip(), own(&V6, 0).to_ip()])).map(drop)
+    }
+
     pub fn map(&self, name: &str) -> Result<MapData> {
         told(MapData::from_pin(self.pins.join("maps").join(name)))
     }
