@@ -116,7 +116,7 @@ impl Sizes {
         policies: 1_024,
         port_tables: 512,
         port_pages: 4_096,
-        rows: 524_288,
+        rows: 1_048_576,
         cells: 262_144,
     };
 }
