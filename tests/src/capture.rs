@@ -23,6 +23,9 @@ use std::{
     thread::{self, JoinHandle},
 };
 
+/// Bytes that may wait to be looked at, as the kernel counts them (some 800 for a small frame).
+const QUEUE: usize = 64 << 20;
+
 /// A frame by its outermost headers.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct Frame {
@@ -52,6 +55,8 @@ impl Capture {
             let fd =
                 socket(AddressFamily::Packet, SockType::Raw, SockFlag::SOCK_CLOEXEC, SockProtocol::EthAll)?;
             setsockopt(&fd, sockopt::ReceiveTimeout, &TimeVal::milliseconds(20))?;
+            // A busy machine lets this thread wait for a second and more.
+            setsockopt(&fd, sockopt::RcvBufForce, &QUEUE)?;
             let index = if_nametoindex(interface).during(|| format!("looking up {interface}"))?;
             Ok((fd, index))
         })?;

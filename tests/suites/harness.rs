@@ -7,7 +7,7 @@ use bulkhead_lab::{
     link::{End, ip_output, run},
     probe::{Cell, Family, Service, Site, Verdict, probe},
     routes::{Route, RouteWatch, kernel_routes},
-    traffic::{Sequence, rate},
+    traffic::{Connection, Sequence, rate},
     until, veth,
 };
 use libtest_mimic::{Arguments, Failed, Trial};
@@ -34,6 +34,7 @@ fn main() -> Result<()> {
         trial("a probe tells denied from unanswered", probe_verdicts),
         trial("a capture sees the addresses on the wire", capture_sees),
         trial("a lost datagram is counted", losses_counted),
+        trial("a lost segment is counted, though every byte arrives", lost_segments_counted),
         trial("a shaped link is measured at its rate, TCP and UDP", rates),
     ];
     libtest_mimic::run(&arguments, trials).exit()
@@ -182,6 +183,29 @@ fn losses_counted() -> Result<()> {
     })?;
     let report = sequence.finish()?;
     assert!(report.lost >= 10 && report.longest_gap >= Duration::from_millis(50), "{report:?}");
+    Ok(())
+}
+
+fn lost_segments_counted() -> Result<()> {
+    let (left, right) = cable("segment-a", "segment-b", "172.31.7")?;
+    let address = "172.31.7.2:7000".parse().expect("an address");
+    let healthy = Connection::start(&left, &right, address, PACE)?;
+    until("bytes flow", Duration::from_secs(5), || Ok((healthy.heard() > 80).then_some(())))?;
+    assert_eq!(healthy.finish()?.lost, 0);
+    let address = "172.31.7.2:7001".parse().expect("an address");
+    let connection = Connection::start(&left, &right, address, PACE)?;
+    until("bytes flow", Duration::from_secs(5), || Ok((connection.heard() > 80).then_some(())))?;
+    // A queue that takes no packet: what is sent is lost before it can arrive.
+    run(left.command("tc").args("qdisc add dev eth0 root bfifo limit 1".split(' ')))?;
+    until("segments are lost", Duration::from_secs(5), || Ok((connection.missing()? > 2).then_some(())))?;
+    run(left.command("tc").args("qdisc del dev eth0 root".split(' ')))?;
+    let before = connection.heard();
+    until("bytes flow again", Duration::from_secs(15), || {
+        Ok((connection.heard() > before + 80).then_some(()))
+    })?;
+    let report = connection.finish()?;
+    assert_eq!(report.received, report.sent);
+    assert!(report.lost > 2, "{report:?}");
     Ok(())
 }
 

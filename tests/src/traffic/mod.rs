@@ -46,8 +46,8 @@ impl LastHeard {
     }
 }
 
-/// TCP segments that this end has sent again.
-fn retransmits(socket: &TcpStream) -> Result<u32> {
+/// The kernel's word on a connection, as one end sees it.
+fn tcp_info(socket: &TcpStream) -> Result<libc::tcp_info> {
     // SAFETY: all-zero is a valid `tcp_info` (integers only).
     let mut info: libc::tcp_info = unsafe { std::mem::zeroed() };
     let mut length = size_of::<libc::tcp_info>() as libc::socklen_t;
@@ -64,7 +64,7 @@ fn retransmits(socket: &TcpStream) -> Result<u32> {
     if result != 0 {
         return Err(io::Error::last_os_error()).during(|| "reading TCP_INFO".into());
     }
-    Ok(info.tcpi_total_retrans)
+    Ok(info)
 }
 
 /// Puts the calling thread before others that want the processor: what is measured is the network.

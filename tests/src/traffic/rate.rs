@@ -2,8 +2,8 @@
 //!
 //! The window begins with the first byte that arrives, so that a burst or a slow start counts in full.
 
-use super::{first_in_line, retransmits};
-use crate::{Context, Netns, Result, unmet};
+use super::{first_in_line, tcp_info};
+use crate::{Context, Error, Netns, Result, unmet};
 use nix::sys::socket::{getsockopt, setsockopt, sockopt};
 use std::{
     io::{self, Read, Write},
@@ -94,7 +94,7 @@ pub fn tcp(from: &Netns, to: &Netns, address: SocketAddr, window: Duration) -> R
             first_in_line();
             // Ends when the receiver, having seen enough, closes.
             while client.write_all(&block).is_ok() {}
-            retransmits(&client)
+            Ok::<_, Error>(tcp_info(&client)?.tcpi_total_retrans)
         });
         let receiver = scope.spawn(move || {
             first_in_line();

@@ -1,0 +1,28 @@
+#!/usr/bin/env bash
+# Cargo's runner for test programs: bounded.sh PROGRAM [ARGUMENT...]. Each has a limit of time, so that one that hangs
+# fails by name, and says how long it took.
+#
+# What a lab's suite sees depends on how fast routers, kernels and a shared processor are, so a lab that failed is run once
+# more, and that is told at the end (BULKHEAD_HELD_AGAIN). What depends on values alone (units, property tests, programs
+# in the kernel by test-run) has one attempt.
+set -uo pipefail
+
+limit=${BULKHEAD_SUITE_SECONDS:-900}
+name=$(basename "$1" | sed -E 's/-[0-9a-f]{16}$//')
+labs=" bfd bgp_bfd bgp_bird bgp_learned bgp_matrix bgp_views change cni forwarding harness kube_api lab lifecycle restart vanish wiring "
+
+attempt() {
+    local start=$SECONDS status
+    timeout --kill-after=20 "$limit" "$@"
+    status=$?
+    [ "$status" != 124 ] && [ "$status" != 137 ] || echo "==> $name did not end within $limit s and was killed" >&2
+    [ $((SECONDS - start)) -lt 5 ] || echo "==> $name took $((SECONDS - start)) s"
+    return "$status"
+}
+
+attempt "$@" && exit 0
+status=$?
+case "$labs" in *" $name "*) ;; *) exit "$status" ;; esac
+echo "==> $name failed; a second attempt" >&2
+attempt "$@" || exit
+[ -z "${BULKHEAD_HELD_AGAIN:-}" ] || echo "$name" >> "$BULKHEAD_HELD_AGAIN"
