@@ -32,15 +32,15 @@ use serde::{Deserialize, Serialize};
 pub struct BandwidthClassSpec {
     /// Bits a second on the wire (Ethernet bytes), e.g. `1G`.
     pub rate: Quantity,
-    /// Bytes that may go out at once; default one millisecond's worth, at least 128 KiB.
+    /// Bytes that may go out at once; default four milliseconds' worth, at least 128 KiB.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub burst: Option<Quantity>,
 }
 
 impl BandwidthClassSpec {
-    /// Bytes that may go out at once.
+    /// Bytes that may go out at once. The default is a tick at 250 Hz: of a queue that is woken a tick late nothing is lost.
     pub fn burst_bytes(&self) -> u64 {
-        self.burst.map_or_else(|| (self.rate.0 / 8 / 1000).max(128 * 1024), |b| b.0)
+        self.burst.map_or_else(|| (self.rate.0 / 8 / 250).max(128 * 1024), |b| b.0)
     }
 }
 
