@@ -1,8 +1,8 @@
 //! Reads the tables as the kernel does: look-up by look-up, from the very same values.
 
-use crate::{Compiled, atom::Atom, prefix::Prefix};
+use crate::{Compiled, atom::Atom, compile::Policy, prefix::Prefix};
 use bulkhead_ebpf_abi::{
-    Addr, CELL_FINAL, CELL_KEEP, ID_WORLD, Identity, POLICY_AUDIT, POLICY_OPEN, PORT_SLOTS, RULE_NONE,
+    Addr, CELL_FINAL, CELL_KEEP, Cell, ID_WORLD, Identity, POLICY_AUDIT, POLICY_OPEN, PORT_SLOTS, RULE_NONE,
     VERDICT_ALLOW, port_slot,
 };
 use std::net::IpAddr;
@@ -27,6 +27,18 @@ pub struct Decision {
 impl Decision {
     const NONE: Self =
         Self { allowed: false, audit: false, keep: false, rule: RULE_NONE, last: false, open: false };
+
+    /// What a cell says under a policy whose rules are read as a list.
+    pub(crate) fn of(list: &Policy, cell: &Cell) -> Self {
+        Self {
+            allowed: cell.verdict == VERDICT_ALLOW,
+            audit: list.audit() && cell.flags & CELL_FINAL == 0,
+            keep: cell.flags & CELL_KEEP != 0,
+            rule: cell.rule,
+            last: cell.flags & CELL_FINAL != 0,
+            open: list.is_open(),
+        }
+    }
 
     /// Whether the packet goes on.
     pub fn passes(self) -> bool {

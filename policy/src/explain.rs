@@ -2,7 +2,9 @@
 
 use crate::{
     Compiled, LocalPod, Objects,
-    compile::{Rule, TIERS, Verdict},
+    atom::Atom,
+    compile::{self, Policy, Rule, TIERS, Verdict},
+    evaluate::Decision,
 };
 use bulkhead_api::messages::{ExplainedDecision, ExplainedEnd, Explanation, RuleInfo, TierDecision};
 use bulkhead_ebpf_abi::{
@@ -19,9 +21,10 @@ pub struct Flow {
     pub port: u16,
 }
 
-/// Both ends' decisions. An end decides only if it is a pod: one of `local`, one that the source tells of, or an address in
-/// a partition's range (the default partition's included). The generation (0 here), connections and bandwidth are the
-/// daemon's to fill in.
+/// Both ends' decisions. An end decides only if it is a pod: one of `local` (of this node, all of them), one that the source
+/// tells of, or an address in a partition's range (the default partition's included). Of a pod elsewhere its own node decides:
+/// to that one, the nodes that the tables know stand in other places. The generation (0 here), connections and bandwidth are
+/// the daemon's to fill in.
 ///
 /// `objects` are those that `compiled` was made of. None: `compiled` lacks the policy of an end, so compile with
 /// [`judged`] first.
@@ -36,8 +39,9 @@ pub fn explain(
     // A pod's packets to itself never leave it.
     if flow.from != flow.to {
         for (at, dir) in [(0, DIR_EGRESS), (1, DIR_INGRESS)] {
-            let Some(pod) = &ends[at].pod else { continue };
-            decisions.push(decide(compiled, objects, pod, ends[1 - at].shown.identity, dir, flow)?);
+            if ends[at].pod.is_some() {
+                decisions.push(decide(compiled, objects, &ends[at], &ends[1 - at].shown, dir, flow)?);
+            }
         }
     }
     let [from, to] = ends.map(|end| end.shown);
@@ -74,12 +78,15 @@ fn pod_at(objects: &Objects, local: &[LocalPod], address: IpAddr) -> Option<Loca
 struct End {
     shown: ExplainedEnd,
     pod: Option<LocalPod>,
+    /// Of this node.
+    is_local: bool,
 }
 
 impl End {
     fn of(compiled: &Compiled, objects: &Objects, local: &[LocalPod], address: IpAddr) -> Self {
         let pod = pod_at(objects, local, address);
-        let of_local = pod.as_ref().filter(|p| local.contains(p)).and_then(|p| compiled.place(objects, p));
+        let is_local = pod.as_ref().is_some_and(|p| local.contains(p));
+        let of_local = pod.as_ref().filter(|_| is_local).and_then(|p| compiled.place(objects, p));
         let identity = match of_local {
             Some(placement) => compiled.pod_identity(&placement, address),
             None => compiled.identity(address).id,
@@ -92,34 +99,57 @@ impl End {
             identity,
             bandwidth: None,
         };
-        Self { shown, pod }
+        Self { shown, pod, is_local }
     }
 }
 
 fn decide(
     compiled: &Compiled,
     objects: &Objects,
-    pod: &LocalPod,
-    peer: u32,
+    end: &End,
+    peer: &ExplainedEnd,
     dir: u32,
     flow: Flow,
 ) -> Option<ExplainedDecision> {
+    let pod = end.pod.as_ref()?;
     let policy = compiled.policy_of(objects, pod)?;
-    let decision = compiled.evaluate(policy, dir, peer, flow.proto, flow.port);
+    let list = compiled.lists.get(&(policy, dir))?;
+    let known = compiled.meaning(peer.identity);
+    let seen = if end.is_local { None } else { elsewhere(objects, pod, peer.address, known) };
+    let decision = match &seen {
+        None => compiled.evaluate(policy, dir, peer.identity, flow.proto, flow.port),
+        Some(atoms) => by_rules(list, atoms, flow),
+    };
     Some(ExplainedDecision {
         direction: if dir == DIR_EGRESS { "egress" } else { "ingress" }.into(),
         partition: pod.partition.clone(),
         allowed: decision.allowed,
         audit: decision.audit,
         rule: rule_info(compiled, decision.rule),
-        tiers: tiers(compiled, policy, dir, peer, flow),
+        tiers: tiers(compiled, list, seen.as_deref().unwrap_or(known), flow),
     })
 }
 
+/// What a node is to the node of a pod elsewhere; None: the same as here.
+fn elsewhere(objects: &Objects, pod: &LocalPod, peer: IpAddr, known: &[Atom]) -> Option<Vec<Atom>> {
+    if !known.contains(&Atom::Node) {
+        return None;
+    }
+    let node = objects.pod(&pod.key()).and_then(|told| objects.nodes.get(told.node.as_ref()?));
+    let is_own = node.is_some_and(|node| node.addresses.contains(&peer));
+    if is_own == known.contains(&Atom::LocalNode) {
+        return None;
+    }
+    let others = known.iter().filter(|atom| **atom != Atom::LocalNode).cloned();
+    Some(others.chain(is_own.then_some(Atom::LocalNode)).collect())
+}
+
+fn by_rules(list: &Policy, atoms: &[Atom], flow: Flow) -> Decision {
+    Decision::of(list, &compile::cell(list.audit(), &list.firsts(atoms, flow.proto, flow.port)))
+}
+
 /// What each tier that has rules says by itself.
-fn tiers(compiled: &Compiled, policy: u32, dir: u32, peer: u32, flow: Flow) -> Vec<TierDecision> {
-    let Some(list) = compiled.lists.get(&(policy, dir)) else { return Vec::new() };
-    let atoms = compiled.meaning(peer);
+fn tiers(compiled: &Compiled, list: &Policy, atoms: &[Atom], flow: Flow) -> Vec<TierDecision> {
     let firsts = list.firsts(atoms, flow.proto, flow.port);
     let has_rules = |tier| list.rules.iter().any(|r| r.tier == tier);
     let told = TIERS.into_iter().zip(firsts).filter(|(tier, _)| has_rules(*tier));

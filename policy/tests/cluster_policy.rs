@@ -84,6 +84,22 @@ fn the_lower_priority_goes_first_and_within_a_policy_the_rule_written_first() {
 }
 
 #[test]
+fn of_equal_priorities_the_first_by_name_speaks_and_the_tiers_do_not_share_them() {
+    let (deny, accept) = (
+        "ingress: [{action: Deny, from: [{namespaces: {}}]}]",
+        "ingress: [{action: Accept, from: [{namespaces: {}}]}]",
+    );
+    for (a, b, allowed) in [(deny, accept, false), (accept, deny, true)] {
+        let objects = with("", &[("a", &policy("Admin", 5, a)), ("b", &policy("Admin", 5, b))]);
+        let action = (allowed, "ClusterNetworkPolicy/a ingress[0]".to_string());
+        assert_eq!(decide(&objects, DIR_INGRESS, PAY, 1), action);
+    }
+    // A baseline policy of any priority stands behind all of the admin tier.
+    let objects = with("", &[("a", &policy("Baseline", 0, deny)), ("b", &policy("Admin", 1000, accept))]);
+    assert_eq!(decide(&objects, DIR_INGRESS, PAY, 1), (true, "ClusterNetworkPolicy/b ingress[0]".into()));
+}
+
+#[test]
 fn the_baseline_judges_only_pods_that_no_network_policy_isolates() {
     let deny = policy("Baseline", 1, "ingress: [{action: Deny, from: [{namespaces: {}}]}]");
     let mut objects = with("", &[("base", &deny)]);

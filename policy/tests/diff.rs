@@ -2,8 +2,9 @@
 #![allow(clippy::unwrap_used, reason = "helpers of tests")]
 
 use bulkhead_api::objects::{NetworkGroupSpec, PartitionSpec};
+use bulkhead_ebpf_abi::RULE_OWN_NODE;
 use bulkhead_policy::{
-    Interner, Objects, Sourced,
+    Interner, LocalPod, NodeInfo, Objects, Pod, Sourced,
     diff::{Diff, Side},
 };
 use std::sync::Arc;
@@ -81,4 +82,77 @@ fn a_rule_for_a_group_names_the_group() {
 fn a_rule_without_ports_opens_every_protocol() {
     let lines = changes("[]", "[{from: [{ipBlock: {cidr: 192.0.2.7/32}}]}]");
     assert_eq!(lines, ["+ 192.0.2.7/32 -> partition web any all"]);
+}
+
+/// Nodes `n1` and `n2`, and a pod of partition web on each; some are not told to be anywhere.
+fn with_nodes(web_ingress: &str, told: bool) -> Objects {
+    let mut objects = objects(web_ingress);
+    for n in 1..=2 {
+        let node =
+            NodeInfo { addresses: vec![format!("192.168.0.{n}").parse().unwrap()], ..NodeInfo::default() };
+        objects.nodes.insert(format!("n{n}"), Arc::new(node));
+        let addresses = vec![format!("10.66.0.{n}").parse().unwrap()];
+        let node = told.then(|| format!("n{n}"));
+        objects.pods.insert(format!("web/pod-{n}"), Arc::new(Pod { addresses, node, ..Pod::default() }));
+    }
+    // Nobody else: so no pod is untold.
+    let web = objects.partitions["web"].spec.clone();
+    let ranges = ["10.66.0.1/32", "10.66.0.2/32"].map(|r| r.parse().unwrap()).to_vec();
+    let spec = PartitionSpec { pod_cidrs: ranges, ..web };
+    objects.partitions.insert("web".into(), Arc::new(Sourced::new(spec, Some("p.yaml:1".into()))));
+    objects
+}
+
+const BY_NODES: &str = "[{from: [{nodes: {}}], ports: [{port: 9100}]}]";
+
+#[test]
+fn a_node_reaches_its_own_pods_whatever_changes_and_those_of_others_by_rules() {
+    let (before, after) = (with_nodes(BY_NODES, true), with_nodes("[]", true));
+    assert_eq!(lines(&before, &after), ["- node -> partition web tcp 9100"]);
+    let mut interner = Interner::default();
+    let [was, is] = [&before, &after].map(|o| Side::of(o, &mut interner, "n1", &[]).unwrap());
+    let diff = Diff::of(&was, &is);
+    let told =
+        |from: &str, to: &str| diff.find(from.parse().unwrap(), to.parse().unwrap(), 6, 9100).is_some();
+    assert!(told("192.168.0.1", "10.66.0.2") && told("192.168.0.2", "10.66.0.1"));
+    assert!(!told("192.168.0.1", "10.66.0.1") && !told("192.168.0.2", "10.66.0.2"));
+}
+
+#[test]
+fn where_all_pods_are_their_nodes_own_no_node_is_spoken_of() {
+    let one = |web_ingress: &str, told: bool| {
+        let mut objects = with_nodes(web_ingress, told);
+        objects.nodes.remove("n2");
+        objects.pods.insert("web/pod-2".into(), {
+            let pod = objects.pods["web/pod-2"].clone();
+            let node = told.then(|| "n1".to_string());
+            Arc::new(Pod { node, ..Pod::clone(&pod) })
+        });
+        objects
+    };
+    assert_eq!(lines(&one(BY_NODES, true), &one("[]", true)), [""; 0]);
+    // Of a pod that is not told to be anywhere nobody can say so.
+    assert_eq!(lines(&one(BY_NODES, false), &one("[]", false)), ["- node -> partition web tcp 9100"]);
+}
+
+#[test]
+fn pods_of_the_node_that_is_asked_are_its_own_by_its_own_word() {
+    let (before, after) = (with_nodes(BY_NODES, false), with_nodes("[]", false));
+    let local = |n: u8| LocalPod {
+        namespace: "web".into(),
+        name: format!("pod-{n}"),
+        partition: "web".into(),
+        addresses: vec![format!("10.66.0.{n}").parse().unwrap()],
+    };
+    let mut interner = Interner::default();
+    let [was, is] = [&before, &after].map(|o| Side::of(o, &mut interner, "n1", &[local(1)]).unwrap());
+    let diff = Diff::of(&was, &is);
+    let told =
+        |from: &str, to: &str| diff.find(from.parse().unwrap(), to.parse().unwrap(), 6, 9100).is_some();
+    assert!(!told("192.168.0.1", "10.66.0.1"));
+    assert!(told("192.168.0.1", "10.66.0.2") && told("192.168.0.2", "10.66.0.1"));
+    assert_eq!(
+        was.verdict("192.168.0.1".parse().unwrap(), "10.66.0.1".parse().unwrap(), 6, 1).rule,
+        RULE_OWN_NODE
+    );
 }

@@ -10,7 +10,7 @@ mod opinion;
 
 use bulkhead_ebpf_abi::{DIR_EGRESS, DIR_INGRESS, PROTO_ICMP, PROTO_ICMPV6};
 use bulkhead_policy::{
-    Compiled, Interner, LocalPod, Objects,
+    Compiled, Interner, Local, LocalPod, Objects, Pod, compile,
     diff::{Diff, Side},
     judged,
 };
@@ -21,7 +21,12 @@ use proptest::{
     prelude::*,
     test_runner::{FileFailurePersistence, TestRunner},
 };
-use std::{cell::Cell, net::IpAddr};
+use std::{
+    cell::Cell,
+    collections::{BTreeMap, BTreeSet},
+    net::IpAddr,
+    sync::Arc,
+};
 
 #[derive(Clone, Debug)]
 struct Step {
@@ -63,16 +68,23 @@ fn changed(before: &Objects, other: &Objects, step: &Step) -> Objects {
     after
 }
 
+/// The pods that stand at the addresses in question, each with the tables of its own node.
 struct Generation<'a> {
     objects: &'a Objects,
-    compiled: Compiled,
+    nodes: BTreeMap<String, Compiled>,
     pods: Vec<LocalPod>,
 }
 
 impl<'a> Generation<'a> {
     fn of(objects: &'a Objects, addresses: &[IpAddr]) -> Self {
         let pods = judged(objects, &[], addresses);
-        Self { objects, compiled: compiled_for(objects, &pods), pods }
+        let names: BTreeSet<String> = pods.iter().map(|pod| node_of(objects, pod)).collect();
+        let compiled = |node: &String| {
+            let local = Local { node, pods: &pods, ..HERE };
+            compile(objects, &mut Interner::default(), &local).unwrap()
+        };
+        let nodes = names.iter().map(|node| (node.clone(), compiled(node))).collect();
+        Self { objects, nodes, pods }
     }
 
     /// By the tables, which the second opinion confirms.
@@ -80,21 +92,45 @@ impl<'a> Generation<'a> {
         let mut allowed = true;
         for (end, peer, dir) in [(from, to, DIR_EGRESS), (to, from, DIR_INGRESS)] {
             let Some(pod) = self.pods.iter().find(|p| p.addresses.contains(&end)) else { continue };
-            let policy = self.compiled.place(self.objects, pod).unwrap().policy;
-            let identity = self.compiled.identity(peer).id;
-            let passes = self.compiled.evaluate(policy, dir, identity, probe.proto, probe.port).passes();
+            let node = node_of(self.objects, pod);
+            let compiled = &self.nodes[&node];
+            let policy = compiled.place(self.objects, pod).unwrap().policy;
+            let identity = compiled.identity(peer).id;
+            let passes = compiled.evaluate(policy, dir, identity, probe.proto, probe.port).passes();
             let packet = Packet { peer, proto: probe.proto, port: probe.port };
-            let told = opinion(self.objects, pod, dir, &packet);
+            let told = opinion(self.objects, &node, pod, dir, &packet);
             prop_assert_eq!(passes, told.allowed || told.audit);
             allowed &= passes;
         }
         Ok(allowed || from == to)
     }
+
+    /// Whether a node speaks to a pod that is told to be its own.
+    fn is_own(&self, from: IpAddr, to: IpAddr) -> bool {
+        let node = self.objects.nodes.iter().find(|(_, n)| n.addresses.contains(&from));
+        let pod = self.pods.iter().find(|p| p.addresses.contains(&to));
+        node.zip(pod).is_some_and(|((name, _), pod)| *name == node_of(self.objects, pod))
+    }
+}
+
+/// Some flows of nodes to pods that are told to be on them.
+fn own_pods(objects: &Objects) -> Vec<[IpAddr; 2]> {
+    let of_node = |pod: &Arc<Pod>| objects.nodes.get(pod.node.as_ref()?).cloned();
+    let pairs = objects.pods.values().filter_map(|pod| Some((pod, of_node(pod)?))).flat_map(|(pod, node)| {
+        let to_all = |from: &IpAddr| pod.addresses.iter().map(|to| [*from, *to]).collect::<Vec<_>>();
+        node.addresses.iter().flat_map(to_all).collect::<Vec<_>>()
+    });
+    pairs.take(6).collect()
+}
+
+/// Empty: nobody tells.
+fn node_of(objects: &Objects, pod: &LocalPod) -> String {
+    objects.pod(&pod.key()).and_then(|p| p.node.clone()).unwrap_or_default()
 }
 
 #[test]
 fn the_diff_speaks_of_a_packet_if_and_only_if_its_verdict_turns() {
-    let (turned, same) = (Cell::new(0), Cell::new(0));
+    let (turned, same, of_own_node) = (Cell::new(0), Cell::new(0), Cell::new(0));
     let mut runner = TestRunner::new(ProptestConfig {
         cases: 300,
         source_file: Some(file!()),
@@ -106,11 +142,13 @@ fn the_diff_speaks_of_a_packet_if_and_only_if_its_verdict_turns() {
         runner.run(&(any_objects(), any_objects(), any_step(), probes), |(before, other, step, probes)| {
             let after = changed(&before, &other, &step);
             let ends = |(to, from): &(Probe, Probe)| [from.peer(&before), to.peer(&after)];
-            let addresses: Vec<IpAddr> = probes.iter().flat_map(ends).collect();
+            let own = own_pods(&before).into_iter().zip(&probes).map(|(ends, (packet, _))| (ends, packet));
+            let flows: Vec<_> = probes.iter().map(|pair| (ends(pair), &pair.0)).chain(own).collect();
+            let addresses: Vec<IpAddr> = flows.iter().flat_map(|(ends, _)| *ends).collect();
             let old = Generation::of(&before, &addresses);
             let new = Generation::of(&after, &addresses);
             let mut interner = Interner::default();
-            let [was, is] = [&before, &after].map(|o| Side::of(o, &mut interner, NODE, &[]).unwrap());
+            let [was, is] = [&before, &after].map(|o| Side::of(o, &mut interner, "", &[]).unwrap());
             let diff = Diff::of(&was, &is);
             for change in &diff.changes {
                 let e = change.example;
@@ -118,13 +156,18 @@ fn the_diff_speaks_of_a_packet_if_and_only_if_its_verdict_turns() {
                 prop_assert_eq!(verdicts, [!change.allows, change.allows], "{:?}", change);
                 prop_assert!(!change.from.is_empty() && !change.to.is_empty(), "{:?}", change);
             }
-            for probe in &probes {
-                let ([from, to], packet) = (ends(probe), &probe.0);
+            for ([from, to], packet) in flows {
                 // ICMP is IPv4's, ICMPv6 is IPv6's, and both have no type beyond 255.
                 let other_icmp = if from.is_ipv4() { PROTO_ICMPV6 } else { PROTO_ICMP };
                 let no_type = matches!(packet.proto, PROTO_ICMP | PROTO_ICMPV6) && packet.port > 255;
                 if from.is_ipv4() != to.is_ipv4() || packet.proto == other_icmp || no_type {
                     continue;
+                }
+                // That a pod comes to a node is not told.
+                match (old.is_own(from, to), new.is_own(from, to)) {
+                    (true, true) => of_own_node.set(of_own_node.get() + 1),
+                    (false, false) => {}
+                    _ => continue,
                 }
                 let verdicts = (old.allows(from, to, packet)?, new.allows(from, to, packet)?);
                 let spoken = diff.find(from, to, packet.proto, packet.port).map(|n| diff.changes[n].allows);
@@ -139,4 +182,5 @@ fn the_diff_speaks_of_a_packet_if_and_only_if_its_verdict_turns() {
         panic!("{e}");
     }
     assert!(turned.get() > 1_000 && same.get() > 1_000, "{} turned, {} the same", turned.get(), same.get());
+    assert!(of_own_node.get() > 5, "{} of a node to its own pods", of_own_node.get());
 }

@@ -49,8 +49,39 @@ fn an_end_outside_the_cluster_and_a_node_decide_nothing() {
     let from_vm = told(&objects, "172.16.9.9", "10.65.0.1", PROTO_TCP, 20880);
     assert_eq!(from_vm, (false, vec!["web ingress deny: no rule allows it".to_string()]));
     assert_eq!(told(&objects, "172.16.9.9", "8.8.8.8", PROTO_TCP, 1), (true, vec![]));
-    let probe = told(&objects, "192.168.0.1", "10.65.0.1", PROTO_TCP, 80);
-    assert_eq!(probe, (true, vec!["web ingress allow: a node reaches its own pods".to_string()]));
+}
+
+#[test]
+fn a_node_reaches_its_own_pods_and_no_other_node_does_wherever_it_is_asked() {
+    let mut objects = cluster();
+    for (key, address, node) in [("web/here", "10.65.0.1", "node-1"), ("web/there", "10.65.0.2", "node-2")] {
+        add_pod(&mut objects, key, address, &format!("node: {node}"));
+    }
+    add_pod(&mut objects, "web/somewhere", "10.65.0.3", "{}");
+    let own = [local(&objects, "web/here")];
+    let c = compiled_for(&objects, &own);
+    let told = |from: &str, to: &str| {
+        let flow = Flow { from: ip(from), to: ip(to), proto: PROTO_TCP, port: 80 };
+        let e = bulkhead_policy::explain(&c, &objects, &own, flow).unwrap();
+        let decision = e.decisions.into_iter().next().unwrap();
+        let by_node = decision.tiers.iter().any(|t| t.tier == "node" && t.verdict == "allow");
+        (e.allowed, by_node, decision.rule.name)
+    };
+    let own_pod = (true, true, "a node reaches its own pods".to_string());
+    let nobodys = (false, false, "no rule allows it".to_string());
+    let control_plane = (true, false, "the control plane (allowControlPlane)".to_string());
+    for (from, to, expected) in [
+        ("192.168.0.1", "10.65.0.1", &own_pod),
+        ("192.168.0.2", "10.65.0.1", &nobodys),
+        ("192.168.0.2", "10.65.0.2", &own_pod),
+        ("192.168.0.1", "10.65.0.2", &nobodys),
+        ("192.168.0.3", "10.65.0.2", &control_plane),
+        // This node knows its own pods, so neither is one of them.
+        ("192.168.0.1", "10.65.0.3", &nobodys),
+        ("192.168.0.1", "10.65.0.9", &nobodys),
+    ] {
+        assert_eq!(told(from, to), *expected, "{from} -> {to}");
+    }
 }
 
 #[test]
@@ -124,6 +155,44 @@ fn a_rule_is_told_with_the_line_of_its_own_item() {
     moved.partitions.insert("web".into(), Arc::new(Sourced { lines, ..web }));
     assert_eq!(told(&moved).1.as_deref(), Some("web.yaml:15"));
     assert_eq!(bulkhead_policy::changes(&objects, &moved), Vec::<String>::new());
+}
+
+#[test]
+fn a_policys_rule_is_told_with_the_line_of_its_own_item_and_isolation_with_the_policies() {
+    let mut objects = cluster();
+    add_pod(&mut objects, "shop/a", "10.64.0.1", "{}");
+    add_pod(&mut objects, "shop/b", "10.64.0.2", "{}");
+    let rules = "{podSelector: {}, ingress: [{ports: [{port: 1}]}, {ports: [{port: 2}]}]}";
+    add_network_policy(&mut objects, "shop/two", rules);
+    let written = |objects: &mut Objects, key: &str, file: &str, lines: RuleLines| {
+        let policy = Sourced::clone(&objects.network_policies[key]);
+        let policy = Sourced { file: Some(file.into()), lines, ..policy };
+        objects.network_policies.insert(key.into(), Arc::new(policy));
+    };
+    written(&mut objects, "shop/two", "np.yaml:3", RuleLines { ingress: vec![9, 12], egress: vec![] });
+    let spec = "{tier: Admin, priority: 1, subject: {namespaces: {}}, ingress: [{action: Deny, from: [{namespaces: {}}], \
+                protocols: [{tcp: {destinationPort: {number: 7}}}]}]}";
+    let (file, lines) = (Some("cnp.yaml:1".into()), RuleLines { ingress: vec![21], egress: vec![] });
+    let admin = Sourced { lines, ..Sourced::new(serde_saphyr::from_str(spec).unwrap(), file) };
+    objects.cluster_network_policies.insert("admin".into(), Arc::new(admin));
+    let told = |objects: &Objects, port: u16| {
+        let pods = ["shop/a", "shop/b"].map(|key| local(objects, key));
+        let flow = Flow { from: ip("10.64.0.2"), to: ip("10.64.0.1"), proto: PROTO_TCP, port };
+        let e = bulkhead_policy::explain(&compiled_for(objects, &pods), objects, &pods, flow).unwrap();
+        let decided = &e.decisions.last().unwrap();
+        // The tier that decides tells the same.
+        let of_tier = decided.tiers.iter().filter_map(|t| t.rule.as_ref());
+        assert!(of_tier.into_iter().any(|r| *r == decided.rule), "{decided:?}");
+        format!("{} {}", decided.rule.name, decided.rule.file.clone().unwrap_or_default())
+    };
+    assert_eq!(told(&objects, 1), "NetworkPolicy/shop/two ingress[0] np.yaml:9");
+    assert_eq!(told(&objects, 2), "NetworkPolicy/shop/two ingress[1] np.yaml:12");
+    assert_eq!(told(&objects, 3), "NetworkPolicy/shop/two (isolates) np.yaml:3");
+    assert_eq!(told(&objects, 7), "ClusterNetworkPolicy/admin ingress[0] cnp.yaml:21");
+    add_network_policy(&mut objects, "shop/all", "{podSelector: {}}");
+    written(&mut objects, "shop/all", "all.yaml:1", RuleLines::default());
+    let both = "NetworkPolicy/shop/all, NetworkPolicy/shop/two (isolate) all.yaml:1, np.yaml:3";
+    assert_eq!(told(&objects, 3), both);
 }
 
 #[test]

@@ -12,7 +12,7 @@ use bulkhead_ebpf_abi::{DIR_EGRESS, DIR_INGRESS, RULE_FIRST_DYNAMIC};
 use bulkhead_policy::{Compiled, Decision, Interner, Local, LocalPod, Objects, admit, compile};
 use cases::{NAMESPACES, any_objects, any_probe};
 use common::*;
-use opinion::{Opinion, Packet, opinion};
+use opinion::{Opinion, Packet, opinion, partition_of_namespace};
 use proptest::{
     prelude::*,
     test_runner::{FileFailurePersistence, TestRunner},
@@ -33,6 +33,9 @@ fn as_opinion(compiled: &Compiled, decision: Decision) -> Opinion {
 fn subjects(objects: &Objects) -> Vec<LocalPod> {
     let told = objects.pods.iter().filter(|(_, p)| !p.host_network).map(|(key, _)| local(objects, key));
     let untold = NAMESPACES.iter().map(|n| local(objects, &format!("{n}/unheard-of")));
+    let untold = untold.inspect(|pod| {
+        assert_eq!(pod.partition, partition_of_namespace(objects, &pod.namespace), "{objects:?}");
+    });
     let of_partitions = objects.partitions.keys().map(|partition| LocalPod {
         namespace: "elsewhere".into(),
         name: "pod".into(),
@@ -82,7 +85,7 @@ fn the_tables_decide_as_the_rules_read_and_whatever_was_compiled_before() {
                     let packet = Packet { peer: probe.peer(&objects), proto: probe.proto, port: probe.port };
                     let peer = compiled.identity(packet.peer).id;
                     let decision = compiled.evaluate(policy, dir, peer, packet.proto, packet.port);
-                    let expected = opinion(&objects, pod, dir, &packet);
+                    let expected = opinion(&objects, NODE, pod, dir, &packet);
                     let found = as_opinion(&compiled, decision);
                     let kind = kind(&expected);
                     prop_assert_eq!(found, expected, "{:?} {} {:?}", pod, dir, packet);

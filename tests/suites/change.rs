@@ -2,6 +2,8 @@
 
 #[path = "change/counters.rs"]
 mod counters;
+#[path = "change/cuts.rs"]
+mod cuts;
 #[path = "change/policies.rs"]
 mod policies;
 
@@ -54,7 +56,7 @@ type Shared = Arc<Mutex<Option<Lab>>>;
 type Run = fn(&mut Lab) -> Result<()>;
 
 fn trials(lab: &Shared) -> Vec<Trial> {
-    let all: [(&str, Run); 13] = [
+    let all: [(&str, Run); 17] = [
         ("a rule counts what passed under it", counters::rules_count_what_passed),
         ("rules never hit are listed", counters::rules_never_hit_are_listed),
         (
@@ -85,6 +87,22 @@ fn trials(lab: &Shared) -> Vec<Trial> {
         (
             "an admin ClusterNetworkPolicy stands over a NetworkPolicy, as the diff told",
             policies::an_admin_policy_stands_over_a_network_policy,
+        ),
+        (
+            "a connection that is cut already is not cut by the next change",
+            cuts::what_is_cut_already_is_not_counted_again,
+        ),
+        (
+            "a masqueraded connection is cut as its initiator's, as the diff told",
+            cuts::a_masqueraded_connection_is_its_initiators,
+        ),
+        (
+            "a change that the tables cannot hold is refused by the diff in the same words",
+            cuts::what_the_tables_cannot_hold_is_refused_by_both,
+        ),
+        (
+            "a ClusterNetworkPolicy with what is not supported is refused by field, and the rest is in force",
+            cuts::an_unsupported_cluster_policy_is_refused_by_field_and_the_rest_comes_into_force,
         ),
     ];
     all.into_iter()

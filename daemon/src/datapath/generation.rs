@@ -151,7 +151,8 @@ impl Datapath {
         Ok(())
     }
 
-    fn check_room(&self, new: &Generation<'_>) -> Result<(), DatapathError> {
+    /// Whether [`Self::apply`] has room for it; nothing is touched.
+    pub fn check_room(&self, new: &Generation<'_>) -> Result<(), DatapathError> {
         self.tables.check_room(new.tables)?;
         let room = self.sizes.identities.saturating_mul(2);
         // Old and new entries stand side by side until the switch.

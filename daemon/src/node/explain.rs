@@ -70,21 +70,22 @@ impl Node {
     /// By the tables in force; where they lack the policy of a pod elsewhere, by tables made for the question.
     fn explain_flows(&self, compiled: &Compiled, flows: &[Flow]) -> Result<Vec<Explanation>, ErrorReply> {
         let objects = &self.in_force.policy;
-        let mut pods: Vec<_> = self.endpoints.iter().map(local_pod).collect();
-        let by = |compiled: &Compiled, pods: &[_]| -> Option<Vec<Explanation>> {
-            flows.iter().map(|flow| explain(compiled, objects, pods, *flow)).collect()
+        let own: Vec<_> = self.endpoints.iter().map(local_pod).collect();
+        let by = |compiled: &Compiled| -> Option<Vec<Explanation>> {
+            flows.iter().map(|flow| explain(compiled, objects, &own, *flow)).collect()
         };
-        if let Some(explanations) = by(compiled, &pods) {
+        if let Some(explanations) = by(compiled) {
             return Ok(explanations);
         }
         let ends: Vec<IpAddr> = flows.iter().flat_map(|f| [f.from, f.to]).collect();
-        pods.extend(judged(objects, &pods, &ends));
+        let mut pods = judged(objects, &own, &ends);
+        pods.extend(own.iter().cloned());
         let partitions = pods.iter().map(|p| p.partition.clone()).collect();
         let local =
             Local { node: &self.config.node, pods: &pods, partitions: Some(&partitions), former: None };
         let preview =
             compile(objects, &mut self.interner.clone(), &local).map_err(|e| refused(e.to_string()))?;
-        by(&preview, &pods).ok_or_else(|| refused("no policy judges these ends".into()))
+        by(&preview).ok_or_else(|| refused("no policy judges these ends".into()))
     }
 
     /// An address as written, the addresses of `namespace/name`, or the parts of `NetworkGroup/name`.

@@ -329,12 +329,7 @@ impl Node {
         let mut interner = self.interner.clone();
         let pods: Vec<_> = self.endpoints.iter().map(local_pod).chain(coming.cloned()).collect();
         let none = BTreeSet::new();
-        let local = Local {
-            node: &self.config.node,
-            pods: &pods,
-            partitions: (objects.partitions.len() > EAGER_PARTITIONS).then_some(&none),
-            former: self.compiled.as_ref(),
-        };
+        let local = local_of(&self.config.node, &objects, &pods, &none, self.compiled.as_ref());
         let mut compiled = compile(&objects, &mut interner, &local).map_err(|e| e.to_string())?;
         // On disk first: a successor must read the numbers in the kernel as we do.
         if !interner.says_the_same(&self.interner) || self.compiled.is_none() {
@@ -486,6 +481,18 @@ const DEFAULT_MTU: u32 = 1500;
 /// Up to so many partitions all have their policy in the tables, so that a pod that comes needs no generation; the rows of
 /// the tables grow with policies times classes, so beyond it only those do that pods of this node have.
 const EAGER_PARTITIONS: usize = 128;
+
+/// What this node needs of the objects; `none` is an empty set.
+fn local_of<'a>(
+    node: &'a str,
+    objects: &Objects,
+    pods: &'a [LocalPod],
+    none: &'a BTreeSet<String>,
+    former: Option<&'a Compiled>,
+) -> Local<'a> {
+    let partitions = (objects.partitions.len() > EAGER_PARTITIONS).then_some(none);
+    Local { node, pods, partitions, former }
+}
 
 fn local_pod(record: &EndpointRecord) -> LocalPod {
     LocalPod {

@@ -262,10 +262,11 @@ fn network_policy_tier(
             enter(numbers, format!("NetworkPolicy/{policy} {direction}[{i}]"), written.origin(dir, i))
         })?);
     }
-    if let Some((_, first)) = isolating.first() {
+    if !isolating.is_empty() {
         let names: Vec<String> = isolating.iter().map(|(k, _)| format!("NetworkPolicy/{k}")).collect();
         let word = if names.len() == 1 { "isolates" } else { "isolate" };
-        let file = first.file.clone().filter(|_| names.len() == 1);
+        let files: Vec<&str> = isolating.iter().filter_map(|(_, p)| p.file.as_deref()).collect();
+        let file = (!files.is_empty()).then(|| files.join(", "));
         let number = enter(numbers, format!("{} ({word})", names.join(", ")), file)?;
         all.push(Rule::built_in(Tier::NetworkPolicy, Verdict::Deny, number, None));
     }

@@ -10,12 +10,38 @@ use std::{
 
 pub(super) struct Group {
     pub views: [View; 2],
-    /// One that stands for all, and where there is one, another.
+    /// One that stands for all, and where there is one, another; of two nodes, if the group is not [`Self::alone_on`] one.
     pub addresses: Vec<IpAddr>,
+    /// The nodes that its addresses are of, or are on; None: nobody says which.
+    nodes: BTreeSet<Option<String>>,
     /// `namespace/name` of those of its pods that are told of, in order.
     pub pods: BTreeSet<String>,
     /// It holds addresses that nobody tells of.
     pub rest: bool,
+}
+
+impl Group {
+    /// The one node that all of it is of, or is on.
+    pub fn alone_on(&self) -> Option<&str> {
+        let only = self.nodes.first().filter(|_| self.nodes.len() == 1);
+        only.and_then(|node| node.as_deref())
+    }
+
+    /// Whether it may hold a node's own pods; else it may hold nodes.
+    pub fn is_pods(&self) -> bool {
+        self.views.iter().any(|view| view.policy.is_some())
+    }
+
+    fn enter(&mut self, address: IpAddr, nodes: [Option<&str>; 2]) {
+        let mut new = false;
+        for node in nodes {
+            let node = node.map(str::to_string);
+            new |= self.nodes.insert(node);
+        }
+        if self.addresses.len() < 2 || (new && self.addresses.len() < 3) {
+            self.addresses.push(address);
+        }
+    }
 }
 
 pub(super) struct Groups {
@@ -32,11 +58,9 @@ impl Groups {
         let mut enter = |address: Addr, pods: BTreeSet<String>, rest: bool| {
             let views = sides.map(|side| side.view(address));
             let group = found.entry((address.to_ip().is_ipv6(), views));
-            let group =
-                group.or_insert_with(|| Group { views, addresses: Vec::new(), pods: BTreeSet::new(), rest });
-            if group.addresses.len() < 2 {
-                group.addresses.push(address.to_ip());
-            }
+            let (addresses, nodes, none) = (Vec::new(), BTreeSet::new(), BTreeSet::new());
+            let group = group.or_insert(Group { views, addresses, nodes, pods: none, rest });
+            group.enter(address.to_ip(), sides.map(|side| side.node(address)));
             group.pods.extend(pods);
             group.rest |= rest;
         };

@@ -5,7 +5,11 @@
 //! groups × groups ─▶ what each end decides, before and after, by protocol and port ─▶ sets of groups ─▶ words
 //! ```
 //! Exact, and not a guess from the objects' text: two rules may cancel out, and one edit may reach far.
+//!
+//! A node reaches its own pods, whatever rules say: of a pod that is told to be on a node, flows from that node's addresses
+//! are none of this. (What is not told is that a pod has come to a node, or a node to an address, in the same change.)
 
+mod cuts;
 mod functions;
 mod groups;
 mod names;
@@ -15,7 +19,8 @@ mod side;
 mod turned;
 
 use bulkhead_api::messages::{ExampleFlow, PolicyChange};
-use bulkhead_ebpf_abi::port_slot;
+use bulkhead_ebpf_abi::{Addr, port_slot};
+pub use cuts::{Cut, Cuts, Tables};
 use groups::{Group, Groups};
 use names::Names;
 use outcome::Part;
@@ -58,9 +63,14 @@ impl<'a> Diff<'a> {
         diff
     }
 
+    /// An address or more for everybody whom either side tells from others.
+    pub fn addresses(&self) -> impl Iterator<Item = IpAddr> {
+        self.groups.all.iter().flat_map(|group| group.addresses.iter().copied())
+    }
+
     /// The change that speaks of a flow.
     pub fn find(&self, from: IpAddr, to: IpAddr, proto: u8, port: u16) -> Option<usize> {
-        if from == to || from.is_ipv4() != to.is_ipv4() {
+        if from == to || from.is_ipv4() != to.is_ipv4() || is_own(self.sides, from, to) {
             return None;
         }
         let v6 = from.is_ipv6();
@@ -99,7 +109,7 @@ impl<'a> Diff<'a> {
         let names = Names::of(self.sides, groups);
         for ((from, to, allows), parts) in by_ends {
             // A group of one address has no flows to itself.
-            let Some(ends) = example(groups, &from, &to) else { continue };
+            let Some(ends) = example(self.sides, groups, &from, &to) else { continue };
             let [who, to_whom] = [&from, &to].map(|set| names.say(set));
             for parts in lines(parts) {
                 let (protocol, ports) = words(&parts, v6);
@@ -153,13 +163,19 @@ fn words(parts: &[Part], v6: bool) -> (String, String) {
     }
 }
 
-/// Two addresses that are not one.
-fn example(groups: &[Group], from: &Set, to: &Set) -> Option<(IpAddr, IpAddr)> {
+/// Two addresses that are not one, nor a node and its own pod.
+fn example(sides: [&Side; 2], groups: &[Group], from: &Set, to: &Set) -> Option<(IpAddr, IpAddr)> {
     let addresses = |set: &Set| {
         let numbers = set.clone().into_iter().flat_map(|(first, last)| first..=last);
         numbers.filter_map(|n| groups.get(n as usize)).flat_map(|g| g.addresses.iter().copied())
     };
-    addresses(from).take(2).find_map(|from| Some((from, addresses(to).find(|to| *to != from)?)))
+    let other = |from: IpAddr| addresses(to).find(|to| *to != from && !is_own(sides, from, *to));
+    addresses(from).find_map(|from| Some((from, other(from)?)))
+}
+
+/// A node reaches its own pods: no rule is asked, on one side at least.
+fn is_own(sides: [&Side; 2], from: IpAddr, to: IpAddr) -> bool {
+    sides.iter().any(|side| side.is_own(Addr::from_ip(from), Addr::from_ip(to)))
 }
 
 fn flow((from, to): (IpAddr, IpAddr), part: &Part) -> ExampleFlow {

@@ -10,9 +10,7 @@ use crate::{
     prefix::Prefix,
 };
 use bulkhead_api::{messages::RuleInfo, objects::DEFAULT_PARTITION};
-use bulkhead_ebpf_abi::{
-    Addr, CELL_FINAL, CELL_KEEP, DIR_EGRESS, DIR_INGRESS, ID_WORLD, RULE_OPEN, VERDICT_ALLOW,
-};
+use bulkhead_ebpf_abi::{Addr, DIR_EGRESS, DIR_INGRESS, ID_WORLD, RULE_OPEN, RULE_OWN_NODE};
 use std::{
     collections::{BTreeMap, BTreeSet, HashMap},
     net::IpAddr,
@@ -24,6 +22,8 @@ pub struct Side {
     pub(super) compiled: Compiled,
     /// Pods that are told of, by address.
     pub(super) pods: BTreeMap<Addr, PodAt>,
+    /// Nodes by address: of two with one address the first.
+    nodes: BTreeMap<Addr, String>,
     /// By partition: the policy of a pod that nobody tells of.
     nameless: BTreeMap<String, u32>,
     lengths: BTreeSet<u8>,
@@ -34,6 +34,8 @@ pub(super) struct PodAt {
     /// `namespace/name`.
     pub key: String,
     pub policy: u32,
+    /// The node it is on, where that is told.
+    pub node: Option<String>,
 }
 
 /// All that decisions about an address depend on: the policy that judges it, if it is a pod, and who it is to others.
@@ -53,8 +55,8 @@ pub struct FlowVerdict {
 }
 
 impl Side {
-    /// `node`: the one whose own reach to its pods counts; empty: none. `local`: its pods, which the objects need not tell
-    /// of. Both sides of a comparison share the interner.
+    /// `node`: the one that is asked; empty: none. `local`: its pods, which the objects need not tell of. Both sides of a
+    /// comparison share the interner.
     ///
     /// # Errors
     /// When the objects outgrow what can be numbered.
@@ -69,12 +71,22 @@ impl Side {
         let partitions = objects.partitions.keys().map(String::as_str).chain([DEFAULT_PARTITION]);
         let nameless: Vec<LocalPod> = partitions.map(nameless).collect();
         let judged = pods.values().chain(&nameless);
-        let (compiled, policies) = compile::without_tables(&objects, interner, node, judged)?;
+        // To the rules a node is any node; which pods are its own is looked at pod by pod.
+        let (compiled, policies) = compile::without_tables(&objects, interner, "", judged)?;
         let (of_pods, of_nameless) = policies.split_at(pods.len());
         let of_nameless = of_nameless.iter().copied();
+        let own: BTreeSet<String> = local.iter().map(LocalPod::key).collect();
+        let at = |pod: LocalPod, policy: u32| {
+            let key = pod.key();
+            let told = || objects.pod(&key).and_then(|p| p.node.clone());
+            let node = if own.contains(&key) { Some(node.to_string()) } else { told() };
+            PodAt { key, policy, node }
+        };
         let pods = pods.into_iter().zip(of_pods);
+        let pods = pods.map(|((address, pod), policy)| (address, at(pod, *policy))).collect();
         Ok(Self {
-            pods: pods.map(|((a, pod), n)| (a, PodAt { key: pod.key(), policy: *n })).collect(),
+            pods,
+            nodes: nodes(&objects),
             nameless: nameless.into_iter().map(|pod| pod.partition).zip(of_nameless).collect(),
             lengths: compiled.prefixes.keys().map(|(_, length)| *length).collect(),
             objects,
@@ -95,6 +107,18 @@ impl Side {
         View { policy, identity }
     }
 
+    /// The node that has the address, or the one that the pod there is on, where that is told.
+    pub(super) fn node(&self, address: Addr) -> Option<&str> {
+        let of_pod = || self.pods.get(&address).and_then(|pod| pod.node.as_ref());
+        self.nodes.get(&address).or_else(of_pod).map(String::as_str)
+    }
+
+    /// Whether a node speaks to a pod of its own: what no rule forbids.
+    pub(super) fn is_own(&self, from: Addr, to: Addr) -> bool {
+        let of_node = self.nodes.get(&from).filter(|_| !self.nodes.contains_key(&to));
+        of_node.is_some_and(|node| self.pods.get(&to).is_some_and(|pod| pod.node.as_ref() == Some(node)))
+    }
+
     /// Of pods and of addresses in a partition's range.
     pub(super) fn partition(&self, identity: u32) -> Option<&str> {
         compile::partition_of(self.compiled.meaning(identity))
@@ -110,6 +134,9 @@ impl Side {
         if from == to {
             return verdict;
         }
+        if self.is_own(Addr::from_ip(from), Addr::from_ip(to)) {
+            return FlowVerdict { rule: RULE_OWN_NODE, ..verdict };
+        }
         for (end, peer, dir) in [(from, to, DIR_EGRESS), (to, from, DIR_INGRESS)] {
             let Some(decision) = self.decide(end, peer, dir, proto, port) else { continue };
             verdict = FlowVerdict {
@@ -124,26 +151,11 @@ impl Side {
         verdict
     }
 
-    /// Whether one end alone cuts a live connection: the initiator's egress, or the responder's ingress. One that it has
-    /// `kept` is shielded from the partition tier. An end outside cuts none.
-    pub fn cuts(&self, dir: u32, from: IpAddr, to: IpAddr, proto: u8, port: u16, kept: bool) -> bool {
-        let (end, peer) = if dir == DIR_EGRESS { (from, to) } else { (to, from) };
-        self.decide(end, peer, dir, proto, port).is_some_and(|d| !d.passes() && (d.last || !kept))
-    }
-
     fn decide(&self, end: IpAddr, peer: IpAddr, dir: u32, proto: u8, port: u16) -> Option<Decision> {
         let list = self.list(self.view(Addr::from_ip(end)).policy?, dir)?;
         let peer = self.view(Addr::from_ip(peer)).identity;
         let atoms = self.compiled.meaning(peer);
-        let cell = compile::cell(list.audit(), &list.firsts(atoms, proto, port));
-        Some(Decision {
-            allowed: cell.verdict == VERDICT_ALLOW,
-            audit: list.audit() && cell.flags & CELL_FINAL == 0,
-            keep: cell.flags & CELL_KEEP != 0,
-            rule: cell.rule,
-            last: cell.flags & CELL_FINAL != 0,
-            open: list.is_open(),
-        })
+        Some(Decision::of(list, &compile::cell(list.audit(), &list.firsts(atoms, proto, port))))
     }
 
     /// Rule as messages name it.
@@ -155,6 +167,16 @@ impl Side {
             file: entry.and_then(|e| e.file.clone()),
         }
     }
+}
+
+fn nodes(objects: &Objects) -> BTreeMap<Addr, String> {
+    let mut nodes = BTreeMap::new();
+    for (name, node) in &objects.nodes {
+        for address in &node.addresses {
+            nodes.entry(Addr::from_ip(*address)).or_insert_with(|| name.clone());
+        }
+    }
+    nodes
 }
 
 /// A source need not tell of the node's own pods.

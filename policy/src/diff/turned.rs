@@ -42,6 +42,9 @@ struct End {
     kind: usize,
     /// Something about it differs between the sides.
     changed: bool,
+    /// The one node that all of it is of, or (pods) is on, by number.
+    alone_on: Option<usize>,
+    pods: bool,
 }
 
 pub(super) fn turned(sides: [&Side; 2], groups: &[Group], v6: bool) -> Vec<Turned> {
@@ -93,6 +96,7 @@ impl<'a> Search<'a> {
     fn enter(&mut self, sides: [&Side; 2], groups: &[Group], atoms: Vec<[Vec<u32>; 2]>) {
         let mut alike: HashMap<u32, bool> = HashMap::new();
         let mut kinds: HashMap<[SetId; 2], usize> = HashMap::new();
+        let mut nodes: HashMap<&str, usize> = HashMap::new();
         for ((group, atoms), n) in groups.iter().zip(atoms).zip(0..) {
             let policies = group.views.map(|view| view.policy);
             let is_common = |atom: &&u32| self.common.contains(atom);
@@ -112,7 +116,10 @@ impl<'a> Search<'a> {
                 self.kinds.push(base);
                 self.kinds.len() - 1
             });
-            self.ends.push(End { policies, sets, kind, changed: !same_rules || sets[0] != sets[1] });
+            let next = nodes.len();
+            let alone_on = group.alone_on().map(|node| *nodes.entry(node).or_insert(next));
+            let changed = !same_rules || sets[0] != sets[1];
+            self.ends.push(End { policies, sets, kind, changed, alone_on, pods: group.is_pods() });
         }
     }
 
@@ -178,7 +185,9 @@ impl<'a> Search<'a> {
         for to in columns.iter().copied() {
             while named.next_if(|n| *n < to).is_some() {}
             let end = &self.ends[to as usize];
-            let turns = if named.next_if_eq(&to).is_some() {
+            let turns = if self.are_own(from, to as usize) {
+                0
+            } else if named.next_if_eq(&to).is_some() {
                 self.exactly(from, to as usize)
             } else {
                 usual[end.kind * distinct.len() + ingress[to as usize] as usize]
@@ -200,6 +209,12 @@ impl<'a> Search<'a> {
         let held = end.sets.iter().flat_map(|set| &self.numbers.sets[*set as usize]);
         let held = held.filter(|atom| !self.common.contains(atom)).filter_map(|atom| self.asking.get(atom));
         asked.chain(held).flatten().copied().collect()
+    }
+
+    /// Whether all flows are of a node to its own pods.
+    fn are_own(&self, from: usize, to: usize) -> bool {
+        let (from, to) = (&self.ends[from], &self.ends[to]);
+        !from.pods && to.pods && from.alone_on.is_some() && from.alone_on == to.alone_on
     }
 
     fn exactly(&mut self, from: usize, to: usize) -> u32 {

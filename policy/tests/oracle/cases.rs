@@ -2,13 +2,14 @@
 
 use crate::common::*;
 use bulkhead_api::objects::{
-    Action, EgressRule, Empty, Established, IngressRule, IpBlockPeer, IpNetwork, Isolation, NetworkGroupSpec,
-    PartitionSpec, Protocol, RulePeer, RulePort,
+    Action, EgressRule, Empty, Established, IngressRule, IpBlockPeer, IpNetwork, Isolation, LabelSelector,
+    NetworkGroupSpec, PartitionSpec, Protocol, RulePeer, RulePort,
 };
 use bulkhead_ebpf_abi::{PROTO_ICMP, PROTO_ICMPV6, PROTO_SCTP, PROTO_TCP, PROTO_UDP};
-use bulkhead_policy::{NodeInfo, Objects};
+use bulkhead_policy::{Labels, Named, NodeInfo, Objects, selector};
 use proptest::prelude::*;
 use std::{
+    collections::BTreeSet,
     net::{IpAddr, Ipv4Addr, Ipv6Addr},
     sync::Arc,
 };
@@ -24,8 +25,16 @@ pub const NAMESPACES: [&str; 3] = ["n0", "n1", "n2"];
 pub fn any_objects() -> impl Strategy<Value = Objects> {
     let policies = (pods::any_network_policies(), cluster_cases::any_policies());
     let labelled = (pods::any_namespaces(), prop::collection::vec(pods::any_labels(), 3));
-    (partitions_and_nodes(), pods::any_pods(), policies, labelled).prop_map(
-        |(mut objects, pods, (network_policies, cluster_network_policies), (namespaces, labels))| {
+    let selectors = prop::collection::vec(prop::option::of(pods::any_selector()), 4);
+    (partitions_and_nodes(), pods::any_pods(), policies, labelled, selectors).prop_map(
+        |(
+            mut objects,
+            pods,
+            (network_policies, cluster_network_policies),
+            (namespaces, labels),
+            selectors,
+        )| {
+            select_namespaces(&mut objects, &namespaces, selectors);
             let names: Vec<String> = objects.nodes.keys().cloned().collect();
             for (name, labels) in names.iter().zip(labels) {
                 Arc::make_mut(objects.nodes.get_mut(name).unwrap()).labels = labels;
@@ -33,6 +42,33 @@ pub fn any_objects() -> impl Strategy<Value = Objects> {
             Objects { pods, network_policies, cluster_network_policies, namespaces, ..objects }
         },
     )
+}
+
+/// Partitions with selectors, as far as no namespace that is told of comes into two of them.
+fn select_namespaces(
+    objects: &mut Objects,
+    namespaces: &Named<Labels>,
+    selectors: Vec<Option<LabelSelector>>,
+) {
+    let owners = objects.partitions.values().flat_map(|p| p.spec.namespaces.clone());
+    let mut taken: BTreeSet<String> = owners.collect();
+    let names: Vec<String> = objects.partitions.keys().cloned().collect();
+    for (name, selector) in names.iter().zip(selectors) {
+        let Some(selector) = selector else { continue };
+        let partition = Arc::make_mut(objects.partitions.get_mut(name).unwrap());
+        let own = partition.spec.namespaces.clone();
+        let picked = NAMESPACES.map(String::from).into_iter().filter(|namespace| {
+            let mut labels = namespaces.get(namespace).map(|l| Labels::clone(l)).unwrap_or_default();
+            labels.insert("kubernetes.io/metadata.name".into(), namespace.clone());
+            let told = namespaces.contains_key(namespace) || taken.contains(namespace);
+            told && !own.contains(namespace) && selector::matches(&selector, &labels)
+        });
+        let picked: Vec<String> = picked.collect();
+        if picked.iter().all(|namespace| !taken.contains(namespace)) {
+            taken.extend(picked);
+            partition.spec.namespace_selector = Some(selector);
+        }
+    }
 }
 
 /// Addresses in a small space, so that prefixes nest and addresses fall into them.

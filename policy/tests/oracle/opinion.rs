@@ -1,6 +1,5 @@
 //! The naive evaluator: reads the objects rule by rule, and knows of no identity, class, row or page.
 
-use crate::common::NODE;
 use bulkhead_api::objects::{
     Action, ClusterPolicyAction, ClusterPolicyTier, EgressRule, Established, IngressRule, IpNetwork,
     Isolation, Protocol, RulePeer, RulePort,
@@ -9,7 +8,7 @@ use bulkhead_ebpf_abi::{
     DIR_EGRESS, DIR_INGRESS, PROTO_ICMP, PROTO_ICMPV6, PROTO_SCTP, PROTO_TCP, PROTO_UDP, RULE_CLUSTER_DNS,
     RULE_CONTROL_PLANE, RULE_DEFAULT_DENY, RULE_OPEN, RULE_OWN_NODE, RULE_SAME_PARTITION,
 };
-use bulkhead_policy::{LocalPod, NodeInfo, Objects, Pod};
+use bulkhead_policy::{Labels, LocalPod, NodeInfo, Objects, Pod};
 use std::net::IpAddr;
 
 #[path = "cluster_policy.rs"]
@@ -38,11 +37,11 @@ pub struct Packet {
 }
 
 /// What all tiers say about a pod of this node together.
-pub fn opinion(objects: &Objects, pod: &LocalPod, dir: u32, packet: &Packet) -> Opinion {
+pub fn opinion(objects: &Objects, node: &str, pod: &LocalPod, dir: u32, packet: &Packet) -> Opinion {
     let partition = partition_tier(objects, &pod.partition, dir, packet);
     let isolation = network_policy::tier(objects, pod, dir, packet);
     let judged = isolation.is_some() || cluster_policy::has_rules(objects, pod, dir);
-    let own_node = dir == DIR_INGRESS && is_node(objects, packet.peer, |name, _| name == NODE);
+    let own_node = dir == DIR_INGRESS && is_node(objects, packet.peer, |name, _| name == node);
     let partition = Opinion { open: partition.open && !judged, ..partition };
     if own_node && !partition.open {
         return own_node_opinion(partition);
@@ -116,10 +115,27 @@ fn partition_at(objects: &Objects, address: IpAddr) -> Option<String> {
     let mut holding = names.filter(|n| ranges(objects, n).iter().any(|r| r.contains(address)));
     holding.next().map(str::to_string).or_else(|| {
         let (namespace, _) = pod_at(objects, address)?;
-        let mut named =
-            objects.partitions.iter().filter(|(_, p)| p.spec.namespaces.iter().any(|n| n == namespace));
-        Some(named.next().map_or("default", |(name, _)| name).to_string())
+        Some(partition_of_namespace(objects, namespace).to_string())
     })
+}
+
+/// The one that names it; else the first that selects it; else the default one.
+pub fn partition_of_namespace<'a>(objects: &'a Objects, namespace: &str) -> &'a str {
+    for (name, partition) in &objects.partitions {
+        if partition.spec.namespaces.iter().any(|n| n == namespace) {
+            return name;
+        }
+    }
+    let mut labels = objects.namespaces.get(namespace).map(|l| Labels::clone(l)).unwrap_or_default();
+    labels.insert("kubernetes.io/metadata.name".into(), namespace.into());
+    for (name, partition) in &objects.partitions {
+        if let Some(selector) = &partition.spec.namespace_selector
+            && network_policy::picks(selector, &labels)
+        {
+            return name;
+        }
+    }
+    "default"
 }
 
 fn is_pod_of(objects: &Objects, address: IpAddr, partition: Option<&str>) -> bool {

@@ -17,10 +17,11 @@ pub(super) fn any_labels() -> impl Strategy<Value = Labels> {
 
 pub(super) fn any_selector() -> impl Strategy<Value = LabelSelector> {
     let operators = select(vec!["In", "NotIn", "Exists", "DoesNotExist"]);
-    let values = prop::collection::vec(select(vec!["x", "y", "z"]), 1..3);
+    let values = prop::collection::vec(0..3usize, 1..3);
     let keys = select(vec!["a", "b", "kubernetes.io/metadata.name"]);
     let requirement = (keys, operators, values).prop_map(|(key, operator, values)| {
-        let values = operator.ends_with("In").then(|| values.into_iter().map(Into::into).collect());
+        let known = if key.len() > 1 { NAMESPACES } else { ["x", "y", "z"] };
+        let values = operator.ends_with("In").then(|| values.into_iter().map(|n| known[n].into()).collect());
         LabelSelectorRequirement { key: key.into(), operator: operator.into(), values }
     });
     let expressions = prop_oneof![
@@ -57,9 +58,10 @@ pub(super) fn any_pods() -> impl Strategy<Value = Named<Pod>> {
     let ports = prop::collection::vec(port, 0..3);
     let addresses = prop::collection::vec(any_address(), 0..3);
     let host_network = prop_oneof![7 => Just(false), 1 => Just(true)];
-    let pod = (any_labels(), addresses, host_network, ports).prop_map(
-        |(labels, addresses, host_network, ports)| {
-            Arc::new(Pod { labels, addresses, node: None, host_network, ports })
+    let node = prop::option::weighted(0.9, (1..4).prop_map(|i| format!("node-{i}")));
+    let pod = (any_labels(), addresses, host_network, ports, node).prop_map(
+        |(labels, addresses, host_network, ports, node)| {
+            Arc::new(Pod { labels, addresses, node, host_network, ports })
         },
     );
     let key = (select(NAMESPACES.to_vec()), 0..4).prop_map(|(namespace, i)| format!("{namespace}/pod-{i}"));

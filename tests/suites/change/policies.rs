@@ -41,13 +41,13 @@ fn labelled(app: &str) -> String {
 }
 
 /// A connection from web/front-0 to payments/db-0, which lives as long as its data arrives.
-struct Live {
+pub struct Live {
     caller: TcpStream,
     called: TcpStream,
 }
 
 impl Live {
-    fn open(lab: &Lab) -> Result<Self> {
+    pub fn open(lab: &Lab) -> Result<Self> {
         let (front, db) = pods(lab)?;
         let address = SocketAddr::new(db.v4.into(), LOST);
         let listener = db.netns.run(|| Ok(TcpListener::bind(address)?))?;
@@ -57,12 +57,12 @@ impl Live {
         Ok(Self { caller, called })
     }
 
-    fn is_alive(&mut self) -> bool {
+    pub fn is_alive(&mut self) -> bool {
         self.caller.write_all(b"x").is_ok() && self.called.read_exact(&mut [0]).is_ok()
     }
 }
 
-fn diff(lab: &Lab, file: &str, text: &str) -> Result<PolicyDiff> {
+pub fn diff(lab: &Lab, file: &str, text: &str) -> Result<PolicyDiff> {
     let files = vec![FileText { name: file.into(), text: text.into() }];
     node(lab).post("/v1/policy/diff", &DiffRequest { files, delete: Vec::new(), prune: false })
 }
