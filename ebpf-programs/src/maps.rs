@@ -63,6 +63,8 @@ pub static SHARE: HashMap<u32, Share> = HashMap::with_max_entries(1, BPF_F_NO_PR
 #[map]
 pub static FRAGMENT: LruHashMap<FragmentKey, FragmentPorts> = LruHashMap::with_max_entries(1, 0);
 #[map]
+pub static FRAGMENT_RING: HashMap<RecentKey, FragmentKey> = HashMap::with_max_entries(1, BPF_F_NO_PREALLOC);
+#[map]
 pub static DROPS: PerCpuHashMap<DropKey, Counter> = PerCpuHashMap::with_max_entries(1, BPF_F_NO_PREALLOC);
 #[map]
 pub static RULES: PerCpuHashMap<u32, RuleCounter> = PerCpuHashMap::with_max_entries(1, BPF_F_NO_PREALLOC);
@@ -98,6 +100,8 @@ pub static AGE_TCP: Global<u64> = Global::new(Ages::DEFAULT.tcp);
 pub static AGE_CLOSING: Global<u64> = Global::new(Ages::DEFAULT.closing);
 #[unsafe(no_mangle)]
 pub static AGE_CLOSED: Global<u64> = Global::new(Ages::DEFAULT.closed);
+#[unsafe(no_mangle)]
+pub static AGE_CUT: Global<u64> = Global::new(Ages::DEFAULT.cut);
 #[unsafe(no_mangle)]
 pub static AGE_UDP: Global<u64> = Global::new(Ages::DEFAULT.udp);
 #[unsafe(no_mangle)]

@@ -4,6 +4,8 @@
 
 #[path = "forwarding/live.rs"]
 mod live;
+#[path = "forwarding/outsider.rs"]
+mod outsider;
 #[path = "forwarding/support.rs"]
 mod support;
 #[path = "forwarding/translated.rs"]
@@ -36,6 +38,11 @@ const CASES: &[(&str, Case)] = &[
     ("a pod that nobody may call reaches itself through a service, and nobody else does", translated::itself),
     ("what is masqueraded on its way out is masqueraded, and its replies come back", translated::masqueraded),
     ("a backend of a node port judges who really calls, behind the node's address", translated::node_ports),
+    (
+        "what the node masquerades of a machine behind an interface that nobody marks is not the node's",
+        outsider::whole,
+    ),
+    ("nor is it in pieces, and the node's own datagrams in pieces arrive", outsider::pieces),
 ];
 
 fn main() -> Result<()> {

@@ -30,8 +30,10 @@ use std::{
 const ENDPOINTS: u32 = 4096;
 /// Ranges of pods, and those that the configuration names.
 const DIRECT_PREFIXES: u32 = 16_384;
-/// Datagrams in pieces at one time.
-const FRAGMENTS: u32 = 4096;
+/// Datagrams in pieces at one time: the rings of some pods that flood, and what the others need.
+const FRAGMENTS: u32 = 16_384;
+/// All rings of some 170 pods.
+const FRAGMENT_RINGS: u32 = 65_536;
 /// Different (reason, rule, policy, direction).
 const DROP_COUNTERS: u32 = 16_384;
 /// Rules that have decided on something.
@@ -81,6 +83,7 @@ fn shapes(sizes: &Sizes, connections: &Connections) -> Vec<Shape> {
         shape::<RecentKey, FlowName>("RECENT", connections.entries.saturating_mul(2)),
         shape::<u32, Share>("SHARE", ENDPOINTS),
         shape::<FragmentKey, FragmentPorts>("FRAGMENT", FRAGMENTS),
+        shape::<RecentKey, FragmentKey>("FRAGMENT_RING", FRAGMENT_RINGS),
         shape::<DropKey, Counter>("DROPS", DROP_COUNTERS),
         shape::<u32, RuleCounter>("RULES", RULE_COUNTERS),
     ]
@@ -143,6 +146,7 @@ impl Datapath {
             conntrack_fd: owned_fd(&conntrack)?,
             conntrack: typed("CONNTRACK", conntrack)?,
             recent: take(o, "RECENT")?,
+            fragment_rings: take(o, "FRAGMENT_RING")?,
             shares: take(o, "SHARE")?,
             connections,
             drops: take(o, "DROPS")?,
@@ -231,6 +235,7 @@ fn load(
         .override_global("AGE_TCP", &ages.tcp, true)
         .override_global("AGE_CLOSING", &ages.closing, true)
         .override_global("AGE_CLOSED", &ages.closed, true)
+        .override_global("AGE_CUT", &ages.cut, true)
         .override_global("AGE_UDP", &ages.udp, true)
         .override_global("AGE_ECHO", &ages.echo, true)
         .override_global("AGE_OTHER", &ages.other, true);

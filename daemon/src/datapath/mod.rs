@@ -29,8 +29,8 @@ pub use load::Opened;
 pub use read::Flows;
 
 use bulkhead_ebpf_abi::{
-    Addr, Cell, Connections, Counter, Delivery, DropKey, Endpoint, Flow, FlowKey, FlowName, Identity,
-    PolicyDir, PortDirectory, PortPage, RecentKey, RuleCounter, Share, Sizes,
+    Addr, Cell, Connections, Counter, Delivery, DropKey, Endpoint, Flow, FlowKey, FlowName, FragmentKey,
+    Identity, PolicyDir, PortDirectory, PortPage, RecentKey, RuleCounter, Share, Sizes,
 };
 use identities::Removals;
 use std::{
@@ -123,6 +123,7 @@ pub struct Datapath {
     conntrack: HashMap<FlowKey, Flow>,
     conntrack_fd: OwnedFd,
     recent: HashMap<RecentKey, FlowName>,
+    fragment_rings: HashMap<RecentKey, FragmentKey>,
     shares: HashMap<u32, Share>,
     connections: Connections,
     drops: aya::maps::PerCpuHashMap<aya::maps::MapData, Raw<DropKey>, Raw<Counter>>,

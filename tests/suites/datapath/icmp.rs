@@ -2,7 +2,7 @@
 
 use crate::{
     node::{A, B, End, FAMILIES, Family, Node, POLICY_A, POLICY_B, V4, V6, VM, WORLD},
-    packet::{ICMP, ICMPV6, Packet, SYN, icmp, tcp, udp},
+    packet::{ACK, ICMP, ICMPV6, Packet, SYN, icmp, tcp, udp},
     rules::{Port, Rules},
 };
 use bulkhead_ebpf_abi::{DROP_POLICY, DROP_TRUNCATED, RULE_DEFAULT_DENY, RULE_NONE};
@@ -15,6 +15,7 @@ crate::trials! {
     an_error_passes_with_the_flow_it_speaks_of,
     an_error_about_a_packet_with_options_or_more_headers_passes_with_its_flow,
     an_error_about_a_later_piece_or_endless_headers_is_no_pass,
+    an_error_about_a_connection_that_was_cut_is_no_pass,
     an_error_that_speaks_of_no_flow_is_decided_by_its_type,
     an_error_that_speaks_of_somebody_elses_flow_does_not_pass,
     an_error_cut_anywhere_is_no_pass,
@@ -155,6 +156,22 @@ fn an_error_about_a_later_piece_or_endless_headers_is_no_pass() {
         cut.payload.truncate(length);
         let end = if length < 8 + 40 + 24 + 8 { DENIED } else { End::Next };
         assert_eq!(node.deliver(A, &cut, WORLD).end, end, "{length} bytes");
+    }
+}
+
+fn an_error_about_a_connection_that_was_cut_is_no_pass() {
+    let rules = Rules::none().egress(POLICY_A, VM, Port::Tcp80, 70);
+    for f in FAMILIES {
+        let mut node = Node::new(rules.clone());
+        let packet = tcp((f.a, 5), (f.vm, 80), SYN);
+        let later = tcp((f.a, 5), (f.vm, 80), ACK);
+        assert_eq!(node.send(A, &packet).end, End::Next);
+        node.apply(&Rules::none());
+        assert!(matches!(node.send(A, &later).end, End::Drop(..)));
+        assert_eq!(node.deliver(A, &too_big(&f, &later), WORLD).end, DENIED);
+        node.apply(&rules);
+        assert_eq!(node.send(A, &later).end, End::Next);
+        assert_eq!(node.deliver(A, &too_big(&f, &later), WORLD).end, End::Next);
     }
 }
 
