@@ -37,6 +37,12 @@ pub static LOCAL: HashMap<Addr, Delivery> = HashMap::with_max_entries(1, BPF_F_N
 /// Whom connections reach without the host's stack; see `forward`.
 #[map]
 pub static DIRECT: LpmTrie<Address, u32> = LpmTrie::with_max_entries(1, BPF_F_NO_PREALLOC);
+/// The MTU of IPv4 routes that the route look-up does not tell, in bytes; 0: it does. The longest prefix counts.
+#[map]
+pub static NARROW: LpmTrie<Address, u32> = LpmTrie::with_max_entries(1, BPF_F_NO_PREALLOC);
+/// The least of them; 0: there is none.
+#[map]
+pub static NARROWEST: Array<u32> = Array::with_max_entries(1, 0);
 
 #[map]
 pub static CLASS: Array<u32> = Array::with_max_entries(1, 0);

@@ -3,7 +3,7 @@
 use super::{
     Datapath, DatapathError, MapTables, OBJECT,
     connections::load_forget,
-    direct::Direct,
+    direct::{Narrow, Ranges},
     generation::Half,
     identities::{Exact, Identities, Prefixes, Removals},
     links::{self, Hook},
@@ -30,6 +30,8 @@ use std::{
 const ENDPOINTS: u32 = 4096;
 /// Ranges of pods, and those that the configuration names.
 const DIRECT_PREFIXES: u32 = 16_384;
+/// Routes with an MTU of their own, and those without one within them.
+const NARROW_PREFIXES: u32 = 16_384;
 /// Datagrams in pieces at one time: the rings of some pods that flood, and what the others need.
 const FRAGMENTS: u32 = 16_384;
 /// All rings of some 170 pods.
@@ -70,6 +72,8 @@ fn shapes(sizes: &Sizes, connections: &Connections) -> Vec<Shape> {
         shape::<u32, u32>("ENDPOINT_EPOCH", 1),
         shape::<Addr, Delivery>("LOCAL", ENDPOINTS * 2),
         shape::<[u8; 20], u32>("DIRECT", DIRECT_PREFIXES),
+        shape::<[u8; 20], u32>("NARROW", NARROW_PREFIXES),
+        shape::<u32, u32>("NARROWEST", 1),
         shape::<u32, u32>("CLASS", halves(sizes.identities)),
         shape::<u32, PolicyDir>("POLICY", halves(sizes.policies.saturating_mul(2))),
         shape::<u32, PortDirectory>("PORT_DIR", halves(sizes.port_tables.saturating_mul(PORT_SLOTS))),
@@ -142,7 +146,8 @@ impl Datapath {
             endpoints: take(o, "ENDPOINT")?,
             endpoint_epoch: take(o, "ENDPOINT_EPOCH")?,
             local: take(o, "LOCAL")?,
-            direct: Direct::new(take(o, "DIRECT")?),
+            direct: Ranges::new(take(o, "DIRECT")?),
+            narrow: Narrow { routes: Ranges::new(take(o, "NARROW")?), narrowest: take(o, "NARROWEST")? },
             conntrack_fd: owned_fd(&conntrack)?,
             conntrack: typed("CONNTRACK", conntrack)?,
             recent: take(o, "RECENT")?,

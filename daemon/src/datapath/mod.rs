@@ -119,7 +119,8 @@ pub struct Datapath {
     /// Tells the hooks to read anew what they keep of `endpoints`.
     endpoint_epoch: aya::maps::Array<aya::maps::MapData, u32>,
     local: HashMap<Addr, Delivery>,
-    direct: direct::Direct,
+    direct: direct::Ranges,
+    narrow: direct::Narrow,
     conntrack: HashMap<FlowKey, Flow>,
     conntrack_fd: OwnedFd,
     recent: HashMap<RecentKey, FlowName>,
