@@ -111,7 +111,9 @@ async fn run(config: Config) -> Result<OwnedMutexGuard<Node>, Box<dyn Error>> {
     let (claims, client) = claims(&config).await?;
     let mut observed = observe(&config, client.as_ref())?;
     let socket = config.socket.clone();
-    let node = Arc::new(Mutex::new(Node::open(config, observed.clone(), claims).await?));
+    let node = Node::open(config, observed.clone(), claims).await?;
+    let mut narrow_routes = node.watch_narrow_routes()?;
+    let node = Arc::new(Mutex::new(node));
     let mut server = serve(listener, &node);
     observed.mark_changed();
     let mut interval = tokio::time::interval(INTERVAL);
@@ -121,6 +123,11 @@ async fn run(config: Config) -> Result<OwnedMutexGuard<Node>, Box<dyn Error>> {
                 changed?;
                 let latest = observed.borrow_and_update().clone();
                 node.lock().await.apply(latest).await;
+            }
+            changed = narrow_routes.changed() => {
+                changed?;
+                let latest = narrow_routes.borrow_and_update().clone();
+                node.lock().await.set_narrow_routes(&latest);
             }
             _ = interval.tick() => {
                 node.lock().await.look_after().await;

@@ -59,8 +59,13 @@ pub struct Flow {
     /// Chance: tells this entry from one made later under the same key.
     pub serial: u32,
     /// Bit 0 for the initiator's end, bit 1 for the responder's: the connection began under the rule of that end.
-    pub begun: u32,
-    pub reserved: [u64; 5],
+    pub begun: u8,
+    /// TCP, the same bits: this end has cut the connection. The entry stays to remember who began it.
+    pub cut: u8,
+    pub padding: u16,
+    /// With `origin`: the interface by which the initiator's packets enter the host.
+    pub entered_by: u32,
+    pub reserved: [u32; 9],
 }
 
 impl Flow {
@@ -74,7 +79,7 @@ impl Flow {
     }
 }
 
-pub const FLOW_VERSION: u8 = 4;
+pub const FLOW_VERSION: u8 = 5;
 /// The initiator is `FlowKey::low`.
 pub const FLOW_INITIATOR_LOW: u8 = 1;
 /// A packet of the responder was seen.
@@ -122,6 +127,12 @@ pub const RECENT_OUT: u32 = 0;
 pub const RECENT_IN: u32 = 1;
 /// Closed by both sides.
 pub const RECENT_CLOSED: u32 = 2;
+/// `FRAGMENT_RING` key: of datagrams in pieces, those that the pod sends, at its own hook.
+pub const RECENT_FRAGMENTS_SENT: u32 = 3;
+/// Those that the pod sends, at the hooks of others.
+pub const RECENT_FRAGMENTS_PASSED: u32 = 4;
+/// Those for the pod that no pod of this node sends.
+pub const RECENT_FRAGMENTS_RECEIVED: u32 = 5;
 
 /// `SHARE` value; the key is the pod's interface.
 #[repr(C)]
@@ -131,8 +142,8 @@ pub struct Share {
     pub refused: u64,
     /// Entries that count.
     pub flows: u64,
-    /// Entries ever put into each ring.
-    pub next: [u64; 3],
+    /// Entries ever put into each ring (`RECENT_*`).
+    pub next: [u64; 6],
 }
 
 /// Room for connections. Set when the programs are loaded.
@@ -174,6 +185,9 @@ pub struct Ages {
     /// Half closed.
     pub closing: u64,
     pub closed: u64,
+    /// Cut: longer than an end that is still there waits before it sends again (RFC 9293: TCP backs off to 60 s, Linux to
+    /// 120 s).
+    pub cut: u64,
     pub udp: u64,
     /// ICMP echo.
     pub echo: u64,
@@ -184,24 +198,26 @@ pub struct Ages {
 impl Ages {
     /// nf_conntrack's, in brackets where ours differ: unanswered 30 s (SYN_SENT 120, UDP 30), established TCP 5 days,
     /// half closed 120 s (FIN_WAIT), closed 30 s (TIME_WAIT 120, after RST 10), UDP 60 s (30, as a stream 120), echo
-    /// 30 s, all else 600 s.
+    /// 30 s, all else 600 s; and ours alone: cut 300 s.
     pub const DEFAULT: Self = Self {
         unanswered: seconds(30),
         tcp: seconds(432_000),
         closing: seconds(120),
         closed: seconds(30),
+        cut: seconds(300),
         udp: seconds(60),
         echo: seconds(30),
         other: seconds(600),
     };
 
-    /// Of an entry with these `FLOW_*` bits.
-    pub const fn of(&self, proto: u8, flags: u8) -> u64 {
-        match AgeKind::of(proto, flags) {
+    /// Of an entry of this protocol.
+    pub const fn of(&self, proto: u8, flow: &Flow) -> u64 {
+        match AgeKind::of(proto, flow.flags, flow.cut) {
             AgeKind::Unanswered => self.unanswered,
             AgeKind::Tcp => self.tcp,
             AgeKind::Closing => self.closing,
             AgeKind::Closed => self.closed,
+            AgeKind::Cut => self.cut,
             AgeKind::Udp => self.udp,
             AgeKind::Echo => self.echo,
             AgeKind::Other => self.other,
@@ -216,6 +232,7 @@ pub enum AgeKind {
     Tcp,
     Closing,
     Closed,
+    Cut,
     Udp,
     Echo,
     Other,
@@ -223,11 +240,12 @@ pub enum AgeKind {
 
 impl AgeKind {
     #[inline(always)]
-    pub const fn of(proto: u8, flags: u8) -> Self {
+    pub const fn of(proto: u8, flags: u8, cut: u8) -> Self {
         if flags & FLOW_ESTABLISHED == 0 {
             return Self::Unanswered;
         }
         match proto {
+            crate::PROTO_TCP if cut != 0 => Self::Cut,
             crate::PROTO_TCP if flags & FLOW_CLOSED != 0 => Self::Closed,
             crate::PROTO_TCP if flags & FLOW_CLOSING != 0 => Self::Closing,
             crate::PROTO_TCP => Self::Tcp,
@@ -242,7 +260,10 @@ const fn seconds(n: u64) -> u64 {
     n * 1_000_000_000
 }
 
-/// `FRAGMENT` key: later fragments take ports from their first.
+/// Datagrams in pieces of one ring: what is sent at once and may arrive out of order is less.
+pub const FRAGMENTS_PER_RING: u32 = 128;
+
+/// `FRAGMENT` key: later fragments take ports from their first. `FRAGMENT_RING` value.
 #[repr(C)]
 #[derive(Clone, Copy, PartialEq, Eq, Hash, Debug, Default)]
 pub struct FragmentKey {
@@ -269,5 +290,5 @@ pub struct FragmentPorts {
     pub proto: u8,
 }
 
-assert_size!(FlowKey = 40, Flow = 104, FlowName = 48, RecentKey = 12, Share = 40);
+assert_size!(FlowKey = 40, Flow = 104, FlowName = 48, RecentKey = 12, Share = 64);
 assert_size!(FragmentKey = 40, FragmentPorts = 8);

@@ -25,7 +25,7 @@ pub use identity::*;
 pub use tables::*;
 
 /// Layout version of all pinned maps.
-pub const ABI_VERSION: u32 = 5;
+pub const ABI_VERSION: u32 = 6;
 
 /// An IPv6 address, or an IPv4 address mapped into `::ffff:0:0/96`; network byte order.
 #[repr(C)]

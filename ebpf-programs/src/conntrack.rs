@@ -12,7 +12,7 @@
 mod decide;
 mod key;
 mod path;
-mod table;
+pub mod table;
 
 pub use path::Via;
 
@@ -29,7 +29,8 @@ use aya_ebpf::{bindings::__sk_buff, macros::map, maps::PerCpuArray, programs::Tc
 use bulkhead_ebpf_abi::{
     DIR_EGRESS, DIR_INGRESS, DROP_CLASH, DROP_CONNTRACK_FULL, DROP_MALFORMED, DROP_REVOKED, FLOW_ANSWERED,
     FLOW_CLOSED, FLOW_CLOSING, FLOW_ESTABLISHED, FLOW_INITIATOR_LOW, FLOW_KEEP_EGRESS, FLOW_KEEP_INGRESS,
-    FLOW_UNASKED, FLOW_VERSION, Flow, PATH_DIRECT, PATH_STACK, PROTO_TCP, RULE_NONE,
+    FLOW_UNASKED, FLOW_VERSION, Flow, ORIGIN_ITSELF, ORIGIN_NONE, PATH_DIRECT, PATH_STACK, PROTO_TCP,
+    RULE_NONE,
 };
 use core::mem::MaybeUninit;
 use decide::{ask, peer_of_flow, peer_of_packet};
@@ -43,8 +44,11 @@ pub struct At {
     pub generation: u32,
     /// `DIR_EGRESS`: the pod sends the packet; `DIR_INGRESS`: it is for the pod.
     pub dir: u32,
-    /// The origin mark the packet came with; `ORIGIN_ITSELF` of a pod's packet for itself.
+    /// The origin mark the packet came with; `ORIGIN_ITSELF` of a pod's packet for itself, `ORIGIN_UNKNOWN` of one that
+    /// came in where nobody marks.
     pub origin: u32,
+    /// By which interface it came into the host; 0: none.
+    pub entered_by: u32,
     pub bytes: u32,
     /// The pod's interface: a new connection counts in its share.
     pub owner: u32,
@@ -66,6 +70,7 @@ impl At {
             generation: live_generation(),
             dir,
             origin: origin::read(ctx),
+            entered_by: skb::ingress_ifindex(ctx),
             bytes: skb::len(ctx),
             owner: skb::ifindex(ctx),
             via: Via::Stack,
@@ -183,7 +188,8 @@ fn path_of_quoted(ctx: &TcContext, packet: &Packet) -> u32 {
     let Some(flow) = CONNTRACK.get_ptr(key.as_abi()) else { return NO_PATH };
     // SAFETY: a live entry.
     let flow = unsafe { &*flow };
-    if table::is_dead(flow, inner.proto, counters::now()) { NO_PATH } else { u32::from(flow.path) }
+    let ended = flow.cut != 0 || table::is_dead(flow, inner.proto, counters::now());
+    if ended { NO_PATH } else { u32::from(flow.path) }
 }
 
 const NO_PATH: u32 = 256;
@@ -195,8 +201,29 @@ fn starts_another(at: &At, packet: &Packet, flow: &Flow, forward: bool) -> bool 
         return packet.is_syn() || packet.is_echo_request();
     }
     // Behind this node's own address somebody else may speak now.
-    let by_mark = flow.flags & FLOW_UNASKED != 0 || flow.origin != 0;
-    by_mark && !at.sends() && at.origin != u32::from(flow.origin)
+    speaks_by_mark(flow)
+        && !at.sends()
+        && at.origin != u32::from(flow.origin)
+        && !is_renamed(at, packet, flow)
+}
+
+#[inline(always)]
+fn speaks_by_mark(flow: &Flow) -> bool {
+    flow.flags & FLOW_UNASKED != 0 || flow.origin != 0
+}
+
+/// Of a packet whose mark is not the entry's: the client that began the connection, which has got another identity since?
+/// It comes in by the same interface and begins nothing; whom else the stack gives the same port must begin.
+#[inline(always)]
+fn is_renamed(at: &At, packet: &Packet, flow: &Flow) -> bool {
+    let is_identity = |origin: u32| origin != ORIGIN_NONE && origin < ORIGIN_ITSELF;
+    packet.proto == PROTO_TCP
+        && !packet.is_syn()
+        && flow.flags & (FLOW_ESTABLISHED | FLOW_CLOSED) == FLOW_ESTABLISHED
+        && is_identity(u32::from(flow.origin))
+        && is_identity(at.origin)
+        && at.entered_by != 0
+        && at.entered_by == flow.entered_by
 }
 
 #[inline(always)]
@@ -214,12 +241,13 @@ fn known(at: &At, packet: &Packet, key: &Key, flow: &mut Flow, forward: bool, no
         begin_again(flow);
     }
     if flow.flags & FLOW_UNASKED == 0 {
+        let renamed = take_name(at, flow, forward);
         let admitted = flow.generations[end as usize];
-        if admitted != at.generation || again {
+        if admitted != at.generation || again || renamed {
             let renewed = admitted != 0 && !again;
             let verdict = renew(at, packet, flow, end, keep, renewed);
             if !verdict.passes() {
-                forget(packet, key, flow, admitted == 0 || again);
+                forget(packet, key, flow, admitted == 0 || again, end, now);
                 return verdict;
             }
         }
@@ -239,10 +267,21 @@ fn known(at: &At, packet: &Packet, key: &Key, flow: &mut Flow, forward: bool, no
     }
 }
 
+/// The initiator's new name, where it has one; see `is_renamed`.
+#[inline(always)]
+fn take_name(at: &At, flow: &mut Flow, forward: bool) -> bool {
+    let renamed = forward && !at.sends() && flow.origin != 0 && at.origin != u32::from(flow.origin);
+    if renamed {
+        flow.origin = at.origin as u16;
+    }
+    renamed
+}
+
 /// What the connection before counted is its rules'; each end counts the new one when it has been asked.
 #[inline(always)]
 fn begin_again(flow: &mut Flow) {
     counters::fold(flow);
+    flow.cut = 0;
     if flow.flags & FLOW_UNASKED != 0 {
         flow.begun = 1 << DIR_INGRESS;
     } else {
@@ -260,9 +299,11 @@ fn renew(at: &At, packet: &Packet, flow: &mut Flow, end: u32, keep: u8, renewed:
         // It stays the connection of the rule that admitted it.
         Ok(_) if kept => {
             flow.generations[end as usize] = at.generation;
+            flow.cut &= !(1 << end);
             Verdict::PASS
         }
         Ok(answer) => {
+            flow.cut &= !(1 << end);
             flow.flags = if answer.keeps() { flow.flags | keep } else { flow.flags & !keep };
             let before = flow.rules[end as usize];
             if before == RULE_NONE {
@@ -282,11 +323,15 @@ fn renew(at: &At, packet: &Packet, flow: &mut Flow, end: u32, keep: u8, renewed:
 ///
 /// A TCP connection that was cut keeps its entry: it remembers who began it, so that the other direction cannot carry
 /// the connection on under a rule of its own. It is asked about with every packet, and lives again if a later
-/// generation allows it. A datagram against the direction is a flow of its own, so its entry goes.
+/// generation allows it. It has an age of its own, which counts from the last attempt to go on. A datagram against the
+/// direction is a flow of its own, so its entry goes.
 #[inline(always)]
-fn forget(packet: &Packet, key: &Key, flow: &mut Flow, was_new: bool) {
+fn forget(packet: &Packet, key: &Key, flow: &mut Flow, was_new: bool, end: u32, now: u64) {
     if was_new || packet.proto != PROTO_TCP {
         table::remove(key.as_abi(), flow);
+    } else {
+        flow.cut |= 1 << end;
+        table::seen(flow, now);
     }
 }
 
@@ -360,7 +405,10 @@ fn open(at: &At, packet: &Packet, key: &Key, how: u32) -> Verdict {
         serial: 0,
         tick: 0,
         begun: 1 << (at.dir & 1),
-        reserved: [0; 5],
+        cut: 0,
+        padding: 0,
+        entered_by: if peer.origin() != 0 { at.entered_by } else { 0 },
+        reserved: [0; 9],
     };
     if peer.is_unasked() {
         flow.flags |= FLOW_UNASKED;

@@ -121,7 +121,7 @@ fn inbound(ctx: &TcContext, pod: &Endpoint) -> Verdict {
         return Verdict::PASS;
     }
     let own = if ethertype == skb::ETHERTYPE_IPV6 { pod.identity_v6 } else { pod.identity_v4 };
-    let at = At { origin: origin::at_pod(ctx, own), ..At::new(ctx, pod.policy, DIR_INGRESS) };
+    let at = At { origin: origin::at_pod(ctx, own, packet.part), ..At::new(ctx, pod.policy, DIR_INGRESS) };
     decide(ctx, &at, packet)
 }
 
@@ -135,7 +135,7 @@ fn decide(ctx: &TcContext, at: &At, packet: &mut Packet) -> Verdict {
     }
     let verdict = conntrack::admit(ctx, at, packet);
     if verdict.passes() && packet.part == Part::First {
-        let reason = fragment::remember(packet, at.dir);
+        let reason = fragment::remember(packet, at);
         if reason != 0 {
             return Verdict::drop(reason as u8);
         }

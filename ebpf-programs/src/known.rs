@@ -49,12 +49,14 @@ pub fn sent(ctx: &TcContext, pod: &Endpoint, ethertype: u16) -> i32 {
         origin::write(ctx, if ipv6 { pod.identity_v6 } else { pod.identity_v4 });
         return NEXT;
     }
-    // Straight into another pod of this node, which has nothing left to decide either.
+    // Straight into another pod of this node, which has nothing left to decide either. (No end elsewhere has ever decided.)
     let there = if forward { ingress } else { egress };
+    if there != generation {
+        return UNKNOWN;
+    }
     // SAFETY: read field by field; the daemon replaces entries, it never writes into them.
     let Some(to) = (unsafe { LOCAL.get(frame.dst.as_addr()) }) else { return UNKNOWN };
-    if there != generation
-        || forward::is_paced(pod)
+    if forward::is_paced(pod)
         || to.flags & ENDPOINT_PACED != 0
         || !skb::is_for_host(ctx)
         || !conntrack::see(flow, kind_of(flow, frame.proto))

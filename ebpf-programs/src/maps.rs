@@ -37,6 +37,12 @@ pub static LOCAL: HashMap<Addr, Delivery> = HashMap::with_max_entries(1, BPF_F_N
 /// Whom connections reach without the host's stack; see `forward`.
 #[map]
 pub static DIRECT: LpmTrie<Address, u32> = LpmTrie::with_max_entries(1, BPF_F_NO_PREALLOC);
+/// The MTU of IPv4 routes that the route look-up does not tell, in bytes; 0: it does. The longest prefix counts.
+#[map]
+pub static NARROW: LpmTrie<Address, u32> = LpmTrie::with_max_entries(1, BPF_F_NO_PREALLOC);
+/// The least of them; 0: there is none.
+#[map]
+pub static NARROWEST: Array<u32> = Array::with_max_entries(1, 0);
 
 #[map]
 pub static CLASS: Array<u32> = Array::with_max_entries(1, 0);
@@ -62,6 +68,8 @@ pub static RECENT: HashMap<RecentKey, FlowName> = HashMap::with_max_entries(1, B
 pub static SHARE: HashMap<u32, Share> = HashMap::with_max_entries(1, BPF_F_NO_PREALLOC);
 #[map]
 pub static FRAGMENT: LruHashMap<FragmentKey, FragmentPorts> = LruHashMap::with_max_entries(1, 0);
+#[map]
+pub static FRAGMENT_RING: HashMap<RecentKey, FragmentKey> = HashMap::with_max_entries(1, BPF_F_NO_PREALLOC);
 #[map]
 pub static DROPS: PerCpuHashMap<DropKey, Counter> = PerCpuHashMap::with_max_entries(1, BPF_F_NO_PREALLOC);
 #[map]
@@ -98,6 +106,8 @@ pub static AGE_TCP: Global<u64> = Global::new(Ages::DEFAULT.tcp);
 pub static AGE_CLOSING: Global<u64> = Global::new(Ages::DEFAULT.closing);
 #[unsafe(no_mangle)]
 pub static AGE_CLOSED: Global<u64> = Global::new(Ages::DEFAULT.closed);
+#[unsafe(no_mangle)]
+pub static AGE_CUT: Global<u64> = Global::new(Ages::DEFAULT.cut);
 #[unsafe(no_mangle)]
 pub static AGE_UDP: Global<u64> = Global::new(Ages::DEFAULT.udp);
 #[unsafe(no_mangle)]

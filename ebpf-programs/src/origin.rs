@@ -1,8 +1,8 @@
 //! The origin mark: where a packet entered this host. Written at every entry, whatever stood there.
 
-use crate::skb;
+use crate::{parse::Part, skb};
 use aya_ebpf::programs::TcContext;
-use bulkhead_ebpf_abi::{ORIGIN_ITSELF, ORIGIN_MASK, ORIGIN_SHIFT, origin_of};
+use bulkhead_ebpf_abi::{ORIGIN_ITSELF, ORIGIN_MASK, ORIGIN_NONE, ORIGIN_SHIFT, ORIGIN_UNKNOWN, origin_of};
 
 #[inline(always)]
 pub fn read(ctx: &TcContext) -> u32 {
@@ -12,13 +12,26 @@ pub fn read(ctx: &TcContext) -> u32 {
 /// Of a packet for the pod that is `identity`, behind the stack. Pods share identities, so the mark alone does not say which
 /// of them has sent it: where the packet came in does, and the stack keeps that whatever it makes of the addresses.
 #[inline(always)]
-pub fn at_pod(ctx: &TcContext, identity: u32) -> u32 {
+pub fn at_pod(ctx: &TcContext, identity: u32, part: Part) -> u32 {
     let origin = read(ctx);
+    if origin == ORIGIN_NONE {
+        return if is_made_here(ctx, part) { ORIGIN_NONE } else { ORIGIN_UNKNOWN };
+    }
     if skb::ingress_ifindex(ctx) == skb::ifindex(ctx) && origin == origin_of(identity) {
         ORIGIN_ITSELF
     } else {
         origin
     }
+}
+
+/// The first interface of every network namespace.
+const LOOPBACK: u32 = 1;
+
+/// Of an unmarked packet: has this host sent it, and not only forwarded what came in where nobody marks? A piece that the
+/// stack has cut does not say where it was received (IPv6), but is its sender's: a socket's, if it was made here.
+#[inline(always)]
+fn is_made_here(ctx: &TcContext, part: Part) -> bool {
+    skb::ingress_ifindex(ctx) <= LOOPBACK && (part == Part::Whole || skb::has_socket(ctx))
 }
 
 #[inline(always)]

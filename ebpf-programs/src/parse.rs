@@ -117,7 +117,10 @@ pub fn parse(ctx: &TcContext, packet: &mut Packet, ethertype: u16) -> u32 {
     let end = if ethertype == skb::ETHERTYPE_IPV4 {
         ipv4(ctx, packet)
     } else {
-        ipv6(ctx, packet).and_then(|end| extensions(ctx, packet, end).map(|()| end))
+        ipv6(ctx, packet).and_then(|end| match extensions(ctx, packet, end) {
+            0 => Ok(end),
+            reason => Err(reason),
+        })
     };
     match end {
         Ok(end) => transport::transport(ctx, packet, end),
@@ -212,9 +215,17 @@ fn ipv6(ctx: &TcContext, packet: &mut Packet) -> Result<u32, u32> {
     Ok(skb::ETHERNET + total)
 }
 
-/// Walks to the transport header, or to the end of a later fragment's headers.
+/// Walks to the transport header, or to the end of a later fragment's headers; 0, or the reason to drop.
+#[inline(never)]
+fn extensions(ctx: &TcContext, packet: &mut Packet, end: u32) -> u32 {
+    match walk(ctx, packet, end) {
+        Ok(()) => 0,
+        Err(reason) => reason,
+    }
+}
+
 #[inline(always)]
-fn extensions(ctx: &TcContext, packet: &mut Packet, end: u32) -> Result<(), u32> {
+fn walk(ctx: &TcContext, packet: &mut Packet, end: u32) -> Result<(), u32> {
     for _ in 0..EXTENSIONS {
         let kind = packet.proto;
         if !matches!(kind, HOP_BY_HOP | ROUTING | FRAGMENT | AUTHENTICATION | DESTINATION) {

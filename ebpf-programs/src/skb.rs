@@ -53,6 +53,14 @@ pub fn ingress_ifindex(ctx: &TcContext) -> u32 {
     field!(ctx, ingress_ifindex)
 }
 
+/// Does it belong to a socket of this host?
+#[inline(always)]
+pub fn has_socket(ctx: &TcContext) -> bool {
+    // SAFETY: as above; the pointer is compared with null, never followed.
+    let socket = unsafe { read_volatile(&raw const (*ctx.skb.skb).__bindgen_anon_2.sk) };
+    !socket.is_null()
+}
+
 #[inline(always)]
 pub fn mark(ctx: &TcContext) -> u32 {
     field!(ctx, mark)

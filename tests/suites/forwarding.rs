@@ -4,15 +4,20 @@
 
 #[path = "forwarding/live.rs"]
 mod live;
+#[path = "forwarding/outsider.rs"]
+mod outsider;
 #[path = "forwarding/support.rs"]
 mod support;
 #[path = "forwarding/translated.rs"]
 mod translated;
 
-use bulkhead_lab::{Lab, Result, enter};
+use bulkhead_lab::{Lab, Result, enter, until};
 use libtest_mimic::{Arguments, Failed, Trial};
-use std::sync::{Arc, Mutex, PoisonError};
-use support::{Watch, alternative, bound, exchange, require, says, send_a_megabyte, wire};
+use std::{
+    sync::{Arc, Mutex, PoisonError},
+    time::Duration,
+};
+use support::{Live, Watch, alternative, bound, exchange, require, says, send_a_megabyte, wire};
 
 type Case = fn(&mut Lab) -> Result<()>;
 
@@ -24,6 +29,7 @@ const CASES: &[(&str, Case)] = &[
     ),
     ("the stack answers at the end of a hop limit, and a hop is a hop", hop_limits),
     ("the stack answers what a route is too narrow for, and TCP finds its way", narrow_routes),
+    ("a route's MTU that is not locked holds for packets of live connections, too", unlocked_mtus),
     ("a pod with a bandwidth takes the stack both ways", paced),
     ("datagrams and the errors they meet pass the stack by", live::datagrams),
     ("a router's error finds the direct connection that it speaks of", live::errors_of_routers),
@@ -36,6 +42,11 @@ const CASES: &[(&str, Case)] = &[
     ("a pod that nobody may call reaches itself through a service, and nobody else does", translated::itself),
     ("what is masqueraded on its way out is masqueraded, and its replies come back", translated::masqueraded),
     ("a backend of a node port judges who really calls, behind the node's address", translated::node_ports),
+    (
+        "what the node masquerades of a machine behind an interface that nobody marks is not the node's",
+        outsider::whole,
+    ),
+    ("nor is it in pieces, and the node's own datagrams in pieces arrive", outsider::pieces),
 ];
 
 fn main() -> Result<()> {
@@ -136,7 +147,6 @@ fn hop_limits(lab: &mut Lab) -> Result<()> {
     Ok(())
 }
 
-/// Of IPv4 routes the look-up believes a locked MTU only (docs/ARCHITECTURE.md).
 fn narrow_routes(lab: &mut Lab) -> Result<()> {
     let (cart, far, node) = (lab.pod("shop/cart-0")?, lab.pod("shop/cart-1")?, &lab.nodes[0]);
     for v6 in [false, true] {
@@ -156,6 +166,56 @@ fn narrow_routes(lab: &mut Lab) -> Result<()> {
         cart.netns.ip(&format!("{} route flush cache", if v6 { "-6" } else { "-4" }))?;
     }
     Ok(())
+}
+
+/// The daemon learns of the route; an established connection and its direct path stay.
+fn unlocked_mtus(lab: &mut Lab) -> Result<()> {
+    let (cart, far, node) = (lab.pod("shop/cart-0")?, lab.pod("shop/cart-1")?, &lab.nodes[0]);
+    let to = far.v4.to_string();
+    let ping = || says(&cart.netns, &["ping", "-n", "-c1", "-W1", "-Mdo", "-s1400", &to]);
+    let flush = || cart.netns.ip("-4 route flush cache");
+    let narrow = |what: &str| {
+        until(what, Duration::from_secs(10), || {
+            flush()?;
+            let answer = ping()?;
+            let told = answer.contains("mtu = 1320") || answer.contains("mtu=1320");
+            Ok(told.then_some(()))
+        })
+    };
+    let wide = |what: &str| {
+        until(what, Duration::from_secs(10), || {
+            flush()?;
+            // What the daemon has not yet learned of the stack still forwards.
+            let watch = Watch::start(node)?;
+            Ok((ping()?.contains("1 received") && watch.packets()? == 0).then_some(()))
+        })
+    };
+    // The last two: within a narrow route a wider one, and within that the narrow one again.
+    let [host, wider, all] = [("32", " mtu 1320"), ("31", ""), ("30", " mtu 1320")].map(|(length, mtu)| {
+        let network =
+            ipnetwork::Ipv4Network::new(far.v4, length.parse().expect("a length")).expect("a network");
+        (format!("route add {}/{length} via 172.30.1.1 dev eth0{mtu}", network.network()), length)
+    });
+    let mut live = Live::start(cart, far, 8082)?;
+    live.exchange(3000)?;
+    for (route, length) in [&all, &wider, &host] {
+        node.netns.ip(route)?;
+        let what = format!("the daemon learns of the route of length {length}");
+        if *length == "31" {
+            wide(&what)?
+        } else {
+            narrow(&what)?
+        };
+        let watch = Watch::start(node)?;
+        live.exchange(300_000)?;
+        send_a_megabyte(&cart.netns, &far.netns, far.v4.into(), 8081)?;
+        // The stack only answers what is too long.
+        require(watch.packets()? == 0, "TCP left the direct path")?;
+    }
+    for (route, _) in [&host, &wider, &all] {
+        node.netns.ip(&route.replace("add", "del"))?;
+    }
+    wide("the routes are gone")
 }
 
 fn paced(lab: &mut Lab) -> Result<()> {

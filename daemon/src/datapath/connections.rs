@@ -6,7 +6,10 @@ use aya::{
     Ebpf,
     programs::{SchedClassifier, TestRun, TestRunOptions},
 };
-use bulkhead_ebpf_abi::{Flow, FlowKey, RECENT_CLOSED, RECENT_IN, RECENT_OUT, RecentKey, Share};
+use bulkhead_ebpf_abi::{
+    FRAGMENTS_PER_RING, Flow, FlowKey, RECENT_CLOSED, RECENT_FRAGMENTS_PASSED, RECENT_FRAGMENTS_RECEIVED,
+    RECENT_FRAGMENTS_SENT, RECENT_IN, RECENT_OUT, RecentKey, Share,
+};
 use std::time::Duration;
 
 const FORGET: &str = "forget";
@@ -35,9 +38,8 @@ impl Datapath {
     ) -> Result<impl Iterator<Item = Result<(FlowKey, Flow), DatapathError>>, DatapathError> {
         let now = monotonic_coarse()?;
         let ages = self.connections.ages;
-        let alive = move |key: &FlowKey, flow: &Flow| {
-            now.saturating_sub(flow.last_seen) <= ages.of(key.proto, flow.flags)
-        };
+        let alive =
+            move |key: &FlowKey, flow: &Flow| now.saturating_sub(flow.last_seen) <= ages.of(key.proto, flow);
         Ok(self.flows().filter(move |entry| entry.as_ref().map_or(true, |(key, flow)| alive(key, flow))))
     }
 
@@ -75,12 +77,20 @@ impl Datapath {
             (RECENT_OUT, self.connections.unanswered),
             (RECENT_IN, self.connections.unanswered),
             (RECENT_CLOSED, self.connections.closed),
+            (RECENT_FRAGMENTS_SENT, FRAGMENTS_PER_RING),
+            (RECENT_FRAGMENTS_PASSED, FRAGMENTS_PER_RING),
+            (RECENT_FRAGMENTS_RECEIVED, FRAGMENTS_PER_RING),
         ];
         for ((kind, room), used) in rooms.into_iter().zip(share.next) {
             let used = u32::try_from(used).unwrap_or(u32::MAX).min(room);
             for slot in 0..used {
-                let key = RecentKey { owner: ifindex, kind, slot };
-                absent_is_fine(self.recent.remove(&Raw(key))).map_err(failed)?;
+                let key = Raw(RecentKey { owner: ifindex, kind, slot });
+                // A datagram's own entry makes way by itself.
+                let removed = match kind {
+                    RECENT_OUT | RECENT_IN | RECENT_CLOSED => self.recent.remove(&key),
+                    _ => self.fragment_rings.remove(&key),
+                };
+                absent_is_fine(removed).map_err(failed)?;
             }
         }
         absent_is_fine(self.shares.remove(&Raw(ifindex))).map_err(failed)

@@ -1,7 +1,7 @@
-//! Whom connections reach past the host's stack: prefixes, of which the longest decides.
+//! Whom connections reach past the host's stack, and how long a packet may be there: prefixes, of which the longest decides.
 
 use super::{Datapath, DatapathError, Prefix, generation::absent_is_fine, values::Raw};
-use aya::maps::{MapData, MapError, lpm_trie::Key};
+use aya::maps::{Array, MapData, MapError, lpm_trie::Key};
 use bulkhead_ebpf_abi::{Addr, DIRECT_NO, DIRECT_YES, V4_PREFIX_OFFSET};
 use ipnetwork::IpNetwork;
 use std::{collections::BTreeMap, net::IpAddr};
@@ -9,12 +9,12 @@ use std::{collections::BTreeMap, net::IpAddr};
 type LpmTrie = aya::maps::lpm_trie::LpmTrie<MapData, Raw<Addr>, u32>;
 
 /// The map, and what it holds as far as that is known.
-pub(super) struct Direct {
+pub(super) struct Ranges {
     map: LpmTrie,
     there: Option<BTreeMap<Prefix, u32>>,
 }
 
-impl Direct {
+impl Ranges {
     pub fn new(map: LpmTrie) -> Self {
         Self { map, there: None }
     }
@@ -32,8 +32,8 @@ impl Direct {
         };
         let key = |(address, length): &Prefix| Key::new(u32::from(*length), Raw(*address));
         let mut changes: Vec<_> = wanted.iter().filter(|(p, v)| there.get(p) != Some(v)).collect();
-        // What is translated first: nothing begins direct because of the order.
-        changes.sort_by_key(|(_, value)| **value != DIRECT_NO);
+        // What is translated first (`DIRECT_NO`): nothing begins direct because of the order.
+        changes.sort_by_key(|(_, value)| **value != 0);
         for (prefix, value) in changes {
             self.map.insert(&key(prefix), *value, 0)?;
         }
@@ -57,6 +57,35 @@ impl Datapath {
             what: "setting the ranges of the direct path".into(),
             source,
         })
+    }
+}
+
+/// The map of [`NarrowRoutes`], and the least of them: what is shorter than all of them asks no further.
+pub(super) struct Narrow {
+    pub routes: Ranges,
+    pub narrowest: Array<MapData, u32>,
+}
+
+impl Narrow {
+    fn write(&mut self, wanted: &BTreeMap<IpNetwork, u32>) -> Result<(), MapError> {
+        let narrowest = wanted.values().copied().filter(|mtu| *mtu != 0).min().unwrap_or(0);
+        let before = self.narrowest.get(&0, 0)?;
+        // While both hold, the less.
+        if narrowest != 0 && (before == 0 || narrowest < before) {
+            self.narrowest.set(0, narrowest, 0)?;
+        }
+        self.routes.write(&wanted.iter().map(|(range, mtu)| (prefix(range), *mtu)).collect())?;
+        self.narrowest.set(0, narrowest, 0)
+    }
+}
+
+impl Datapath {
+    /// Exactly these afterwards, for the packets of live connections, too. MTUs of IPv4 routes that the programs' look-up
+    /// does not tell, in bytes; 0: it does.
+    pub fn set_narrow_routes(&mut self, routes: &BTreeMap<IpNetwork, u32>) -> Result<(), DatapathError> {
+        self.narrow
+            .write(routes)
+            .map_err(|source| DatapathError::Map { what: "setting the MTUs of routes".into(), source })
     }
 }
 

@@ -3,7 +3,7 @@
 use super::{
     Datapath, DatapathError, MapTables, OBJECT,
     connections::load_forget,
-    direct::Direct,
+    direct::{Narrow, Ranges},
     generation::Half,
     identities::{Exact, Identities, Prefixes, Removals},
     links::{self, Hook},
@@ -30,8 +30,12 @@ use std::{
 const ENDPOINTS: u32 = 4096;
 /// Ranges of pods, and those that the configuration names.
 const DIRECT_PREFIXES: u32 = 16_384;
-/// Datagrams in pieces at one time.
-const FRAGMENTS: u32 = 4096;
+/// Routes with an MTU of their own, and those without one within them.
+const NARROW_PREFIXES: u32 = 16_384;
+/// Datagrams in pieces at one time: the rings of some pods that flood, and what the others need.
+const FRAGMENTS: u32 = 16_384;
+/// All rings of some 170 pods.
+const FRAGMENT_RINGS: u32 = 65_536;
 /// Different (reason, rule, policy, direction).
 const DROP_COUNTERS: u32 = 16_384;
 /// Rules that have decided on something.
@@ -68,6 +72,8 @@ fn shapes(sizes: &Sizes, connections: &Connections) -> Vec<Shape> {
         shape::<u32, u32>("ENDPOINT_EPOCH", 1),
         shape::<Addr, Delivery>("LOCAL", ENDPOINTS * 2),
         shape::<[u8; 20], u32>("DIRECT", DIRECT_PREFIXES),
+        shape::<[u8; 20], u32>("NARROW", NARROW_PREFIXES),
+        shape::<u32, u32>("NARROWEST", 1),
         shape::<u32, u32>("CLASS", halves(sizes.identities)),
         shape::<u32, PolicyDir>("POLICY", halves(sizes.policies.saturating_mul(2))),
         shape::<u32, PortDirectory>("PORT_DIR", halves(sizes.port_tables.saturating_mul(PORT_SLOTS))),
@@ -81,6 +87,7 @@ fn shapes(sizes: &Sizes, connections: &Connections) -> Vec<Shape> {
         shape::<RecentKey, FlowName>("RECENT", connections.entries.saturating_mul(2)),
         shape::<u32, Share>("SHARE", ENDPOINTS),
         shape::<FragmentKey, FragmentPorts>("FRAGMENT", FRAGMENTS),
+        shape::<RecentKey, FragmentKey>("FRAGMENT_RING", FRAGMENT_RINGS),
         shape::<DropKey, Counter>("DROPS", DROP_COUNTERS),
         shape::<u32, RuleCounter>("RULES", RULE_COUNTERS),
     ]
@@ -139,10 +146,12 @@ impl Datapath {
             endpoints: take(o, "ENDPOINT")?,
             endpoint_epoch: take(o, "ENDPOINT_EPOCH")?,
             local: take(o, "LOCAL")?,
-            direct: Direct::new(take(o, "DIRECT")?),
+            direct: Ranges::new(take(o, "DIRECT")?),
+            narrow: Narrow { routes: Ranges::new(take(o, "NARROW")?), narrowest: take(o, "NARROWEST")? },
             conntrack_fd: owned_fd(&conntrack)?,
             conntrack: typed("CONNTRACK", conntrack)?,
             recent: take(o, "RECENT")?,
+            fragment_rings: take(o, "FRAGMENT_RING")?,
             shares: take(o, "SHARE")?,
             connections,
             drops: take(o, "DROPS")?,
@@ -231,6 +240,7 @@ fn load(
         .override_global("AGE_TCP", &ages.tcp, true)
         .override_global("AGE_CLOSING", &ages.closing, true)
         .override_global("AGE_CLOSED", &ages.closed, true)
+        .override_global("AGE_CUT", &ages.cut, true)
         .override_global("AGE_UDP", &ages.udp, true)
         .override_global("AGE_ECHO", &ages.echo, true)
         .override_global("AGE_OTHER", &ages.other, true);

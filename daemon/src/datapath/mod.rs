@@ -29,8 +29,8 @@ pub use load::Opened;
 pub use read::Flows;
 
 use bulkhead_ebpf_abi::{
-    Addr, Cell, Connections, Counter, Delivery, DropKey, Endpoint, Flow, FlowKey, FlowName, Identity,
-    PolicyDir, PortDirectory, PortPage, RecentKey, RuleCounter, Share, Sizes,
+    Addr, Cell, Connections, Counter, Delivery, DropKey, Endpoint, Flow, FlowKey, FlowName, FragmentKey,
+    Identity, PolicyDir, PortDirectory, PortPage, RecentKey, RuleCounter, Share, Sizes,
 };
 use identities::Removals;
 use std::{
@@ -119,10 +119,12 @@ pub struct Datapath {
     /// Tells the hooks to read anew what they keep of `endpoints`.
     endpoint_epoch: aya::maps::Array<aya::maps::MapData, u32>,
     local: HashMap<Addr, Delivery>,
-    direct: direct::Direct,
+    direct: direct::Ranges,
+    narrow: direct::Narrow,
     conntrack: HashMap<FlowKey, Flow>,
     conntrack_fd: OwnedFd,
     recent: HashMap<RecentKey, FlowName>,
+    fragment_rings: HashMap<RecentKey, FragmentKey>,
     shares: HashMap<u32, Share>,
     connections: Connections,
     drops: aya::maps::PerCpuHashMap<aya::maps::MapData, Raw<DropKey>, Raw<Counter>>,

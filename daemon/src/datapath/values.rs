@@ -2,8 +2,8 @@
 
 use super::sys::Plain;
 use bulkhead_ebpf_abi::{
-    Addr, Cell, Counter, Delivery, DropKey, Endpoint, Flow, FlowKey, FlowName, Identity, PolicyDir,
-    PortDirectory, PortPage, RecentKey, RuleCounter, Share,
+    Addr, Cell, Counter, Delivery, DropKey, Endpoint, Flow, FlowKey, FlowName, FragmentKey, Identity,
+    PolicyDir, PortDirectory, PortPage, RecentKey, RuleCounter, Share,
 };
 
 /// A key or value handed to aya, whose trait cannot be implemented for another crate's types.
@@ -31,6 +31,7 @@ plain!(
     Flow,
     FlowKey,
     FlowName,
+    FragmentKey,
     RecentKey,
     RuleCounter,
     Share,

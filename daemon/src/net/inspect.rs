@@ -134,6 +134,16 @@ pub(super) fn route_of(object: &Message) -> Option<RouteSeen> {
     })
 }
 
+/// Where an IPv4 route of any table leads to.
+pub(super) fn ipv4_route(message: &RouteMessage) -> Option<IpNetwork> {
+    let dst = message.attributes.iter().find_map(|attribute| match attribute {
+        RouteAttribute::Destination(address) => Some(ip_of(address)),
+        _ => None,
+    });
+    let dst = dst.unwrap_or(Some(Ipv4Addr::UNSPECIFIED.into()))?;
+    IpNetwork::new(dst, message.header.destination_prefix_length).ok()
+}
+
 fn gateway_of(attribute: &RouteAttribute) -> Option<IpAddr> {
     match attribute {
         RouteAttribute::Gateway(address) => ip_of(address),

@@ -17,6 +17,7 @@ mod inspect;
 mod learned;
 mod links;
 pub mod mac;
+mod narrow;
 mod netlink;
 pub mod node;
 pub mod qdisc;
@@ -25,6 +26,7 @@ mod routes;
 pub use inspect::PodState;
 pub use learned::Learned;
 pub use mac::{Mac, Names};
+pub use narrow::{NarrowRoutes, watch_narrow_routes};
 pub use netlink::{Kernel, NetError};
 pub use qdisc::{Limit, Limits, Shaper};
 

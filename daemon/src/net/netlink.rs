@@ -147,22 +147,33 @@ impl Kernel {
         what: &'static str,
         message: RouteNetlinkMessage,
     ) -> Result<Vec<RouteNetlinkMessage>, NetError> {
+        let mut objects = Vec::new();
+        self.each(what, message, |object| objects.push(object)).await?;
+        Ok(objects)
+    }
+
+    /// The same, one by one: there may be many.
+    pub(super) async fn each(
+        &self,
+        what: &'static str,
+        message: RouteNetlinkMessage,
+        mut see: impl FnMut(RouteNetlinkMessage),
+    ) -> Result<(), NetError> {
         let mut message = NetlinkMessage::from(message);
         message.header.flags = NLM_F_REQUEST | NLM_F_DUMP;
         let replies = self.send(vec![message])?;
         let collect = async {
             let mut replies = pin!(replies);
-            let mut objects = Vec::new();
             while let Some(reply) = replies.next().await {
                 match reply.payload {
-                    NetlinkPayload::InnerMessage(object) => objects.push(object),
+                    NetlinkPayload::InnerMessage(object) => see(object),
                     NetlinkPayload::Error(error) => {
                         return Err(NetError::Kernel { what, source: error.to_io() });
                     }
                     _ => return Err(NetError::Answer { what }),
                 }
             }
-            Ok(objects)
+            Ok(())
         };
         let late = |_| NetError::Kernel { what, source: io::ErrorKind::TimedOut.into() };
         tokio::time::timeout(DEADLINE, collect).await.map_err(late)?

@@ -24,8 +24,9 @@ use crate::{
     history::{History, Switched},
     ipam::{ClaimError, Claims},
     net::{
-        GATEWAY_V4, GATEWAY_V6, Kernel, NetError, Sources,
+        GATEWAY_V4, GATEWAY_V6, Kernel, NarrowRoutes, NetError, Sources,
         node::{Uplink, prepare_node},
+        watch_narrow_routes,
     },
     source::{Observed, Snapshot},
     store::{self, StoreError},
@@ -297,6 +298,18 @@ impl Node {
         let direct = objects.ranges().map(|(_, range)| range).chain(&self.config.direct_to);
         let services = objects.partitions.values().flat_map(|p| &p.spec.service_cidrs);
         self.datapath.set_direct(direct, services.chain(&self.config.service_cidrs))
+    }
+
+    /// To be handed to [`Self::set_narrow_routes`] whenever it changes.
+    pub fn watch_narrow_routes(&self) -> Result<watch::Receiver<NarrowRoutes>, NetError> {
+        watch_narrow_routes(self.net.clone())
+    }
+
+    /// What is too long for its route is left to the stack, also where the programs' own look-up does not say so.
+    pub fn set_narrow_routes(&mut self, routes: &NarrowRoutes) {
+        if let Err(e) = self.datapath.set_narrow_routes(routes) {
+            warn!(error = %e, "cannot tell the programs of the MTUs of routes; tried again with the next change");
+        }
     }
 
     /// What the configuration and the kernel know of the cluster and the objects need not repeat.

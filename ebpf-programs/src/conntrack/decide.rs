@@ -10,7 +10,8 @@ use crate::{
 };
 use bulkhead_ebpf_abi::{
     AUDIT_POLICY, DIR_EGRESS, DROP_POLICY, DROP_UNKNOWN_ORIGIN, Flow, ID_WORLD, IDENTITY_LOCAL_NODE,
-    ORIGIN_ITSELF, ORIGIN_NONE, ORIGIN_UNKNOWN, RULE_LOOPBACK, RULE_NONE, RULE_OWN_NODE,
+    IDENTITY_LOCAL_POD, ORIGIN_ITSELF, ORIGIN_NONE, ORIGIN_UNKNOWN, RULE_LOOPBACK, RULE_NONE, RULE_OWN_NODE,
+    origin_of,
 };
 
 /// The reason of a refusal that cuts nothing.
@@ -73,7 +74,14 @@ pub fn peer_of_packet(at: &At, packet: &Packet) -> Peer {
         return Peer::by_address(identity(&packet.dst).id());
     }
     let who = identity(&packet.src);
-    if who.has(IDENTITY_LOCAL_NODE) { Peer::by_mark(at.origin) } else { Peer::by_address(who.id()) }
+    if who.has(IDENTITY_LOCAL_NODE) {
+        return Peer::by_mark(at.origin);
+    }
+    // A pod of this node, and its hook has not marked it: it came in where nobody looks at sources.
+    if who.has(IDENTITY_LOCAL_POD) && at.origin == ORIGIN_UNKNOWN && origin_of(who.id()) != ORIGIN_UNKNOWN {
+        return Peer::UNKNOWN;
+    }
+    Peer::by_address(who.id())
 }
 
 /// The other end of a flow: of the initiator's end (`DIR_EGRESS`) the responder, and the other way round.

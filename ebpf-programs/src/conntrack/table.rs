@@ -15,8 +15,8 @@ use super::{At, key::Key};
 use crate::{
     counters,
     maps::{
-        AGE_CLOSED, AGE_CLOSING, AGE_ECHO, AGE_OTHER, AGE_TCP, AGE_UDP, AGE_UNANSWERED, AGING, CONNTRACK,
-        FLOWS_CLOSED, FLOWS_PER_POD, FLOWS_UNANSWERED, RECENT, SHARE,
+        AGE_CLOSED, AGE_CLOSING, AGE_CUT, AGE_ECHO, AGE_OTHER, AGE_TCP, AGE_UDP, AGE_UNANSWERED, AGING,
+        CONNTRACK, FLOWS_CLOSED, FLOWS_PER_POD, FLOWS_UNANSWERED, RECENT, SHARE,
     },
 };
 use aya_ebpf::{
@@ -90,6 +90,7 @@ fn age(kind: AgeKind) -> u64 {
         AgeKind::Tcp => AGE_TCP.load(),
         AgeKind::Closing => AGE_CLOSING.load(),
         AgeKind::Closed => AGE_CLOSED.load(),
+        AgeKind::Cut => AGE_CUT.load(),
         AgeKind::Udp => AGE_UDP.load(),
         AgeKind::Echo => AGE_ECHO.load(),
         AgeKind::Other => AGE_OTHER.load(),
@@ -99,7 +100,7 @@ fn age(kind: AgeKind) -> u64 {
 /// A function of its own: the ages of all kinds would take the stack of whoever asks.
 #[inline(never)]
 pub fn is_dead(flow: &Flow, proto: u8, now: u64) -> bool {
-    now.saturating_sub(flow.last_seen) > age(AgeKind::of(proto, flow.flags))
+    now.saturating_sub(flow.last_seen) > age(AgeKind::of(proto, flow.flags, flow.cut))
 }
 
 /// Removes an entry, and leaves what it counted to its rules. Its share is given back by the one whose removal succeeds,
@@ -124,7 +125,7 @@ fn flows(share: *mut Share) -> *mut u64 {
 /// Adds to an aligned word of a live entry. (The target has the instruction, but no method for it; without the value
 /// before it is one of every kernel.)
 #[inline(always)]
-fn add(word: *mut u64, n: i64) {
+pub fn add(word: *mut u64, n: i64) {
     // SAFETY: by what is said above.
     unsafe { atomic_xadd::<u64, u64, { AtomicOrdering::Relaxed }>(word, n as u64) };
 }
@@ -312,7 +313,10 @@ fn queue(now: u64, name: &Name) -> u32 {
 }
 
 #[inline(never)]
-fn make_share(owner: u32) -> u64 {
-    let none = Share { refused: 0, flows: 0, next: [0; 3] };
+pub fn make_share(owner: u32) -> u64 {
+    // A reference: a copy would take the stack.
+    let none: &Share = &NO_SHARE;
     u64::from(SHARE.insert(owner, none, u64::from(BPF_NOEXIST)).is_ok())
 }
+
+static NO_SHARE: Share = Share { refused: 0, flows: 0, next: [0; 6] };

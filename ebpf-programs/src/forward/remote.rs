@@ -1,10 +1,17 @@
 //! Out of the node: the route's next hop, and its neighbour's address as the kernel knows or finds it.
 
 use super::{Leg, frame};
-use crate::{parse::Packet, skb, verdict::NEXT};
+use crate::{
+    address::Address,
+    maps::{NARROW, NARROWEST},
+    parse::Packet,
+    skb,
+    verdict::NEXT,
+};
 use aya_ebpf::{
     bindings::{BPF_FIB_LKUP_RET_SUCCESS, BPF_FIB_LOOKUP_SKIP_NEIGH, bpf_fib_lookup, bpf_redir_neigh},
     helpers::generated,
+    maps::lpm_trie::Key,
     programs::TcContext,
 };
 use core::mem::{size_of, zeroed};
@@ -16,7 +23,10 @@ const AF_INET6: u8 = 10;
 #[inline(never)]
 pub fn send(ctx: &TcContext, packet: &Packet, ipv6: u32) -> i32 {
     let length = frame::segment(ctx, &Leg::of(packet));
-    if packet.hop_limit <= 1 || length > u32::from(u16::MAX) {
+    if packet.hop_limit <= 1
+        || length > u32::from(u16::MAX)
+        || ipv6 == 0 && is_narrow(&packet.dst, length) != 0
+    {
         return NEXT;
     }
     // SAFETY: integers; zero is a value of all.
@@ -44,6 +54,17 @@ pub fn send(ctx: &TcContext, packet: &Packet, ipv6: u32) -> i32 {
         return NEXT;
     }
     redirect(&route)
+}
+
+/// Is an IPv4 packet longer than its route allows? Of a route's MTU that is not locked the look-up says nothing, and the
+/// stack forwards by it all the same (`ip_dst_mtu_maybe_forward`).
+#[inline(never)]
+fn is_narrow(dst: &Address, length: u32) -> u32 {
+    let Some(narrowest) = NARROWEST.get(0) else { return 1 };
+    if *narrowest == 0 || length <= *narrowest {
+        return 0;
+    }
+    NARROW.get(Key::new(128, *dst)).map_or(0, |mtu| u32::from(*mtu != 0 && length > *mtu))
 }
 
 /// The next hop's family may be another than the packet's (RFC 8950).

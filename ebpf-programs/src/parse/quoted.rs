@@ -1,6 +1,6 @@
 //! The packet that an ICMP error speaks of.
 
-use super::Packet;
+use super::{Packet, Part};
 use crate::{address::Address, skb};
 use aya_ebpf::programs::TcContext;
 use bulkhead_ebpf_abi::{PROTO_ICMP, PROTO_ICMPV6, PROTO_SCTP, PROTO_TCP, PROTO_UDP};
@@ -35,7 +35,7 @@ struct V6Quote {
 const ERROR: u32 = 8;
 
 /// Fills addresses, protocol and ports of `inner` from what the error `packet` quotes. False where there is nothing
-/// that a flow could be found by: cut short, a later fragment, extension headers.
+/// that a flow could be found by: cut short, a later fragment.
 #[inline(never)]
 pub fn quoted(ctx: &TcContext, packet: &Packet, inner: &mut Packet) -> bool {
     let at = packet.transport + ERROR;
@@ -69,7 +69,11 @@ fn v6(ctx: &TcContext, at: u32, inner: &mut Packet) -> bool {
     inner.dst = Address(head.dst);
     inner.proto = head.next;
     inner.transport = at + 40;
+    // The quote may end before its packet did: beyond that nothing can be read.
+    let end = inner.transport + u32::from(u16::from_be(head.payload));
     u32::from_be(head.version) >> 28 == 6
+        && super::extensions(ctx, inner, end) == 0
+        && inner.part != Part::Later
 }
 
 #[inline(always)]

@@ -1,12 +1,14 @@
 //! Later fragments follow their first; what could rewrite or hide ports is dropped.
 
 use crate::{
-    node::{A, B, End, FAMILIES, Node, POLICY_A, POLICY_B, V6, VM},
+    node::{A, B, End, FAMILIES, Family, Node, POLICY_A, POLICY_B, V4, V6, VM},
     packet::{Packet, SYN, icmp, tcp, udp},
     rules::{Port, Rules},
 };
+use bulkhead_daemon::datapath::Hook;
 use bulkhead_ebpf_abi::{
-    DROP_FRAGMENT, DROP_FRAGMENT_TINY, DROP_MALFORMED, DROP_POLICY, RULE_DEFAULT_DENY, RULE_NONE,
+    DROP_FRAGMENT, DROP_FRAGMENT_TINY, DROP_MALFORMED, DROP_POLICY, FRAGMENTS_PER_RING, RULE_DEFAULT_DENY,
+    RULE_NONE,
 };
 
 crate::trials! {
@@ -18,6 +20,9 @@ crate::trials! {
     a_first_fragment_without_its_ports_is_dropped,
     fragments_that_overlap_the_first_are_dropped,
     both_hooks_of_one_node_see_the_same_fragments,
+    a_flood_of_first_pieces_harms_the_pod_that_sends_it_and_no_other,
+    a_flood_of_first_pieces_from_outside_harms_no_pods_datagram,
+    a_first_piece_that_comes_twice_takes_one_place,
     an_atomic_fragment_is_a_whole_packet,
     fragments_that_cannot_be_are_malformed,
     echo_in_fragments_is_one_flow,
@@ -37,7 +42,7 @@ fn to_vm() -> Node {
 const ORPHAN: End = End::Drop(DROP_FRAGMENT, RULE_NONE);
 const TINY: End = End::Drop(DROP_FRAGMENT_TINY, RULE_NONE);
 
-fn datagram(f: crate::node::Family, port: u16) -> Packet {
+fn datagram(f: Family, port: u16) -> Packet {
     udp((f.a, 5), (f.vm, port)).payload(3000)
 }
 
@@ -119,6 +124,65 @@ fn both_hooks_of_one_node_see_the_same_fragments() {
         for (from, to) in [(0, 1480), (1480, 2960), (2960, 3008)] {
             assert_eq!(node.pass(A, &whole.fragment(9, from, to)), [End::Next; 2]);
         }
+    }
+}
+
+/// Many more than a ring has room for; the first, than all rings have.
+const FLOODS: [(Family, u16); 2] = [(V4, 20_000), (V6, 1_000)];
+const RING: u16 = FRAGMENTS_PER_RING as u16;
+
+fn a_flood_of_first_pieces_harms_the_pod_that_sends_it_and_no_other() {
+    let rules = Rules::none().egress(POLICY_A, VM, Port::Udp53, 71).egress(POLICY_B, VM, Port::Udp53, 72);
+    let rules = rules.ingress(POLICY_A, VM, Port::Udp53, 73).ingress(POLICY_A, B, Port::Udp53, 74);
+    let node = Node::new(rules);
+    for (f, last) in FLOODS {
+        let (own, theirs) = (datagram(f, 53), udp((f.b, 5), (f.vm, 53)).payload(3000));
+        let (outside, passed) =
+            (udp((f.vm, 5), (f.a, 53)).payload(3000), udp((f.b, 5), (f.a, 53)).payload(3000));
+        assert_eq!(node.send(A, &own.fragment(9, 0, 1480)).end, End::Next);
+        assert_eq!(node.deliver_by("up0", A, &outside.fragment(9, 0, 1480), VM).end, End::Next);
+        assert_eq!(node.send(B, &theirs.fragment(9, 0, 1480)).end, End::Next);
+        for id in 10..=last {
+            node.flood(Hook::FromPod, B, "pod-b", &theirs.fragment(id, 0, 1480));
+            node.flood(Hook::ToPod, A, "pod-b", &passed.fragment(id, 0, 1480));
+        }
+        assert_eq!(node.send(A, &own.fragment(9, 1480, 3008)).end, End::Next);
+        assert_eq!(node.deliver_by("up0", A, &outside.fragment(9, 1480, 3008), VM).end, End::Next);
+        assert_eq!(node.send(B, &theirs.fragment(9, 1480, 3008)).end, ORPHAN);
+        // The last of the flood are there.
+        assert_eq!(node.send(B, &theirs.fragment(last - RING + 1, 1480, 3008)).end, End::Next);
+        assert_eq!(node.send(B, &theirs.fragment(last - RING, 1480, 3008)).end, ORPHAN);
+    }
+}
+
+fn a_flood_of_first_pieces_from_outside_harms_no_pods_datagram() {
+    let rules = Rules::none().ingress(POLICY_A, VM, Port::Udp53, 73).ingress(POLICY_A, B, Port::Udp53, 74);
+    let node = Node::new(rules.ingress(POLICY_B, VM, Port::Udp53, 75));
+    for (f, last) in FLOODS {
+        let (flood, to_b) =
+            (udp((f.vm, 5), (f.a, 53)).payload(3000), udp((f.vm, 5), (f.b, 53)).payload(3000));
+        let from_b = udp((f.b, 5), (f.a, 53)).payload(3000);
+        assert_eq!(node.deliver_by("up0", B, &to_b.fragment(9, 0, 1480), VM).end, End::Next);
+        assert_eq!(node.deliver_from(B, A, &from_b.fragment(9, 0, 1480), B).end, End::Next);
+        for id in 10..=last {
+            node.flood(Hook::ToPod, A, "up0", &flood.fragment(id, 0, 1480));
+        }
+        assert_eq!(node.deliver_by("up0", B, &to_b.fragment(9, 1480, 3008), VM).end, End::Next);
+        assert_eq!(node.deliver_from(B, A, &from_b.fragment(9, 1480, 3008), B).end, End::Next);
+    }
+}
+
+fn a_first_piece_that_comes_twice_takes_one_place() {
+    let node = to_vm();
+    for f in FAMILIES {
+        let whole = datagram(f, 53);
+        for id in 1..RING {
+            assert_eq!(node.send(A, &whole.fragment(id, 0, 1480)).end, End::Next);
+        }
+        for _ in 0..RING {
+            assert_eq!(node.send(A, &whole.fragment(RING, 0, 1480)).end, End::Next);
+        }
+        assert_eq!(node.send(A, &whole.fragment(1, 1480, 3008)).end, End::Next);
     }
 }
 

@@ -222,9 +222,13 @@ impl Node {
 
     /// To pod a or b, by a packet of this origin that came into the host at the interface of pod `at`.
     pub fn deliver_from(&self, at: u32, pod: u32, packet: &Packet, origin: u32) -> Outcome {
-        let [ingress, interface] = [at, pod].map(|pod| if pod == A { "pod-a" } else { "pod-b" });
+        self.deliver_by(if at == A { "pod-a" } else { "pod-b" }, pod, packet, origin)
+    }
+
+    /// The same, at any interface.
+    pub fn deliver_by(&self, ingress: &str, pod: u32, packet: &Packet, origin: u32) -> Outcome {
         let fields = Fields { mark: origin << ORIGIN_SHIFT, ingress: ifindex(ingress), gso_size: 0 };
-        self.run_as(Hook::ToPod, interface, &packet.frame(), fields)
+        self.run_as(Hook::ToPod, if pod == A { "pod-a" } else { "pod-b" }, &packet.frame(), fields)
     }
 
     pub fn uplink(&self, frame: &[u8], mark: u32) -> Outcome {
@@ -250,8 +254,17 @@ impl Node {
         self.run_as(hook, interface, frame, Fields { mark, ..Fields::default() })
     }
 
-    fn run_as(&self, hook: Hook, interface: &str, frame: &[u8], fields: Fields) -> Outcome {
-        let before: BTreeMap<_, _> = self.datapath.drops().expect("drops").into_iter().collect();
+    /// One of many that pass, at a hook of pod a or b; it entered the host at `ingress`.
+    pub fn flood(&self, hook: Hook, pod: u32, ingress: &str, packet: &Packet) {
+        let (mac, interface) = if pod == A { (MAC_A, "pod-a") } else { (MAC_B, "pod-b") };
+        let origin = if ingress == "up0" { VM } else { B };
+        let fields = Fields { mark: origin << ORIGIN_SHIFT, ingress: ifindex(ingress), gso_size: 0 };
+        let frame = packet.clone().with_mac(mac).frame();
+        assert_eq!(self.test_run(hook, interface, &frame, fields).0, -1);
+    }
+
+    /// What the program says, the mark, and the frame as it leaves it.
+    fn test_run(&self, hook: Hook, interface: &str, frame: &[u8], fields: Fields) -> (i32, u32, Vec<u8>) {
         let path = self.pins.join("programs").join(hook.name());
         let program = SchedClassifier::from_pin(path).expect("a pinned program");
         // `struct __sk_buff` in words.
@@ -271,6 +284,12 @@ impl Node {
             })
             .unwrap_or_else(|e| panic!("{hook:?}: {e}"));
         let mark = u32::from_ne_bytes([context_out[8], context_out[9], context_out[10], context_out[11]]);
+        (result.return_value as i32, mark, data_out)
+    }
+
+    fn run_as(&self, hook: Hook, interface: &str, frame: &[u8], fields: Fields) -> Outcome {
+        let before: BTreeMap<_, _> = self.datapath.drops().expect("drops").into_iter().collect();
+        let (said, mark, data_out) = self.test_run(hook, interface, frame, fields);
         let mut new: Vec<DropKey> = self
             .datapath
             .drops()
@@ -280,7 +299,7 @@ impl Node {
             .map(|(key, _)| key)
             .collect();
         let audited = new.iter().position(|key| key.reason == AUDIT_POLICY).map(|i| new.remove(i).rule);
-        let end = match (result.return_value as i32, new.as_slice()) {
+        let end = match (said, new.as_slice()) {
             (-1, []) => End::Next,
             (7, []) => End::Redirect,
             (2, [key]) => End::Drop(key.reason, key.rule),

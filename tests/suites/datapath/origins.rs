@@ -6,8 +6,9 @@ use crate::{
     rules::{Port, Rules},
 };
 use bulkhead_ebpf_abi::{
-    DROP_POLICY, DROP_SPOOFED_UPLINK, DROP_UNKNOWN_ORIGIN, FLOW_UNASKED, ORIGIN_ITSELF, ORIGIN_NONE,
-    ORIGIN_UNKNOWN, POLICY_AUDIT, POLICY_OPEN, RULE_DEFAULT_DENY, RULE_LOOPBACK, RULE_NONE, origin_of,
+    DROP_POLICY, DROP_REVOKED, DROP_SPOOFED_UPLINK, DROP_UNKNOWN_ORIGIN, FLOW_UNASKED, ORIGIN_ITSELF,
+    ORIGIN_NONE, ORIGIN_UNKNOWN, POLICY_AUDIT, POLICY_OPEN, RULE_DEFAULT_DENY, RULE_LOOPBACK, RULE_NONE,
+    origin_of,
 };
 
 crate::trials! {
@@ -18,6 +19,10 @@ crate::trials! {
     the_node_reaches_its_own_pods_and_gets_its_replies,
     masqueraded_traffic_never_passes_as_the_node,
     a_masqueraded_connection_is_decided_by_who_began_it,
+    what_comes_in_where_nobody_marks_does_not_pass_as_the_node,
+    what_comes_in_where_nobody_marks_does_not_pass_as_a_pod_of_the_node,
+    a_client_that_gets_another_identity_keeps_its_masqueraded_connection,
+    another_client_does_not_get_what_is_kept,
     unknown_origin_enters_open_partitions_only,
     audit_records_unknown_origin_and_lets_it_pass,
     a_pod_reaches_itself_whatever_its_policy_says,
@@ -112,6 +117,98 @@ fn a_masqueraded_connection_is_decided_by_who_began_it() {
         node.apply(&Rules::none().ingress(POLICY_B, NODE, Port::Tcp80, 70));
         assert!(matches!(node.send(B, &reply).end, End::Drop(..)));
     }
+}
+
+const UNKNOWN: End = End::Drop(DROP_UNKNOWN_ORIGIN, RULE_NONE);
+
+fn what_comes_in_where_nobody_marks_does_not_pass_as_the_node() {
+    let rules = Rules::none().ingress(POLICY_A, VM, Port::Tcp80, 70).ingress(POLICY_A, NODE, Port::Tcp80, 71);
+    let node = Node::new(rules);
+    for f in FAMILIES {
+        let request = |flags| tcp((f.node, 5), (f.a, 80), flags);
+        assert_eq!(node.deliver_by("up0", A, &request(SYN), ORIGIN_NONE).end, UNKNOWN);
+        assert_eq!(node.deliver_by("up0", A, &icmp(f.node, f.a, f.echo, 3, &[]), ORIGIN_NONE).end, UNKNOWN);
+        // Whoever speaks as himself is whom his address says.
+        let own = tcp((f.vm, 5), (f.a, 80), SYN);
+        assert_eq!(node.deliver_by("up0", A, &own, ORIGIN_NONE).end, End::Next);
+        // The node's own, which has never been received, or from the node itself.
+        assert_eq!(node.deliver(A, &request(SYN), ORIGIN_NONE).end, End::Next);
+        assert_eq!(node.deliver_by("lo", A, &tcp((f.node, 6), (f.a, 80), SYN), ORIGIN_NONE).end, End::Next);
+        // That connection is nobody else's either, and goes on.
+        assert_eq!(node.deliver_by("up0", A, &request(ACK), ORIGIN_NONE).end, UNKNOWN);
+        assert_eq!(node.deliver(A, &request(ACK), ORIGIN_NONE).end, End::Next);
+        assert_eq!(node.send(A, &tcp((f.a, 80), (f.node, 5), SYN | ACK)).end, End::Next);
+    }
+    let open = Node::new(Rules::none().flags(POLICY_A, POLICY_OPEN).ingress(POLICY_A, WORLD, Port::Tcp80, 3));
+    for f in FAMILIES {
+        let request = tcp((f.node, 5), (f.a, 80), SYN);
+        assert_eq!(open.deliver_by("up0", A, &request, ORIGIN_NONE).end, End::Next);
+        assert_eq!(open.send(A, &tcp((f.a, 80), (f.node, 5), SYN | ACK)).end, End::Next);
+    }
+}
+
+fn what_comes_in_where_nobody_marks_does_not_pass_as_a_pod_of_the_node() {
+    let node = Node::new(Rules::none().ingress(POLICY_A, B, Port::Tcp80, 70));
+    for f in FAMILIES {
+        let request = tcp((f.b, 5), (f.a, 80), SYN);
+        assert_eq!(node.deliver_by("up0", A, &request, ORIGIN_NONE).end, UNKNOWN);
+        assert_eq!(node.deliver_from(B, A, &request, B).end, End::Next);
+    }
+}
+
+fn a_client_that_gets_another_identity_keeps_its_masqueraded_connection() {
+    for keep in [true, false] {
+        for f in FAMILIES {
+            let none = Rules::none();
+            let before = if keep {
+                none.ingress_keep(POLICY_B, VM, Port::Tcp80, 70)
+            } else {
+                none.ingress(POLICY_B, VM, Port::Tcp80, 70)
+            };
+            let mut node = Node::new(before);
+            let request = |flags| masqueraded_with(f, flags);
+            let reply = tcp((f.b, 80), (f.node, 5), SYN | ACK);
+            assert_eq!(node.deliver_by("up0", B, &request(SYN), VM).end, End::Next);
+            assert_eq!(node.send(B, &reply).end, End::Next);
+            assert_eq!(node.deliver_by("up0", B, &request(ACK), VM).end, End::Next);
+            // Nothing is allowed any more, and the client is the world.
+            node.apply(&Rules::none());
+            let end = node.deliver_by("up0", B, &request(ACK), WORLD).end;
+            let entry = node.flow((f.node, 5), (f.b, 80), TCP).expect("an entry");
+            assert_eq!(u32::from(entry.origin), WORLD);
+            if keep {
+                assert_eq!((end, entry.cut), (End::Next, 0));
+                assert_eq!(node.send(B, &tcp((f.b, 80), (f.node, 5), ACK)).end, End::Next);
+                // No new one begins.
+                assert_eq!(node.deliver_by("up0", B, &request(SYN), WORLD).end, DENIED);
+            } else {
+                assert_eq!(end, End::Drop(DROP_REVOKED, RULE_DEFAULT_DENY));
+                assert_ne!(entry.cut, 0);
+            }
+        }
+    }
+}
+
+fn another_client_does_not_get_what_is_kept() {
+    let keeps = Rules::none().ingress_keep(POLICY_B, VM, Port::Tcp80, 70);
+    for f in FAMILIES {
+        let mut node = Node::new(keeps.clone());
+        let request = |flags| masqueraded_with(f, flags);
+        assert_eq!(node.deliver_by("up0", B, &request(SYN), VM).end, End::Next);
+        assert_eq!(node.send(B, &tcp((f.b, 80), (f.node, 5), SYN | ACK)).end, End::Next);
+        assert_eq!(node.deliver_by("up0", B, &request(ACK), VM).end, End::Next);
+        node.apply(&Rules::none());
+        // From another interface, with no known identity, or as one that begins.
+        assert_eq!(node.deliver_by("pod-a", B, &request(ACK), A).end, DENIED);
+        assert_eq!(node.deliver_by("up0", B, &request(ACK), ORIGIN_UNKNOWN).end, UNKNOWN);
+        assert_eq!(node.deliver_by("up0", B, &request(SYN), WORLD).end, DENIED);
+        // The one it was still is.
+        assert_eq!(node.deliver_by("up0", B, &request(ACK), VM).end, End::Next);
+    }
+}
+
+fn masqueraded_with(f: Family, flags: u8) -> crate::packet::Packet {
+    tcp((f.node, 5), (f.b, 80), flags)
 }
 
 fn masqueraded(f: Family) -> crate::packet::Packet {

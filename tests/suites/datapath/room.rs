@@ -2,20 +2,25 @@
 //! established goes on.
 
 use crate::{
-    node::{A, B, End, MAC_A, MAC_B, Node, POLICY_A, POLICY_B, V4, VM, addr, ifindex},
-    packet::{ACK, FIN, SYN, TCP, UDP, tcp, udp},
+    node::{A, B, End, FAMILIES, MAC_A, MAC_B, Node, POLICY_A, POLICY_B, V4, VM, addr, ifindex},
+    packet::{ACK, FIN, Packet, RST, SYN, TCP, UDP, icmp, sctp, tcp, udp},
     rules::{Port, Rules, SIZES},
 };
 use aya::programs::SchedClassifier;
-use bulkhead_daemon::datapath::{Datapath, PodMaps};
-use bulkhead_ebpf_abi::{Addr, Ages, Connections, DROP_CONNTRACK_FULL, DROP_CONNTRACK_SHARE, RULE_NONE};
+use bulkhead_daemon::datapath::{Datapath, Hook, PodMaps};
+use bulkhead_ebpf_abi::{
+    Addr, Ages, Connections, DROP_CONNTRACK_FULL, DROP_CONNTRACK_SHARE, DROP_REVOKED, ORIGIN_SHIFT,
+    RULE_DEFAULT_DENY, RULE_NONE,
+};
 use bulkhead_lab::bpf::{self, Input};
-use std::{collections::BTreeSet, os::fd::AsFd, thread::sleep, time::Duration};
+use std::{collections::BTreeSet, os::fd::AsFd, path::Path, thread::sleep, time::Duration};
 
 crate::trials! {
     room:
     an_hour_of_churn_without_a_daemon_does_not_fill_the_table,
+    an_hour_of_churn_of_every_kind_leaves_nothing_behind,
     an_entry_past_its_age_is_none,
+    a_cut_connection_stays_refused_and_gives_its_share_back_soon,
     established_flows_outlive_a_flood_from_their_own_pod_and_new_ones_are_refused,
     a_flood_from_one_pod_locks_no_other_out,
     a_syn_flood_from_outside_locks_nobody_out,
@@ -36,6 +41,7 @@ const LASTING: Ages = Ages {
     tcp: NEVER,
     closing: NEVER,
     closed: NEVER,
+    cut: NEVER,
     udp: NEVER,
     echo: NEVER,
     other: NEVER,
@@ -90,6 +96,159 @@ fn an_hour_of_churn_without_a_daemon_does_not_fill_the_table() {
     assert!(next.datapath.flows().count() < 512);
     sleep(Duration::from_millis(20));
     assert_eq!(next.datapath.flow_count().expect("count"), 0, "status counts the living only");
+}
+
+/// What becomes of a TCP connection in the churn.
+#[derive(Clone, Copy, PartialEq)]
+enum Fate {
+    Unanswered,
+    Open,
+    HalfClosed,
+    Closed,
+    Reset,
+}
+
+fn an_hour_of_churn_of_every_kind_leaves_nothing_behind() {
+    // Ages are of some thousandths of a second, and nothing is evicted: only what is dead makes way.
+    const MS: u64 = 1_000_000;
+    let ages = Ages {
+        unanswered: MS,
+        tcp: 4 * MS,
+        closing: 2 * MS,
+        closed: MS,
+        cut: 3 * MS,
+        udp: MS,
+        echo: MS,
+        other: 2 * MS,
+    };
+    let room = Connections { entries: 1024, per_pod: 1024, unanswered: 8192, closed: 8192, ages };
+    // Where a pause has made an entry die early, what was its answer is a connection of its own.
+    let all =
+        [Port::Other, Port::Tcp80, Port::TcpRange, Port::Udp53, Port::Sctp3868, Port::Echo, Port::EchoReply];
+    let rules = (75..).zip(all).fold(Rules::none(), |rules, (rule, port)| {
+        rules.egress(POLICY_A, VM, port, rule).ingress(POLICY_A, VM, port, rule)
+    });
+    let Node { datapath, pins, .. } = Node::with_room(rules, room);
+    // Nothing is left of the daemon but what it pinned.
+    drop(datapath);
+    let churn = Churn::new(&pins);
+    for n in 0..1500u16 {
+        for f in FAMILIES {
+            for fate in [Fate::Unanswered, Fate::Open, Fate::HalfClosed, Fate::Closed, Fate::Reset] {
+                let port = 1024 + n * 5 + fate as u16;
+                churn.tcp((f.a, port), (f.vm, 80), fate);
+                churn.tcp((f.vm, port), (f.a, 80), fate);
+            }
+            let (own, theirs) = ((f.a, 1024 + n), (f.vm, 1024 + n));
+            churn.pass(&udp(own, (f.vm, 53)));
+            churn.pass(&udp(theirs, (f.a, 53)));
+            churn.pass(&icmp(f.a, f.vm, f.echo, n, &[]));
+            churn.pass(&icmp(f.vm, f.a, f.echo, n, &[]));
+            churn.pass(&sctp(own, (f.vm, 3868)));
+            if n % 2 == 0 {
+                churn.pass(&udp((f.vm, 53), own));
+                churn.pass(&udp((f.a, 53), theirs));
+                churn.pass(&icmp(f.vm, f.a, f.echo_reply, n, &[]));
+                churn.pass(&icmp(f.a, f.vm, f.echo_reply, n, &[]));
+                churn.pass(&sctp((f.vm, 3868), own));
+            }
+        }
+        if n % 10 == 0 {
+            sleep(Duration::from_millis(12));
+        }
+    }
+    let next = Datapath::open(&pins, SIZES, room).unwrap_or_else(|e| panic!("{e}"));
+    assert!(next.adopted);
+    assert!(next.datapath.flows().count() < 1024);
+    sleep(Duration::from_millis(20));
+    assert_eq!(next.datapath.flow_count().expect("count"), 0, "status counts the living only");
+    // What is counted as the pod's is what lies in the table.
+    let of_pod = next.datapath.share(ifindex("pod-a")).expect("share").expect("a share");
+    assert_eq!((of_pod.flows, of_pod.refused), (next.datapath.flows().count() as u64, 0));
+}
+
+/// Packets of pod a and for it, at the pinned programs.
+struct Churn {
+    hooks: [SchedClassifier; 2],
+    ifindex: u32,
+}
+
+impl Churn {
+    fn new(pins: &Path) -> Self {
+        let hooks = [Hook::FromPod, Hook::ToPod].map(|hook| {
+            let path = pins.join("programs").join(hook.name());
+            SchedClassifier::from_pin(path).expect("a pinned program")
+        });
+        Self { hooks, ifindex: ifindex("pod-a") }
+    }
+
+    fn pass(&self, packet: &Packet) {
+        let sends = FAMILIES.iter().any(|f| addr(f.a).to_ip() == packet.src);
+        let (hook, mark) = if sends { (&self.hooks[0], 0) } else { (&self.hooks[1], VM << ORIGIN_SHIFT) };
+        let frame = packet.clone().with_mac(MAC_A).frame();
+        let program = hook.fd().expect("loaded").as_fd();
+        let (said, _) =
+            bpf::run(program, &Input { frame: &frame, mark, ifindex: self.ifindex }, 1).expect("a run");
+        assert_eq!(said, -1, "{} {:?}", packet.src, packet.payload);
+    }
+
+    fn tcp(&self, client: (&str, u16), server: (&str, u16), fate: Fate) {
+        let forth = |flags| self.pass(&tcp(client, server, flags));
+        let back = |flags| self.pass(&tcp(server, client, flags));
+        forth(SYN);
+        if fate == Fate::Unanswered {
+            return;
+        }
+        back(SYN | ACK);
+        forth(ACK);
+        match fate {
+            Fate::HalfClosed => forth(FIN | ACK),
+            Fate::Closed => {
+                back(FIN | ACK);
+                forth(FIN | ACK);
+                back(ACK);
+            }
+            Fate::Reset => back(RST),
+            Fate::Unanswered | Fate::Open => {}
+        }
+    }
+}
+
+fn a_cut_connection_stays_refused_and_gives_its_share_back_soon() {
+    const CUT: Duration = Duration::from_millis(400);
+    const REVOKED: End = End::Drop(DROP_REVOKED, RULE_DEFAULT_DENY);
+    let ages = Ages { cut: CUT.as_nanos() as u64, ..LASTING };
+    let mut node = Node::with_room(rules(), Connections { ages, ..ROOM });
+    let share = |node: &Node| node.datapath.share(ifindex("pod-a")).expect("share").expect("a share").flows;
+    assert_eq!((1000..1128).filter(|port| connect(&node, *port) == End::Next).count(), 128);
+    // The vm may still reach the ports that pod a calls from.
+    let others = Rules::none().egress(POLICY_A, VM, Port::Udp53, 71).ingress(POLICY_A, VM, Port::Other, 75);
+    node.apply(&others);
+    let request = |port| tcp((V4.a, port), (V4.vm, 80), ACK);
+    let reply = |port| tcp((V4.vm, 80), (V4.a, port), ACK);
+    for port in 1000..1128 {
+        assert_eq!(node.send(A, &request(port)).end, REVOKED);
+    }
+    // Idle for longer than its age when it was cut or not: from then on it counts, and from each attempt.
+    for _ in 0..6 {
+        sleep(CUT / 4);
+        assert_eq!(node.send(A, &request(1000)).end, REVOKED);
+        assert_eq!(node.deliver(A, &reply(1000), VM).end, REVOKED);
+    }
+    assert_eq!(node.datapath.flow_count().expect("count"), 1, "all but the one that goes on trying");
+    for port in 2000..2127 {
+        assert_eq!(node.send(A, &udp((V4.a, port), (V4.vm, 53))).end, End::Next, "{port}");
+    }
+    assert!(share(&node) <= 128);
+    // One that is allowed again in time lives, as long as any other.
+    let entry = |port| node.flow((V4.a, port), (V4.vm, 80), TCP);
+    assert_ne!(entry(1000).expect("an entry").cut, 0);
+    node.apply(&rules());
+    assert_eq!(node.deliver(A, &reply(1000), VM).end, End::Next);
+    assert_eq!(node.send(A, &request(1000)).end, End::Next);
+    assert_eq!(node.flow((V4.a, 1000), (V4.vm, 80), TCP).expect("an entry").cut, 0);
+    sleep(CUT * 2);
+    assert_eq!(node.deliver(A, &reply(1000), VM).end, End::Next);
 }
 
 fn an_entry_past_its_age_is_none() {

@@ -200,3 +200,26 @@ pub fn send_a_megabyte(client: &Netns, server: &Netns, to: IpAddr, port: u16) ->
     let arrived = served.join().expect("no panic")?;
     require(arrived == SIZE, &format!("{arrived} bytes arrived"))
 }
+
+/// A connection that stays.
+pub struct Live {
+    client: TcpStream,
+    server: TcpStream,
+}
+
+impl Live {
+    pub fn start(client: &Pod, server: &Pod, port: u16) -> Result<Self> {
+        let listener = server.netns.run(|| Ok(TcpListener::bind(("::", port))?))?;
+        let client = client.netns.run(|| connect(SocketAddr::new(server.v4.into(), port), None))?;
+        let (server, _) = accept(&listener)?;
+        Ok(Self { client, server })
+    }
+
+    /// So many bytes to the server.
+    pub fn exchange(&mut self, bytes: usize) -> Result<()> {
+        let mut server = self.server.try_clone()?;
+        let read = std::thread::spawn(move || Ok(server.read_exact(&mut vec![0; bytes])?));
+        self.client.write_all(&vec![9; bytes])?;
+        read.join().expect("no panic")
+    }
+}

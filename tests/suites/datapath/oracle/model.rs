@@ -249,7 +249,13 @@ impl<'a> Model<'a> {
         if dir == DIR_EGRESS {
             return Peer::Identity { id: self.identity(r.dst).0, by_mark: false };
         }
+        // It came in, and nobody marked it.
+        let origin = if origin == ORIGIN_NONE && from.is_some() { ORIGIN_UNKNOWN } else { origin };
+        let of_pod = self.pods.iter().any(|pod| pod.addresses.contains(&r.src));
         match self.identity(r.src) {
+            (id, false) if of_pod && origin == ORIGIN_UNKNOWN && origin_of(id) != ORIGIN_UNKNOWN => {
+                Peer::Unknown
+            }
             (id, false) => Peer::Identity { id, by_mark: false },
             (_, true) => match origin {
                 ORIGIN_NONE => Peer::OwnNode,
