@@ -9,6 +9,8 @@ mod frames;
 mod model;
 #[path = "oracle/objects.rs"]
 mod objects;
+#[path = "oracle/policies.rs"]
+mod policies;
 #[path = "oracle/random.rs"]
 mod random;
 #[path = "oracle/reading.rs"]
@@ -28,11 +30,16 @@ use bulkhead_ebpf_abi::{
     IDENTITY_LOCAL_POD, Identity, ORIGIN_NONE, ORIGIN_SHIFT, ORIGIN_UNKNOWN, RULE_FIRST_DYNAMIC,
     RULE_LOOPBACK, RULE_OWN_NODE, Sizes, origin_of,
 };
-use bulkhead_policy::{Compiled, Interner, Local, LocalPod, Objects, compile};
+use bulkhead_policy::{Compiled, Interner, Local, LocalPod, Objects, admit, compile};
 use frames::Site;
 use model::{AUDITED, Expected, Model, Pod};
 use random::Random;
-use std::{collections::BTreeMap, env, net::IpAddr};
+use std::{
+    collections::{BTreeMap, BTreeSet},
+    env,
+    net::IpAddr,
+    sync::Arc,
+};
 
 crate::trials! {
     oracle:
@@ -203,39 +210,64 @@ struct At<'a> {
     objects: &'a Objects,
 }
 
-/// Two pods, now and then strays: with an address outside of their partition's range.
-fn pods(random: &mut Random, objects: &Objects, compiled: &Compiled) -> [Pod; 2] {
-    let mut taken: Vec<Addr> = compiled.exact.keys().copied().collect();
-    [MAC_A, MAC_B].map(|mac| {
-        let partitions: Vec<&String> = compiled.policies.keys().collect();
-        let partition = random.pick(&partitions);
-        let addresses = [false, true].map(|v6| {
-            loop {
-                let mut address = objects::address(random, v6);
-                let stray = random.percent(10);
-                if let (false, Some(number)) = (stray, partition.strip_prefix('p')) {
-                    let text = if v6 {
-                        format!("fd00:{number}::a{}", random.below(99))
-                    } else {
-                        format!("9.{number}.0.{}", random.below(200))
-                    };
-                    address = text.parse().expect("an address");
-                }
-                if !taken.contains(&Addr::from_ip(address)) {
-                    taken.push(Addr::from_ip(address));
-                    break Addr::from_ip(address);
-                }
-            }
-        });
-        let pod = LocalPod {
-            namespace: "anywhere".into(),
-            name: "pod".into(),
-            partition: partition.clone(),
-            addresses: addresses.iter().map(|a| a.to_ip()).collect(),
+/// Two pods of the node, now and then strays: with an address outside of their partition's range. Most are told of by the
+/// source; of the others only the namespace is known.
+fn local_pods(random: &mut Random, objects: &mut Objects) -> [LocalPod; 2] {
+    let of_nodes = objects.nodes.values().flat_map(|n| n.addresses.clone());
+    let of_pods = objects.pods.values().flat_map(|p| p.addresses.clone());
+    let mut taken: Vec<IpAddr> = of_nodes.chain(of_pods).collect();
+    ["pod-a", "pod-b"].map(|name| {
+        let namespace = random.pick(&policies::NAMESPACES);
+        // It was wired into the partition of its namespace, and later that may have changed.
+        let partitions: Vec<&String> = objects.partitions.keys().collect();
+        let partition = match random.percent(70) {
+            true => objects.partition_of_namespace(namespace).to_string(),
+            false => random.pick(&partitions).clone(),
         };
-        let placement = compiled.place(objects, &pod).expect("a partition without policies of pods");
-        let identity = |a: Addr| compiled.pod_identity(&placement, a.to_ip());
-        Pod { mac, policy: placement.policy, addresses, identities: addresses.map(identity) }
+        let addresses = [false, true].map(|v6| free_address(random, &mut taken, &partition, v6));
+        let pod = LocalPod {
+            namespace: namespace.into(),
+            name: name.into(),
+            partition,
+            addresses: addresses.into(),
+        };
+        if random.percent(80) {
+            let told = bulkhead_policy::Pod {
+                addresses: pod.addresses.clone(),
+                host_network: false,
+                ..policies::pod(random)
+            };
+            objects.pods.insert(pod.key(), Arc::new(told));
+        }
+        pod
+    })
+}
+
+fn free_address(random: &mut Random, taken: &mut Vec<IpAddr>, partition: &str, v6: bool) -> IpAddr {
+    loop {
+        let mut address = objects::address(random, v6);
+        let stray = random.percent(10);
+        if let (false, Some(number)) = (stray, partition.strip_prefix('p')) {
+            let text = if v6 {
+                format!("fd00:{number}::a{}", random.below(99))
+            } else {
+                format!("9.{number}.0.{}", random.below(200))
+            };
+            address = text.parse().expect("an address");
+        }
+        if !taken.contains(&address) {
+            taken.push(address);
+            return address;
+        }
+    }
+}
+
+fn placed(pods: &[LocalPod; 2], objects: &Objects, compiled: &Compiled) -> [Pod; 2] {
+    [(MAC_A, &pods[0]), (MAC_B, &pods[1])].map(|(mac, pod)| {
+        let placement = compiled.place(objects, pod).expect("compiled for this pod");
+        let identities = [0, 1].map(|n| compiled.pod_identity(&placement, pod.addresses[n]));
+        let addresses = [0, 1].map(|n| Addr::from_ip(pod.addresses[n]));
+        Pod { mac, policy: placement.policy, addresses, identities }
     })
 }
 
@@ -257,9 +289,15 @@ fn random_packets_meet_the_verdict_and_the_rule_that_user_space_names() {
 }
 
 /// What must have been seen in numbers.
-const KINDS: [&str; 16] = [
-    "a written rule allows",
-    "a written rule denies",
+const KINDS: [&str; 22] = [
+    "Partition: a rule allows",
+    "Partition: a rule denies",
+    "NetworkPolicy: a rule allows",
+    "NetworkPolicy: isolates",
+    "NetworkPolicies: isolate",
+    "ClusterNetworkPolicy: a rule allows",
+    "ClusterNetworkPolicy: a rule denies",
+    "a port's name allows",
     "a built-in rule allows",
     "policy",
     "audited",
@@ -276,16 +314,47 @@ const KINDS: [&str; 16] = [
     "unknown origin",
 ];
 
-fn kind(expected: &Expected) -> &'static str {
+/// What packets have met.
+struct Seen<'a> {
+    seen: &'a mut BTreeMap<&'static str, usize>,
+    /// Rules of this cluster that ask for ports by name.
+    by_name: BTreeSet<String>,
+}
+
+impl Seen<'_> {
+    fn count(&mut self, expected: &Expected, compiled: &Compiled) {
+        let what = kind(expected, compiled);
+        *self.seen.entry(what).or_default() += 1;
+        let Expected::Pass { admitted: Some(admitted), .. } = expected else { return };
+        if compiled.rules.get(admitted.rule).is_some_and(|entry| self.by_name.contains(&entry.name)) {
+            *self.seen.entry("a port's name allows").or_default() += 1;
+        }
+    }
+}
+
+fn kind(expected: &Expected, compiled: &Compiled) -> &'static str {
+    let by = |rule: u32, allows: bool| {
+        let name = compiled.rules.get(rule).map_or("", |entry| &entry.name);
+        match (name.split('/').next(), allows) {
+            (Some("Partition"), true) => "Partition: a rule allows",
+            (Some("Partition"), false) => "Partition: a rule denies",
+            (Some("NetworkPolicy"), true) => "NetworkPolicy: a rule allows",
+            (Some("NetworkPolicy"), false) if name.ends_with("(isolates)") => "NetworkPolicy: isolates",
+            (Some("NetworkPolicy"), false) => "NetworkPolicies: isolate",
+            (Some("ClusterNetworkPolicy"), true) => "ClusterNetworkPolicy: a rule allows",
+            (Some("ClusterNetworkPolicy"), false) => "ClusterNetworkPolicy: a rule denies",
+            _ => "nameless",
+        }
+    };
     match expected {
-        Expected::Drop(bulkhead_ebpf_abi::DROP_POLICY, RULE_FIRST_DYNAMIC..) => "a written rule denies",
+        Expected::Drop(bulkhead_ebpf_abi::DROP_POLICY, rule @ RULE_FIRST_DYNAMIC..) => by(*rule, false),
         Expected::Drop(reason, _) => bulkhead_ebpf_abi::drop_reason_text(*reason),
         Expected::Pass { audited: Some(_), .. } => "audited",
         Expected::Pass { admitted: None, .. } => "no flow",
         Expected::Pass { admitted: Some(admitted), .. } => match admitted.rule {
             RULE_OWN_NODE => "this node's own",
             RULE_LOOPBACK => "a pod itself",
-            RULE_FIRST_DYNAMIC.. => "a written rule allows",
+            rule @ RULE_FIRST_DYNAMIC.. => by(rule, true),
             _ => "a built-in rule allows",
         },
         Expected::Known => "known",
@@ -299,12 +368,17 @@ fn node(seed: u64, first: u64, seen: &mut BTreeMap<&'static str, usize>) -> usiz
     let mut packets = 0;
     for cluster in first..first + PER_NODE as u64 {
         let mut random = Random::new(seed ^ cluster << 32);
-        let objects = objects::objects(&mut random);
-        let local = Local { node: objects::LOCAL_NODE, pods: &[], partitions: None, former: None };
+        let mut objects = objects::objects(&mut random);
+        let local_pods = local_pods(&mut random, &mut objects);
+        let refused = admit(&Objects::default(), objects.clone()).1;
+        assert_eq!(refused, [], "objects that are refused, seed {seed}");
+        let local = Local { node: objects::LOCAL_NODE, pods: &local_pods, partitions: None, former: None };
         let compiled = compile(&objects, &mut numbers, &local).expect("objects that fit");
-        let pods = pods(&mut random, &objects, &compiled);
+        let pods = placed(&local_pods, &objects, &compiled);
         kernel.put_in_force(&compiled, &pods);
+        numbers.switched();
         let mut model = Model::new(&compiled, pods);
+        let seen = &mut Seen { seen, by_name: policies::by_named_ports(&objects) };
         while packets < PER_CLUSTER * (1 + (cluster - first) as usize) {
             packets += datagram(&mut random, &mut kernel, &mut model, &objects, seed, packets as u16, seen);
         }
@@ -325,21 +399,27 @@ fn datagram(
     objects: &Objects,
     seed: u64,
     serial: u16,
-    seen: &mut BTreeMap<&'static str, usize>,
+    seen: &mut Seen<'_>,
 ) -> usize {
     let (pod, dir, v6) = (random.below(2), random.pick(&[DIR_EGRESS, DIR_INGRESS]), random.percent(45));
     let other = &model.pods[1 - pod];
     let nodes = objects.nodes.values().flat_map(|n| &n.addresses);
     let own = &model.pods[pod];
     let of_pods = other.addresses.into_iter().chain(own.addresses).map(Addr::to_ip);
-    let known: Vec<IpAddr> = nodes.chain(&objects.cluster_dns).copied().chain(of_pods).collect();
+    let told = objects.pods.values().flat_map(|p| &p.addresses);
+    let known: Vec<IpAddr> = nodes.chain(&objects.cluster_dns).chain(told).copied().chain(of_pods).collect();
     let own_address = own.addresses[usize::from(v6)].to_ip();
-    let site = Site { own: own_address, own_mac: own.mac, sends: dir == DIR_EGRESS, known: &known };
+    let called = |pod: &&Arc<bulkhead_policy::Pod>| dir == DIR_EGRESS || pod.addresses.contains(&own_address);
+    let named: Vec<u16> =
+        objects.pods.values().filter(called).flat_map(|p| &p.ports).map(|p| p.port).collect();
+    let site =
+        Site { own: own_address, own_mac: own.mac, sends: dir == DIR_EGRESS, known: &known, named: &named };
     let about =
         random.percent(50).then(|| model.quote(random.next(), own.addresses[usize::from(v6)])).flatten();
     let frames = frames::frames(random, &site, serial, about.as_deref());
     let itself = origin_of(own.identities[usize::from(v6)]);
-    let origins = [ORIGIN_NONE, ORIGIN_NONE, ORIGIN_UNKNOWN, 16, 17, 18, 20, 25, itself, itself];
+    let somebody = random.pick(&model.identities());
+    let origins = [ORIGIN_NONE, ORIGIN_NONE, ORIGIN_UNKNOWN, 16, 18, 25, somebody, somebody, itself, itself];
     let origin = if dir == DIR_EGRESS { 0 } else { random.pick(&origins) };
     let from = if dir == DIR_EGRESS { None } else { random.pick(&[None, None, Some(pod), Some(1 - pod)]) };
     let mut run = 0;
@@ -369,7 +449,7 @@ fn step(
     model: &mut Model<'_>,
     at: &At<'_>,
     frame: &[u8],
-    seen: &mut BTreeMap<&'static str, usize>,
+    seen: &mut Seen<'_>,
     run: &mut usize,
 ) -> Expected {
     // ARP has tests of its own; of IPv6 a test-run takes whole headers only.
@@ -390,6 +470,6 @@ fn step(
         );
     }
     *run += 1;
-    *seen.entry(kind(&expected)).or_default() += 1;
+    seen.count(&expected, model.compiled);
     expected
 }

@@ -11,6 +11,8 @@ pub struct Site<'a> {
     pub sends: bool,
     /// Addresses that rules speak of one by one, and the other pod's.
     pub known: &'a [IpAddr],
+    /// Ports that have a name at whoever is called.
+    pub named: &'a [u16],
 }
 
 /// One frame, or the fragments of one datagram. `serial` makes a flow the first of its kind; `about` is an earlier
@@ -38,7 +40,7 @@ fn packet(random: &mut Random, site: &Site<'_>, serial: u16, about: Option<&[u8]
     let peer = peer(random, site);
     let (src, dst) = if site.sends { (site.own, peer) } else { (peer, site.own) };
     let src = if site.sends && random.percent(2) { objects::address(random, src.is_ipv6()) } else { src };
-    let (proto, payload) = payload(random, src.is_ipv6(), serial, about);
+    let (proto, payload) = payload(random, site, serial, about);
     let mut packet = ip(&src.to_string(), &dst.to_string(), proto, payload);
     packet.src_mac = if random.percent(1) { [2; 6] } else { site.own_mac };
     packet.hop_limit = random.pick(&[1, 64, 64, 255]);
@@ -75,14 +77,22 @@ fn extension(random: &mut Random) -> (u8, Vec<u8>) {
     (number, rest)
 }
 
-fn payload(random: &mut Random, v6: bool, serial: u16, about: Option<&[u8]>) -> (u8, Vec<u8>) {
+fn port(random: &mut Random, named: &[u16]) -> u16 {
+    match random.below(100) {
+        0..=24 if !named.is_empty() => random.pick(named),
+        0..=84 => objects::port(random),
+        _ => random.next() as u16,
+    }
+}
+
+fn payload(random: &mut Random, site: &Site<'_>, serial: u16, about: Option<&[u8]>) -> (u8, Vec<u8>) {
+    let v6 = site.own.is_ipv6();
     let mut bytes = {
         let length = 20 + random.below(80);
         random.bytes(length)
     };
     bytes[..2].copy_from_slice(&serial.to_be_bytes());
-    let port = if random.percent(85) { objects::port(random) } else { random.next() as u16 };
-    bytes[2..4].copy_from_slice(&port.to_be_bytes());
+    bytes[2..4].copy_from_slice(&port(random, site.named).to_be_bytes());
     let icmp = if v6 { ICMPV6 } else { ICMP };
     match random.below(100) {
         0..=44 => (TCP, bytes),

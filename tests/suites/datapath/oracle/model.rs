@@ -83,6 +83,12 @@ impl<'a> Model<'a> {
         Self { compiled, pods, flows: BTreeMap::new(), firsts: BTreeMap::new() }
     }
 
+    /// Origin marks of everybody that the maps tell apart.
+    pub fn identities(&self) -> Vec<u32> {
+        let all = self.compiled.prefixes.values().chain(self.compiled.exact.values());
+        all.map(|identity| origin_of(identity.id)).chain([ORIGIN_UNKNOWN]).collect()
+    }
+
     pub fn flow_count(&self) -> usize {
         self.flows.len()
     }
@@ -174,6 +180,10 @@ impl<'a> Model<'a> {
             let other_end = entry.initiator == r.src && !entry.decided[dir as usize] && !entry.unasked;
             if !other_end {
                 return if matches!(r.part, Part::Later(_)) { PLAIN } else { Expected::Known };
+            }
+            // Begun by a stranger under the pod's own address, of which no network carries a packet to a pod's hook.
+            if matches!(peer, Peer::Itself) {
+                return Expected::Known;
             }
         }
         let (audited, rule, keep) = match self.ask(pod, dir, &peer, r) {

@@ -1,6 +1,6 @@
 //! Random clusters in a small space, so that prefixes nest, ports lie near one another and addresses fall into them.
 
-use super::random::Random;
+use super::{policies, random::Random};
 use bulkhead_api::objects::{
     Action, DEFAULT_PARTITION, EgressRule, Empty, Established, IngressRule, IpBlockPeer, IpNetwork,
     Isolation, NetworkGroupSpec, PartitionSpec, Protocol, RulePeer, RulePort,
@@ -29,7 +29,7 @@ pub fn port(random: &mut Random) -> u16 {
     near + random.below(4) as u16
 }
 
-fn network(random: &mut Random) -> IpNetwork {
+pub fn network(random: &mut Random) -> IpNetwork {
     let v6 = random.percent(30);
     let length = if v6 {
         random.pick(&[0, 8, 15, 16, 30, 32, 64, 127, 128])
@@ -40,7 +40,7 @@ fn network(random: &mut Random) -> IpNetwork {
     IpNetwork::new(network.network(), length).expect("a network")
 }
 
-fn block(random: &mut Random) -> IpBlockPeer {
+pub fn block(random: &mut Random) -> IpBlockPeer {
     let cidr = network(random);
     let inside =
         |e: &IpNetwork| e.is_ipv4() == cidr.is_ipv4() && e.prefix() > cidr.prefix() && cidr.contains(e.ip());
@@ -102,6 +102,8 @@ fn partition(random: &mut Random, number: usize, partitions: usize) -> Partition
         |random: &mut Random| -> Vec<_> { (0..random.below(6)).map(|_| rule(random, partitions)).collect() };
     PartitionSpec {
         policy_id: number as u16 + 1,
+        // Two of three namespaces are of partitions.
+        namespaces: policies::NAMESPACES[..2].get(number).map(|n| n.to_string()).into_iter().collect(),
         pod_cidrs: vec![
             range(format!("9.{number}.0.0/16")),
             range(format!("11.{number}.1.0/24")),
@@ -122,7 +124,7 @@ fn partition(random: &mut Random, number: usize, partitions: usize) -> Partition
     }
 }
 
-/// Partitions `p0` to at most `p3`; groups, nodes and DNS servers wherever chance puts them.
+/// Partitions `p0` to at most `p3`; groups, nodes, pods and DNS servers wherever chance puts them; policies.
 pub fn objects(random: &mut Random) -> Objects {
     let anywhere = |random: &mut Random| {
         let v6 = random.percent(30);
@@ -145,10 +147,9 @@ pub fn objects(random: &mut Random) -> Objects {
     for i in 0..1 + random.below(3) {
         let addresses = (0..1 + random.below(2)).map(|_| anywhere(random)).collect();
         let control_plane = random.percent(50);
-        objects.nodes.insert(
-            format!("node-{i}"),
-            Arc::new(NodeInfo { addresses, control_plane, ..NodeInfo::default() }),
-        );
+        let labels = policies::pod(random).labels;
+        objects.nodes.insert(format!("node-{i}"), Arc::new(NodeInfo { addresses, control_plane, labels }));
     }
+    policies::add(random, &mut objects);
     objects
 }
