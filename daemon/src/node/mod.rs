@@ -23,6 +23,7 @@ use crate::{
     endpoint::{Cause, EndpointRecord, Endpoints, LoadError, NodeNet},
     history::{History, Switched},
     ipam::{ClaimError, Claims},
+    metrics::{COMPILE_BOUNDS, Histogram},
     net::{
         GATEWAY_V4, GATEWAY_V6, Kernel, NetError, Sources,
         node::{Uplink, prepare_node},
@@ -43,7 +44,7 @@ use std::{
     net::IpAddr,
     path::PathBuf,
     sync::Arc,
-    time::{SystemTime, UNIX_EPOCH},
+    time::{Instant, SystemTime, UNIX_EPOCH},
 };
 use tokio::sync::watch;
 use tracing::{error, info, warn};
@@ -74,6 +75,7 @@ pub struct Node {
     /// Pods have other policies than their connections were admitted by.
     to_ask_again: bool,
     last_change_millis: u64,
+    compile_times: Histogram,
 }
 
 #[derive(Debug, thiserror::Error)]
@@ -160,6 +162,7 @@ impl Node {
             generation_since: 0,
             to_ask_again: false,
             last_change_millis: 0,
+            compile_times: Histogram::new(COMPILE_BOUNDS),
         })
     }
 
@@ -258,7 +261,7 @@ impl Node {
         if moved || !self.failed.is_empty() {
             let observed = self.source.borrow().clone();
             self.apply(observed).await;
-        } else if !self.bgp.errors().is_empty() {
+        } else if !self.bgp.errors().is_empty() || self.bgp.drain_is_due().await {
             self.announce_blocks().await;
         }
     }
@@ -335,7 +338,9 @@ impl Node {
             partitions: (objects.partitions.len() > EAGER_PARTITIONS).then_some(&none),
             former: self.compiled.as_ref(),
         };
+        let began = Instant::now();
         let mut compiled = compile(&objects, &mut interner, &local).map_err(|e| e.to_string())?;
+        self.compile_times.observe(began.elapsed().as_secs_f64());
         // On disk first: a successor must read the numbers in the kernel as we do.
         if !interner.says_the_same(&self.interner) || self.compiled.is_none() {
             store::write_json(&self.config.state_dir.join(INTERNER_FILE), &interner)
