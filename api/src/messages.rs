@@ -20,7 +20,7 @@
 //! | `GET /v1/bgp/peers` | | `Vec<`[`BgpPeerInfo`]`>` |
 //! | `POST /v1/bgp/routes` | [`BgpRoutesRequest`] | [`BgpRoutes`] |
 //! | `POST /v1/bgp/why` | [`BgpWhyRequest`] | [`BgpWhy`] |
-//! | `POST /v1/bgp/drain-routes` | | `{}`: withdraws what this node announces, until the daemon starts again |
+//! | `POST /v1/node/drain-routes` | [`DrainRequest`] | `Vec<`[`DrainInfo`]`>`: what is being drained now |
 //!
 //! Any other status than 200 carries an [`ErrorReply`].
 
@@ -171,6 +171,9 @@ pub struct Status {
     /// The generation whose objects were brought back; the source is held until released.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub held: Option<u32>,
+    /// What is being drained, and how far that is.
+    #[serde(default, skip_serializing_if = "Vec::is_empty")]
+    pub draining: Vec<DrainInfo>,
     /// How bandwidth is held: `tbf`.
     pub bandwidth: String,
     pub uplinks: Vec<String>,
@@ -539,6 +542,17 @@ pub struct BgpPeerInfo {
     pub received: usize,
     /// Negotiated.
     pub graceful_restart: bool,
+    /// Messages since the peer was configured.
+    #[serde(default)]
+    pub sent_messages: BgpMessageCounts,
+    #[serde(default)]
+    pub received_messages: BgpMessageCounts,
+    /// How often a session came up.
+    #[serde(default)]
+    pub established_transitions: u64,
+    /// The last ups and downs, the newest first.
+    #[serde(default)]
+    pub history: Vec<BgpSessionChange>,
     /// Absent: not asked for.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub bfd: Option<BgpBfdInfo>,
@@ -547,6 +561,27 @@ pub struct BgpPeerInfo {
     /// What it may come from, and what to look at.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub meaning: Option<String>,
+}
+
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Default, Serialize, Deserialize)]
+#[serde(rename_all = "camelCase")]
+pub struct BgpMessageCounts {
+    pub open: u64,
+    pub update: u64,
+    pub notification: u64,
+    pub keepalive: u64,
+    pub route_refresh: u64,
+}
+
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "camelCase")]
+pub struct BgpSessionChange {
+    /// Seconds ago.
+    pub ago_seconds: u64,
+    pub up: bool,
+    /// Why it went down.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub reason: Option<String>,
 }
 
 /// The BFD session with a router, as `bulkhead-bfd` tells it.
@@ -622,6 +657,41 @@ pub struct BgpRoutes {
 #[serde(rename_all = "camelCase", deny_unknown_fields)]
 pub struct BgpWhyRequest {
     pub prefix: IpNetwork,
+}
+
+/// What is to go another way than by this node.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "camelCase", deny_unknown_fields)]
+pub struct DrainRequest {
+    pub what: DrainScope,
+    /// Seconds for which routes are announced with the graceful-shutdown community before they are withdrawn.
+    pub withdraw_after: u64,
+    /// Take back what was asked for before, whatever it was.
+    #[serde(default)]
+    pub undo: bool,
+}
+
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "camelCase")]
+pub enum DrainScope {
+    /// What other nodes announce as well: services. Blocks have no other home.
+    Services,
+    /// Everything, towards these peers.
+    Peers(Vec<String>),
+    /// Everything: pods of this node are not reachable any more.
+    All,
+}
+
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "camelCase")]
+pub struct DrainInfo {
+    pub what: DrainScope,
+    /// `command` or `annotation`.
+    pub by: String,
+    /// Withdrawn already.
+    pub withdrawn: bool,
+    /// Seconds until then.
+    pub withdraw_in: u64,
 }
 
 /// Why a prefix is announced, to whom, and why not to others.

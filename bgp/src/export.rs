@@ -18,6 +18,8 @@ pub struct RouteAttributes {
     pub med: Option<u32>,
     /// Towards peers of our own AS; 100 where it is not said.
     pub local_pref: Option<u32>,
+    /// How many times more our AS number stands in the path, towards peers of another AS.
+    pub prepend: u8,
 }
 
 /// RFC 8326: this way is about to go, take another.
@@ -65,11 +67,10 @@ pub struct LocalAs {
 }
 
 impl LocalAs {
-    fn path(&self) -> AsPath {
-        if self.own == self.session || (self.remove_private && is_private(self.own)) {
-            return AsPath::sequence([self.session]);
-        }
-        AsPath::sequence([self.session, self.own])
+    fn path(&self, prepend: u8) -> AsPath {
+        let behind = self.own != self.session && !(self.remove_private && is_private(self.own));
+        let first = std::iter::repeat_n(self.session, 1 + usize::from(prepend));
+        AsPath::sequence(first.chain(behind.then_some(self.own)).collect::<Vec<_>>())
     }
 }
 
@@ -85,6 +86,8 @@ pub struct ExportPolicy {
     external: bool,
     ipv4: Option<IpAddr>,
     ipv6: Option<Ipv6Addr>,
+    /// Every route goes out with [`GRACEFUL_SHUTDOWN`].
+    leaving: bool,
 }
 
 impl ExportPolicy {
@@ -102,7 +105,12 @@ impl ExportPolicy {
         let ipv6 = configured.ipv6.or(ipv6);
         let ipv4 = configured.ipv4.or(ipv4).map(IpAddr::V4);
         let ipv4 = ipv4.or(ipv6.filter(|_| over_ipv6).map(IpAddr::V6));
-        ExportPolicy { local, external: up.negotiated.external, ipv4, ipv6 }
+        ExportPolicy { local, external: up.negotiated.external, ipv4, ipv6, leaving: false }
+    }
+
+    /// The way by this neighbour is about to go (RFC 8326).
+    pub fn leaving(self, leaving: bool) -> ExportPolicy {
+        ExportPolicy { leaving, ..self }
     }
 
     pub fn export(&self, family: Family, route: &RouteAttributes) -> Result<Export, Withheld> {
@@ -111,7 +119,9 @@ impl ExportPolicy {
             Family::Ipv6Unicast => self.ipv6.map(IpAddr::V6),
         };
         let next_hop = next_hop.ok_or(Withheld::NoNextHop(family))?;
-        let communities = distinct(&route.communities);
+        let mut communities = route.communities.clone();
+        communities.extend(self.leaving.then_some(GRACEFUL_SHUTDOWN));
+        let communities = distinct(&communities);
         let extended_communities = distinct(&route.extended_communities);
         let large_communities = distinct(&route.large_communities);
         let octets = 4 * communities.len() + 8 * extended_communities.len() + 12 * large_communities.len();
@@ -122,7 +132,7 @@ impl ExportPolicy {
         let local_pref = if leaving { 0 } else { route.local_pref.unwrap_or(LOCAL_PREF) };
         let attributes = Attributes {
             origin: Origin::Igp,
-            as_path: if self.external { self.local.path() } else { AsPath::default() },
+            as_path: if self.external { self.local.path(route.prepend) } else { AsPath::default() },
             med: route.med,
             local_pref: (!self.external).then_some(local_pref),
             communities,
@@ -236,6 +246,7 @@ mod tests {
             large_communities: (0..large).rev().map(|n| [1, 2, n]).collect(),
             med: Some(30),
             local_pref: None,
+            prepend: 0,
         };
         let sent = policy.export(Family::Ipv4Unicast, &route(2)).unwrap().attributes;
         assert_eq!((sent.extended_communities, sent.med), (vec![2, 9], Some(30)));
@@ -267,6 +278,27 @@ mod tests {
         };
         assert_eq!(local_pref(vec![GRACEFUL_SHUTDOWN], Some(200)), Some(0));
         assert_eq!(local_pref(Vec::new(), Some(200)), Some(200));
+    }
+
+    #[test]
+    fn a_neighbour_that_is_being_left_gets_every_route_as_the_last_choice() {
+        let inside = ExportPolicy::new(LOCAL, NextHops::default(), &up("10.0.0.1", false)).leaving(true);
+        let route =
+            RouteAttributes { communities: vec![7], local_pref: Some(200), ..RouteAttributes::default() };
+        let sent = inside.export(Family::Ipv4Unicast, &route).unwrap().attributes;
+        assert_eq!((sent.communities, sent.local_pref), (vec![7, GRACEFUL_SHUTDOWN], Some(0)));
+    }
+
+    #[test]
+    fn a_route_is_prepended_with_the_as_number_of_the_session() {
+        let local = LocalAs { session: 64_496, own: 65_010, remove_private: false };
+        let route = RouteAttributes { prepend: 2, ..RouteAttributes::default() };
+        let path = |external| {
+            let policy = ExportPolicy::new(local, NextHops::default(), &up("10.0.0.1", external));
+            policy.export(Family::Ipv4Unicast, &route).unwrap().attributes.as_path
+        };
+        assert_eq!(path(true), AsPath::sequence([64_496, 64_496, 64_496, 65_010]));
+        assert_eq!(path(false), AsPath::default());
     }
 
     #[test]

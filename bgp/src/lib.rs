@@ -6,6 +6,7 @@
 //!   rib       what is to be sent against what was; what was received
 //!   filter    which routes pass, in and out, and what they are given
 //!   export    which attributes a route gets towards a neighbour
+//!   bmp       what a monitoring station is told
 //!   neighbour fsm + rib + export of one neighbour     (still no socket, no clock)
 //!   driver    sockets and clocks, behind the feature `tokio`
 //! ```
@@ -17,6 +18,7 @@
 //! that ends does neither, and its neighbours keep the routes as RFC 4724 says.
 
 pub mod bfd;
+pub mod bmp;
 #[cfg(feature = "tokio")]
 pub mod driver;
 pub mod export;
@@ -29,8 +31,8 @@ pub mod wire;
 
 #[cfg(feature = "tokio")]
 pub use driver::{
-    Direction, LearnedRoutes, Password, PeerConfig, PeerStatus, PrefixAtPeer, Remote, RouteView, Routes,
-    Speaker, SpeakerConfig, SpeakerError, Ttl,
+    Change, Direction, LearnedRoutes, Messages, Password, PeerConfig, PeerStatus, PrefixAtPeer, Remote,
+    RouteView, Routes, Speaker, SpeakerConfig, SpeakerError, Station, StationStatus, Ttl,
 };
 pub use export::RouteAttributes;
 pub use family::Family;

@@ -43,6 +43,18 @@ pub struct Policy {
     /// How often our own AS number may stand in the path of what we receive.
     pub allow_own_as: u8,
     pub prefix_limit: Option<PrefixLimit>,
+    pub leaving: Leaving,
+}
+
+/// Whether what goes by this neighbour is to go another way.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Default)]
+pub enum Leaving {
+    #[default]
+    No,
+    /// Every route is announced with the community of RFC 8326.
+    Marked,
+    /// Nothing is announced.
+    Withdrawn,
 }
 
 /// How many routes a neighbour may announce in each family.
@@ -90,6 +102,8 @@ pub enum Fate {
     Withheld(Withheld),
     /// The export filter's rule with that number, from 0; or its default.
     Filtered(Option<usize>),
+    /// This neighbour is being left ([`Leaving::Withdrawn`]).
+    Left,
     Announced {
         export: Arc<Export>,
         rule: Option<usize>,

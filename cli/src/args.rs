@@ -63,6 +63,28 @@ pub enum Command {
     /// Border Gateway Protocol
     #[command(subcommand)]
     Bgp(BgpCommand),
+    /// This node as a whole
+    #[command(subcommand)]
+    Node(NodeCommand),
+}
+
+#[derive(Subcommand, Debug)]
+pub enum NodeCommand {
+    /// Take routes off this node: announced as the last choice (RFC 8326), then withdrawn; services, unless told otherwise
+    DrainRoutes {
+        /// Everything, towards this BGPPeer; another one must be left
+        #[arg(long = "peer", value_name = "NAME", conflicts_with = "all")]
+        peers: Vec<String>,
+        /// Everything, blocks too: pods of this node are not reachable any more
+        #[arg(long)]
+        all: bool,
+        /// Seconds until the routes are withdrawn
+        #[arg(long, value_name = "SECONDS", default_value_t = 60)]
+        withdraw_after: u64,
+        /// Take back what was asked for before
+        #[arg(long, conflicts_with_all = ["peers", "all", "withdraw_after"])]
+        undo: bool,
+    },
 }
 
 #[derive(Subcommand, Debug)]
@@ -110,8 +132,11 @@ pub enum BgpCommand {
         /// A prefix, or an address
         prefix: IpNetwork,
     },
-    /// Withdraw what this node announces, until the daemon starts again
-    DrainRoutes,
+    /// The last times each session came up or went down, and why
+    History {
+        /// Of this BGPPeer only
+        peer: Option<String>,
+    },
 }
 
 /// A table that somebody can read.

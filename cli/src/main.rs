@@ -13,12 +13,12 @@ mod table;
 mod units;
 mod views;
 
-use args::{Args, BgpCommand, Command, Output, PolicyCommand};
+use args::{Args, BgpCommand, Command, NodeCommand, Output, PolicyCommand};
 use bulkhead_api::{
     client::{self, ClientError},
     messages::{
-        BgpDirection, BgpRoutesRequest, BgpWhyRequest, DiffRequest, FileText, PolicyDiff, Rollback,
-        RulesRequest,
+        BgpDirection, BgpRoutesRequest, BgpWhyRequest, DiffRequest, DrainRequest, DrainScope, FileText,
+        PolicyDiff, Rollback, RulesRequest,
     },
 };
 use bulkhead_policy::files;
@@ -130,9 +130,17 @@ fn run(args: &Args) -> Result<Answer, Failure> {
             let request = BgpWhyRequest { prefix: *prefix };
             ask(args, "/v1/bgp/why", Some(&request), |why| views::bgp_why(why, paint))
         }
-        Command::Bgp(BgpCommand::DrainRoutes) => {
-            let nothing = serde_json::Map::new();
-            ask(args, "/v1/bgp/drain-routes", Some(&nothing), |_: &serde_json::Value| views::drained())
+        Command::Bgp(BgpCommand::History { peer }) => {
+            get(args, "/v1/bgp/peers", |p: &Vec<_>| views::bgp_history(p, peer.as_deref(), paint))
+        }
+        Command::Node(NodeCommand::DrainRoutes { peers, all, withdraw_after, undo }) => {
+            let what = match (peers.as_slice(), all) {
+                (_, true) => DrainScope::All,
+                ([], false) => DrainScope::Services,
+                (peers, false) => DrainScope::Peers(peers.to_vec()),
+            };
+            let request = DrainRequest { what, withdraw_after: *withdraw_after, undo: *undo };
+            ask(args, "/v1/node/drain-routes", Some(&request), |d: &Vec<_>| views::drained(d))
         }
     }?;
     Ok(Answer { text, changes: false })

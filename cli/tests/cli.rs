@@ -73,9 +73,10 @@ fn every_command_asks_for_its_own_page() {
         assert_eq!(bulkhead(daemon.socket(), &arguments).status, 0, "{arguments:?}");
     }
     bulkhead(daemon.socket(), &["status"]);
-    assert_eq!(bulkhead(daemon.socket(), &["bgp", "drain-routes"]).status, 0);
+    assert_eq!(bulkhead(daemon.socket(), &["node", "drain-routes", "--peer", "leaf-a"]).status, 0);
     bulkhead(daemon.socket(), &["explain", "shop/web-1", "10.65.0.3", "--protocol", "UDP", "--port", "53"]);
     let get = |path: &str| (format!("GET {path}"), Value::Null);
+    let drain = json!({"what": {"peers": ["leaf-a"]}, "withdrawAfter": 60, "undo": false});
     let flow = json!({"from": "shop/web-1", "to": "10.65.0.3", "protocol": "udp", "port": 53});
     assert_eq!(
         daemon.asked(),
@@ -85,7 +86,7 @@ fn every_command_asks_for_its_own_page() {
             get("/v1/drops"),
             get("/v1/bgp/peers"),
             get("/v1/status"),
-            ("POST /v1/bgp/drain-routes".to_string(), json!({})),
+            ("POST /v1/node/drain-routes".to_string(), drain),
             ("POST /v1/explain".to_string(), flow),
         ]
     );

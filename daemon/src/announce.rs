@@ -1,4 +1,4 @@
-//! What this node announces: its own claimed blocks, no more. Pure, but for the file that remembers it.
+//! What this node announces: its own claimed blocks, and the service ranges that are asked for. Pure.
 
 use crate::{
     net::Sources,
@@ -6,14 +6,18 @@ use crate::{
 };
 use bulkhead_api::{
     messages::ObjectError,
-    objects::{AddressFamily, BGPConfigurationSpec, BGPPeerSpec, BGPSession, DEFAULT_PARTITION},
+    objects::{
+        AddressFamily, BGPConfigurationSpec, BGPMonitoring, BGPPeerSpec, BGPSession, DEFAULT_PARTITION,
+        PartitionBgp,
+    },
 };
-use bulkhead_bgp::{Family, Password, PeerConfig, Remote, RouteAttributes};
+use bulkhead_bgp::{Family, Password, PeerConfig, Remote, RouteAttributes, Station};
 use bulkhead_policy::{NodeInfo, Objects, Sourced, selector};
 use ipnetwork::IpNetwork;
 use std::{
     collections::BTreeMap,
     net::{IpAddr, Ipv4Addr},
+    time::Duration,
 };
 
 pub type Routes = BTreeMap<IpNetwork, RouteAttributes>;
@@ -34,11 +38,43 @@ pub fn routes(
         if bgp.is_some_and(|b| !b.advertise) {
             continue;
         }
-        let own = bgp.map(|b| b.communities.as_slice()).unwrap_or_default();
-        let communities = configuration.communities.iter().chain(own).filter_map(|c| community(c)).collect();
-        routes.insert(*block, RouteAttributes { communities, ..RouteAttributes::default() });
+        routes.insert(*block, attributes(&configuration.communities, bgp));
     }
     routes
+}
+
+/// Service ranges, of the configuration and of partitions that want theirs announced. Every node announces them.
+pub fn services(objects: &Objects, configuration: &BGPConfigurationSpec) -> Routes {
+    let of_cluster = configuration.advertise_service_cidrs.iter().map(|range| (*range, None));
+    let wanted = objects.partitions.values().filter_map(|p| {
+        let bgp = p.spec.bgp.as_ref().filter(|bgp| bgp.advertise_services)?;
+        Some(p.spec.service_cidrs.iter().map(move |range| (*range, Some(bgp))))
+    });
+    let all = of_cluster.chain(wanted.flatten());
+    all.map(|(range, bgp)| (range, attributes(&configuration.service_communities, bgp))).collect()
+}
+
+/// `everywhere`: what routes of this kind have whatever their partition.
+fn attributes(everywhere: &[String], bgp: Option<&PartitionBgp>) -> RouteAttributes {
+    let own = bgp.map(|b| b.communities.as_slice()).unwrap_or_default();
+    RouteAttributes {
+        communities: everywhere.iter().chain(own).filter_map(|c| community(c)).collect(),
+        med: bgp.and_then(|b| b.med),
+        local_pref: bgp.and_then(|b| b.local_preference),
+        prepend: bgp.map_or(0, |b| b.prepend),
+        ..RouteAttributes::default()
+    }
+}
+
+/// Collectors of BMP.
+pub fn stations(node: &str, configuration: &BGPConfigurationSpec) -> Vec<Station> {
+    let station = |monitoring: &BGPMonitoring| Station {
+        address: (monitoring.address, monitoring.port).into(),
+        statistics: Duration::from_secs(monitoring.statistics_seconds.into()),
+        name: node.to_owned(),
+        description: format!("bulkheadd {}", env!("CARGO_PKG_VERSION")),
+    };
+    configuration.monitoring.iter().map(station).collect()
 }
 
 /// RFC 1997: `65000:100` is two 16-bit halves.
@@ -216,6 +252,19 @@ fn check_configuration(object: &Sourced<BGPConfigurationSpec>) -> Option<ObjectE
     if !(1..=4095).contains(&object.spec.restart_time_seconds) {
         return Some(error("restartTimeSeconds", "must be 1 to 4095 (RFC 4724 section 3)"));
     }
+    for (i, range) in object.spec.advertise_service_cidrs.iter().enumerate() {
+        let field = format!("advertiseServiceCIDRs[{i}]");
+        if range.prefix() == 0 {
+            return Some(error(&field, "is a default route: name the services' own ranges"));
+        }
+        if range.ip() != range.network() {
+            let message = format!("{range} has bits set beyond its prefix: write the network's own address");
+            return Some(error(&field, &message));
+        }
+    }
+    if let Some(i) = object.spec.monitoring.iter().position(|station| station.port == 0) {
+        return Some(error(&format!("monitoring[{i}].port"), "must be 1 to 65535"));
+    }
     for (name, session) in &object.spec.peer_groups {
         let remote = Remote::Address(Ipv4Addr::UNSPECIFIED.into());
         if let Err((field, message)) =
@@ -224,12 +273,14 @@ fn check_configuration(object: &Sourced<BGPConfigurationSpec>) -> Option<ObjectE
             return Some(error(&format!("peerGroups[{name}].{field}"), &message));
         }
     }
-    let bad = object.spec.communities.iter().position(|c| community(c).is_none())?;
-    let message = format!(
-        "`{}` is not a community: write two numbers up to 65535, as 65000:100",
-        object.spec.communities[bad]
-    );
-    Some(error(&format!("communities[{bad}]"), &message))
+    let lists =
+        [("communities", &object.spec.communities), ("serviceCommunities", &object.spec.service_communities)];
+    lists.into_iter().find_map(|(field, list)| {
+        let bad = list.iter().position(|c| community(c).is_none())?;
+        let message =
+            format!("`{}` is not a community: write two numbers up to 65535, as 65000:100", list[bad]);
+        Some(error(&format!("{field}[{bad}]"), &message))
+    })
 }
 
 #[cfg(test)]
@@ -279,6 +330,56 @@ mod tests {
         let alone = Peers::from([peer("peerAddress: 192.0.2.1")]);
         let (peers, kept, refused) = after(in_force, &alone, configuration(""));
         assert_eq!((peers, kept, refused.len()), (alone, configuration(""), 0));
+    }
+
+    fn spec(yaml: &str) -> BGPConfigurationSpec {
+        serde_saphyr::from_str(&format!("{{asn: 65010, {yaml}}}")).expect("a configuration")
+    }
+
+    fn partition(yaml: &str) -> Objects {
+        let text = format!(
+            "apiVersion: bulkhead.dev/v1alpha1\nkind: Partition\nmetadata: {{name: web}}\n\
+             spec: {{policyID: 20, podCIDRs: [10.66.0.0/16], serviceCIDRs: [10.97.0.0/24], bgp: {yaml}}}\n"
+        );
+        let mut snapshot = bulkhead_policy::files::Snapshot::default();
+        for object in bulkhead_policy::files::parse("web.yaml", &text).expect("a partition") {
+            snapshot.insert(object);
+        }
+        snapshot.policy
+    }
+
+    #[test]
+    fn a_partitions_attributes_are_on_its_blocks() {
+        let objects = partition("{communities: ['65010:66'], localPreference: 200, med: 7, prepend: 1}");
+        let block: IpNetwork = "10.66.0.0/26".parse().expect("a block");
+        let blocks = BTreeMap::from([(block, "web".to_owned())]);
+        let expected = RouteAttributes {
+            communities: vec![65010 << 16 | 1, 65010 << 16 | 66],
+            local_pref: Some(200),
+            med: Some(7),
+            prepend: 1,
+            ..RouteAttributes::default()
+        };
+        assert_eq!(routes(&blocks, &objects, &spec("communities: ['65010:1']"))[&block], expected);
+    }
+
+    #[test]
+    fn service_ranges_are_announced_where_that_is_asked_for() {
+        let ranges = |objects: &Objects, yaml: &str| -> Vec<String> {
+            services(objects, &spec(yaml)).keys().map(ToString::to_string).collect()
+        };
+        assert_eq!(ranges(&partition("{}"), ""), [""; 0]);
+        let both = ranges(&partition("{advertiseServices: true}"), "advertiseServiceCIDRs: [10.96.0.0/16]");
+        assert_eq!(both, ["10.96.0.0/16", "10.97.0.0/24"]);
+        let tagged = spec(
+            "communities: ['65010:1'], serviceCommunities: ['65010:2'], advertiseServiceCIDRs: [10.96.0.0/16]",
+        );
+        let route = services(&partition("{}"), &tagged).into_values().next().expect("the range");
+        assert_eq!(route.communities, [65010 << 16 | 2]);
+        for (range, refused) in [("0.0.0.0/0", true), ("10.96.0.1/16", true), ("10.96.0.0/16", false)] {
+            let object = Sourced::new(spec(&format!("advertiseServiceCIDRs: [{range}]")), None);
+            assert_eq!(check_configuration(&object).is_some(), refused, "{range}");
+        }
     }
 
     #[test]

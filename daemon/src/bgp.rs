@@ -12,19 +12,24 @@ pub use reader::Reader;
 use crate::{
     announce::{self, Routes},
     bfd::Bfd,
+    drain::{self, Drains},
     learning::Learning,
     net::{Kernel, Sources},
     source::Snapshot,
     store,
 };
-use bulkhead_api::messages::{ErrorReply, ObjectError, code};
-use bulkhead_bgp::{Password, PeerConfig, Speaker, SpeakerConfig};
+use bulkhead_api::messages::{DrainInfo, DrainRequest, DrainScope, ErrorReply, ObjectError, code};
+use bulkhead_bgp::{
+    Password, PeerConfig, PeerStatus, Speaker, SpeakerConfig, StationStatus, fsm::StateName,
+    neighbour::Leaving,
+};
 use ipnetwork::IpNetwork;
 use meaning::Md5;
 use std::{
     collections::BTreeMap,
     net::{Ipv4Addr, Ipv6Addr, SocketAddr},
     path::PathBuf,
+    time::{SystemTime, UNIX_EPOCH},
 };
 use tracing::{error, info};
 
@@ -52,9 +57,13 @@ pub struct Bgp {
     starts: u64,
     /// As the kernel had counted when the daemon began.
     md5: Md5,
-    /// As they were last given to the speaker.
+    /// As they were last given to the speaker, but for what is drained.
     peers: BTreeMap<String, PeerConfig>,
-    drained: bool,
+    /// What is to go another way, and the file that remembers it.
+    drains: Drains,
+    drains_file: PathBuf,
+    /// What comes of services, of blocks and of each peer, as it was last told to the speaker.
+    leaving: (Leaving, Leaving, BTreeMap<String, Leaving>),
     /// Why there is no speaker though there should be one, or a peer less.
     errors: Vec<ObjectError>,
 }
@@ -68,6 +77,11 @@ impl Bgp {
         kernel: Kernel,
         forwarding_preserved: bool,
     ) -> Self {
+        let drains_file = announced.with_file_name(DRAINS_FILE);
+        let drains = store::read_json(&drains_file).unwrap_or_else(|e| {
+            error!(error = %e, "cannot read what is drained: nothing is");
+            None
+        });
         Self {
             node,
             uplink,
@@ -80,7 +94,9 @@ impl Bgp {
             learning: Learning::start(kernel),
             starts: 0,
             peers: BTreeMap::new(),
-            drained: false,
+            drains: drains.unwrap_or_default(),
+            drains_file,
+            leaving: (Leaving::No, Leaving::No, BTreeMap::new()),
             errors: Vec::new(),
         }
     }
@@ -100,6 +116,16 @@ impl Bgp {
     pub fn bfd_error(&self) -> Option<ObjectError> {
         let message = self.bfd.error()?;
         Some(ObjectError { file: None, object: None, field: None, message })
+    }
+
+    /// Why collectors of BMP are not told what they should be; tried again by itself.
+    pub fn monitoring_errors(&self) -> Vec<ObjectError> {
+        let stations = self.reader().stations();
+        let error = |station: StationStatus| {
+            let message = format!("BMP collector {}: {}", station.address, station.error?);
+            Some(ObjectError { file: None, object: None, field: None, message })
+        };
+        stations.into_iter().filter_map(error).collect()
     }
 
     /// Sessions that used the former addresses start anew with the next [`Self::apply`].
@@ -139,9 +165,21 @@ impl Bgp {
             &configuration.spec,
             read_password,
         );
-        let peers = self.keep_known(peers);
-        self.announce(announce::routes(blocks, &snapshot.policy, &configuration.spec));
+        let mut peers = self.keep_known(peers);
+        self.annotate(info.and_then(|i| i.drain_routes.as_deref()));
+        let now = unix_seconds();
+        self.leaving = self.leaving_now(now).await;
+        let (services, blocks_leaving, of_peers) = &self.leaving;
+        let mut routes = drain::leave(announce::services(&snapshot.policy, &configuration.spec), *services);
+        // A block comes before a range that is the same.
+        let own = announce::routes(blocks, &snapshot.policy, &configuration.spec);
+        routes.extend(drain::leave(own, *blocks_leaving));
+        for peer in &mut peers {
+            peer.leaving = of_peers.get(&peer.name).copied().unwrap_or_default();
+        }
+        self.announce(routes);
         if let Some((speaker, _)) = &self.speaker {
+            speaker.set_stations(announce::stations(&self.node, &configuration.spec));
             let sessions = peers.iter().filter_map(PeerConfig::bfd_session).collect();
             self.bfd.want(sessions, Some(speaker.clone()));
             speaker.set_peers(peers);
@@ -195,7 +233,7 @@ impl Bgp {
     }
 
     fn announce(&mut self, routes: Routes) {
-        if self.drained || routes == self.routes {
+        if routes == self.routes {
             return;
         }
         self.routes = routes;
@@ -212,23 +250,78 @@ impl Bgp {
         }
     }
 
-    /// Withdraws everything until the daemon starts again: the node is to be taken out of service.
-    pub async fn drain(&mut self) -> Result<(), ErrorReply> {
-        let Some((speaker, _)) = &self.speaker else {
-            return Err(ErrorReply {
-                code: code::INVALID_CONFIG,
-                msg: "this node announces nothing".into(),
-                details: "there is no BGPConfiguration in force".into(),
-            });
-        };
-        speaker.withdraw_all().await;
-        self.drained = true;
-        self.routes.clear();
-        store::write_json(&self.announced, &Vec::<IpNetwork>::new()).map_err(|e| ErrorReply {
+    /// What is asked for, from the next [`Self::apply`] on; until it is undone.
+    pub fn drain(&mut self, request: &DrainRequest) -> Result<(), ErrorReply> {
+        let invalid = |msg: String, details: String| ErrorReply { code: code::INVALID_CONFIG, msg, details };
+        if self.speaker.is_none() && !request.undo {
+            let details = "there is no BGPConfiguration in force";
+            return Err(invalid("this node announces nothing".into(), details.into()));
+        }
+        if let DrainScope::Peers(names) = &request.what {
+            let known = self.peers.keys().map(String::as_str).collect::<Vec<_>>().join(", ");
+            if let Some(unknown) = names.iter().find(|name| !self.peers.contains_key(*name)) {
+                return Err(invalid(
+                    format!("no BGP peer `{unknown}` on this node"),
+                    format!("there are: {known}"),
+                ));
+            }
+            if names.is_empty() || self.peers.keys().all(|peer| names.contains(peer)) {
+                return Err(invalid(
+                    "a node keeps one way out".into(),
+                    format!("of its peers ({known}) name some, and not all: or ask for everything"),
+                ));
+            }
+        }
+        self.drains.command(request, unix_seconds());
+        self.remember_drains().map_err(|e| ErrorReply {
             code: code::IO_FAILURE,
-            msg: "withdrawn, but that cannot be remembered".into(),
+            msg: "this could not be remembered, and would be forgotten with the daemon's end".into(),
             details: e.to_string(),
         })
+    }
+
+    fn annotate(&mut self, text: Option<&str>) {
+        let before = self.drains.clone();
+        self.drains.annotate(text, unix_seconds());
+        if before != self.drains
+            && let Err(e) = self.remember_drains()
+        {
+            error!(error = %e, "cannot remember what is drained");
+        }
+    }
+
+    fn remember_drains(&self) -> Result<(), store::StoreError> {
+        store::write_json(&self.drains_file, &self.drains)
+    }
+
+    async fn leaving_now(&self, now: u64) -> (Leaving, Leaving, BTreeMap<String, Leaving>) {
+        let statuses = match &self.speaker {
+            Some((speaker, _)) if self.drains != Drains::default() => speaker.peers().await,
+            _ => Vec::new(),
+        };
+        let wanted = |name: &str| self.drains.peer(name, now, true) != Leaving::No;
+        // One out of a range has the range's name in front.
+        let range = |peer: &PeerStatus| peer.name.split('[').next().unwrap_or_default().to_owned();
+        let other = statuses.iter().any(|peer| peer.state == StateName::Established && !wanted(&range(peer)));
+        let of_peers = self.peers.keys().map(|name| (name.clone(), self.drains.peer(name, now, other)));
+        (self.drains.services(now), self.drains.blocks(now), of_peers.collect())
+    }
+
+    /// Whether [`Self::apply`] has something to withdraw, or to bring back, since it was called.
+    pub async fn drain_is_due(&self) -> bool {
+        self.speaker.is_some() && self.leaving_now(unix_seconds()).await != self.leaving
+    }
+
+    /// What is being drained.
+    pub fn draining(&self) -> Vec<DrainInfo> {
+        self.drains.told(unix_seconds())
+    }
+
+    /// Returns when all that is to be announced or withdrawn went out, or nobody reads it.
+    pub async fn flush(&self) {
+        if let Some((speaker, _)) = &self.speaker {
+            speaker.flush().await;
+        }
     }
 
     /// Closes the sessions without NOTIFICATION.
@@ -244,10 +337,17 @@ impl Bgp {
         Reader::new(speaker, self.bfd.sessions(), self.md5)
     }
 
-    /// What is announced now, or would be if it were not drained.
-    pub fn announcing(&self) -> (&Routes, bool) {
-        (&self.routes, self.drained)
+    /// What is announced now, and what comes of services and of blocks.
+    pub fn announcing(&self) -> (&Routes, Leaving, Leaving) {
+        (&self.routes, self.leaving.0, self.leaving.1)
     }
+}
+
+/// What is drained, beside what is announced.
+const DRAINS_FILE: &str = "drains.json";
+
+fn unix_seconds() -> u64 {
+    SystemTime::now().duration_since(UNIX_EPOCH).map_or(0, |d| d.as_secs())
 }
 
 /// The file's first line. What is wrong is told without any of it.

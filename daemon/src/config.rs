@@ -4,7 +4,7 @@ use ipnetwork::IpNetwork;
 use serde::Deserialize;
 use std::{
     fs, io,
-    net::IpAddr,
+    net::{IpAddr, SocketAddr},
     path::{Path, PathBuf},
 };
 
@@ -29,6 +29,9 @@ pub struct Config {
     /// Where `bulkhead-bfd` answers.
     #[serde(default = "bfd_socket")]
     pub bfd_socket: PathBuf,
+    /// Where metrics are served to Prometheus, as `127.0.0.1:9650`; absent: nowhere.
+    #[serde(default)]
+    pub metrics_address: Option<SocketAddr>,
     /// Directory on a bpffs.
     #[serde(default = "pin_dir")]
     pub pin_dir: PathBuf,

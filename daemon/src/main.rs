@@ -3,6 +3,7 @@
 use bulkhead_daemon::{
     config::{Config, Origin},
     ipam::{ClaimFiles, ClaimObjects, Claims},
+    metrics,
     node::{Node, uninstall},
     server,
     source::{self, Observed, kubernetes},
@@ -110,11 +111,12 @@ async fn run(config: Config) -> Result<OwnedMutexGuard<Node>, Box<dyn Error>> {
     let listener = server::bind(&config.socket).map_err(|e| format!("{}: {e}", config.socket.display()))?;
     let (claims, client) = claims(&config).await?;
     let mut observed = observe(&config, client.as_ref())?;
-    let socket = config.socket.clone();
+    let (socket, metrics_address) = (config.socket.clone(), config.metrics_address);
     let node = Node::open(config, observed.clone(), claims).await?;
     let mut narrow_routes = node.watch_narrow_routes()?;
     let node = Arc::new(Mutex::new(node));
     let mut server = serve(listener, &node);
+    let mut exporter: Option<JoinHandle<()>> = None;
     observed.mark_changed();
     let mut interval = tokio::time::interval(INTERVAL);
     loop {
@@ -131,6 +133,12 @@ async fn run(config: Config) -> Result<OwnedMutexGuard<Node>, Box<dyn Error>> {
             }
             _ = interval.tick() => {
                 node.lock().await.look_after().await;
+                if let Some(address) = metrics_address.filter(|_| exporter.is_none()) {
+                    match metrics::serve(address, node.clone()).await {
+                        Ok(task) => exporter = Some(task),
+                        Err(e) => warn!(%address, error = %e, "cannot serve metrics; tried again"),
+                    }
+                }
                 // Whoever cleans /run must not cost the node its pods.
                 if !socket.exists() {
                     warn!(socket = %socket.display(), "the socket's file is gone: made again");
@@ -146,6 +154,7 @@ async fn run(config: Config) -> Result<OwnedMutexGuard<Node>, Box<dyn Error>> {
     }
     info!("stopping; programs, maps and routes stay");
     server.abort();
+    exporter.inspect(JoinHandle::abort);
     let mut node = node.lock_owned().await;
     node.stop().await;
     match std::fs::remove_file(socket) {

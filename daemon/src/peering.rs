@@ -116,7 +116,7 @@ fn rule(field: &str, object: &BGPRule) -> Result<Rule, Refusal> {
     Ok(Rule {
         prefixes: ranges.collect::<Result<_, _>>()?,
         communities: communities(&format!("{field}.communities"), &object.communities)?,
-        path_has: Vec::new(),
+        path_has: object.path_asns.clone(),
         accept: object.action == BGPAction::Accept,
         set: Changes {
             communities: communities(&format!("{field}.set.communities"), &changes.communities)?,
@@ -221,7 +221,7 @@ mod tests {
             "{localASN: 64496, removePrivateAS: true, sourceAddress: 192.0.2.9, passive: true, ttlSecurityHops: 1, \
              sendHoldTimeSeconds: 60, addPath: true, extendedNextHop: true, allowOwnAS: 1, shutdown: moving, \
              maxPrefixes: {limit: 10, restartSeconds: 30}, export: [{action: Reject, prefixes: [{cidr: 10.1.0.0/16, \
-             maxLength: 24}]}, {action: Accept, communities: ['65010:1', '65010:1:2'], set: {communities: ['65010:9'], \
+             maxLength: 24}]}, {action: Accept, communities: ['65010:1', '65010:1:2'], pathASNs: [65030], set: {communities: ['65010:9'], \
              med: 5, localPreference: 200, prepend: 2}}], import: [{action: Accept, set: {localPreference: 50}}]}",
         )
         .expect("a peer");
@@ -234,7 +234,8 @@ mod tests {
             prepend: 2,
         };
         let matched = vec![Community::Plain(65010 << 16 | 1), Community::Large([65010, 1, 2])];
-        let accepting = Rule { communities: matched, accept: true, set, ..Rule::default() };
+        let accepting =
+            Rule { communities: matched, path_has: vec![65030], accept: true, set, ..Rule::default() };
         let preferred = Changes { local_pref: Some(50), ..Changes::default() };
         let importing = Rule { accept: true, set: preferred, ..Rule::default() };
         let remote = Remote::Address([192, 0, 2, 1].into());

@@ -9,8 +9,8 @@ use axum::{
     routing::{get, post},
 };
 use bulkhead_api::messages::{
-    Attach, BgpRoutesRequest, BgpWhyRequest, Check, Detach, DiffRequest, ErrorReply, ExplainRequest, Gc,
-    GenerationsRequest, Rollback, RulesRequest, code,
+    Attach, BgpRoutesRequest, BgpWhyRequest, Check, Detach, DiffRequest, DrainRequest, ErrorReply,
+    ExplainRequest, Gc, GenerationsRequest, Rollback, RulesRequest, code,
 };
 use ipnetwork::IpNetwork;
 use serde::Serialize;
@@ -69,7 +69,7 @@ pub fn router(node: Shared) -> Router {
         .route("/v1/bgp/peers", get(bgp_peers))
         .route("/v1/bgp/routes", post(bgp_routes))
         .route("/v1/bgp/why", post(bgp_why))
-        .route("/v1/bgp/drain-routes", post(drain_routes))
+        .route("/v1/node/drain-routes", post(drain_routes))
         .layer(DefaultBodyLimit::max(BODY_LIMIT))
         .with_state(node)
 }
@@ -194,6 +194,6 @@ async fn bgp_why(State(node): State<Shared>, Json(request): Json<BgpWhyRequest>)
     reply(Ok(bgp.why(&prefix, origin).await))
 }
 
-async fn drain_routes(State(node): State<Shared>) -> Response {
-    change(node, |mut node| async move { node.bgp.drain().await.map(|()| Done {}) }).await
+async fn drain_routes(State(node): State<Shared>, Json(request): Json<DrainRequest>) -> Response {
+    change(node, |mut node| async move { node.drain(&request).await }).await
 }

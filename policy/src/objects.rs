@@ -77,6 +77,9 @@ pub struct NodeInfo {
     pub addresses: Vec<IpAddr>,
     pub control_plane: bool,
     pub labels: Labels,
+    /// Its annotation of that name, as it stands.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub drain_routes: Option<String>,
 }
 
 /// What rules can see of a pod.

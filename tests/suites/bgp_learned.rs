@@ -93,6 +93,10 @@ fn installed(rack: &mut Rack, kind: Kind) -> Result<()> {
     assert!(told.routes.iter().all(|route| route.learned), "{told:?}");
     rack.peer("{import: [{action: Reject, communities: ['65020:1:2'], prefixes: [{cidr: 10.0.0.0/8}]}, {action: Accept}]}")?;
     wait_kernel(rack, &[&both()[1]])?;
+    rack.peer(&format!("{{import: [{{action: Accept, pathASNs: [65099, {ROUTER_AS}]}}]}}"))?;
+    wait_both(rack)?;
+    rack.peer(&format!("{{import: [{{action: Reject, pathASNs: [{ROUTER_AS}]}}, {{action: Accept}}]}}"))?;
+    wait_kernel(rack, &[])?;
     rack.peer(IMPORT)?;
     wait_both(rack)?;
     rack.peer("{}")?;

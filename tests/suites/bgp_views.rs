@@ -1,13 +1,13 @@
 //! What the command line says of BGP routes, held against what a real router says of the same routes.
 #![allow(clippy::expect_used, clippy::unwrap_used, reason = "a suite fails by panicking")]
 
-use bulkhead_api::messages::{BgpRouteInfo, BgpRoutes, BgpWhy};
+use bulkhead_api::messages::{BgpRouteInfo, BgpRoutes, BgpWhy, PartitionInfo};
 use bulkhead_lab::bgp::{
     Kind, Router, Seen, Setup, THEIRS, THEIRS6,
     rack::{BLOCK, BLOCK6, Rack},
     site::{DEADLINE, NODE_AS, ROUTER, ROUTER_AS},
 };
-use bulkhead_lab::{Error, Result, enter, until};
+use bulkhead_lab::{Error, Pod, Result, enter, until};
 use libtest_mimic::{Arguments, Failed, Trial};
 use std::{collections::BTreeSet, fs};
 
@@ -26,7 +26,8 @@ fn main() -> Result<()> {
     for (name, test) in each {
         trials.extend(Kind::ALL.map(|kind| trial(format!("{name} × {kind}"), move |rack| test(rack, kind))));
     }
-    let others: [(&str, Test); 6] = [
+    let others: [(&str, Test); 7] = [
+        ("a partition's attributes are on its blocks, as the router sees them", of_partition),
         ("an address and an aggregate are told apart from the block that is announced", covers),
         ("without a session the reason is the session's", no_session),
         ("too many prefixes are the reason when they were", too_many),
@@ -178,10 +179,41 @@ fn too_many(rack: &mut Rack) -> Result<()> {
 fn drained(rack: &mut Rack) -> Result<()> {
     let router = start(rack, Kind::Bird, &Setup::DEFAULT)?;
     router.wait_seen(BLOCK)?;
-    rack.node.cli(&["bgp", "drain-routes"])?;
+    rack.node.cli(&["node", "drain-routes", "--all", "--withdraw-after", "0"])?;
     router.wait_gone(BLOCK)?;
     let told = why(rack, BLOCK)?;
     assert!(told.origin.contains("routes were drained") && told.peers.is_empty(), "{told:?}");
+    Ok(())
+}
+
+fn of_partition(rack: &mut Rack) -> Result<()> {
+    let text = "apiVersion: bulkhead.dev/v1alpha1\nkind: Partition\nmetadata: {name: bank}\n\
+                spec:\n  policyID: 20\n  namespaces: [bank]\n  podCIDRs: [10.65.0.0/16]\n  \
+                bgp: {communities: ['65010:66'], localPreference: 250, med: 7, prepend: 2}\n";
+    fs::write(rack.dir.join("objects/bank.yaml"), text)?;
+    until("the partition is in force", DEADLINE, || {
+        let there: Vec<PartitionInfo> = rack.node.get("/v1/partitions")?;
+        Ok(there.iter().any(|partition| partition.name == "bank").then_some(()))
+    })?;
+    let mut pod = Pod::create(0, "bank", "teller")?;
+    pod.add(&rack.node)?;
+    const OF_BANK: &str = "10.65.0.0/26";
+    let router = start(rack, Kind::Bird, &Setup::DEFAULT)?;
+    let seen = router.wait_seen(OF_BANK)?;
+    assert_eq!((seen.as_path.as_slice(), seen.med), (&[NODE_AS; 3][..], Some(7)));
+    assert!(seen.communities.contains("65010:66"), "{seen:?}");
+    let other = router.wait_seen(BLOCK)?;
+    assert_eq!((other.as_path.as_slice(), other.med), (&[NODE_AS][..], None));
+    drop(router);
+    // Inside the AS local preference counts, and nothing is prepended.
+    let file = rack.dir.join("objects/bgp.yaml");
+    let inside =
+        fs::read_to_string(&file)?.replace(&format!("peerASN: {ROUTER_AS}"), &format!("peerASN: {NODE_AS}"));
+    fs::write(file, inside)?;
+    let router = start(rack, Kind::Bird, &Setup { router_as: NODE_AS, ..Setup::DEFAULT })?;
+    let seen = router.wait_seen(OF_BANK)?;
+    assert_eq!((seen.as_path.as_slice(), seen.local_pref), (&[][..], Some(250)));
+    assert_eq!(router.wait_seen(BLOCK)?.local_pref, Some(100));
     Ok(())
 }
 

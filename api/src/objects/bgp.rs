@@ -122,10 +122,40 @@ pub struct BGPConfigurationSpec {
     #[serde(default, skip_serializing_if = "Vec::is_empty")]
     #[schemars(schema_with = "schema::communities")]
     pub communities: Vec<String>,
+    /// Service ranges that every node announces, besides the `serviceCIDRs` of partitions with `bgp.advertiseServices`. A
+    /// router that has several nodes for a range spreads connections over them.
+    #[serde(rename = "advertiseServiceCIDRs", default, skip_serializing_if = "Vec::is_empty")]
+    #[schemars(schema_with = "schema::ranges")]
+    pub advertise_service_cidrs: Vec<IpNetwork>,
+    /// RFC 1997 communities on every service range.
+    #[serde(default, skip_serializing_if = "Vec::is_empty")]
+    #[schemars(schema_with = "schema::communities")]
+    pub service_communities: Vec<String>,
+    /// Monitoring stations (BMP, RFC 7854) that every node tells of its sessions and of what they received.
+    #[serde(default, skip_serializing_if = "Vec::is_empty")]
+    #[schemars(length(max = 4))]
+    pub monitoring: Vec<BGPMonitoring>,
     /// Settings that peers share, by the name that they give as their `group`.
     #[serde(default, skip_serializing_if = "BTreeMap::is_empty")]
     #[schemars(extend("maxProperties" = 64))]
     pub peer_groups: BTreeMap<String, BGPSession>,
+}
+
+/// A collector of BMP.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize, JsonSchema)]
+#[serde(rename_all = "camelCase", deny_unknown_fields)]
+pub struct BGPMonitoring {
+    #[schemars(schema_with = "schema::ip")]
+    pub address: IpAddr,
+    #[schemars(range(min = 1))]
+    pub port: u16,
+    /// Between two statistics reports. Default 60; 0: none.
+    #[serde(default = "statistics_seconds")]
+    pub statistics_seconds: u16,
+}
+
+fn statistics_seconds() -> u16 {
+    60
 }
 
 fn restart_time() -> u16 {

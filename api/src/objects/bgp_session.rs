@@ -118,6 +118,10 @@ pub struct BGPRule {
     #[serde(default, skip_serializing_if = "Vec::is_empty")]
     #[schemars(length(max = 64))]
     pub communities: Vec<String>,
+    /// AS numbers of which one stands somewhere in the path.
+    #[serde(rename = "pathASNs", default, skip_serializing_if = "Vec::is_empty")]
+    #[schemars(length(max = 64))]
+    pub path_asns: Vec<u32>,
     #[serde(default)]
     pub set: BGPChanges,
 }

@@ -47,5 +47,7 @@ pub const API_VERSION: &str = "bulkhead.dev/v1alpha1";
 
 /// Pod annotation: name of a [`BandwidthClassSpec`].
 pub const ANNOTATION_BANDWIDTH_CLASS: &str = "bulkhead.dev/bandwidth-class";
+/// Node annotation: what the node announces is to go another way. `true`, or names of `BGPPeer` objects.
+pub const ANNOTATION_DRAIN_ROUTES: &str = "bulkhead.dev/drain-routes";
 /// The partition of namespaces that no `Partition` names.
 pub const DEFAULT_PARTITION: &str = "default";

@@ -226,8 +226,20 @@ pub struct PartitionBgp {
     /// Announce this partition's blocks.
     #[serde(default = "yes")]
     pub advertise: bool,
+    /// Announce its `serviceCIDRs` too, from every node. Default: no.
+    #[serde(default)]
+    pub advertise_services: bool,
     /// RFC 1997, as `65000:100`.
     #[serde(default, skip_serializing_if = "Vec::is_empty")]
     #[schemars(schema_with = "schema::communities")]
     pub communities: Vec<String>,
+    /// Towards routers of our own AS. Default 100.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub local_preference: Option<u32>,
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub med: Option<u32>,
+    /// How many times more our AS number stands in the path, towards routers of another AS.
+    #[serde(default)]
+    #[schemars(range(max = 16))]
+    pub prepend: u8,
 }

@@ -5,7 +5,7 @@ use crate::bfd;
 use crate::export::NextHops;
 use crate::filter::Filter;
 use crate::fsm::{Restart, Settings, Timers};
-use crate::neighbour::{Policy, PrefixLimit};
+use crate::neighbour::{Leaving, Policy, PrefixLimit};
 use ipnetwork::IpNetwork;
 use std::fmt;
 use std::hash::{BuildHasher, Hasher, RandomState};
@@ -110,6 +110,7 @@ pub struct PeerConfig {
     pub shutdown: Option<String>,
     /// The caller's part: to keep such a session, and to say [`Speaker::path_down`](super::Speaker::path_down).
     pub bfd: Option<bfd::Settings>,
+    pub leaving: Leaving,
 }
 
 impl PeerConfig {
@@ -139,6 +140,7 @@ impl PeerConfig {
             prefix_limit: None,
             shutdown: None,
             bfd: None,
+            leaving: Leaving::No,
         }
     }
 
@@ -203,6 +205,7 @@ impl PeerConfig {
             import: self.import.clone(),
             allow_own_as: self.allow_own_as,
             prefix_limit: self.prefix_limit,
+            leaving: self.leaving,
         }
     }
 
@@ -221,6 +224,7 @@ impl PeerConfig {
             prefix_limit: self.prefix_limit,
             shutdown: self.shutdown.clone(),
             bfd: self.bfd,
+            leaving: self.leaving,
             ..new.clone()
         };
         live == *self

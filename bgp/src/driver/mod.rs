@@ -4,23 +4,28 @@
 //!   Speaker ──watch: what to announce──▶ one task per neighbour ──▶ Neighbour (pure)
 //!      │  └────commands, one queue─────▶   │        ▲
 //!      └─ listeners ──accepted streams─────┘        └─ Links: sockets with bounded output
+//!                                          └────▶ Stations: collectors of BMP
 //! ```
 //!
 //! Decides nothing about the protocol. A stop, a panic or a kill closes connections without NOTIFICATION,
 //! so that neighbours keep the routes (RFC 4724); routes are taken back only by [`Speaker::withdraw_all`],
 //! by a smaller set, and from a neighbour that is taken out of the configuration.
 
+mod bmp;
 mod config;
 mod learned;
 mod links;
 mod listener;
+mod record;
 mod socket;
 mod speaker;
 mod status;
 mod task;
 
+pub use bmp::{Station, StationStatus};
 pub use config::{Password, PeerConfig, Remote, SpeakerConfig, Ttl};
 pub use learned::LearnedRoutes;
+pub use record::{Change, Messages};
 pub use speaker::{Speaker, SpeakerError};
 pub use status::{Direction, PeerStatus, PrefixAtPeer, RouteView, Routes};
 

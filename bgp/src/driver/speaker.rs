@@ -1,5 +1,6 @@
 //! [`Speaker`]: the handle that the daemon holds.
 
+use super::bmp::{Station, StationStatus, Stations};
 use super::config::{Password, PeerConfig, Remote, SpeakerConfig};
 use super::learned::{Learned, LearnedRoutes};
 use super::status::{Direction, PeerStatus, PrefixAtPeer, Routes};
@@ -51,6 +52,7 @@ struct Inner {
     intent: watch::Sender<Intent>,
     peers: PeerTable,
     learned: Learned,
+    stations: Stations,
     listeners: Mutex<Vec<JoinHandle<()>>>,
     /// The listeners' sockets, for the passwords of peers that connect.
     sockets: Mutex<Vec<Arc<TcpListener>>>,
@@ -89,6 +91,7 @@ impl Speaker {
             intent: watch::Sender::default(),
             peers,
             learned: Learned::default(),
+            stations: Stations::default(),
             listeners,
             sockets: Mutex::new(sockets),
         };
@@ -153,8 +156,22 @@ impl Speaker {
     /// the process starts again. Returns when it went out, or after 5 s without a peer that reads it.
     pub async fn withdraw_all(&self) {
         self.change(|announcing| announcing.drained = true);
+        self.flush().await;
+    }
+
+    /// Returns when all that was to be announced or withdrawn went out, or after 5 s without a peer that reads it.
+    pub async fn flush(&self) {
         // Who has not answered by then does not read.
         let _ = timeout(FLUSH_LIMIT, self.ask(Command::Flush)).await;
+    }
+
+    /// The collectors of BMP, all of them. Those that stay keep their session. To be called inside the runtime.
+    pub fn set_stations(&self, stations: Vec<Station>) {
+        self.inner.stations.set(stations);
+    }
+
+    pub fn stations(&self) -> Vec<StationStatus> {
+        self.inner.stations.status()
     }
 
     /// BFD has found the path to these peers dead; `independent`: the neighbour had said that its BFD does not end with
@@ -247,6 +264,7 @@ impl Speaker {
             // The answer is that it was aborted; what counts is that its sockets are closed now.
             let _ = task.await;
         }
+        self.inner.stations.stop().await;
     }
 }
 
@@ -254,7 +272,8 @@ impl Inner {
     fn spawn(&self, config: PeerConfig) -> PeerHandle {
         let (commands, queue) = mpsc::channel(COMMAND_QUEUE);
         let intent = self.intent.subscribe();
-        let task = Task::new(&self.config, config.clone(), queue, intent, self.learned.clone());
+        let task =
+            Task::new(&self.config, config.clone(), queue, intent, self.learned.clone(), &self.stations);
         PeerHandle { config, commands, task: self.runtime.spawn(task.run()) }
     }
 
@@ -318,6 +337,7 @@ impl Drop for Inner {
     fn drop(&mut self) {
         unpoisoned(&self.listeners).drain(..).for_each(|listener| listener.abort());
         self.peers.lock().peers.values().for_each(|peer| peer.task.abort());
+        self.stations.abort();
     }
 }
 

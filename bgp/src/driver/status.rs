@@ -1,6 +1,7 @@
 //! What the caller can ask: sessions and routes, as values for people and programs.
 
 use super::config::PeerConfig;
+use super::record::{Change, Messages};
 use crate::Family;
 use crate::bfd;
 use crate::fsm::{PeerError, StateName};
@@ -39,6 +40,12 @@ pub struct PeerStatus {
     pub bfd: Option<bfd::Key>,
     /// Why there is no session; or, when there is one, why routes are kept from it.
     pub last_error: Option<String>,
+    pub messages_sent: Messages,
+    pub messages_received: Messages,
+    /// The last ups and downs, the newest first.
+    pub history: Vec<Change>,
+    /// How often a session came up.
+    pub ups: u64,
 }
 
 impl PeerStatus {
@@ -63,6 +70,10 @@ impl PeerStatus {
             password: config.password.is_some(),
             bfd: config.bfd_session().map(|(key, _)| key),
             last_error: peer.last_error().map(ToString::to_string).or(withheld),
+            messages_sent: Messages::default(),
+            messages_received: Messages::default(),
+            history: Vec::new(),
+            ups: 0,
         }
     }
 }

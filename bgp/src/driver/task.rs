@@ -1,8 +1,10 @@
 //! The task of one neighbour: waits, feeds [`Neighbour`], and does what its effects say.
 
+use super::bmp::{Monitored, Stations};
 use super::config::{PeerConfig, Remote, SpeakerConfig};
 use super::learned::Learned;
 use super::links::{LinkEvent, Links};
+use super::record::History;
 use super::socket::{self, Options};
 use super::status::{self, Direction, PeerStatus, PrefixAtPeer, Routes};
 use crate::fsm::{ConnId, Connection, Input, PeerError, Stop};
@@ -50,6 +52,8 @@ pub(super) struct Task {
     flushes: Vec<oneshot::Sender<()>>,
     learned: Learned,
     learned_version: u64,
+    monitored: Monitored,
+    history: History,
     epoch: Instant,
     next_id: u64,
     leaving: bool,
@@ -60,6 +64,8 @@ enum Wake {
     Command(Command),
     Dialled(io::Result<TcpStream>),
     Link(LinkEvent),
+    /// Collectors of BMP came, went, or want a report.
+    Collectors,
     Other,
     /// The speaker is gone.
     Orphaned,
@@ -72,6 +78,7 @@ impl Task {
         commands: mpsc::Receiver<Command>,
         mut intent: watch::Receiver<Intent>,
         learned: Learned,
+        stations: &Stations,
     ) -> Task {
         intent.mark_changed();
         Task {
@@ -85,6 +92,8 @@ impl Task {
             flushes: Vec::new(),
             learned,
             learned_version: 0,
+            monitored: Monitored::new(stations),
+            history: History::default(),
             epoch: Instant::now(),
             next_id: 1,
             leaving: false,
@@ -105,9 +114,13 @@ impl Task {
                 Wake::Orphaned => return,
                 Wake::Dialled(Ok(stream)) => self.adopt(stream, Input::Connected),
                 Wake::Dialled(Err(error)) => self.feed(Input::ConnectFailed(error.kind())),
-                Wake::Link(LinkEvent::Received(id, bytes)) => self.feed(Input::Received(id, bytes)),
-                Wake::Link(LinkEvent::Closed(id, kind)) => self.feed(Input::Closed(id, kind)),
+                Wake::Link(LinkEvent::Received(id, bytes)) => self.received(id, bytes),
+                Wake::Link(LinkEvent::Closed(id, kind)) => {
+                    self.feed(Input::Closed(id, kind));
+                    self.monitored.close(id);
+                }
                 Wake::Link(LinkEvent::Sent { id, all }) => self.feed(Input::Written { id, all }),
+                Wake::Collectors => self.monitored.attend(&self.neighbour),
                 Wake::Other => {}
             }
             // After what was received: a process that was held up must not take that for silence.
@@ -147,6 +160,7 @@ impl Task {
                 }
                 Err(_) => Wake::Orphaned,
             },
+            () = self.monitored.changed() => Wake::Collectors,
             () = timer => Wake::Other,
         };
         if matches!(wake, Wake::Dialled(_)) {
@@ -197,7 +211,13 @@ impl Task {
     }
 
     fn status(&self) -> PeerStatus {
-        PeerStatus::of(&self.config, &self.neighbour, self.now())
+        PeerStatus {
+            messages_sent: self.monitored.sent,
+            messages_received: self.monitored.received,
+            history: self.history.changes(self.now()),
+            ups: self.history.ups(),
+            ..PeerStatus::of(&self.config, &self.neighbour, self.now())
+        }
     }
 
     fn reconfigure(&mut self, config: PeerConfig) {
@@ -236,8 +256,9 @@ impl Task {
     }
 
     fn adopt(&mut self, stream: TcpStream, input: fn(Connection) -> Input) {
-        let local = match stream.local_addr() {
-            Ok(local) => local.ip(),
+        let ends = stream.local_addr().and_then(|local| Ok((local, stream.peer_addr()?)));
+        let (local, remote) = match ends {
+            Ok(ends) => ends,
             Err(error) => {
                 tracing::debug!(peer = %self.config.name, %error, "connection lost at once");
                 self.feed(Input::ConnectFailed(ErrorKind::NotConnected));
@@ -247,7 +268,8 @@ impl Task {
         let id = ConnId(self.next_id);
         self.next_id += 1;
         self.links.add(id, stream);
-        self.feed(input(Connection { id, local }));
+        self.monitored.open(id, local, remote);
+        self.feed(input(Connection { id, local: local.ip() }));
     }
 
     fn feed(&mut self, input: Input) {
@@ -255,7 +277,19 @@ impl Task {
         self.perform(effects);
     }
 
+    fn received(&mut self, id: ConnId, bytes: Vec<u8>) {
+        let updates = self.monitored.received(id, &bytes);
+        let effects = self.neighbour.handle(self.now(), Input::Received(id, bytes));
+        self.perform_of(Some(id), updates, effects);
+    }
+
     fn perform(&mut self, effects: Vec<Effect>) {
+        self.perform_of(None, Vec::new(), effects);
+    }
+
+    /// `updates`: what came on the connection `id`, as far as collectors want it.
+    fn perform_of(&mut self, id: Option<ConnId>, updates: Vec<Vec<u8>>, effects: Vec<Effect>) {
+        self.monitored.tell(id, updates, &effects);
         for effect in effects {
             match effect {
                 Effect::Connect => {
@@ -276,7 +310,12 @@ impl Task {
         }
     }
 
-    fn log(&self, note: &Note) {
+    fn log(&mut self, note: &Note) {
+        match note {
+            Note::Up(_) => self.history.note(self.now(), None),
+            Note::Down(down) => self.history.note(self.now(), Some(down.reason.clone())),
+            _ => {}
+        }
         let peer = self.config.name.as_str();
         match note {
             Note::Up(negotiated) => {

@@ -22,15 +22,15 @@ use tokio::net::{TcpListener, TcpStream};
 use tokio::sync::mpsc;
 use tokio::time::timeout;
 
-const DEADLINE: Duration = Duration::from_secs(20);
-const CONTEXT: Context =
+pub(super) const DEADLINE: Duration = Duration::from_secs(20);
+pub(super) const CONTEXT: Context =
     Context { four_octet_as: true, external: true, extended_messages: false, add_path: [false; 2] };
 
-async fn within<T>(what: impl Future<Output = T>) -> T {
+pub(super) async fn within<T>(what: impl Future<Output = T>) -> T {
     timeout(DEADLINE, what).await.expect("in time")
 }
 
-async fn speaker(listen: Vec<SocketAddr>) -> Speaker {
+pub(super) async fn speaker(listen: Vec<SocketAddr>) -> Speaker {
     let config = SpeakerConfig {
         asn: 65010,
         router_id: Ipv4Addr::new(10, 0, 0, 10),
@@ -43,14 +43,14 @@ async fn speaker(listen: Vec<SocketAddr>) -> Speaker {
 }
 
 /// A router without a listening speaker towards it.
-struct Router(TcpListener);
+pub(super) struct Router(TcpListener);
 
 impl Router {
-    async fn new() -> Router {
+    pub(super) async fn new() -> Router {
         Router(TcpListener::bind("127.0.0.1:0").await.unwrap())
     }
 
-    fn config(&self, name: &str) -> PeerConfig {
+    pub(super) fn config(&self, name: &str) -> PeerConfig {
         let address = self.0.local_addr().unwrap();
         PeerConfig {
             port: address.port(),
@@ -65,25 +65,25 @@ impl Router {
         Session { stream, framer: Framer::default() }
     }
 
-    async fn establish(&self) -> Session {
+    pub(super) async fn establish(&self) -> Session {
         let mut session = self.accept().await;
         session.establish().await;
         session
     }
 }
 
-struct Session {
-    stream: TcpStream,
+pub(super) struct Session {
+    pub(super) stream: TcpStream,
     framer: Framer,
 }
 
 impl Session {
-    async fn send(&mut self, message: Message) {
+    pub(super) async fn send(&mut self, message: Message) {
         self.stream.write_all(&message.encode(CONTEXT)).await.unwrap();
     }
 
     /// `None` at the end of the stream, also where it was reset.
-    async fn receive(&mut self) -> Option<Message> {
+    pub(super) async fn receive(&mut self) -> Option<Message> {
         loop {
             if let Some(message) = self.framer.next(CONTEXT) {
                 return Some(message.unwrap());

@@ -1,6 +1,6 @@
 //! What an established session sends: routes, their ends, and answers to refreshes.
 
-use super::{Fate, Policy};
+use super::{Fate, Leaving, Policy};
 use crate::Family;
 use crate::export::{Export, ExportPolicy, LocalAs, RouteAttributes, Withheld};
 use crate::filter::Filter;
@@ -16,6 +16,7 @@ pub(super) struct Outbound {
     up: Up,
     policy: ExportPolicy,
     filter: Filter,
+    leaving: Leaving,
     rib: AdjRibOut<Arc<Export>>,
     withheld: BTreeSet<Withheld>,
     end_of_rib_due: BTreeSet<Family>,
@@ -31,11 +32,12 @@ type Decided = (Result<Arc<Export>, Refused>, Option<usize>);
 enum Refused {
     Withheld(Withheld),
     Filtered,
+    Left,
 }
 
 fn export_policy(session_asn: u32, policy: &Policy, up: &Up) -> ExportPolicy {
     let local = LocalAs { session: session_asn, own: policy.asn, remove_private: policy.remove_private_as };
-    ExportPolicy::new(local, policy.next_hops, up)
+    ExportPolicy::new(local, policy.next_hops, up).leaving(policy.leaving == Leaving::Marked)
 }
 
 impl Outbound {
@@ -43,6 +45,7 @@ impl Outbound {
         Outbound {
             policy: export_policy(session_asn, policy, &up),
             filter: policy.export.clone(),
+            leaving: policy.leaving,
             end_of_rib_due: up.negotiated.families.iter().copied().collect(),
             up,
             rib: AdjRibOut::default(),
@@ -55,6 +58,7 @@ impl Outbound {
     pub fn set_policy(&mut self, session_asn: u32, policy: &Policy) {
         self.policy = export_policy(session_asn, policy, &self.up);
         self.filter = policy.export.clone();
+        self.leaving = policy.leaving;
     }
 
     pub fn negotiated(&self) -> &Negotiated {
@@ -92,7 +96,7 @@ impl Outbound {
                     desired.insert(*prefix, export.clone());
                 }
                 Err(Refused::Withheld(why)) => drop(withheld.insert(why)),
-                Err(Refused::Filtered) => {}
+                Err(Refused::Filtered | Refused::Left) => {}
             }
         }
         self.rib.set_desired(desired);
@@ -102,6 +106,9 @@ impl Outbound {
 
     /// What the export filter makes of a route.
     fn decide(&self, prefix: &IpNetwork, export: Result<Export, Withheld>) -> Decided {
+        if self.leaving == Leaving::Withdrawn {
+            return (Err(Refused::Left), None);
+        }
         let mut export = match export {
             Ok(export) => export,
             Err(why) => return (Err(Refused::Withheld(why)), None),
@@ -126,6 +133,7 @@ impl Outbound {
             (Ok(export), rule) => Fate::Announced { export, rule },
             (Err(Refused::Withheld(why)), _) => Fate::Withheld(why),
             (Err(Refused::Filtered), rule) => Fate::Filtered(rule),
+            (Err(Refused::Left), _) => Fate::Left,
         }
     }
 

@@ -44,6 +44,7 @@ fn policy() -> Policy {
         import: Filter::REJECT,
         allow_own_as: 0,
         prefix_limit: None,
+        leaving: Default::default(),
     }
 }
 

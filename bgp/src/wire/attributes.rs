@@ -137,9 +137,7 @@ pub(super) fn encode_reach(reach: &Reach, out: &mut Vec<u8>) {
         }
     }
     value.push(0);
-    for prefix in &reach.prefixes {
-        nlri::encode(prefix, &mut value);
-    }
+    nlri::encode_all(&reach.prefixes, &reach.path_ids, &mut value);
     put_long(out, OPTIONAL, kind::MP_REACH, value.len());
     out.extend_from_slice(&value);
 }
@@ -148,9 +146,7 @@ pub(super) fn encode_reach(reach: &Reach, out: &mut Vec<u8>) {
 pub(super) fn encode_unreach(unreach: &Unreach, out: &mut Vec<u8>) {
     let mut value = unreach.family.afi().to_be_bytes().to_vec();
     value.push(unreach.family.safi());
-    for prefix in &unreach.prefixes {
-        nlri::encode(prefix, &mut value);
-    }
+    nlri::encode_all(&unreach.prefixes, &unreach.path_ids, &mut value);
     put_long(out, OPTIONAL, kind::MP_UNREACH, value.len());
     out.extend_from_slice(&value);
 }

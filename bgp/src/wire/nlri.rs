@@ -20,6 +20,14 @@ pub(super) fn encode(prefix: &IpNetwork, out: &mut Vec<u8>) {
     }
 }
 
+/// Each after its path identifier, where there are any.
+pub(super) fn encode_all(prefixes: &[IpNetwork], path_ids: &[u32], out: &mut Vec<u8>) {
+    for (index, prefix) in prefixes.iter().enumerate() {
+        out.extend(path_ids.get(index).into_iter().flat_map(|id| id.to_be_bytes()));
+        encode(prefix, out);
+    }
+}
+
 /// The prefixes of a field, and the path identifier of each where the peer adds them; else there is none.
 #[derive(Debug, Default, PartialEq, Eq)]
 pub(super) struct Nlri {
@@ -111,6 +119,9 @@ mod tests {
         let field = [0, 0, 0, 1, 8, 10, 0, 0, 1, 0, 8, 10];
         let ten: IpNetwork = "10.0.0.0/8".parse().unwrap();
         let expected = Nlri { prefixes: vec![ten, ten], path_ids: vec![1, 256] };
+        let mut again = Vec::new();
+        encode_all(&expected.prefixes, &expected.path_ids, &mut again);
+        assert_eq!(again, field);
         assert_eq!(decode_all(&field, Family::Ipv4Unicast, true), Some(expected));
         assert_eq!(decode_all(&field[..9], Family::Ipv4Unicast, true), None);
     }

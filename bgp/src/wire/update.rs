@@ -15,7 +15,7 @@ pub struct Reach {
     pub family: Family,
     pub next_hop: IpAddr,
     pub prefixes: Vec<IpNetwork>,
-    /// One for each prefix where the peer adds paths (RFC 7911), else none. Never sent.
+    /// One for each prefix where the peer adds paths (RFC 7911), else none. Sent to collectors of BMP alone.
     pub path_ids: Vec<u32>,
 }
 
@@ -86,7 +86,7 @@ impl Update {
         for unreach in &self.unreach {
             match unreach.family {
                 Family::Ipv4Unicast => {
-                    unreach.prefixes.iter().for_each(|prefix| nlri::encode(prefix, &mut withdrawn));
+                    nlri::encode_all(&unreach.prefixes, &unreach.path_ids, &mut withdrawn);
                 }
                 Family::Ipv6Unicast => attributes::encode_unreach(unreach, &mut fields),
             }
@@ -97,7 +97,7 @@ impl Update {
                 match (reach.family, reach.next_hop) {
                     (Family::Ipv4Unicast, IpAddr::V4(next_hop)) => {
                         classic = Some(next_hop);
-                        reach.prefixes.iter().for_each(|prefix| nlri::encode(prefix, &mut nlri));
+                        nlri::encode_all(&reach.prefixes, &reach.path_ids, &mut nlri);
                     }
                     _ => attributes::encode_reach(reach, &mut fields),
                 }

@@ -1,4 +1,4 @@
-//! `bgp peers`, `bgp routes`, `bgp advertised`, `bgp received`, `bgp why`, `bgp drain-routes`.
+//! `bgp peers`, `bgp history`, `bgp routes`, `bgp advertised`, `bgp received`, `bgp why`.
 
 use super::{list, or_dash};
 use crate::{
@@ -154,19 +154,38 @@ pub fn bgp_why(why: &BgpWhy, paint: Paint) -> String {
     out + "\n" + &bgp_routes(&found, Some(BgpDirection::Received), paint)
 }
 
-pub fn drained() -> String {
-    "this node's routes are withdrawn; bulkheadd announces them again when it starts\n".to_string()
+/// `peer`: of this one only.
+pub fn bgp_history(peers: &[BgpPeerInfo], peer: Option<&str>, paint: Paint) -> String {
+    let of = |p: &&BgpPeerInfo| peer.is_none_or(|peer| p.name == peer);
+    let rows: Vec<_> = peers
+        .iter()
+        .filter(of)
+        .flat_map(|peer| {
+            peer.history.iter().map(|change| {
+                let (word, colour) = if change.up { ("up", Colour::Good) } else { ("down", Colour::Warning) };
+                vec![
+                    text(&peer.name),
+                    text(format!("{} ago", units::duration(change.ago_seconds))),
+                    text(word).colour(colour),
+                    text(or_dash(change.reason.as_deref())),
+                ]
+            })
+        })
+        .collect();
+    match rows.as_slice() {
+        [] => "no session came up or went down since the daemon began\n".to_string(),
+        _ => table::with_header(&["PEER", "WHEN", "SESSION", "WHY"], rows, paint),
+    }
 }
 
 #[cfg(test)]
 mod tests {
     use super::*;
     use crate::paint::{COLOURED, PLAIN};
-    use bulkhead_api::messages::BgpBfdInfo;
+    use bulkhead_api::messages::{BgpBfdInfo, BgpMessageCounts, BgpSessionChange};
 
-    #[test]
-    fn peers_show_their_state_and_their_last_error() {
-        let up = BgpPeerInfo {
+    fn leaf() -> BgpPeerInfo {
+        BgpPeerInfo {
             name: "leaf-v4".into(),
             address: "192.0.2.1".parse().unwrap(),
             asn: 64512,
@@ -176,10 +195,42 @@ mod tests {
             advertised: 3,
             received: 1,
             graceful_restart: true,
+            sent_messages: BgpMessageCounts::default(),
+            received_messages: BgpMessageCounts::default(),
+            established_transitions: 1,
+            history: vec![],
             bfd: None,
             last_error: None,
             meaning: None,
+        }
+    }
+
+    #[test]
+    fn the_history_tells_when_and_why() {
+        let change = |ago_seconds, reason: Option<&str>| BgpSessionChange {
+            ago_seconds,
+            up: reason.is_none(),
+            reason: reason.map(str::to_owned),
         };
+        let history = vec![change(5, None), change(65, Some("the connection was lost"))];
+        let peers = [BgpPeerInfo { history, ..leaf() }, BgpPeerInfo { name: "spine".into(), ..leaf() }];
+        assert_eq!(
+            bgp_history(&peers, None, PLAIN),
+            "\
+PEER     WHEN           SESSION  WHY
+leaf-v4  5 s ago        up       -
+leaf-v4  1 min 5 s ago  down     the connection was lost
+"
+        );
+        assert_eq!(
+            bgp_history(&peers, Some("spine"), PLAIN),
+            "no session came up or went down since the daemon began\n"
+        );
+    }
+
+    #[test]
+    fn peers_show_their_state_and_their_last_error() {
+        let up = leaf();
         let down = BgpPeerInfo {
             name: "leaf-v6".into(),
             address: "2001:db8::1".parse().unwrap(),

@@ -2,13 +2,15 @@
 
 mod bgp;
 mod diff;
+mod drain;
 mod explain;
 mod node;
 mod policy;
 mod rules;
 
-pub use bgp::{bgp_peers, bgp_routes, bgp_why, drained};
+pub use bgp::{bgp_history, bgp_peers, bgp_routes, bgp_why};
 pub use diff::diff;
+pub use drain::{drained, draining};
 pub use explain::explain;
 pub use node::{drops, endpoints, partitions, status};
 pub use policy::{generation, generations, generations_in_full};

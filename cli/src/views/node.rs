@@ -23,7 +23,7 @@ pub fn status(status: &Status, now: u64, paint: Paint) -> String {
                 .colour(Colour::Warning)
         }
     };
-    let rows: Vec<(&str, Cell)> = vec![
+    let mut rows: Vec<(&str, Cell)> = vec![
         ("node", text(&status.node)),
         ("version", text(&status.version)),
         ("generation", text(format!("{}, in force for {age}", status.generation))),
@@ -35,6 +35,8 @@ pub fn status(status: &Status, now: u64, paint: Paint) -> String {
         ("uplinks", text(list(&status.uplinks))),
         ("objects", objects),
     ];
+    let draining = super::draining(&status.draining);
+    rows.extend(draining.map(|words| ("draining", text(words).colour(Colour::Warning))));
     let rows = rows.into_iter().map(|(name, value)| vec![text(name).colour(Colour::Faint), value]).collect();
     let mut out = table::columns(rows, "", paint);
     for error in &status.errors {
@@ -119,6 +121,7 @@ mod tests {
             endpoints: 8,
             connections: 1204,
             held: None,
+            draining: vec![],
             bandwidth: "tbf".into(),
             uplinks: vec!["eth0".into(), "eth1".into()],
             errors,

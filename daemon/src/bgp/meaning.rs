@@ -122,7 +122,7 @@ fn told(notification: &Notification) -> Option<&'static str> {
 #[cfg(test)]
 mod tests {
     use super::*;
-    use bulkhead_bgp::fsm::StateName;
+    use bulkhead_bgp::{Messages, fsm::StateName};
     use std::time::Duration;
 
     fn peer(error: PeerError, password: bool) -> PeerStatus {
@@ -142,6 +142,10 @@ mod tests {
             learning: false,
             password,
             bfd: None,
+            messages_sent: Messages::default(),
+            messages_received: Messages::default(),
+            history: Vec::new(),
+            ups: 0,
         }
     }
 

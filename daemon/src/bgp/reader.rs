@@ -6,9 +6,12 @@ use super::{
 };
 use crate::bfd::Sessions;
 use bulkhead_api::messages::{
-    BgpDirection, BgpFate, BgpPeerInfo, BgpRouteInfo, BgpRoutes, BgpRoutesRequest, BgpWhy, ErrorReply, code,
+    BgpDirection, BgpFate, BgpMessageCounts, BgpPeerInfo, BgpRouteInfo, BgpRoutes, BgpRoutesRequest,
+    BgpSessionChange, BgpWhy, ErrorReply, code,
 };
-use bulkhead_bgp::{Direction, Family, PeerStatus, PrefixAtPeer, RouteView, Speaker};
+use bulkhead_bgp::{
+    Change, Direction, Family, Messages, PeerStatus, PrefixAtPeer, RouteView, Speaker, StationStatus,
+};
 use ipnetwork::IpNetwork;
 
 /// More than that is no answer for people, and a burden for the daemon.
@@ -44,9 +47,18 @@ impl Reader {
             advertised: peer.advertised,
             received: peer.received,
             graceful_restart: peer.graceful_restart,
+            sent_messages: counts(peer.messages_sent),
+            received_messages: counts(peer.messages_received),
+            established_transitions: peer.ups,
+            history: peer.history.into_iter().map(change).collect(),
             bfd: peer.bfd.map(|session| self.bfd.info(&session)),
             last_error: peer.last_error,
         }
+    }
+
+    /// Collectors of BMP.
+    pub fn stations(&self) -> Vec<StationStatus> {
+        self.speaker.as_ref().map(Speaker::stations).unwrap_or_default()
     }
 
     pub async fn routes(&self, request: &BgpRoutesRequest) -> Result<BgpRoutes, ErrorReply> {
@@ -93,6 +105,19 @@ impl Reader {
         };
         let peers = at_peers.into_iter().filter(|_| origin.announced).map(fate).collect();
         BgpWhy { prefix: *prefix, route: origin.route, peers, received, origin: origin.words }
+    }
+}
+
+fn counts(messages: Messages) -> BgpMessageCounts {
+    let Messages { open, update, notification, keepalive, route_refresh } = messages;
+    BgpMessageCounts { open, update, notification, keepalive, route_refresh }
+}
+
+fn change(change: Change) -> BgpSessionChange {
+    BgpSessionChange {
+        ago_seconds: change.ago.as_secs(),
+        up: change.down.is_none(),
+        reason: change.down.map(|reason| reason.to_string()),
     }
 }
 

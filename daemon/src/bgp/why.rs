@@ -5,7 +5,10 @@ use bulkhead_api::{
     messages::ObjectError,
     objects::{BGPConfigurationSpec, BGPPeerSpec, DEFAULT_PARTITION},
 };
-use bulkhead_bgp::{PrefixAtPeer, neighbour::Fate};
+use bulkhead_bgp::{
+    PrefixAtPeer,
+    neighbour::{Fate, Leaving},
+};
 use bulkhead_policy::{Objects, Sourced};
 use ipnetwork::IpNetwork;
 use std::collections::BTreeMap;
@@ -21,7 +24,10 @@ pub struct Facts<'a> {
     /// Its own, with their partitions.
     pub blocks: &'a BTreeMap<IpNetwork, String>,
     pub announced: &'a Routes,
-    pub drained: bool,
+    /// Service ranges that are to be announced.
+    pub services: &'a Routes,
+    /// What comes of services and of blocks.
+    pub leaving: (Leaving, Leaving),
     /// Why there is no speaker.
     pub errors: &'a [ObjectError],
 }
@@ -47,7 +53,9 @@ impl Origin {
             export_rules: facts.peers.iter().map(rules).collect(),
         };
         let Some((block, partition)) = facts.blocks.iter().find(|(block, _)| holds(block, prefix)) else {
-            return none(not_ours(prefix, facts));
+            let range = facts.services.keys().find(|range| holds(range, prefix));
+            let own = range.map(|range| Self { route: Some(*range), ..none(String::new()) });
+            return own.map_or_else(|| none(not_ours(prefix, facts)), |own| own.of_services(prefix, facts));
         };
         let what = match block == prefix {
             true => format!("this node's own block, of partition {partition}"),
@@ -57,10 +65,34 @@ impl Origin {
         };
         let own = Self { route: Some(*block), ..none(what.clone()) };
         match withheld(block, partition, facts) {
-            None => Self { announced: true, ..own },
+            None => Self { announced: true, words: own.words.clone() + marked(facts.leaving.1), ..own },
             Some(why) => Self { words: format!("{what}; it is not announced: {why}"), ..own },
         }
     }
+
+    fn of_services(self, prefix: &IpNetwork, facts: &Facts<'_>) -> Self {
+        let Some(range) = self.route else { return self };
+        let part = if range == *prefix { "" } else { "a part of " };
+        let what = format!("{part}the service range {range}, which every node announces");
+        let announced = facts.announced.contains_key(&range);
+        let words = match (announced, facts.leaving.0) {
+            (true, leaving) => what + marked(leaving),
+            (false, Leaving::Withdrawn) => format!("{what}; it is not announced: {DRAINED}"),
+            (false, _) => format!("{what}; it is not announced: {}", not_yet(facts)),
+        };
+        Self { announced, words, ..self }
+    }
+}
+
+const DRAINED: &str = "this node's routes were drained: `bulkhead node drain-routes --undo` ends that";
+
+fn marked(leaving: Leaving) -> &'static str {
+    if leaving == Leaving::Marked { "; it is being drained: announced as the last choice" } else { "" }
+}
+
+fn not_yet(facts: &Facts<'_>) -> String {
+    let error = facts.errors.first().map(ToString::to_string);
+    error.unwrap_or_else(|| "no generation that covers it is in force yet".into())
 }
 
 /// Why a block of this node is not announced to anybody.
@@ -69,8 +101,8 @@ fn withheld(block: &IpNetwork, partition: &str, facts: &Facts<'_>) -> Option<Str
     if facts.configuration.is_none() {
         return Some("there is no BGPConfiguration".into());
     }
-    if facts.drained {
-        return Some("this node's routes were drained, until the daemon starts again".into());
+    if facts.leaving.1 == Leaving::Withdrawn {
+        return Some(DRAINED.into());
     }
     if advertised.is_some_and(|bgp| !bgp.advertise) {
         return Some(format!("Partition/{partition} has `bgp.advertise: false`"));
@@ -78,8 +110,7 @@ fn withheld(block: &IpNetwork, partition: &str, facts: &Facts<'_>) -> Option<Str
     if facts.announced.contains_key(block) {
         return None;
     }
-    let error = facts.errors.first().map(ToString::to_string);
-    Some(error.unwrap_or_else(|| "no generation that covers it is in force yet".into()))
+    Some(not_yet(facts))
 }
 
 fn not_ours(prefix: &IpNetwork, facts: &Facts<'_>) -> String {
@@ -136,6 +167,7 @@ pub fn reason(at: &PrefixAtPeer, origin: &Origin) -> String {
         Fate::Announced { rule: Some(index), .. } => format!("accepted by {}", rule(*index)),
         Fate::Announced { rule: None, .. } => "no export rule matches it: announced".into(),
         Fate::Filtered(Some(index)) => format!("rejected by {}", rule(*index)),
+        Fate::Left => format!("{} is being left, and has been long enough: {DRAINED}", at.peer.name),
         Fate::Filtered(None) => "no export rule accepts it".into(),
         Fate::Withheld(why) => why.to_string(),
         Fate::FamilyNotAgreed => "its IP version is not among the families of this session".into(),
@@ -159,7 +191,8 @@ mod tests {
         blocks: BTreeMap<IpNetwork, String>,
         announced: Routes,
         configuration: Option<Sourced<BGPConfigurationSpec>>,
-        drained: bool,
+        services: Routes,
+        leaving: (Leaving, Leaving),
     }
 
     fn world() -> World {
@@ -176,7 +209,8 @@ mod tests {
             blocks: BTreeMap::from([(own, "web".into())]),
             announced: Routes::from([(own, RouteAttributes::default())]),
             configuration: snapshot.bgp,
-            drained: false,
+            services: Routes::new(),
+            leaving: (Leaving::No, Leaving::No),
         }
     }
 
@@ -188,7 +222,8 @@ mod tests {
                 configuration: self.configuration.as_ref(),
                 blocks: &self.blocks,
                 announced: &self.announced,
-                drained: self.drained,
+                services: &self.services,
+                leaving: self.leaving,
                 errors: &[],
             };
             Origin::of(&prefix.parse().unwrap(), &facts)
@@ -205,6 +240,27 @@ mod tests {
             assert!(origin.announced && origin.words.contains(words), "{origin:?}");
             assert_eq!(origin.route, Some(OWN.parse().unwrap()));
         }
+    }
+
+    #[test]
+    fn a_service_range_is_everybodys_and_says_when_it_is_drained() {
+        let range: IpNetwork = "10.96.0.0/16".parse().unwrap();
+        let services = Routes::from([(range, RouteAttributes::default())]);
+        let with = |leaving, announced: &Routes| World {
+            services: services.clone(),
+            announced: announced.clone(),
+            leaving: (leaving, Leaving::No),
+            ..world()
+        };
+        let origin = with(Leaving::Marked, &services).origin("10.96.0.1/32");
+        assert_eq!((origin.announced, origin.route), (true, Some(range)));
+        assert_eq!(
+            origin.words,
+            "a part of the service range 10.96.0.0/16, which every node announces; it is being drained: announced as the last \
+             choice"
+        );
+        let origin = with(Leaving::Withdrawn, &Routes::new()).origin("10.96.0.0/16");
+        assert!(!origin.announced && origin.words.contains("were drained"), "{origin:?}");
     }
 
     #[test]
@@ -226,7 +282,7 @@ mod tests {
         );
         said(&plain, "192.0.2.0/24", "nothing of this node covers it");
         said(&plain, "2001:db8::/64", "nothing of this node covers it");
-        said(&World { drained: true, ..world() }, OWN, "were drained");
+        said(&World { leaving: (Leaving::No, Leaving::Withdrawn), ..world() }, OWN, "were drained");
         said(&World { configuration: None, ..world() }, OWN, "there is no BGPConfiguration");
         said(&World { announced: Routes::new(), ..world() }, OWN, "no generation that covers it");
     }

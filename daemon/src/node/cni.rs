@@ -3,7 +3,7 @@
 use super::Node;
 use crate::{bandwidth::PodBandwidth, config::Origin, endpoint::PodContext};
 use bulkhead_api::{
-    messages::{Attach, Attachment, Check, Detach, ErrorReply, Gc, PodRef, code},
+    messages::{Attach, Attachment, Check, Detach, DrainInfo, DrainRequest, ErrorReply, Gc, PodRef, code},
     objects::DEFAULT_PARTITION,
 };
 use bulkhead_policy::{LocalPod, Placement};
@@ -151,6 +151,14 @@ impl Node {
     }
 
     /// After a pod came or went: a block may have been claimed or released.
+    /// Takes what the node announces off it, or brings it back.
+    pub async fn drain(&mut self, request: &DrainRequest) -> Result<Vec<DrainInfo>, ErrorReply> {
+        self.bgp.drain(request)?;
+        self.announce_blocks().await;
+        self.bgp.flush().await;
+        Ok(self.bgp.draining())
+    }
+
     pub(super) async fn announce_blocks(&mut self) {
         self.announce(self.endpoints.blocks().clone()).await;
     }

@@ -23,6 +23,7 @@ use crate::{
     endpoint::{Cause, EndpointRecord, Endpoints, LoadError, NodeNet},
     history::{History, Switched},
     ipam::{ClaimError, Claims},
+    metrics::{COMPILE_BOUNDS, Histogram},
     net::{
         GATEWAY_V4, GATEWAY_V6, Kernel, NarrowRoutes, NetError, Sources,
         node::{Uplink, prepare_node},
@@ -44,7 +45,7 @@ use std::{
     net::IpAddr,
     path::PathBuf,
     sync::Arc,
-    time::{SystemTime, UNIX_EPOCH},
+    time::{Instant, SystemTime, UNIX_EPOCH},
 };
 use tokio::sync::watch;
 use tracing::{error, info, warn};
@@ -75,6 +76,7 @@ pub struct Node {
     /// Pods have other policies than their connections were admitted by.
     to_ask_again: bool,
     last_change_millis: u64,
+    compile_times: Histogram,
 }
 
 #[derive(Debug, thiserror::Error)]
@@ -161,6 +163,7 @@ impl Node {
             generation_since: 0,
             to_ask_again: false,
             last_change_millis: 0,
+            compile_times: Histogram::new(COMPILE_BOUNDS),
         })
     }
 
@@ -259,7 +262,7 @@ impl Node {
         if moved || !self.failed.is_empty() {
             let observed = self.source.borrow().clone();
             self.apply(observed).await;
-        } else if !self.bgp.errors().is_empty() {
+        } else if !self.bgp.errors().is_empty() || self.bgp.drain_is_due().await {
             self.announce_blocks().await;
         }
     }
@@ -343,7 +346,9 @@ impl Node {
         let pods: Vec<_> = self.endpoints.iter().map(local_pod).chain(coming.cloned()).collect();
         let none = BTreeSet::new();
         let local = local_of(&self.config.node, &objects, &pods, &none, self.compiled.as_ref());
+        let began = Instant::now();
         let mut compiled = compile(&objects, &mut interner, &local).map_err(|e| e.to_string())?;
+        self.compile_times.observe(began.elapsed().as_secs_f64());
         // On disk first: a successor must read the numbers in the kernel as we do.
         if !interner.says_the_same(&self.interner) || self.compiled.is_none() {
             store::write_json(&self.config.state_dir.join(INTERNER_FILE), &interner)

@@ -1,7 +1,11 @@
 //! What people ask: status, endpoints, partitions, drops. Reads, never changes.
 
 use super::{Node, unix_seconds};
-use crate::bgp::why::{Facts, Origin};
+use crate::{
+    announce,
+    bgp::why::{Facts, Origin},
+    metrics,
+};
 use bulkhead_api::{
     messages::{
         DropInfo, EndpointInfo, ErrorReply, ObjectError, PartitionInfo, RuleCountInfo, RuleInfo,
@@ -23,9 +27,24 @@ impl Node {
             endpoints: self.endpoints.iter().count(),
             connections: self.datapath.flow_count().map_err(kernel_error)?,
             held: self.history.held(),
+            draining: self.bgp.draining(),
             bandwidth: "tbf".into(),
             uplinks: self.uplinks.iter().map(|u| u.name.clone()).collect(),
             errors: self.told(),
+        })
+    }
+
+    /// For metrics.
+    pub fn facts(&self) -> Result<metrics::Facts, ErrorReply> {
+        let observed = self.source.borrow();
+        Ok(metrics::Facts {
+            status: self.status()?,
+            partitions: self.partitions(),
+            drops: self.drops()?,
+            connections_limit: self.config.conntrack_entries,
+            compile: self.compile_times.clone(),
+            source_ready: observed.snapshot.is_some(),
+            source_change: unix_seconds() as f64 - observed.noticed.elapsed().as_secs_f64().floor(),
         })
     }
 
@@ -33,6 +52,7 @@ impl Node {
     fn told(&self) -> Vec<ObjectError> {
         let beside =
             self.bgp.bfd_error().into_iter().chain(self.bgp.learning_error()).chain(self.history.failure());
+        let beside = beside.chain(self.bgp.monitoring_errors());
         self.errors().into_iter().chain(beside).collect()
     }
 
@@ -72,14 +92,18 @@ impl Node {
 
     /// Why this node has a route for this prefix, or none.
     pub fn origin(&self, prefix: &IpNetwork) -> Origin {
-        let (announced, drained) = self.bgp.announcing();
+        let (announced, services_leaving, blocks_leaving) = self.bgp.announcing();
+        let configuration = self.in_force.bgp.as_ref();
+        let services =
+            configuration.map(|c| announce::services(&self.in_force.policy, &c.spec)).unwrap_or_default();
         let facts = Facts {
             objects: &self.in_force.policy,
             peers: &self.in_force.bgp_peers,
-            configuration: self.in_force.bgp.as_ref(),
+            configuration,
             blocks: self.endpoints.blocks(),
             announced,
-            drained,
+            services: &services,
+            leaving: (services_leaving, blocks_leaving),
             errors: self.bgp.errors(),
         };
         Origin::of(prefix, &facts)

@@ -5,8 +5,8 @@ use crate::{Labels, NodeInfo, RuleLines, Sourced};
 use bulkhead_api::{
     messages::ObjectError,
     objects::{
-        API_VERSION, BGPConfigurationSpec, BGPPeerSpec, BandwidthClassSpec, ClusterNetworkPolicySpec,
-        NetworkGroupSpec, NetworkPolicySpec, PartitionSpec,
+        ANNOTATION_DRAIN_ROUTES, API_VERSION, BGPConfigurationSpec, BGPPeerSpec, BandwidthClassSpec,
+        ClusterNetworkPolicySpec, NetworkGroupSpec, NetworkPolicySpec, PartitionSpec,
     },
 };
 use k8s_openapi::{
@@ -320,6 +320,7 @@ fn read<T: DeserializeOwned>(value: Value) -> Result<T, FieldError> {
 
 fn node(node: v1::Node) -> Result<NodeInfo, FieldError> {
     let labels = node.metadata.labels.unwrap_or_default();
+    let drain_routes = node.metadata.annotations.and_then(|mut all| all.remove(ANNOTATION_DRAIN_ROUTES));
     let mut addresses = Vec::new();
     let listed = node.status.and_then(|s| s.addresses).unwrap_or_default();
     for (i, address) in listed.into_iter().enumerate().filter(|(_, a)| a.type_.ends_with("IP")) {
@@ -330,7 +331,7 @@ fn node(node: v1::Node) -> Result<NodeInfo, FieldError> {
         addresses.push(ip);
     }
     let control_plane = labels.contains_key(CONTROL_PLANE_LABEL);
-    Ok(NodeInfo { addresses, control_plane, labels })
+    Ok(NodeInfo { addresses, control_plane, labels, drain_routes })
 }
 
 /// The parser's message without the excerpt of the text it adds below.

@@ -30,6 +30,7 @@ pub fn partition(yaml: &str) -> PartitionSpec {
 /// Three nodes (the first one local, the third of the control plane), default ranges, one DNS address in them, groups.
 pub fn cluster() -> Objects {
     let node = |addresses: &[&str], control_plane| NodeInfo {
+        drain_routes: None,
         addresses: addresses.iter().map(|a| ip(a)).collect(),
         control_plane,
         ..NodeInfo::default()

@@ -131,6 +131,7 @@ fn established(id: ConnId) -> Neighbour {
         import: Filter::REJECT,
         allow_own_as: 0,
         prefix_limit: None,
+        leaving: Default::default(),
     };
     let mut neighbour = Neighbour::new(settings, policy, Duration::ZERO);
     let open = Open {

@@ -22,6 +22,18 @@ impl BirdRouter {
         let protocol = if setup.range.is_some() { "dynbgp1" } else { "node" };
         Ok(BirdRouter { bird, protocol, log: dir.join("bird.log") })
     }
+
+    /// With a configuration of its own; `again`: it was here before, and forwarding went on.
+    pub fn boot(
+        netns: &Netns,
+        dir: &Path,
+        configuration: &str,
+        protocol: &'static str,
+        again: bool,
+    ) -> Result<Self> {
+        let start = if again { Bird::recover } else { Bird::start };
+        Ok(BirdRouter { bird: start(netns, dir, configuration)?, protocol, log: dir.join("bird.log") })
+    }
 }
 
 /// Waits after errors are shortened.
@@ -114,6 +126,10 @@ impl Router for BirdRouter {
 
     fn refresh(&self) -> Result<()> {
         self.bird.birdc(&format!("reload in {}", self.protocol)).map(drop)
+    }
+
+    fn pid(&self) -> u32 {
+        self.bird.pid()
     }
 
     fn log(&self) -> Result<String> {

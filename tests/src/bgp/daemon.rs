@@ -47,6 +47,15 @@ impl Daemon {
         Ok(daemon)
     }
 
+    pub fn pid(&self) -> u32 {
+        self.process.id()
+    }
+
+    pub fn kill(&mut self) {
+        let _ = self.process.kill();
+        let _ = self.process.wait();
+    }
+
     pub fn log(&self) -> Result<String> {
         fs::read_to_string(&self.log).during(|| self.log.display().to_string())
     }
@@ -54,8 +63,7 @@ impl Daemon {
 
 impl Drop for Daemon {
     fn drop(&mut self) {
-        let _ = self.process.kill();
-        let _ = self.process.wait();
+        self.kill();
     }
 }
 

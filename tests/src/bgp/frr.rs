@@ -26,43 +26,78 @@ impl Frr {
         fs::create_dir_all(dir).during(|| dir.display().to_string())?;
         // zebra gives its privileges up and becomes another user.
         fs::set_permissions(dir, fs::Permissions::from_mode(0o777))?;
-        let file = |name: &str| dir.join(name).display().to_string();
         fs::write(dir.join("zebra.conf"), "")?;
         fs::write(dir.join("bgpd.conf"), configuration(setup))?;
-        let [sockets, zserv] = [dir.display().to_string(), file("zserv.api")];
-        let common = |program: &'static str, name: &str| {
-            let [conf, pid] = [file(&format!("{name}.conf")), file(&format!("{name}.pid"))];
-            [
-                [program, "-f"].map(str::to_owned).to_vec(),
-                vec![conf, "-i".to_owned(), pid, "-z".to_owned(), zserv.clone()],
-                ["--vty_socket", &sockets, "-P", "0", "--log", "stdout"].map(str::to_owned).to_vec(),
-            ]
-            .concat()
-        };
-        let begin = |arguments: &[String], name: &'static str| {
-            let arguments: Vec<&str> = arguments.iter().map(String::as_str).collect();
-            let ready = || vtysh(dir, name, "show version").map(drop);
-            Daemon::start(netns, dir, "frr", &arguments, ready)
-        };
-        let zebra = begin(&common("/usr/lib/frr/zebra", "zebra"), "zebra")?;
+        let zebra = begin(netns, dir, "zebra", &[])?;
         let bfdd = || {
             fs::write(dir.join("bfdd.conf"), "")?;
-            let mut bfdd = common("/usr/lib/frr/bfdd", "bfdd");
-            bfdd.extend(["--bfdctl".to_owned(), file("bfdd.sock")]);
-            begin(&bfdd, "bfdd")
+            begin(netns, dir, "bfdd", &[])
         };
         let bfdd = setup.bfd.map(|_| bfdd()).transpose()?;
-        let mut bgpd = common("/usr/lib/frr/bgpd", "bgpd");
-        bgpd.push("-S".to_owned());
-        let bgpd = begin(&bgpd, "bgpd")?;
+        let bgpd = begin(netns, dir, "bgpd", if setup.no_kernel { &["-n"] } else { &[] })?;
         let neighbour = setup.unnumbered.unwrap_or(setup.node).to_owned();
         Ok(Frr { sockets: dir.to_owned(), neighbour, bgpd, _bfdd: bfdd, _zebra: zebra })
+    }
+
+    /// As the system starts it: all daemons, and then one configuration for all of them (`/etc/frr/frr.conf`).
+    pub fn boot(netns: &Netns, dir: &Path, configuration: &str, neighbour: &str) -> Result<Self> {
+        fs::create_dir_all(dir).during(|| dir.display().to_string())?;
+        fs::set_permissions(dir, fs::Permissions::from_mode(0o777))?;
+        for name in ["zebra", "bfdd", "bgpd"] {
+            fs::write(dir.join(format!("{name}.conf")), "")?;
+        }
+        fs::write(dir.join("frr.conf"), configuration)?;
+        let zebra = begin(netns, dir, "zebra", &[])?;
+        let bfdd = begin(netns, dir, "bfdd", &[])?;
+        let bgpd = begin(netns, dir, "bgpd", &[])?;
+        let frr = Frr {
+            sockets: dir.to_owned(),
+            neighbour: neighbour.to_owned(),
+            bgpd,
+            _bfdd: Some(bfdd),
+            _zebra: zebra,
+        };
+        frr.configure()?;
+        Ok(frr)
+    }
+
+    /// Every line of `frr.conf` is one that the daemons know.
+    fn configure(&self) -> Result<()> {
+        let dir = self.sockets.display().to_string();
+        let said = ask_here("/usr/bin/vtysh", &["--vty_socket", &dir, "--config_dir", &dir, "-b"])?;
+        let unknown = said.lines().find(|line| line.contains("Unknown command") || line.contains("failure"));
+        unknown.map_or(Ok(()), |line| Err(Error::Unmet(format!("FRR refused its configuration: {line}"))))
+    }
+
+    /// What `watchfrr` does when bgpd is gone.
+    pub fn restart(&mut self, netns: &Netns) -> Result<()> {
+        self.bgpd.kill();
+        self.bgpd = begin(netns, &self.sockets, "bgpd", &[])?;
+        self.configure()
     }
 
     fn json(&self, command: &str) -> Result<Value> {
         let text = vtysh(&self.sockets, "bgpd", command)?;
         serde_json::from_str(&text).map_err(|source| Error::Json { what: command.into(), source })
     }
+}
+
+fn begin(netns: &Netns, dir: &Path, name: &'static str, more: &[&str]) -> Result<Daemon> {
+    let file = |name: &str| dir.join(name).display().to_string();
+    let program = format!("/usr/lib/frr/{name}");
+    let [conf, pid] = [file(&format!("{name}.conf")), file(&format!("{name}.pid"))];
+    let [sockets, zserv, bfdctl] = [dir.display().to_string(), file("zserv.api"), file("bfdd.sock")];
+    let mut arguments =
+        vec![program.as_str(), "-f", &conf, "-i", &pid, "-z", &zserv, "--vty_socket", &sockets];
+    arguments.extend(["-P", "0", "--log", "stdout"]);
+    match name {
+        "bfdd" => arguments.extend(["--bfdctl", &bfdctl]),
+        "bgpd" => arguments.push("-S"),
+        _ => {}
+    }
+    arguments.extend(more);
+    let ready = || vtysh(dir, name, "show version").map(drop);
+    Daemon::start(netns, dir, "frr", &arguments, ready)
 }
 
 fn vtysh(sockets: &Path, daemon: &str, command: &str) -> Result<String> {
@@ -179,6 +214,10 @@ impl Router for Frr {
             vtysh(&self.sockets, "bgpd", &format!("clear bgp {family} unicast {} in", self.neighbour))?;
         }
         Ok(())
+    }
+
+    fn pid(&self) -> u32 {
+        self.bgpd.pid()
     }
 
     fn log(&self) -> Result<String> {

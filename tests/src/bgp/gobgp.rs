@@ -149,6 +149,10 @@ impl Router for Gobgp {
         gobgp(&self.netns, &["neighbor", self.node, "softresetin"]).map(drop)
     }
 
+    fn pid(&self) -> u32 {
+        self.daemon.pid()
+    }
+
     fn log(&self) -> Result<String> {
         self.daemon.log()
     }

@@ -10,6 +10,7 @@ mod bird;
 mod daemon;
 mod frr;
 mod gobgp;
+pub mod guided;
 pub mod rack;
 pub mod site;
 
@@ -80,6 +81,8 @@ pub struct Setup {
     pub unnumbered: Option<&'static str>,
     /// Milliseconds, three times; not GoBGP, which lacks it.
     pub bfd: Option<u32>,
+    /// FRR alone has to be told: nothing goes to its kernel.
+    pub no_kernel: bool,
 }
 
 pub const THEIRS: &str = "10.99.0.0/16";
@@ -103,6 +106,7 @@ impl Setup {
         long_lived: None,
         unnumbered: None,
         bfd: None,
+        no_kernel: false,
     };
 }
 
@@ -148,6 +152,8 @@ pub trait Router {
     fn watched(&self) -> Result<Option<Watched>>;
     /// Asks us for all routes again (RFC 2918).
     fn refresh(&self) -> Result<()>;
+    /// Of the process that speaks BGP.
+    fn pid(&self) -> u32;
     /// What it wrote to its log.
     fn log(&self) -> Result<String>;
 

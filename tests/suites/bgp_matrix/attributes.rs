@@ -25,6 +25,7 @@ fn tagged() -> RouteAttributes {
         large_communities: vec![[4_200_000_000, 1, 2]],
         med: Some(50),
         local_pref: None,
+        prepend: 0,
     }
 }
 

@@ -63,10 +63,10 @@ fn every_command(lab: &mut Lab) -> Result<()> {
     require(code == Some(1), "a generation that is not kept is refused")?;
     contains(&said, &["4000000000", "policy generations"])?;
     require(bulkhead(lab, &["explain", "10.65.0.1", "10.65.0.2"])?.0 == Some(2), "wrong usage is 2")?;
-    let (code, json, _) = bulkhead(lab, &["bgp", "drain-routes", "-o", "json"])?;
+    let (code, json, _) = bulkhead(lab, &["node", "drain-routes", "-o", "json"])?;
     require(code == Some(0) && serde_json::from_str::<serde_json::Value>(&json).is_ok(), &json)?;
     lab.nodes[0].kill_daemon()?;
-    for arguments in COMMANDS.into_iter().chain([["bgp", "drain-routes"].as_slice()]) {
+    for arguments in COMMANDS.into_iter().chain([["node", "drain-routes"].as_slice()]) {
         let (code, out, said) = bulkhead(lab, arguments)?;
         require(
             code == Some(2) && out.is_empty(),

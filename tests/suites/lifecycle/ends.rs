@@ -6,7 +6,10 @@ use std::{fs, path::Path, process::Stdio, thread, time::Duration};
 
 pub const CASES: &[Case] = &[
     ("SIGTERM under ADD and DEL ends what has begun; the route stays in the router", stopped_at_work),
-    ("drain-routes withdraws, stays so while pods come and go, and ends with the next daemon", drained),
+    (
+        "drain-routes withdraws, stays so while pods come and go and over a restart, until it is undone",
+        drained,
+    ),
     ("--uninstall leaves nothing, also of a state that cannot be read", uninstalled),
     ("a daemon whose log has no reader any more lives on", unread_log),
     ("figures: an idle daemon", idle),
@@ -57,12 +60,15 @@ fn drained(lab: &mut Lab) -> Result<()> {
     add(lab, pods[0])?;
     let routes = |lab: &Lab| Ok::<_, bulkhead_lab::Error>(lab.bird.routes("n1v4")?.len());
     until("a route", SOON, || Ok((routes(lab)? == 1).then_some(())))?;
-    lab.nodes[0].cli(&["bgp", "drain-routes"])?;
+    lab.nodes[0].cli(&["node", "drain-routes", "--all", "--withdraw-after", "0"])?;
     require(routes(lab)? == 0, "withdrawn when the command returns")?;
     add(lab, pods[1])?;
     require(routes(lab)? == 0, "no route comes with a pod")?;
     lab.nodes[0].stop_daemon()?;
     lab.nodes[0].start_daemon()?;
+    lab.bird.wait_established(&["n1v4"], LATER)?;
+    require(routes(lab)? == 0, "no route comes with the next daemon")?;
+    lab.nodes[0].cli(&["node", "drain-routes", "--undo"])?;
     until("both routes are back", LATER, || Ok((routes(lab)? == 2).then_some(())))
 }
 
