@@ -59,13 +59,13 @@ pub struct Flow {
     /// Chance: tells this entry from one made later under the same key.
     pub serial: u32,
     /// Bit 0 for the initiator's end, bit 1 for the responder's: the connection began under the rule of that end.
-    pub begun: u8,
+    pub begun: u32,
     /// TCP, the same bits: this end has cut the connection. The entry stays to remember who began it.
     pub cut: u8,
-    pub padding: u16,
-    /// With `origin`: the interface by which the initiator's packets enter the host.
+    pub padding: [u8; 3],
+    /// The interface by which the packet that made the entry came into the host; 0: none.
     pub entered_by: u32,
-    pub reserved: [u32; 9],
+    pub reserved: [u32; 8],
 }
 
 impl Flow {

@@ -406,9 +406,9 @@ fn open(at: &At, packet: &Packet, key: &Key, how: u32) -> Verdict {
         tick: 0,
         begun: 1 << (at.dir & 1),
         cut: 0,
-        padding: 0,
-        entered_by: if peer.origin() != 0 { at.entered_by } else { 0 },
-        reserved: [0; 9],
+        padding: [0; 3],
+        entered_by: 0,
+        reserved: [0; 8],
     };
     if peer.is_unasked() {
         flow.flags |= FLOW_UNASKED;

@@ -264,7 +264,7 @@ pub fn insert(at: &At, draft: &mut Draft) -> u32 {
     let Some(share) = SHARE.get_ptr_mut(at.owner) else { return u32::from(DROP_CONNTRACK_FULL) };
     // SAFETY: takes nothing and returns a number.
     name.serial = unsafe { bpf_get_prandom_u32() };
-    (flow.owner, flow.serial) = (at.owner, name.serial);
+    (flow.owner, flow.serial, flow.entered_by) = (at.owner, name.serial, at.entered_by);
     let reason = bulkhead_enlist(&raw const *name, at.owner, if at.sends() { RECENT_OUT } else { RECENT_IN });
     if reason != 0 {
         return reason;

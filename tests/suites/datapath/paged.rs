@@ -118,8 +118,9 @@ struct Seen {
 
 fn seen(node: &Node) -> Seen {
     let drops = node.datapath.drops().expect("drops").into_iter();
-    let steady =
-        |(key, flow): (FlowKey, Flow)| (key, Flow { last_seen: 0, tick: 0, serial: 0, owner: 0, ..flow });
+    let steady = |(key, flow): (FlowKey, Flow)| {
+        (key, Flow { last_seen: 0, tick: 0, serial: 0, owner: 0, entered_by: 0, ..flow })
+    };
     let mut flows: Vec<_> = node.datapath.flows().map(|flow| steady(flow.expect("a flow"))).collect();
     flows.sort_unstable_by_key(|(key, _)| *key);
     Seen { drops: drops.map(|(key, c)| (key, c.packets, c.bytes)).collect(), flows }
