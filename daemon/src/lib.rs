@@ -10,6 +10,7 @@ pub mod endpoint;
 pub mod history;
 pub mod ipam;
 mod learning;
+pub mod memory;
 pub mod net;
 pub mod node;
 pub mod peering;

@@ -3,6 +3,7 @@
 use bulkhead_daemon::{
     config::{Config, Origin},
     ipam::{ClaimFiles, ClaimObjects, Claims},
+    memory,
     node::{Node, uninstall},
     server,
     source::{self, Observed, kubernetes},
@@ -42,6 +43,7 @@ struct Arguments {
 }
 
 fn main() -> ExitCode {
+    memory::share_between_threads();
     match start() {
         Ok(()) => ExitCode::SUCCESS,
         Err(e) => {
@@ -115,12 +117,17 @@ async fn run(config: Config) -> Result<OwnedMutexGuard<Node>, Box<dyn Error>> {
     let mut server = serve(listener, &node);
     observed.mark_changed();
     let mut interval = tokio::time::interval(INTERVAL);
+    let mut first = true;
     loop {
         tokio::select! {
             changed = observed.changed() => {
                 changed?;
                 let latest = observed.borrow_and_update().clone();
+                let whole = std::mem::take(&mut first);
                 node.lock().await.apply(latest).await;
+                if whole {
+                    memory::give_back();
+                }
             }
             _ = interval.tick() => {
                 node.lock().await.look_after().await;
