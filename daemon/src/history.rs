@@ -1,18 +1,19 @@
 //! What was in force on this node, since when, and from which objects; and whether the source is held.
 //!
-//! One file a generation under `<state>/generations`, the newest [`KEPT`]. The newest is what is in force: a refused
-//! change leaves it so, also over a restart. A generation is its rules; which pods, namespaces and nodes there are is no
-//! matter of going back.
+//! One file, `<state>/generations/log.jsonl`: the oldest generation that can be brought back with all its rules, and behind it
+//! of each what differs from the one before. The last line is what is in force: a refused change leaves it so, also over a
+//! restart. A generation is its rules; which pods, namespaces and nodes there are is no matter of going back.
 //!
-//! A thread of its own writes: nobody waits for the disk, and what is superseded before its turn is not written. A daemon
-//! that is killed in that moment comes back with the rules of the generation before for what is refused.
+//! A thread of its own writes: nobody waits for the disk. A daemon that is killed in that moment comes back with the rules of
+//! the generation before for what is refused.
+
+mod log;
 
 use crate::store::{self, StoreError};
 use bulkhead_api::messages::{GenerationInfo, ObjectError};
 use bulkhead_policy::{Named, Objects, changes, names};
-use serde::{Deserialize, Serialize};
 use std::{
-    fs, io,
+    fs,
     path::{Path, PathBuf},
     sync::{Arc, Mutex, PoisonError, mpsc},
     thread::{self, JoinHandle},
@@ -46,23 +47,6 @@ impl Kept {
     }
 }
 
-/// A file; read in halves, since only one is wanted at a time.
-#[derive(Serialize)]
-struct Record<'a> {
-    info: &'a GenerationInfo,
-    objects: &'a Objects,
-}
-
-#[derive(Deserialize)]
-struct Head {
-    info: GenerationInfo,
-}
-
-#[derive(Deserialize)]
-struct Body {
-    objects: Objects,
-}
-
 /// A generation that was switched to.
 #[derive(Clone, Copy, Debug)]
 pub struct Switched {
@@ -78,19 +62,13 @@ impl History {
     pub fn open(state: &Path) -> Result<(Self, Option<Objects>), StoreError> {
         let dir = state.join(store::GENERATIONS);
         fs::create_dir_all(&dir).map_err(|source| StoreError::Io { path: dir.clone(), source })?;
-        let mut generations = Vec::new();
-        for path in files(&dir)? {
-            let head: Option<Head> = store::read_json(&path)?;
-            generations.extend(head.map(|h| Kept { info: h.info, rules: None }));
-        }
-        generations.sort_by_key(|g| (g.info.since, g.info.generation));
+        let on_disk = log::read(&dir)?;
         let held = store::read_json(&dir.join(HELD_FILE))?.unwrap_or_default();
-        let history = Self { dir, generations, held, writer: Writer::start() };
-        let objects = match history.generations.last() {
-            Some(last) => history.objects(last.info.generation)?,
-            None => None,
-        };
-        Ok((history, objects))
+        let objects = on_disk.last().map(|(_, objects)| objects.clone());
+        let kept = |(info, _)| Kept { info, rules: None };
+        let generations = on_disk.into_iter().map(kept).collect();
+        let writer = Writer::start(dir.clone());
+        Ok((Self { dir, generations, held, writer }, objects))
     }
 
     /// Remembers a generation. The same rules again (a restart) take the place of their last record.
@@ -109,15 +87,10 @@ impl History {
             info.changed.clone_from(&last.changed);
         }
         let kept = Kept { info, rules: Some(rules(objects)) };
-        self.writer.write(self.path(generation), &kept);
-        if let Some(last) = again.filter(|last| last.info.generation != generation) {
-            self.writer.remove(self.path(last.info.generation));
-        }
+        self.writer.write(&kept, again.is_some());
         self.generations.push(kept);
-        while self.generations.len() > KEPT {
-            let oldest = self.generations.remove(0);
-            self.writer.remove(self.path(oldest.info.generation));
-        }
+        let gone = self.generations.len().saturating_sub(KEPT);
+        self.generations.drain(..gone);
     }
 
     /// The objects of a generation; `None`: there is none of that number any more.
@@ -126,8 +99,11 @@ impl History {
         if let Some(rules) = kept.and_then(|k| k.rules.clone()) {
             return Ok(Some(rules));
         }
-        let body: Option<Body> = store::read_json(&self.path(generation))?;
-        Ok(body.map(|b| b.objects))
+        if kept.is_none() {
+            return Ok(None);
+        }
+        let on_disk = log::read(&self.dir)?;
+        Ok(on_disk.into_iter().find(|(info, _)| info.generation == generation).map(|(_, objects)| objects))
     }
 
     /// Newest first; the first is in force.
@@ -160,13 +136,9 @@ impl History {
         self.held = generation;
         Ok(())
     }
-
-    fn path(&self, generation: u32) -> PathBuf {
-        self.dir.join(format!("{generation}.json"))
-    }
 }
 
-/// Writes and removes files in order, aside. What was asked for is done when it is dropped.
+/// Writes in order, aside. What was asked for is done when it is dropped.
 #[derive(Debug)]
 struct Writer {
     jobs: Option<mpsc::Sender<Job>>,
@@ -180,31 +152,25 @@ type Failure = Arc<Mutex<Option<ObjectError>>>;
 
 #[derive(Debug)]
 struct Job {
-    path: PathBuf,
-    /// None: the file is to go.
-    record: Option<(GenerationInfo, Objects)>,
+    info: GenerationInfo,
+    rules: Objects,
+    /// In place of the generation before.
+    instead: bool,
 }
 
 impl Writer {
-    fn start() -> Self {
+    fn start(dir: PathBuf) -> Self {
         let (jobs, asked) = mpsc::channel();
         let failure = Failure::default();
         let told = failure.clone();
         let thread =
-            thread::Builder::new().name("history".into()).spawn(move || write_all(&asked, &told)).ok();
+            thread::Builder::new().name("history".into()).spawn(move || write_all(dir, &asked, &told)).ok();
         Self { jobs: Some(jobs), thread, failure }
     }
 
-    fn write(&self, path: PathBuf, kept: &Kept) {
-        let record = kept.rules.clone().map(|rules| (kept.info.clone(), rules));
-        self.ask(Job { path, record });
-    }
-
-    fn remove(&self, path: PathBuf) {
-        self.ask(Job { path, record: None });
-    }
-
-    fn ask(&self, job: Job) {
+    fn write(&self, kept: &Kept, instead: bool) {
+        let Some(rules) = kept.rules.clone() else { return };
+        let job = Job { info: kept.info.clone(), rules, instead };
         // Without its thread there is nobody to remember anything.
         if self.jobs.as_ref().is_none_or(|jobs| jobs.send(job).is_err()) {
             error!("cannot remember what is in force: the thread that writes it is gone");
@@ -221,58 +187,27 @@ impl Drop for Writer {
     }
 }
 
-fn write_all(asked: &mpsc::Receiver<Job>, told: &Failure) {
+fn write_all(dir: PathBuf, asked: &mpsc::Receiver<Job>, told: &Failure) {
+    let mut log = log::Log::of(dir);
     while let Ok(first) = asked.recv() {
-        let mut last: Vec<Job> = Vec::new();
-        for job in [first].into_iter().chain(asked.try_iter()) {
-            last.retain(|j| j.path != job.path);
-            last.push(job);
+        for Job { info, rules, instead } in [first].into_iter().chain(asked.try_iter()) {
+            log.push(info, rules, instead);
         }
-        let mut failure = None;
-        for job in last {
-            if let Err(e) = write_one(&job) {
-                error!(error = %e, "{UNWRITTEN}");
-                failure = Some(ObjectError {
-                    file: Some(job.path.display().to_string()),
-                    object: None,
-                    field: None,
-                    message: format!("{UNWRITTEN}: {e}"),
-                });
+        let failure = log.write().err().map(|e| {
+            error!(error = %e, "{UNWRITTEN}");
+            ObjectError {
+                file: Some(log.path().display().to_string()),
+                object: None,
+                field: None,
+                message: format!("{UNWRITTEN}: {e}"),
             }
-        }
+        });
         *told.lock().unwrap_or_else(PoisonError::into_inner) = failure;
     }
 }
 
 const UNWRITTEN: &str =
     "cannot remember what is in force; a restart would not keep refused objects' last versions";
-
-fn write_one(Job { path, record }: &Job) -> Result<(), StoreError> {
-    let Some((info, objects)) = record else {
-        return match fs::remove_file(path) {
-            Err(e) if e.kind() != io::ErrorKind::NotFound => {
-                Err(StoreError::Io { path: path.clone(), source: e })
-            }
-            _ => Ok(()),
-        };
-    };
-    let info = GenerationInfo { objects: names(objects), ..info.clone() };
-    store::write_json(path, &Record { info: &info, objects })
-}
-
-/// The records of a directory: `12.json`, and nothing else.
-fn files(dir: &Path) -> Result<Vec<PathBuf>, StoreError> {
-    let at = |source| StoreError::Io { path: dir.into(), source };
-    let mut found = Vec::new();
-    for entry in fs::read_dir(dir).map_err(at)? {
-        let path = entry.map_err(at)?.path();
-        let number = path.file_stem().and_then(|s| s.to_str()).is_some_and(|s| s.parse::<u32>().is_ok());
-        if number && path.extension().is_some_and(|e| e == "json") {
-            found.push(path);
-        }
-    }
-    Ok(found)
-}
 
 /// What going back brings back.
 fn rules(objects: &Objects) -> Objects {
@@ -337,17 +272,91 @@ mod tests {
         let dir = tempfile::tempdir().unwrap();
         let (mut history, _) = History::open(dir.path()).unwrap();
         let (a, b) = (objects(&[("vms", "10.0.0.0/8")]), objects(&[("vms", "10.0.0.0/9")]));
-        let blocked = history.path(1);
+        let blocked = history.dir.join("log.jsonl");
         fs::create_dir(&blocked).unwrap();
         history.record(switched(1), &Objects::default(), &a);
         while history.failure().is_none() {
             thread::yield_now();
         }
         assert_eq!(history.failure().unwrap().file.as_deref(), blocked.to_str());
+        fs::remove_dir(&blocked).unwrap();
         history.record(switched(2), &a, &b);
         while history.failure().is_some() {
             thread::yield_now();
         }
+        drop(history);
+        // And with it what could not be written before.
+        let (history, in_force) = History::open(dir.path()).unwrap();
+        assert_eq!((in_force, history.objects(1).unwrap()), (Some(b), Some(a)));
+    }
+
+    #[test]
+    fn a_change_is_written_as_what_it_changes() {
+        let dir = tempfile::tempdir().unwrap();
+        let (mut history, _) = History::open(dir.path()).unwrap();
+        let groups: Vec<(String, String)> =
+            (0..200).map(|n| (format!("group-{n}"), format!("10.{n}.0.0/16"))).collect();
+        let with = |edited: &str| {
+            let groups =
+                groups.iter().map(|(n, c)| (n.as_str(), if n == "group-7" { edited } else { c.as_str() }));
+            objects(&groups.collect::<Vec<_>>())
+        };
+        let mut before = Objects::default();
+        let mut states = Vec::new();
+        for n in 1..=40u32 {
+            let after = with(&format!("11.{n}.0.0/16"));
+            history.record(switched(n), &before, &after);
+            states.push(after.clone());
+            before = after;
+        }
+        drop(history);
+        let log = fs::read_to_string(dir.path().join("generations/log.jsonl")).unwrap();
+        let lengths: Vec<usize> = log.lines().map(str::len).collect();
+        assert!(lengths[1..].iter().all(|length| *length < lengths[0] / 10), "{lengths:?}");
+        let (history, in_force) = History::open(dir.path()).unwrap();
+        assert_eq!(in_force.as_ref(), states.last());
+        assert_eq!(history.list().len(), KEPT);
+        assert_eq!(history.objects(35).unwrap().as_ref(), Some(&states[34]));
+    }
+
+    #[test]
+    fn a_line_that_was_cut_off_is_no_generation_and_the_next_is_written_whole() {
+        let dir = tempfile::tempdir().unwrap();
+        let (mut history, _) = History::open(dir.path()).unwrap();
+        let (a, b) = (objects(&[("vms", "10.0.0.0/8")]), objects(&[("vms", "10.0.0.0/9")]));
+        history.record(switched(1), &Objects::default(), &a);
+        history.record(switched(2), &a, &b);
+        drop(history);
+        let path = dir.path().join("generations/log.jsonl");
+        let text = fs::read_to_string(&path).unwrap();
+        fs::write(&path, &text[..text.len() - 9]).unwrap();
+        let (mut history, in_force) = History::open(dir.path()).unwrap();
+        assert_eq!(in_force.as_ref(), Some(&a));
+        history.record(switched(3), &a, &b);
+        drop(history);
+        let (history, in_force) = History::open(dir.path()).unwrap();
+        assert_eq!((in_force, history.objects(1).unwrap()), (Some(b), Some(a)));
+    }
+
+    #[test]
+    fn what_an_older_daemon_wrote_a_file_a_generation_goes_on() {
+        let dir = tempfile::tempdir().unwrap();
+        let files = dir.path().join("generations");
+        fs::create_dir(&files).unwrap();
+        let (a, b) = (objects(&[("vms", "10.0.0.0/8")]), objects(&[("vms", "10.0.0.0/9")]));
+        for (generation, objects) in [(9, &a), (12, &b)] {
+            let info = serde_json::json!({"generation": generation, "since": generation, "rollbackOf": null, "objects": [], "changed": []});
+            let text = serde_json::json!({"info": info, "objects": objects}).to_string();
+            fs::write(files.join(format!("{generation}.json")), text).unwrap();
+        }
+        let (mut history, in_force) = History::open(dir.path()).unwrap();
+        assert_eq!((in_force.as_ref(), history.objects(9).unwrap().as_ref()), (Some(&b), Some(&a)));
+        history.record(switched(13), &b, &a);
+        drop(history);
+        let (history, in_force) = History::open(dir.path()).unwrap();
+        assert_eq!(in_force, Some(a.clone()));
+        assert_eq!(history.list().iter().map(|g| g.generation).collect::<Vec<_>>(), [13, 12, 9]);
+        assert_eq!(fs::read_dir(&files).unwrap().count(), 1);
     }
 
     #[test]

@@ -11,6 +11,7 @@ pub mod endpoint;
 pub mod history;
 pub mod ipam;
 mod learning;
+pub mod memory;
 pub mod metrics;
 pub mod net;
 pub mod node;

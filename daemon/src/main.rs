@@ -3,6 +3,7 @@
 use bulkhead_daemon::{
     config::{Config, Origin},
     ipam::{ClaimFiles, ClaimObjects, Claims},
+    memory,
     metrics,
     node::{Node, uninstall},
     server,
@@ -43,6 +44,7 @@ struct Arguments {
 }
 
 fn main() -> ExitCode {
+    memory::share_between_threads();
     match start() {
         Ok(()) => ExitCode::SUCCESS,
         Err(e) => {
@@ -119,12 +121,17 @@ async fn run(config: Config) -> Result<OwnedMutexGuard<Node>, Box<dyn Error>> {
     let mut exporter: Option<JoinHandle<()>> = None;
     observed.mark_changed();
     let mut interval = tokio::time::interval(INTERVAL);
+    let mut first = true;
     loop {
         tokio::select! {
             changed = observed.changed() => {
                 changed?;
                 let latest = observed.borrow_and_update().clone();
+                let whole = std::mem::take(&mut first);
                 node.lock().await.apply(latest).await;
+                if whole {
+                    memory::give_back();
+                }
             }
             changed = narrow_routes.changed() => {
                 changed?;

@@ -203,14 +203,24 @@ const RECORD: usize = 1024;
 
 /// Writes a file whole: temporary file, sync, rename, sync of the directory. On disk when this returns.
 pub fn write_json<T: Serialize + ?Sized>(path: &Path, value: &T) -> Result<(), StoreError> {
-    let text = serde_json::to_vec_pretty(value).map_err(|source| StoreError::Corrupt {
-        path: path.into(),
-        what: "a record",
-        source,
-    })?;
+    write_text(path, serde_json::to_vec_pretty(value))
+}
+
+/// As [`write_json`], of what is large and nobody reads.
+pub fn write_dense_json<T: Serialize + ?Sized>(path: &Path, value: &T) -> Result<(), StoreError> {
+    write_text(path, serde_json::to_vec(value))
+}
+
+fn write_text(path: &Path, text: serde_json::Result<Vec<u8>>) -> Result<(), StoreError> {
+    let text = text.map_err(|source| StoreError::Corrupt { path: path.into(), what: "a record", source })?;
+    write_whole(path, &text)
+}
+
+/// As [`write_json`], of what is text already.
+pub fn write_whole(path: &Path, text: &[u8]) -> Result<(), StoreError> {
     let temporary = path.with_extension("json.tmp");
     let written = File::create(&temporary)
-        .and_then(|mut file| file.write_all(&text).and_then(|()| file.sync_all()))
+        .and_then(|mut file| file.write_all(text).and_then(|()| file.sync_all()))
         .and_then(|()| fs::rename(&temporary, path))
         .and_then(|()| path.parent().map_or(Ok(()), sync_dir));
     if written.is_err() {
@@ -226,36 +236,58 @@ pub fn write_all_json<T: Serialize>(
     dir: &Path,
     files: impl Iterator<Item = (String, Option<T>)>,
 ) -> Result<(), StoreError> {
-    let mut written = Vec::new();
     fs::create_dir_all(dir).map_err(at(dir))?;
+    let mut staged = Staged::default();
     for (name, value) in files {
         let path = dir.join(format!("{name}.json"));
-        let Some(value) = value else {
-            remove(&path)?;
-            continue;
-        };
-        let temporary = path.with_extension("json.tmp");
-        let text = serde_json::to_vec(&value).map_err(|source| StoreError::Corrupt {
+        match value {
+            Some(value) => staged.write(path, &value)?,
+            None => remove(&path)?,
+        }
+    }
+    staged.commit(dir)
+}
+
+/// Temporary files and what they are to become; those that have not are removed when this goes.
+#[derive(Default)]
+struct Staged(Vec<(PathBuf, PathBuf)>);
+
+impl Staged {
+    fn write<T: Serialize>(&mut self, path: PathBuf, value: &T) -> Result<(), StoreError> {
+        let text = serde_json::to_vec(value).map_err(|source| StoreError::Corrupt {
             path: path.clone(),
             what: "a record",
             source,
         })?;
-        if let Err(e) = fs::write(&temporary, text) {
-            let _ = fs::remove_file(&temporary);
-            return Err(at(&path)(e));
+        let temporary = path.with_extension("json.tmp");
+        self.0.push((temporary.clone(), path.clone()));
+        fs::write(&temporary, text).map_err(at(&path))
+    }
+
+    fn commit(mut self, dir: &Path) -> Result<(), StoreError> {
+        let folder = File::open(dir).map_err(at(dir))?;
+        match self.0.as_slice() {
+            [] => return Ok(()),
+            [(temporary, path)] => {
+                File::open(temporary).and_then(|file| file.sync_all()).map_err(at(path))?;
+            }
+            _ => nix::unistd::syncfs(&folder).map_err(|e| at(dir)(e.into()))?,
         }
-        written.push((temporary, path));
+        while let Some((temporary, path)) = self.0.last() {
+            fs::rename(temporary, path).map_err(at(path))?;
+            self.0.pop();
+        }
+        folder.sync_all().map_err(at(dir))
     }
-    let folder = File::open(dir).map_err(at(dir))?;
-    match written.as_slice() {
-        [] => return Ok(()),
-        [(temporary, path)] => File::open(temporary).and_then(|file| file.sync_all()).map_err(at(path))?,
-        _ => nix::unistd::syncfs(&folder).map_err(|e| at(dir)(e.into()))?,
+}
+
+impl Drop for Staged {
+    fn drop(&mut self) {
+        for (temporary, _) in &self.0 {
+            // On a full disk its room is wanted; where it cannot be removed it was not made.
+            let _ = fs::remove_file(temporary);
+        }
     }
-    for (temporary, path) in &written {
-        fs::rename(temporary, path).map_err(at(path))?;
-    }
-    folder.sync_all().map_err(at(dir))
 }
 
 /// What [`write_all_json`] wrote into the folder, by name; nothing where there is no folder.
@@ -379,6 +411,25 @@ mod tests {
         fs::create_dir(&path).unwrap();
         write_json(&path, &1).unwrap_err();
         assert_eq!(fs::read_dir(dir.path()).unwrap().count(), 1);
+    }
+
+    #[test]
+    fn of_many_files_of_which_one_cannot_be_written_no_temporary_is_left() {
+        let dir = tempfile::tempdir().unwrap();
+        // Written before it, and behind it; a folder in the way of the temporary, and of the file itself.
+        for in_the_way in ["b.json.tmp", "b.json"] {
+            fs::create_dir(dir.path().join(in_the_way)).unwrap();
+            let files = ["a", "b", "c"].map(|name| (name.to_string(), Some(1)));
+            write_all_json(dir.path(), files.into_iter()).unwrap_err();
+            fs::remove_dir(dir.path().join(in_the_way)).unwrap();
+            assert_eq!(files_of(dir.path(), "tmp"), 0, "{in_the_way}");
+        }
+        write_all_json(dir.path(), [("b".to_string(), Some(1))].into_iter()).unwrap();
+        assert!(files_of(dir.path(), "json") >= 1);
+    }
+
+    fn files_of(dir: &Path, extension: &str) -> usize {
+        files(dir, extension).unwrap().len()
     }
 
     #[test]

@@ -4,7 +4,7 @@ use crate::prefix::Prefix;
 use bulkhead_api::objects::{IpBlockPeer, IpNetwork};
 use bulkhead_ebpf_abi::{SLOT_SCTP, SLOT_UDP};
 use serde::{Deserialize, Serialize};
-use std::{fmt, sync::Arc};
+use std::{cmp::Ordering, fmt, ops::Deref, sync::Arc};
 
 /// A container port's name and what it stands for; the protocol as a slot of the port tables.
 #[derive(Clone, Debug, PartialEq, Eq, Hash, PartialOrd, Ord, Serialize, Deserialize)]
@@ -26,6 +26,57 @@ impl fmt::Display for NamedPort {
     }
 }
 
+/// In `cidr` and in none of `except` (sorted).
+#[derive(Clone, Debug, PartialEq, Eq, Hash, PartialOrd, Ord, Serialize, Deserialize)]
+pub(crate) struct Block {
+    pub cidr: IpNetwork,
+    pub except: Box<[IpNetwork]>,
+}
+
+/// One for many: compared at a glance where it is the very same.
+#[derive(Debug, Hash, Serialize, Deserialize)]
+pub(crate) struct Shared<T>(Arc<T>);
+
+impl<T> Shared<T> {
+    pub fn new(value: T) -> Self {
+        Self(Arc::new(value))
+    }
+}
+
+impl<T> Clone for Shared<T> {
+    fn clone(&self) -> Self {
+        Self(self.0.clone())
+    }
+}
+
+impl<T> Deref for Shared<T> {
+    type Target = T;
+
+    fn deref(&self) -> &T {
+        &self.0
+    }
+}
+
+impl<T: PartialEq> PartialEq for Shared<T> {
+    fn eq(&self, other: &Self) -> bool {
+        Arc::ptr_eq(&self.0, &other.0) || self.0 == other.0
+    }
+}
+
+impl<T: Eq> Eq for Shared<T> {}
+
+impl<T: Ord> PartialOrd for Shared<T> {
+    fn partial_cmp(&self, other: &Self) -> Option<Ordering> {
+        Some(self.cmp(other))
+    }
+}
+
+impl<T: Ord> Ord for Shared<T> {
+    fn cmp(&self, other: &Self) -> Ordering {
+        if Arc::ptr_eq(&self.0, &other.0) { Ordering::Equal } else { self.0.cmp(&other.0) }
+    }
+}
+
 /// The order is that of classes: what many policies see stands first, partitions last.
 #[derive(Clone, Debug, PartialEq, Eq, Hash, PartialOrd, Ord, Serialize, Deserialize)]
 #[serde(rename_all = "camelCase")]
@@ -40,8 +91,8 @@ pub(crate) enum Atom {
     ControlPlane,
     /// In a network group.
     Group(Arc<str>),
-    /// In `cidr` and in none of `except` (sorted).
-    Block { cidr: IpNetwork, except: Vec<IpNetwork> },
+    /// In the block.
+    Block(Shared<Block>),
     /// Picked by a selector of a policy; the selector as text.
     Selected(Arc<str>),
     /// A pod with a container port of this name and number.
@@ -59,7 +110,27 @@ impl Atom {
         let mut except: Vec<_> = block.except.iter().map(canonical).collect();
         except.sort_unstable();
         except.dedup();
-        Self::Block { cidr: canonical(&block.cidr), except }
+        Self::Block(Shared::new(Block { cidr: canonical(&block.cidr), except: except.into() }))
+    }
+}
+
+/// Equal glances are equal atoms; unequal ones may be.
+#[derive(Clone, PartialEq, Eq, Hash)]
+pub(crate) enum Glance {
+    At(u8, usize),
+    Whole(Atom),
+}
+
+impl Atom {
+    /// By where its contents lie, if they lie anywhere.
+    pub fn glance(&self) -> Glance {
+        match self {
+            Self::Group(text) => Glance::At(0, text.as_ptr().addr()),
+            Self::Selected(text) => Glance::At(1, text.as_ptr().addr()),
+            Self::Partition(text) => Glance::At(2, text.as_ptr().addr()),
+            Self::Block(block) => Glance::At(3, std::ptr::from_ref::<Block>(block).addr()),
+            other => Glance::Whole(other.clone()),
+        }
     }
 }
 
@@ -72,9 +143,9 @@ impl fmt::Display for Atom {
             Self::LocalNode => f.write_str("localNode"),
             Self::ControlPlane => f.write_str("controlPlane"),
             Self::Group(name) => write!(f, "NetworkGroup/{name}"),
-            Self::Block { cidr, except } => {
-                write!(f, "{cidr}")?;
-                for (i, e) in except.iter().enumerate() {
+            Self::Block(block) => {
+                write!(f, "{}", block.cidr)?;
+                for (i, e) in block.except.iter().enumerate() {
                     write!(f, "{}{e}", if i == 0 { " except " } else { ", " })?;
                 }
                 Ok(())

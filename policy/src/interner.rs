@@ -13,7 +13,10 @@ use crate::atom::Atom;
 use bulkhead_ebpf_abi::{ID_FIRST_DYNAMIC, RULE_FIRST_DYNAMIC};
 use imbl::{OrdMap, OrdSet};
 use serde::{Deserialize, Deserializer, Serialize, Serializer, ser::SerializeStruct};
-use std::{collections::BTreeSet, sync::Arc};
+use std::{
+    collections::{BTreeSet, HashMap},
+    sync::Arc,
+};
 
 /// Switches that an unused number outlives.
 pub const KEPT_GENERATIONS: u64 = 2;
@@ -21,9 +24,10 @@ pub const KEPT_GENERATIONS: u64 = 2;
 /// What an identity stands for: atoms, sorted.
 pub(crate) type Meaning = Arc<[Atom]>;
 
+/// On disk every atom stands once: identities name them by their place in the list.
 #[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
+#[serde(try_from = "Written", into = "Written")]
 pub struct Interner {
-    #[serde(skip)]
     switches: u64,
     identities: Numbers<Meaning>,
     policies: Numbers<Arc<str>>,
@@ -141,6 +145,20 @@ impl Numbers<Arc<str>> {
 }
 
 impl<K: Ord + Clone> Numbers<K> {
+    /// The same numbers for other keys; who asks for them is not taken along.
+    fn with_keys<L: Ord + Clone>(&self, mut key: impl FnMut(&K) -> L) -> Numbers<L> {
+        let by_number: Vec<(u32, L)> = self.by_number.iter().map(|(n, k)| (*n, key(k))).collect();
+        Numbers { free: self.free.clone(), ..Numbers::of(self.next, by_number) }
+    }
+
+    fn of(next: u32, taken: Vec<(u32, K)>) -> Self {
+        Self {
+            by_key: taken.iter().map(|(number, key)| (key.clone(), *number)).collect(),
+            by_number: taken.into_iter().collect(),
+            ..Self::from(next)
+        }
+    }
+
     fn from(first: u32) -> Self {
         Self {
             next: first,
@@ -186,6 +204,69 @@ impl<K: Ord + Clone> Numbers<K> {
     }
 }
 
+#[derive(Serialize, Deserialize)]
+struct Written {
+    /// None of them: of a daemon that wrote them out with each identity.
+    #[serde(default)]
+    atoms: Vec<Atom>,
+    identities: Numbers<Arc<[AtomOrPlace]>>,
+    policies: Numbers<Arc<str>>,
+    rules: Numbers<Arc<str>>,
+}
+
+#[derive(Clone, Debug, PartialEq, Eq, PartialOrd, Ord, Serialize, Deserialize)]
+#[serde(untagged)]
+enum AtomOrPlace {
+    Place(u32),
+    Atom(Atom),
+}
+
+impl From<Interner> for Written {
+    fn from(interner: Interner) -> Self {
+        let Interner { switches: _, identities, policies, rules } = interner;
+        let (mut atoms, mut places) = (Vec::new(), HashMap::new());
+        let mut place = |atom: &Atom| {
+            let place = *places.entry(atom.glance()).or_insert_with(|| {
+                atoms.push(atom.clone());
+                // Beyond 2³² there is no memory for them.
+                atoms.len() as u32 - 1
+            });
+            AtomOrPlace::Place(place)
+        };
+        let identities = identities.with_keys(|meaning| meaning.iter().map(&mut place).collect());
+        Self { atoms, identities, policies, rules }
+    }
+}
+
+/// A place in the list of atoms that is beyond its end.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, thiserror::Error)]
+#[error("an identity has atom {0}, and there is no such")]
+pub struct NoAtom(u32);
+
+impl TryFrom<Written> for Interner {
+    type Error = NoAtom;
+
+    fn try_from(written: Written) -> Result<Self, NoAtom> {
+        let Written { atoms, identities, policies, rules } = written;
+        let mut missing = None;
+        let identities = identities.with_keys(|meaning| {
+            let atom = |one: &AtomOrPlace| match one {
+                AtomOrPlace::Atom(atom) => Some(atom.clone()),
+                AtomOrPlace::Place(place) => {
+                    let found = atoms.get(*place as usize).cloned();
+                    missing = missing.or(found.is_none().then_some(*place));
+                    found
+                }
+            };
+            meaning.iter().filter_map(atom).collect()
+        });
+        match missing {
+            Some(place) => Err(NoAtom(place)),
+            None => Ok(Self { switches: 0, identities, policies, rules }),
+        }
+    }
+}
+
 /// `next` and the pairs: JSON has no keys but strings. Who asks for what is not of the disk: after a restart all that is
 /// known counts as in use until the first switch.
 impl<K: Ord + Clone + Serialize> Serialize for Numbers<K> {
@@ -207,12 +288,7 @@ impl<'de, K: Ord + Clone + Deserialize<'de>> Deserialize<'de> for Numbers<K> {
             taken: Vec<(u32, K)>,
         }
         let Written { next, free, taken } = Written::<K>::deserialize(deserializer)?;
-        Ok(Self {
-            free: free.into_iter().collect(),
-            by_key: taken.iter().map(|(number, key)| (key.clone(), *number)).collect(),
-            by_number: taken.into_iter().collect(),
-            ..Self::from(next)
-        })
+        Ok(Self { free: free.into_iter().collect(), ..Self::of(next, taken) })
     }
 }
 
@@ -266,6 +342,30 @@ mod tests {
             interner.switched();
         }
         assert_eq!(interner.rules().len(), KEPT_GENERATIONS as usize);
+    }
+
+    #[test]
+    fn an_atom_is_written_once_and_read_once_however_many_identities_have_it() {
+        let partition = |name: &str| Atom::Partition(name.into());
+        let mut interner = Interner::default();
+        let pod = [Atom::Pod, partition("web")];
+        let selected = [Atom::Selected("pods a=b in namespace web".into()), pod[0].clone(), pod[1].clone()];
+        let numbers = [&pod[..], &selected[..]].map(|atoms| interner.identity(atoms).unwrap());
+        let text = serde_json::to_string(&interner).unwrap();
+        assert_eq!(text.matches("\"web\"").count(), 1, "{text}");
+        let mut read: Interner = serde_json::from_str(&text).unwrap();
+        assert!(read.says_the_same(&interner));
+        assert_eq!([&pod[..], &selected[..]].map(|atoms| read.identity(atoms).unwrap()), numbers);
+        serde_json::from_str::<Interner>(&text.replace("[0,1]", "[0,7]")).unwrap_err();
+    }
+
+    #[test]
+    fn numbers_of_a_daemon_that_wrote_atoms_with_each_identity_can_be_read() {
+        let text = r#"{"identities":{"next":18,"free":[17],"taken":[[16,["pod",{"partition":"web"}]]]},
+            "policies":{"next":1,"free":[],"taken":[[0,"web"]]},"rules":{"next":64,"free":[],"taken":[]}}"#;
+        let mut read: Interner = serde_json::from_str(text).unwrap();
+        assert_eq!(read.identity(&[Atom::Pod, Atom::Partition("web".into())]), Ok(16));
+        assert_eq!((read.policy("web"), read.identity(&[Atom::Pod])), (Ok(0), Ok(17)));
     }
 
     #[test]

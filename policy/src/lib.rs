@@ -24,12 +24,13 @@ pub mod selector;
 mod tables;
 
 pub use admit::{Admitted, admit, admit_change};
+pub use bulkhead_api::objects::Labels;
 pub use changes::{changes, names};
-pub use compile::{CompileError, Compiled, Local, Placement, compile};
+pub use compile::{CompileError, Compiled, Local, Placement, compile, compile_at_once};
 pub use evaluate::Decision;
 pub use explain::{Flow, explain, judged};
 pub use interner::{Interner, KEPT_GENERATIONS};
-pub use objects::{ContainerPort, Labels, LocalPod, Named, NodeInfo, Objects, Pod, RuleLines, Sourced};
+pub use objects::{ContainerPort, LocalPod, Named, NodeInfo, Objects, Pod, RuleLines, Sourced};
 pub use parts::{GroupPart, group_parts};
 pub use rulebook::{RuleBook, RuleEntry};
 pub use tables::Tables;

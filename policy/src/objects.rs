@@ -2,21 +2,18 @@
 
 use crate::{prefix::Prefix, selector};
 use bulkhead_api::objects::{
-    BandwidthClassSpec, ClusterNetworkPolicySpec, DEFAULT_PARTITION, NetworkGroupSpec, NetworkPolicySpec,
-    PartitionSpec, Protocol,
+    BandwidthClassSpec, ClusterNetworkPolicySpec, DEFAULT_PARTITION, Labels, NetworkGroupSpec,
+    NetworkPolicySpec, PartitionSpec, Protocol,
 };
 use bulkhead_ebpf_abi::{Addr, DIR_EGRESS};
 use imbl::OrdMap;
 use ipnetwork::IpNetwork;
 use serde::{Deserialize, Serialize};
-use std::{collections::BTreeMap, net::IpAddr, sync::Arc};
+use std::{net::IpAddr, sync::Arc};
 
 /// Objects by name. A clone shares everything with its original, and what is changed afterwards is all that the two do not
 /// share: a snapshot costs nothing, and two snapshots are compared by what differs.
 pub type Named<T> = OrdMap<String, Arc<T>>;
-
-/// Labels by key.
-pub type Labels = BTreeMap<String, String>;
 
 /// An object with the file it came from, where the source has files.
 #[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
@@ -52,17 +49,15 @@ impl<T> Sourced<T> {
 }
 
 #[derive(Clone, Debug, PartialEq, Default, Serialize, Deserialize)]
+#[serde(default)]
 pub struct Objects {
     pub partitions: Named<Sourced<PartitionSpec>>,
     pub network_groups: Named<Sourced<NetworkGroupSpec>>,
     pub bandwidth_classes: Named<Sourced<BandwidthClassSpec>>,
     /// By `namespace/name`.
-    #[serde(default)]
     pub network_policies: Named<Sourced<NetworkPolicySpec>>,
-    #[serde(default)]
     pub cluster_network_policies: Named<Sourced<ClusterNetworkPolicySpec>>,
     /// By `namespace/name`: the cluster's pods, as far as the source tells of them.
-    #[serde(default)]
     pub pods: Named<Pod>,
     pub namespaces: Named<Labels>,
     pub nodes: Named<NodeInfo>,
@@ -73,6 +68,7 @@ pub struct Objects {
 }
 
 #[derive(Clone, Debug, PartialEq, Eq, Default, Serialize, Deserialize)]
+#[serde(default)]
 pub struct NodeInfo {
     pub addresses: Vec<IpAddr>,
     pub control_plane: bool,
@@ -195,9 +191,17 @@ impl Objects {
 
     /// Labels of a namespace, also of one that no source has told of yet.
     pub(crate) fn labels(&self, namespace: &str) -> Labels {
-        let mut labels = self.namespaces.get(namespace).map(|l| Labels::clone(l)).unwrap_or_default();
-        labels.entry(NAMESPACE_NAME_LABEL.into()).or_insert_with(|| namespace.into());
+        let labels = self.namespaces.get(namespace).map(|l| Labels::clone(l)).unwrap_or_default();
+        with_name(labels, namespace)
+    }
+}
+
+/// Labels of a namespace with the one that the API server sets on each.
+pub(crate) fn with_name(labels: Labels, namespace: &str) -> Labels {
+    if labels.contains_key(NAMESPACE_NAME_LABEL) {
         labels
+    } else {
+        labels.with(NAMESPACE_NAME_LABEL, namespace)
     }
 }
 

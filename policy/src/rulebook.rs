@@ -5,7 +5,7 @@ use bulkhead_ebpf_abi::{
     RULE_CLUSTER_DNS, RULE_CONTROL_PLANE, RULE_DEFAULT_DENY, RULE_FIRST_DYNAMIC, RULE_LOOPBACK, RULE_NONE,
     RULE_OPEN, RULE_OWN_NODE, RULE_SAME_PARTITION,
 };
-use std::collections::BTreeMap;
+use std::{collections::BTreeMap, sync::Arc};
 
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct RuleEntry {
@@ -18,7 +18,7 @@ pub struct RuleEntry {
 #[derive(Clone, Debug, PartialEq)]
 pub struct RuleBook {
     /// Written in objects, under policies that the tables hold.
-    in_force: BTreeMap<u32, RuleEntry>,
+    in_force: BTreeMap<u32, Arc<RuleEntry>>,
     others: BTreeMap<u32, RuleEntry>,
 }
 
@@ -35,7 +35,7 @@ const BUILT_IN: [(u32, &str); 8] = [
 
 impl RuleBook {
     pub(crate) fn new<'a>(
-        in_force: impl Iterator<Item = (&'a u32, &'a RuleEntry)>,
+        in_force: impl Iterator<Item = (&'a u32, &'a Arc<RuleEntry>)>,
         numbers: &Interner,
     ) -> Self {
         let entry = |name: &str| RuleEntry { name: name.into(), file: None };
@@ -48,12 +48,12 @@ impl RuleBook {
     }
 
     pub fn get(&self, number: u32) -> Option<&RuleEntry> {
-        self.in_force.get(&number).or_else(|| self.others.get(&number))
+        self.in_force.get(&number).map(Arc::as_ref).or_else(|| self.others.get(&number))
     }
 
     /// Rules that objects write, and the tables of this node hold.
     pub fn in_force(&self) -> impl Iterator<Item = (u32, &RuleEntry)> {
-        self.in_force.iter().map(|(number, entry)| (*number, entry))
+        self.in_force.iter().map(|(number, entry)| (*number, &**entry))
     }
 
     /// Written in an object and gone since.

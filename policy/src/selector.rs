@@ -1,22 +1,22 @@
 //! Kubernetes label selectors.
 
-use bulkhead_api::objects::{LabelSelector, LabelSelectorRequirement};
-use std::collections::BTreeMap;
+use bulkhead_api::objects::{LabelSelector, LabelSelectorRequirement, Labels};
 
 /// Whether the labels satisfy every requirement; an empty selector matches all labels. A requirement that Kubernetes
 /// would refuse (unknown operator, missing values) matches nothing.
-pub fn matches(selector: &LabelSelector, labels: &BTreeMap<String, String>) -> bool {
-    selector.match_labels.iter().flatten().all(|(key, value)| labels.get(key) == Some(value))
-        && selector.match_expressions.iter().flatten().all(|requirement| holds(requirement, labels))
+pub fn matches(selector: &LabelSelector, labels: &Labels) -> bool {
+    selector.match_labels.iter().all(|(key, value)| labels.get(key) == Some(value))
+        && selector.match_expressions.iter().all(|requirement| holds(requirement, labels))
 }
 
-fn holds(requirement: &LabelSelectorRequirement, labels: &BTreeMap<String, String>) -> bool {
-    let values = requirement.values.as_deref().unwrap_or_default();
+fn holds(requirement: &LabelSelectorRequirement, labels: &Labels) -> bool {
+    let values = &requirement.values;
+    let listed = |label: &str| values.iter().any(|v| **v == *label);
     let label = labels.get(&requirement.key);
-    match requirement.operator.as_str() {
-        "In" => label.is_some_and(|l| values.contains(l)),
+    match &*requirement.operator {
+        "In" => label.is_some_and(listed),
         // Upstream: a label that is not there is in no list.
-        "NotIn" => !values.is_empty() && label.is_none_or(|l| !values.contains(l)),
+        "NotIn" => !values.is_empty() && label.is_none_or(|l| !listed(l)),
         "Exists" => values.is_empty() && label.is_some(),
         "DoesNotExist" => values.is_empty() && label.is_none(),
         _ => false,
@@ -27,14 +27,14 @@ fn holds(requirement: &LabelSelectorRequirement, labels: &BTreeMap<String, Strin
 mod tests {
     use super::*;
 
-    fn labels(pairs: &[(&str, &str)]) -> BTreeMap<String, String> {
-        pairs.iter().map(|(k, v)| (k.to_string(), v.to_string())).collect()
+    fn labels(pairs: &[(&str, &str)]) -> Labels {
+        pairs.iter().copied().collect()
     }
 
     fn expression(operator: &str, values: &[&str]) -> LabelSelector {
-        let values = Some(values.iter().map(|v| v.to_string()).collect());
+        let values = values.iter().map(|v| (*v).into()).collect();
         let requirement = LabelSelectorRequirement { key: "team".into(), operator: operator.into(), values };
-        LabelSelector { match_expressions: Some(vec![requirement]), match_labels: None }
+        LabelSelector { match_expressions: [requirement].into(), ..LabelSelector::default() }
     }
 
     #[test]
@@ -46,8 +46,8 @@ mod tests {
     #[test]
     fn match_labels_are_all_needed() {
         let selector = LabelSelector {
-            match_labels: Some(labels(&[("team", "web"), ("tier", "1")])),
-            match_expressions: None,
+            match_labels: labels(&[("team", "web"), ("tier", "1")]),
+            ..LabelSelector::default()
         };
         assert!(matches(&selector, &labels(&[("team", "web"), ("tier", "1"), ("x", "y")])));
         assert!(!matches(&selector, &labels(&[("team", "web")])));

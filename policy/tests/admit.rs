@@ -376,7 +376,7 @@ fn selecting() -> Objects {
     let by = |label: &str| format!("namespaceSelector: {{matchLabels: {{{label}}}}}");
     add(&mut objects, "a", &format!("{{policyID: 8, {}, podCIDRs: [10.70.0.0/16]}}", by("team: a")));
     add(&mut objects, "b", &format!("{{policyID: 9, {}, podCIDRs: [10.71.0.0/16]}}", by("tier: b")));
-    objects.namespaces.insert("one".into(), Arc::new([("tier".to_string(), "b".to_string())].into()));
+    objects.namespaces.insert("one".into(), Arc::new([("tier", "b")].into_iter().collect()));
     objects
 }
 
@@ -385,7 +385,8 @@ fn labels_that_put_a_namespace_into_two_partitions_are_not_taken_over() {
     let in_force = selecting();
     assert_eq!(admit(&Objects::default(), in_force.clone()).1, vec![]);
     let mut candidate = in_force.clone();
-    Arc::make_mut(candidate.namespaces.get_mut("one").unwrap()).insert("team".into(), "a".into());
+    let one = candidate.namespaces.get_mut("one").unwrap();
+    *one = Arc::new(one.with("team", "a"));
     let (objects, errors) = admit(&in_force, candidate.clone());
     assert_eq!(objects, in_force);
     assert_eq!(objects.partition_of_namespace("one"), "b");
@@ -398,8 +399,8 @@ fn labels_that_put_a_namespace_into_two_partitions_are_not_taken_over() {
 fn a_new_namespace_with_labels_of_two_partitions_takes_neither_down_and_lands_in_the_first() {
     let in_force = selecting();
     let mut candidate = in_force.clone();
-    let labels = [("team".to_string(), "a".to_string()), ("tier".to_string(), "b".to_string())];
-    candidate.namespaces.insert("two".into(), Arc::new(labels.into()));
+    let labels = [("team", "a"), ("tier", "b")].into_iter().collect();
+    candidate.namespaces.insert("two".into(), Arc::new(labels));
     let (objects, errors) = admit(&in_force, candidate.clone());
     assert_eq!((objects.partitions.len(), errors.len()), (4, 1));
     assert_eq!(objects.partition_of_namespace("two"), "a");

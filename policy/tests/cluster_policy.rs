@@ -129,7 +129,8 @@ fn nodes_are_peers_by_their_labels_and_protocols_by_number_range_and_name() {
         "ingress: [{action: Accept, from: [{namespaces: {}}], protocols: [{destinationNamedPort: http}, {tcp: {destinationPort: {number: 22}}}]}]",
     );
     let mut objects = with("", &[("nodes", &to_nodes), ("named", &named)]);
-    Arc::make_mut(objects.nodes.get_mut("node-2").unwrap()).labels.insert("role".into(), "store".into());
+    Arc::make_mut(objects.nodes.get_mut("node-2").unwrap()).labels =
+        [("role", "store")].into_iter().collect();
     for (peer, port, allowed) in
         [("192.168.0.2", 10, true), ("192.168.0.2", 21, false), ("192.168.0.3", 10, false)]
     {

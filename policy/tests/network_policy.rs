@@ -4,7 +4,7 @@
 mod common;
 
 use bulkhead_ebpf_abi::*;
-use bulkhead_policy::{Compiled, Interner, Local, LocalPod, Objects, admit, compile};
+use bulkhead_policy::{Compiled, Interner, Local, LocalPod, Objects, admit, compile, compile_at_once};
 use common::*;
 use std::sync::Arc;
 
@@ -16,8 +16,8 @@ const UNTOLD: &str = "10.64.0.99";
 /// `shop/db` and `shop/client`, `shop/other`, `dev/client`, all of the default partition.
 fn shop(policies: &[&str]) -> Objects {
     let mut objects = cluster();
-    objects.namespaces.insert("shop".into(), Arc::new([("team".to_string(), "shop".to_string())].into()));
-    objects.namespaces.insert("dev".into(), Arc::new([("team".to_string(), "dev".to_string())].into()));
+    objects.namespaces.insert("shop".into(), Arc::new([("team", "shop")].into_iter().collect()));
+    objects.namespaces.insert("dev".into(), Arc::new([("team", "dev")].into_iter().collect()));
     add_pod(
         &mut objects,
         "shop/db",
@@ -291,11 +291,16 @@ fn what_pods_had_until_the_switch_stays_in_the_next_tables() {
     let old = former.place(&before, &pod).unwrap().policy;
     interner.switched();
     let after = shop(&["{podSelector: {}, ingress: [{}]}", "{podSelector: {}, ingress: [{}]}"]);
-    let c = compile(&after, &mut interner, &Local { former: Some(&former), ..local }).unwrap();
+    let local_after = Local { former: Some(&former), ..local };
+    let c = compile(&after, &mut interner, &local_after).unwrap();
+    // Also where all is made and placed anew.
+    let at_once = compile_at_once(&after, &mut interner.clone(), &local_after).unwrap();
     let new = c.place(&after, &pod).unwrap().policy;
     assert_ne!(old, new);
     for policy in [old, new] {
-        assert!(c.evaluate(policy, DIR_INGRESS, ID_WORLD, PROTO_TCP, 1).allowed);
+        for c in [&c, &at_once] {
+            assert!(c.evaluate(policy, DIR_INGRESS, ID_WORLD, PROTO_TCP, 1).allowed);
+        }
     }
     interner.switched();
     let last = compile(&after, &mut interner, &Local { former: Some(&c), ..local }).unwrap();

@@ -254,3 +254,18 @@ fn a_partition_written_out_reads_back_as_it_was() {
     again.partitions.insert("web".into(), sourced(partition(&written), "web"));
     assert_eq!(compiled(&again), compiled(&objects));
 }
+
+/// What was remembered by a daemon that knew fewer fields than this one.
+#[test]
+fn objects_that_an_older_daemon_wrote_can_be_read() {
+    let written = r#"{"partitions": {}, "network_groups": {}, "bandwidth_classes": {}, "namespaces": {"web": {"team": "a"}},
+        "nodes": {"node-1": {"addresses": ["192.168.0.1"]}}, "pods": {"web/a": {"labels": {"app": "a"}, "addresses": ["10.65.0.1"]}},
+        "network_policies": {"web/a": {"spec": {"podSelector": {}}, "file": null}}}"#;
+    let objects: Objects = serde_json::from_str(written).unwrap();
+    assert_eq!(objects.nodes["node-1"].addresses, [ip("192.168.0.1")]);
+    assert!(objects.nodes["node-1"].labels.is_empty() && !objects.nodes["node-1"].control_plane);
+    assert_eq!(objects.pods["web/a"].labels.get("app"), Some("a"));
+    assert_eq!(objects.network_policies.len(), 1);
+    let again: Objects = serde_json::from_str(&serde_json::to_string(&objects).unwrap()).unwrap();
+    assert_eq!(again, objects);
+}

@@ -13,6 +13,7 @@ mod bandwidth;
 mod bgp;
 mod bgp_session;
 mod cluster_network_policy;
+mod labels;
 mod network_group;
 mod network_policy;
 mod partition;
@@ -26,6 +27,7 @@ pub use bandwidth::*;
 pub use bgp::*;
 pub use bgp_session::*;
 pub use cluster_network_policy::*;
+pub use labels::*;
 pub use network_group::*;
 pub use network_policy::*;
 pub use partition::*;
@@ -34,11 +36,8 @@ pub use status::*;
 pub use validate::*;
 
 pub use ipnetwork::IpNetwork;
-pub use k8s_openapi::api::networking::v1::{
-    IPBlock, NetworkPolicyEgressRule, NetworkPolicyIngressRule, NetworkPolicyPeer, NetworkPolicyPort,
-    NetworkPolicySpec,
-};
-pub use k8s_openapi::apimachinery::pkg::apis::meta::v1::{LabelSelector, LabelSelectorRequirement};
+/// What the types of NetworkPolicy here are read from and written as.
+pub use k8s_openapi::api::networking::v1 as upstream;
 pub use k8s_openapi::apimachinery::pkg::util::intstr::IntOrString;
 
 pub const GROUP: &str = "bulkhead.dev";

@@ -1,29 +1,174 @@
-//! Kubernetes' NetworkPolicy: what can be wrong with one. The types are upstream's.
+//! Kubernetes' NetworkPolicy, and what can be wrong with one.
+//!
+//! The fields are upstream's, and it is read and written by upstream's types. These here hold the same in little room: a
+//! cluster has tens of thousands.
 
 use super::{
-    FieldError, IPBlock, IntOrString, IpNetwork, NetworkPolicyPeer, NetworkPolicyPort, NetworkPolicySpec,
+    FieldError, IntOrString, IpNetwork, LabelSelector, upstream,
     validate::{Errors, holds},
 };
+use serde::{Deserialize, Serialize};
+
+#[derive(Clone, Debug, PartialEq, Eq, Default, Serialize, Deserialize)]
+#[serde(from = "upstream::NetworkPolicySpec", into = "upstream::NetworkPolicySpec")]
+pub struct NetworkPolicySpec {
+    /// An empty one, or none, picks all pods of the namespace.
+    pub pod_selector: LabelSelector,
+    /// Empty: what upstream takes for it.
+    pub policy_types: Box<[Box<str>]>,
+    pub ingress: Box<[NetworkPolicyRule]>,
+    pub egress: Box<[NetworkPolicyRule]>,
+}
+
+#[derive(Clone, Debug, PartialEq, Eq, Default)]
+pub struct NetworkPolicyRule {
+    /// `from`, or `to`. Empty: any.
+    pub peers: Box<[NetworkPolicyPeer]>,
+    /// Empty: all.
+    pub ports: Box<[NetworkPolicyPort]>,
+}
+
+#[derive(Clone, Debug, PartialEq, Eq, Default)]
+pub struct NetworkPolicyPeer {
+    pub ip_block: Option<Box<PolicyIpBlock>>,
+    pub namespace_selector: Option<Box<LabelSelector>>,
+    pub pod_selector: Option<Box<LabelSelector>>,
+}
+
+#[derive(Clone, Debug, PartialEq, Eq, Default)]
+pub struct PolicyIpBlock {
+    pub cidr: Box<str>,
+    pub except: Box<[Box<str>]>,
+}
+
+#[derive(Clone, Debug, PartialEq, Eq, Default)]
+pub struct NetworkPolicyPort {
+    pub protocol: Option<Box<str>>,
+    pub port: Option<NumberOrName>,
+    pub end_port: Option<i32>,
+}
+
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub enum NumberOrName {
+    Number(i32),
+    Name(Box<str>),
+}
+
+impl From<upstream::NetworkPolicySpec> for NetworkPolicySpec {
+    fn from(written: upstream::NetworkPolicySpec) -> Self {
+        let upstream::NetworkPolicySpec { pod_selector, policy_types, ingress, egress } = written;
+        let ingress = ingress.unwrap_or_default().into_iter().map(|r| rule(r.from, r.ports));
+        let egress = egress.unwrap_or_default().into_iter().map(|r| rule(r.to, r.ports));
+        Self {
+            pod_selector: pod_selector.unwrap_or_default().into(),
+            policy_types: boxed(policy_types),
+            ingress: ingress.collect(),
+            egress: egress.collect(),
+        }
+    }
+}
+
+fn boxed<A, B: From<A>>(list: Option<Vec<A>>) -> Box<[B]> {
+    list.unwrap_or_default().into_iter().map(B::from).collect()
+}
+
+/// None where there is nothing to write.
+fn listed<A, B: From<A>>(list: Box<[A]>) -> Option<Vec<B>> {
+    (!list.is_empty()).then(|| list.into_iter().map(B::from).collect())
+}
+
+fn rule(
+    peers: Option<Vec<upstream::NetworkPolicyPeer>>,
+    ports: Option<Vec<upstream::NetworkPolicyPort>>,
+) -> NetworkPolicyRule {
+    NetworkPolicyRule { peers: boxed(peers), ports: boxed(ports) }
+}
+
+impl From<upstream::NetworkPolicyPeer> for NetworkPolicyPeer {
+    fn from(written: upstream::NetworkPolicyPeer) -> Self {
+        let upstream::NetworkPolicyPeer { ip_block, namespace_selector, pod_selector } = written;
+        Self {
+            ip_block: ip_block
+                .map(|b| Box::new(PolicyIpBlock { cidr: b.cidr.into(), except: boxed(b.except) })),
+            namespace_selector: namespace_selector.map(|s| Box::new(s.into())),
+            pod_selector: pod_selector.map(|s| Box::new(s.into())),
+        }
+    }
+}
+
+impl From<upstream::NetworkPolicyPort> for NetworkPolicyPort {
+    fn from(written: upstream::NetworkPolicyPort) -> Self {
+        let upstream::NetworkPolicyPort { protocol, port, end_port } = written;
+        let port = port.map(|port| match port {
+            IntOrString::Int(number) => NumberOrName::Number(number),
+            IntOrString::String(name) => NumberOrName::Name(name.into()),
+        });
+        Self { protocol: protocol.map(Into::into), port, end_port }
+    }
+}
+
+impl From<NetworkPolicySpec> for upstream::NetworkPolicySpec {
+    fn from(spec: NetworkPolicySpec) -> Self {
+        let NetworkPolicySpec { pod_selector, policy_types, ingress, egress } = spec;
+        Self {
+            pod_selector: Some(pod_selector.into()),
+            policy_types: listed(policy_types),
+            ingress: listed(ingress),
+            egress: listed(egress),
+        }
+    }
+}
+
+impl From<NetworkPolicyRule> for upstream::NetworkPolicyIngressRule {
+    fn from(NetworkPolicyRule { peers, ports }: NetworkPolicyRule) -> Self {
+        Self { from: listed(peers), ports: listed(ports) }
+    }
+}
+
+impl From<NetworkPolicyRule> for upstream::NetworkPolicyEgressRule {
+    fn from(NetworkPolicyRule { peers, ports }: NetworkPolicyRule) -> Self {
+        Self { to: listed(peers), ports: listed(ports) }
+    }
+}
+
+impl From<NetworkPolicyPeer> for upstream::NetworkPolicyPeer {
+    fn from(peer: NetworkPolicyPeer) -> Self {
+        let NetworkPolicyPeer { ip_block, namespace_selector, pod_selector } = peer;
+        Self {
+            ip_block: ip_block.map(|b| upstream::IPBlock { cidr: b.cidr.into(), except: listed(b.except) }),
+            namespace_selector: namespace_selector.map(|s| (*s).into()),
+            pod_selector: pod_selector.map(|s| (*s).into()),
+        }
+    }
+}
+
+impl From<NetworkPolicyPort> for upstream::NetworkPolicyPort {
+    fn from(NetworkPolicyPort { protocol, port, end_port }: NetworkPolicyPort) -> Self {
+        let port = port.map(|port| match port {
+            NumberOrName::Number(number) => IntOrString::Int(number),
+            NumberOrName::Name(name) => IntOrString::String(name.into()),
+        });
+        Self { protocol: protocol.map(Into::into), port, end_port }
+    }
+}
 
 /// Everything that is wrong with a NetworkPolicy, in the order of its fields.
 pub fn check_network_policy(spec: &NetworkPolicySpec) -> Vec<FieldError> {
     let mut errors = Errors::default();
-    if let Some(selector) = &spec.pod_selector {
-        errors.selector("spec.podSelector", selector);
-    }
-    for (i, kind) in spec.policy_types.iter().flatten().enumerate() {
-        if kind != "Ingress" && kind != "Egress" {
+    errors.selector("spec.podSelector", &spec.pod_selector);
+    for (i, kind) in spec.policy_types.iter().enumerate() {
+        if !["Ingress", "Egress"].contains(&&**kind) {
             let message = format!("`{kind}` is no policy type: use Ingress, Egress or both");
             errors.add(format!("spec.policyTypes[{i}]"), message);
         }
     }
-    for (i, rule) in spec.ingress.iter().flatten().enumerate() {
-        peers(&mut errors, &format!("spec.ingress[{i}].from"), rule.from.as_deref().unwrap_or_default());
-        ports(&mut errors, &format!("spec.ingress[{i}].ports"), rule.ports.as_deref().unwrap_or_default());
+    for (i, rule) in spec.ingress.iter().enumerate() {
+        peers(&mut errors, &format!("spec.ingress[{i}].from"), &rule.peers);
+        ports(&mut errors, &format!("spec.ingress[{i}].ports"), &rule.ports);
     }
-    for (i, rule) in spec.egress.iter().flatten().enumerate() {
-        peers(&mut errors, &format!("spec.egress[{i}].to"), rule.to.as_deref().unwrap_or_default());
-        ports(&mut errors, &format!("spec.egress[{i}].ports"), rule.ports.as_deref().unwrap_or_default());
+    for (i, rule) in spec.egress.iter().enumerate() {
+        peers(&mut errors, &format!("spec.egress[{i}].to"), &rule.peers);
+        ports(&mut errors, &format!("spec.egress[{i}].ports"), &rule.ports);
     }
     errors.0
 }
@@ -52,9 +197,9 @@ fn peers(errors: &mut Errors, field: &str, peers: &[NetworkPolicyPeer]) {
     }
 }
 
-fn ip_block_errors(errors: &mut Errors, field: &str, block: &IPBlock) {
+fn ip_block_errors(errors: &mut Errors, field: &str, block: &PolicyIpBlock) {
     let Some(cidr) = network(errors, format!("{field}.cidr"), &block.cidr) else { return };
-    for (i, text) in block.except.iter().flatten().enumerate() {
+    for (i, text) in block.except.iter().enumerate() {
         let field = format!("{field}.except[{i}]");
         if let Some(except) = network(errors, field.clone(), text)
             && (cidr.is_ipv4() != except.is_ipv4() || !holds(cidr, except) || cidr == except)
@@ -81,23 +226,23 @@ pub(super) fn network(errors: &mut Errors, field: String, text: &str) -> Option<
 fn ports(errors: &mut Errors, field: &str, ports: &[NetworkPolicyPort]) {
     for (i, NetworkPolicyPort { port, end_port, protocol }) in ports.iter().enumerate() {
         let field = format!("{field}[{i}]");
-        if let Some(protocol) = protocol.as_ref().filter(|p| !["TCP", "UDP", "SCTP"].contains(&p.as_str())) {
+        if let Some(protocol) = protocol.as_ref().filter(|p| !["TCP", "UDP", "SCTP"].contains(&&***p)) {
             let message = format!("`{protocol}` is no protocol here: use TCP, UDP or SCTP");
             errors.add(format!("{field}.protocol"), message);
         }
         match port {
-            Some(IntOrString::Int(number)) => number_of_port(errors, format!("{field}.port"), *number),
-            Some(IntOrString::String(name)) => port_name(errors, format!("{field}.port"), name),
+            Some(NumberOrName::Number(number)) => number_of_port(errors, format!("{field}.port"), *number),
+            Some(NumberOrName::Name(name)) => port_name(errors, format!("{field}.port"), name),
             None => {}
         }
         let Some(end) = *end_port else { continue };
         let field = format!("{field}.endPort");
         match port {
-            Some(IntOrString::Int(first)) if end < *first => {
+            Some(NumberOrName::Number(first)) if end < *first => {
                 errors.add(field, format!("the range is upside down: endPort {end} is below port {first}"));
             }
-            Some(IntOrString::Int(_)) => number_of_port(errors, field, end),
-            Some(IntOrString::String(name)) => {
+            Some(NumberOrName::Number(_)) => number_of_port(errors, field, end),
+            Some(NumberOrName::Name(name)) => {
                 errors.add(
                     field,
                     format!("a range has no name: write numbers, or leave out endPort with `{name}`"),
@@ -127,5 +272,21 @@ pub(super) fn port_name(errors: &mut Errors, field: String, name: &str) {
             "`{name}` is not a port name: use lower-case letters, digits and single `-`, at most 15, one letter at least"
         );
         errors.add(field, message);
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    /// What a daemon has remembered is read by the next one, of whatever version.
+    #[test]
+    fn a_policy_is_written_as_upstream_writes_it() {
+        let text = r#"{"egress":[{"ports":[{"endPort":9,"port":1,"protocol":"UDP"}],"to":[{"ipBlock":{"cidr":"10.0.0.0/8","except":["10.1.0.0/16"]}}]}],"ingress":[{"from":[{"namespaceSelector":{},"podSelector":{"matchLabels":{"app":"db"}}}],"ports":[{"port":"http"}]},{}],"podSelector":{"matchExpressions":[{"key":"a","operator":"Exists"}]},"policyTypes":["Ingress","Egress"]}"#;
+        let ours: NetworkPolicySpec = serde_json::from_str(text).unwrap();
+        let theirs: upstream::NetworkPolicySpec = serde_json::from_str(text).unwrap();
+        assert_eq!(upstream::NetworkPolicySpec::from(ours.clone()), theirs);
+        assert_eq!(serde_json::to_value(&ours).unwrap(), serde_json::to_value(&theirs).unwrap());
+        assert!(check_network_policy(&ours).is_empty());
     }
 }

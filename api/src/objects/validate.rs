@@ -197,13 +197,13 @@ impl Errors {
     }
 
     pub fn selector(&mut self, field: &str, selector: &LabelSelector) {
-        for (i, requirement) in selector.match_expressions.iter().flatten().enumerate() {
+        for (i, requirement) in selector.match_expressions.iter().enumerate() {
             let field = format!("{field}.matchExpressions[{i}]");
             if requirement.key.is_empty() {
                 self.add(format!("{field}.key"), "is empty: name a label".into());
             }
-            let values = requirement.values.as_ref().is_some_and(|v| !v.is_empty());
-            let operator = requirement.operator.as_str();
+            let values = !requirement.values.is_empty();
+            let operator = &*requirement.operator;
             match operator {
                 "In" | "NotIn" if !values => {
                     self.add(format!("{field}.values"), format!("{operator} needs at least one value"));

@@ -1,15 +1,15 @@
 //! A generation on its way into the kernel: idle half, identities, one store.
 
 use super::{
-    Datapath, DatapathError, Exact, MapTables, Prefixes,
-    identities::{self, Change, Removals},
-    sys,
+    Datapath, DatapathError, Exact, MapTables, Prefix, Prefixes, identities,
+    transition::{Classes, Entries, Transition, Wanted},
     values::Raw,
 };
 use aya::maps::{MapError, lpm_trie::Key};
 use bulkhead_ebpf_abi::{Addr, Cell, Identity, PolicyDir, PortDirectory, PortPage};
 use bulkhead_policy::Tables;
 use std::{collections::BTreeMap, io, sync::Arc};
+use tracing::warn;
 
 /// All that a generation says: its tables, and who addresses are.
 #[derive(Clone, Copy)]
@@ -92,22 +92,44 @@ impl Datapath {
     /// # Errors
     /// The running generation stays in force. [`DatapathError::TooLarge`]: nothing was written.
     pub fn apply(&mut self, new: &Generation<'_>) -> Result<u32, DatapathError> {
+        self.apply_with(new, &BTreeMap::new())
+    }
+
+    /// As [`Datapath::apply`]; `pods`: who addresses of local pods are to the new generation. Wiring need not set what is
+    /// named here, and does not until [`Datapath::settle`] has.
+    ///
+    /// # Errors
+    /// As [`Datapath::apply`].
+    pub fn apply_with(
+        &mut self,
+        new: &Generation<'_>,
+        pods: &BTreeMap<Addr, Identity>,
+    ) -> Result<u32, DatapathError> {
         self.settle()?;
         self.check_room(new)?;
         let running = self.running_generation()?;
         let next = following(running);
-        self.write_half((next & 1) as usize, new.tables)?;
-        let live = (running & 1) as usize;
-        self.half(live)?;
-        let classes = self.shadow[live].as_ref().map_or(&[][..], |half| &half.classes[..]);
-        let change = self.identities.plan(new, classes);
-        self.classify(live, &change.classes)?;
-        self.add(&change)?;
+        let [live, idle] = [running, next].map(|generation| (generation & 1) as usize);
+        self.write_half(idle, new.tables)?;
+        let classes = self.half(live)?.classes.clone();
+        let wanted = Wanted { prefixes: new.prefixes, exact: new.exact, pods };
+        let room = self.sizes.identities;
+        let classes = Classes { running: &classes, next: &new.tables.classes, room, turn: next };
+        let transition = Transition::of(&self.identities, &wanted, &classes);
+        if transition.unmatched > 0 {
+            warn!(
+                addresses = transition.unmatched,
+                "more addresses change their meaning than there are numbers for: they change before the rules do"
+            );
+        }
+        self.classify(live, &transition.running)?;
+        self.classify(idle, &transition.next)?;
+        self.enter(&transition.before)?;
         self.generation
             .set(0, next, 0)
             .map_err(|source| DatapathError::Map { what: "switching the generation".into(), source })?;
-        self.identities.share(new, &change.removals);
-        self.pending = Some(change.removals);
+        self.identities.share(new.prefixes, new.exact, &transition.after);
+        self.pending = Some(transition.after);
         Ok(next)
     }
 
@@ -119,10 +141,9 @@ impl Datapath {
     pub fn follow(&mut self, new: &Generation<'_>) -> Result<(), DatapathError> {
         self.settle()?;
         self.check_room(new)?;
-        let change = self.identities.plan(new, &[]);
-        self.add(&change)?;
-        self.remove(&change.removals)?;
-        self.identities.share(new, &Removals::default());
+        let entries = Entries::of(&self.identities, new.prefixes, new.exact);
+        self.enter(&entries)?;
+        self.identities.share(new.prefixes, new.exact, &Entries::default());
         Ok(())
     }
 
@@ -133,7 +154,7 @@ impl Datapath {
     /// The number stays; call it again.
     pub fn ask_again(&mut self) -> Result<u32, DatapathError> {
         // Nobody decides by a policy of before under the number to come.
-        grace_period()?;
+        self.grace_period()?;
         let number = of_the_same_half(self.running_generation()?);
         self.generation
             .set(0, number, 0)
@@ -143,12 +164,29 @@ impl Datapath {
 
     /// Ends what [`Datapath::apply`] began; takes a grace period (about 10 ms) the first time after a switch.
     pub fn settle(&mut self) -> Result<(), DatapathError> {
-        let Some(removals) = &self.pending else { return Ok(()) };
-        grace_period()?;
-        let removals = removals.clone();
-        self.remove(&removals)?;
+        let Some(left) = &self.pending else { return Ok(()) };
+        self.grace_period()?;
+        let left = left.clone();
+        self.enter(&left)?;
         self.pending = None;
         Ok(())
+    }
+
+    fn grace_period(&self) -> Result<(), DatapathError> {
+        let failed = |source| DatapathError::Kernel { what: "waiting for packets in flight".into(), source };
+        self.barrier.wait().map_err(failed)
+    }
+
+    /// Whether [`Datapath::settle`] will see to it that the address has this identity.
+    pub(super) fn will_have(&self, addr: Addr, identity: Identity) -> bool {
+        self.pending.iter().any(|left| left.exact.contains(&(addr, Some(identity))))
+    }
+
+    /// Wiring has its own word on this address now.
+    pub(super) fn leave_to_wiring(&mut self, addr: Addr) {
+        if let Some(left) = &mut self.pending {
+            left.exact.retain(|(other, _)| *other != addr);
+        }
     }
 
     /// Whether [`Self::apply`] has room for it; nothing is touched.
@@ -190,7 +228,7 @@ impl Datapath {
         Ok(())
     }
 
-    /// Gives identities their class in a half that is in force.
+    /// Gives numbers their class in a half.
     fn classify(&mut self, half: usize, classes: &BTreeMap<u32, u32>) -> Result<(), DatapathError> {
         for (identity, class) in classes {
             let at = *identity as usize;
@@ -204,32 +242,31 @@ impl Datapath {
         Ok(())
     }
 
-    fn add(&mut self, change: &Change) -> Result<(), DatapathError> {
-        for (addr, identity) in &change.set_exact {
-            self.set_exact(*addr, *identity)?;
+    fn enter(&mut self, entries: &Entries) -> Result<(), DatapathError> {
+        for (prefix, identity) in &entries.prefixes {
+            self.set_prefix(*prefix, *identity)?;
         }
-        for ((addr, length), identity) in &change.set_prefixes {
-            self.prefixes.insert(&Key::new(u32::from(*length), Raw(*addr)), Raw(*identity), 0).map_err(
-                |source| DatapathError::Map { what: "adding a prefix to IDENTITY_PREFIX".into(), source },
-            )?;
-            self.identities.prefixes.insert((*addr, *length), *identity);
+        for (addr, identity) in &entries.exact {
+            match identity {
+                Some(identity) => self.set_exact(*addr, *identity)?,
+                None => self.remove_exact(*addr)?,
+            }
         }
         Ok(())
     }
 
-    fn remove(&mut self, removals: &Removals) -> Result<(), DatapathError> {
-        for (addr, length) in &removals.prefixes {
-            absent_is_fine(self.prefixes.remove(&Key::new(u32::from(*length), Raw(*addr)))).map_err(
-                |source| DatapathError::Map { what: "removing a prefix from IDENTITY_PREFIX".into(), source },
-            )?;
-            self.identities.prefixes.remove(&(*addr, *length));
-        }
-        for addr in &removals.exact {
-            // A pod may have come to the address since.
-            if !self.identities.is_pod(addr) {
-                self.remove_exact(*addr)?;
-            }
-        }
+    fn set_prefix(&mut self, prefix: Prefix, identity: Option<Identity>) -> Result<(), DatapathError> {
+        let (addr, length) = prefix;
+        let key = Key::new(u32::from(length), Raw(addr));
+        let done = match identity {
+            Some(identity) => self.prefixes.insert(&key, Raw(identity), 0),
+            None => absent_is_fine(self.prefixes.remove(&key)),
+        };
+        done.map_err(|source| DatapathError::Map {
+            what: format!("identity of {}/{length} (mapped) in IDENTITY_PREFIX", addr.to_ip()),
+            source,
+        })?;
+        self.identities.set_prefix(prefix, identity);
         Ok(())
     }
 
@@ -260,13 +297,6 @@ fn following(generation: u32) -> u32 {
 /// The next number of the same half, and never 0.
 fn of_the_same_half(generation: u32) -> u32 {
     generation.checked_add(2).unwrap_or(2 + (generation & 1))
-}
-
-fn grace_period() -> Result<(), DatapathError> {
-    sys::wait_for_packets_in_flight().map_err(|source| DatapathError::Kernel {
-        what: "waiting for packets in flight (membarrier)".into(),
-        source,
-    })
 }
 
 /// Removing what is not there has succeeded.

@@ -5,10 +5,12 @@ use super::{
     connections::load_forget,
     direct::{Narrow, Ranges},
     generation::Half,
-    identities::{Exact, Identities, Prefixes, Removals},
+    identities::{Exact, Identities, Prefixes},
     links::{self, Hook},
     pins::{self, Pins},
+    sys,
     table::{Table, typed},
+    transition::Entries,
     values::Raw,
 };
 use aya::{
@@ -136,6 +138,10 @@ impl Datapath {
         // New maps are zero, and nothing has been switched; of adopted ones both is to be found out.
         let fresh = || (!adopted).then(Half::default);
         let conntrack = take_map(o, "CONNTRACK")?;
+        let barrier = sys::Barrier::new().map_err(|source| DatapathError::Kernel {
+            what: "a map to wait for packets by".into(),
+            source,
+        })?;
         let mut datapath = Self {
             pins,
             sizes,
@@ -158,7 +164,8 @@ impl Datapath {
             rules: take(o, "RULES")?,
             identities: Identities::default(),
             shadow: [fresh(), fresh()],
-            pending: adopted.then(Removals::default),
+            barrier,
+            pending: adopted.then(Entries::default),
             object,
         };
         datapath.identities = datapath.read_identities()?;

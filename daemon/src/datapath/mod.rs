@@ -20,6 +20,7 @@ mod read;
 mod rules;
 mod sys;
 mod table;
+mod transition;
 mod values;
 
 pub use generation::Generation;
@@ -32,7 +33,6 @@ use bulkhead_ebpf_abi::{
     Addr, Cell, Connections, Counter, Delivery, DropKey, Endpoint, Flow, FlowKey, FlowName, FragmentKey,
     Identity, PolicyDir, PortDirectory, PortPage, RecentKey, RuleCounter, Share, Sizes,
 };
-use identities::Removals;
 use std::{
     collections::{BTreeMap, BTreeSet},
     io,
@@ -41,6 +41,7 @@ use std::{
     path::PathBuf,
 };
 use table::{HashMap, Table};
+use transition::Entries;
 use values::Raw;
 
 /// The eBPF object that build.rs made.
@@ -133,8 +134,9 @@ pub struct Datapath {
     identities: Identities,
     /// What each half holds; `None`: it must be read first.
     shadow: [Option<generation::Half>; 2],
+    barrier: sys::Barrier,
     /// What follows the last switch once no packet is left in the generation before.
-    pending: Option<Removals>,
+    pending: Option<Entries>,
 }
 
 /// The tables of generations.

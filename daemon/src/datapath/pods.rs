@@ -42,11 +42,18 @@ impl PodMaps for Datapath {
             let (needed, room) = (identity.id as usize + 1, self.sizes.identities);
             return Err(DatapathError::TooLarge { table: "CLASS", needed, room });
         }
-        self.set_exact(Addr::from_ip(address), identity)
+        let addr = Addr::from_ip(address);
+        if self.will_have(addr, identity) {
+            return Ok(());
+        }
+        self.leave_to_wiring(addr);
+        self.set_exact(addr, identity)
     }
 
     fn remove_address(&mut self, address: IpAddr) -> Result<(), DatapathError> {
-        self.remove_exact(Addr::from_ip(address))
+        let addr = Addr::from_ip(address);
+        self.leave_to_wiring(addr);
+        self.remove_exact(addr)
     }
 
     fn attach_pod(&mut self, ifname: &str, ifindex: u32) -> Result<(), DatapathError> {

@@ -12,6 +12,8 @@ use std::{
     path::Path,
 };
 
+const MAP_CREATE: libc::c_long = 0;
+const MAP_UPDATE: libc::c_long = 2;
 const OBJ_GET: libc::c_long = 7;
 const OBJ_GET_INFO_BY_FD: libc::c_long = 15;
 const MAP_LOOKUP_BATCH: libc::c_long = 24;
@@ -172,12 +174,65 @@ pub fn detach_pinned_link(path: &Path) -> io::Result<()> {
     }
 }
 
-/// Returns when every packet that was in a program before the call has left it (an RCU grace period).
-pub fn wait_for_packets_in_flight() -> io::Result<()> {
-    const GLOBAL: libc::c_int = 1;
-    // SAFETY: takes three numbers.
-    match unsafe { libc::syscall(libc::SYS_membarrier, GLOBAL, 0, 0) } {
-        0 => Ok(()),
-        _ => Err(io::Error::last_os_error()),
+/// A map of maps that no program has, for what the kernel promises of a change of one: when the call returns, no program
+/// that was running before it still is (`maybe_wait_bpf_programs`, Linux 5.0 and later).
+///
+/// `membarrier` would wait for the same, but the kernel refuses it on nodes with `nohz_full` processors.
+pub struct Barrier {
+    outer: OwnedFd,
+    inner: OwnedFd,
+}
+
+impl Barrier {
+    pub fn new() -> io::Result<Self> {
+        const ARRAY: u32 = 2;
+        const ARRAY_OF_MAPS: u32 = 12;
+        let word = size_of::<u32>() as u32;
+        let attr = Create { key_size: word, value_size: word, max_entries: 1, ..Create::default() };
+        let inner = make(Create { map_type: ARRAY, ..attr })?;
+        let inner_map_fd = fd_number(inner.as_fd());
+        let outer = make(Create { map_type: ARRAY_OF_MAPS, inner_map_fd, ..attr })?;
+        Ok(Self { outer, inner })
     }
+
+    /// Returns when every packet that was in a program before the call has left it (an RCU grace period).
+    pub fn wait(&self) -> io::Result<()> {
+        #[repr(C)]
+        struct Update {
+            map_fd: u32,
+            reserved: u32,
+            key: u64,
+            value: u64,
+            flags: u64,
+        }
+        let (key, value) = (0u32, fd_number(self.inner.as_fd()));
+        let mut attr = Update {
+            map_fd: fd_number(self.outer.as_fd()),
+            reserved: 0,
+            key: &raw const key as u64,
+            value: &raw const value as u64,
+            flags: 0,
+        };
+        // SAFETY: key and value are four bytes, as the map was made, and outlive the call.
+        unsafe { bpf(MAP_UPDATE, &mut attr) }.map(drop)
+    }
+}
+
+/// The head of `union bpf_attr` for a new map.
+#[repr(C)]
+#[derive(Clone, Copy, Default)]
+struct Create {
+    map_type: u32,
+    key_size: u32,
+    value_size: u32,
+    max_entries: u32,
+    flags: u32,
+    inner_map_fd: u32,
+}
+
+fn make(mut attr: Create) -> io::Result<OwnedFd> {
+    // SAFETY: takes numbers only.
+    let fd = unsafe { bpf(MAP_CREATE, &mut attr) }?;
+    // SAFETY: the kernel has just made this descriptor for us.
+    Ok(unsafe { OwnedFd::from_raw_fd(fd as i32) })
 }

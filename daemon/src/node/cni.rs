@@ -133,6 +133,8 @@ impl Node {
             details,
         };
         self.switch(self.in_force.policy.clone(), None, Some(&pod)).map_err(no_policy)?;
+        // This pod is not among them yet.
+        self.standing = None;
         if let Err(e) = self.datapath.settle() {
             warn!(error = %e, "cannot remove what only the former generation needed; tried again with the next change");
         }

@@ -33,12 +33,15 @@ use crate::{
     store::{self, StoreError},
 };
 use bulkhead_api::{
-    messages::{ErrorReply, ObjectError, PodRef, RuntimeBandwidth, code},
+    messages::{AttachmentId, ErrorReply, ObjectError, PodRef, RuntimeBandwidth, code},
     objects::{ANNOTATION_BANDWIDTH_CLASS, BGPConfigurationSpec, BGPPeerSpec},
 };
-use bulkhead_ebpf_abi::{Connections, RULE_FIRST_DYNAMIC, Sizes};
+use bulkhead_ebpf_abi::{
+    Addr, Connections, ID_WORLD, IDENTITY_LOCAL_POD, Identity, RULE_FIRST_DYNAMIC, Sizes,
+};
 use bulkhead_policy::{
     Admitted, Compiled, Interner, Local, LocalPod, NodeInfo, Objects, Sourced, admit_change, compile,
+    compile_at_once,
 };
 use std::{
     collections::{BTreeMap, BTreeSet},
@@ -65,6 +68,8 @@ pub struct Node {
     history: History,
     /// None until the first generation of this process is live.
     compiled: Option<Compiled>,
+    /// Where pods stand in it, as long as nothing has come between its switch and telling them.
+    standing: Option<BTreeMap<AttachmentId, Standing>>,
     /// A daemon before us left a generation in force: what it announced stays announced, whatever becomes of ours.
     adopted: bool,
     /// Objects that were refused; told until the source says otherwise.
@@ -156,6 +161,7 @@ impl Node {
             clean: false,
             history,
             compiled: None,
+            standing: None,
             adopted: forwarding,
             refused: Vec::new(),
             failed: Vec::new(),
@@ -351,7 +357,7 @@ impl Node {
         self.compile_times.observe(began.elapsed().as_secs_f64());
         // On disk first: a successor must read the numbers in the kernel as we do.
         if !interner.says_the_same(&self.interner) || self.compiled.is_none() {
-            store::write_json(&self.config.state_dir.join(INTERNER_FILE), &interner)
+            store::write_dense_json(&self.config.state_dir.join(INTERNER_FILE), &interner)
                 .map_err(|e| e.to_string())?;
         }
         self.interner = interner;
@@ -360,16 +366,18 @@ impl Node {
         let same_tables = self.compiled.as_ref().is_some_and(|c| c.tables == compiled.tables);
         if same_tables && rollback_of.is_none() && objects.same_rules(&self.in_force.policy) {
             self.datapath.follow(&wanted).map_err(|e| e.to_string())?;
-            (self.compiled, self.in_force.policy) = (Some(compiled), objects);
+            (self.compiled, self.in_force.policy, self.standing) = (Some(compiled), objects, None);
             return Ok(());
         }
-        let applied = match self.datapath.apply(&wanted) {
+        let standing = self.standing(&compiled, &objects);
+        let identities = standing.values().flat_map(|s| s.entries()).collect();
+        let applied = match self.datapath.apply_with(&wanted, &identities) {
             // What has kept its place over many changes leaves gaps; made at once it may fit.
             Err(DatapathError::TooLarge { .. }) if self.compiled.is_some() => {
-                let at_once = Local { former: None, ..local };
-                compiled = compile(&objects, &mut self.interner, &at_once).map_err(|e| e.to_string())?;
+                compiled =
+                    compile_at_once(&objects, &mut self.interner, &local).map_err(|e| e.to_string())?;
                 let Compiled { tables, prefixes, exact, .. } = &compiled;
-                self.datapath.apply(&Generation { tables, prefixes, exact })
+                self.datapath.apply_with(&Generation { tables, prefixes, exact }, &identities)
             }
             applied => applied,
         };
@@ -380,10 +388,22 @@ impl Node {
         self.generation_since = unix_seconds();
         info!(generation, partitions = objects.partitions.len(), "switched");
         self.compiled = Some(compiled);
+        self.standing = Some(standing);
         let switched = Switched { generation, since: self.generation_since, rollback_of };
         self.history.record(switched, &self.in_force.policy, &objects);
         self.in_force.policy = objects;
         Ok(())
+    }
+
+    /// Where this node's pods stand in what was compiled; without those that it does not know.
+    fn standing(&self, compiled: &Compiled, objects: &Objects) -> BTreeMap<AttachmentId, Standing> {
+        let standing = |record: &EndpointRecord| {
+            let placement = compiled.place(objects, &local_pod(record))?;
+            let identity = |address: &IpAddr| (*address, compiled.pod_identity(&placement, *address));
+            let identities = record.addresses.iter().map(identity).collect();
+            Some((record.id.clone(), Standing { policy: placement.policy, identities }))
+        };
+        self.endpoints.iter().filter_map(standing).collect()
     }
 
     /// Counters of rules that have no name any more.
@@ -417,12 +437,17 @@ impl Node {
     /// Brings every pod's policy, identity and limits in line with the objects in force.
     async fn update_endpoints(&mut self) {
         let Some(compiled) = &self.compiled else { return };
+        let standing = match self.standing.take() {
+            Some(standing) => standing,
+            None => self.standing(compiled, &self.in_force.policy),
+        };
         let (mut refused, mut failed) = (Vec::new(), Vec::new());
         for record in self.endpoints.iter().cloned().collect::<Vec<_>>() {
             // What is in force has every pod that was wired under it; a pod it lacks stays as it is.
-            if let Some(placement) = compiled.place(&self.in_force.policy, &local_pod(&record)) {
-                let identity = |address| compiled.pod_identity(&placement, address);
-                let policy = placement.policy;
+            let stands = standing.get(&record.id).filter(|s| s.is_of(&record));
+            if let Some(Standing { policy, identities }) = stands {
+                let identity = |address| identities.get(&address).copied().unwrap_or(ID_WORLD);
+                let policy = *policy;
                 match self.endpoints.set_identity(&mut self.datapath, &record.id, policy, identity).await {
                     Ok(()) => self.to_ask_again |= policy != record.policy,
                     Err(e) => failed.push(pod_error(&record.pod, e.to_string())),
@@ -454,7 +479,7 @@ impl Node {
         let objects = &self.in_force.policy;
         let of_partition = objects.partitions.get(partition).and_then(|p| p.spec.bandwidth.as_ref());
         let info = self.in_force.pods.get(&format!("{}/{}", pod.namespace, pod.name));
-        let annotation = info.and_then(|i| i.annotations.get(ANNOTATION_BANDWIDTH_CLASS)).map(String::as_str);
+        let annotation = info.and_then(|i| i.annotations.get(ANNOTATION_BANDWIDTH_CLASS));
         pod_bandwidth(&objects.bandwidth_classes, of_partition, annotation, runtime)
             .map_err(|e| ObjectError { object: Some(format!("Pod/{}/{}", pod.namespace, pod.name)), ..e })
     }
@@ -510,6 +535,26 @@ fn local_of<'a>(
 ) -> Local<'a> {
     let partitions = (objects.partitions.len() > EAGER_PARTITIONS).then_some(none);
     Local { node, pods, partitions, former }
+}
+
+/// The policy of a pod, and who its addresses are.
+struct Standing {
+    policy: u32,
+    identities: BTreeMap<IpAddr, u32>,
+}
+
+impl Standing {
+    /// Whether it is of a pod that has these addresses.
+    fn is_of(&self, record: &EndpointRecord) -> bool {
+        record.addresses.iter().all(|address| self.identities.contains_key(address))
+    }
+
+    fn entries(&self) -> impl Iterator<Item = (Addr, Identity)> {
+        let entry = |(address, id): (&IpAddr, &u32)| {
+            (Addr::from_ip(*address), Identity { id: *id, flags: IDENTITY_LOCAL_POD })
+        };
+        self.identities.iter().map(entry)
+    }
 }
 
 fn local_pod(record: &EndpointRecord) -> LocalPod {

@@ -44,6 +44,8 @@ pub struct Directory {
     /// Where the last readable version of each file is kept, in a file of its name.
     memory: PathBuf,
     files: BTreeMap<String, File>,
+    /// Files whose last readable version could not be written down yet.
+    unwritten: BTreeSet<String>,
     /// Of all files, but for what stands twice.
     snapshot: Snapshot,
     twice: Vec<ObjectError>,
@@ -59,7 +61,8 @@ impl Directory {
         let never = Stamp::default();
         let known = store::read_all_json::<Vec<Object>>(&memory)?.into_iter();
         let files = known.map(|(n, objects)| (n, File { stamp: never, objects, error: None })).collect();
-        let mut directory = Self { path, memory, files, snapshot: Snapshot::default(), twice: Vec::new() };
+        let (unwritten, snapshot, twice) = Default::default();
+        let mut directory = Self { path, memory, files, unwritten, snapshot, twice };
         directory.rebuild();
         Ok(directory)
     }
@@ -88,9 +91,9 @@ impl Directory {
                 changed.insert(name, file.objects);
             }
         }
-        self.remember(&changed);
-        let followed =
-            self.twice.is_empty() && changed.iter().all(|(name, before)| self.follow(name, before));
+        self.remember(changed.keys().cloned());
+        let followed = changed.is_empty()
+            || self.twice.is_empty() && changed.iter().all(|(name, before)| self.follow(name, before));
         if !followed {
             self.rebuild();
         }
@@ -124,11 +127,18 @@ impl Directory {
         (self.snapshot, self.twice) = files::snapshot(files);
     }
 
-    /// Of the files named.
-    fn remember<T>(&self, changed: &BTreeMap<String, T>) {
+    /// Of the files named, and of those that could not be written before.
+    fn remember(&mut self, changed: impl Iterator<Item = String>) {
+        self.unwritten.extend(changed);
+        if self.unwritten.is_empty() {
+            return;
+        }
         let now = |name: &String| (name.clone(), self.files.get(name).map(|file| &file.objects));
-        if let Err(e) = store::write_all_json(&self.memory, changed.keys().map(now)) {
-            warn!(error = %e, "cannot remember the objects; a restart would not know those of files that broke since");
+        match store::write_all_json(&self.memory, self.unwritten.iter().map(now)) {
+            Ok(()) => self.unwritten.clear(),
+            Err(e) => {
+                warn!(error = %e, "cannot remember the objects; a restart would not know those of files that broke since");
+            }
         }
     }
 
@@ -163,6 +173,7 @@ impl Directory {
         match parsed {
             Ok(objects) => {
                 file.error = None;
+                let objects = shared(objects, &file.objects);
                 Some(mem::replace(&mut file.objects, objects))
             }
             Err(error) => {
@@ -226,6 +237,18 @@ pub fn watch(path: &Path, memory: &Path) -> io::Result<watch::Receiver<Observed>
     Ok(receiver)
 }
 
+/// The objects in the memory that those before have already, where they are the same.
+fn shared(objects: Vec<Object>, before: &[Object]) -> Vec<Object> {
+    let known: BTreeMap<_, _> = before.iter().map(|object| (object.id(), object)).collect();
+    let same = |object: Object| match known.get(&object.id()) {
+        Some(known) if **known == object => (*known).clone(),
+        _ => object,
+    };
+    let mut objects: Vec<Object> = objects.into_iter().map(same).collect();
+    objects.shrink_to_fit();
+    objects
+}
+
 /// Whether this time of the file's last change (Unix time, seconds) is so near that its writer may not be done.
 fn is_recent(changed: i64) -> bool {
     let now = SystemTime::now().duration_since(UNIX_EPOCH).unwrap_or_default().as_secs();
@@ -256,6 +279,7 @@ fn is_finished_change(kind: &EventKind) -> bool {
 #[cfg(test)]
 mod tests {
     use super::*;
+    use std::sync::Arc;
 
     const GROUP: &str = "apiVersion: bulkhead.dev/v1alpha1\nkind: NetworkGroup\nmetadata: {name: vms}\nspec: {cidrs: [10.0.0.0/8]}\n";
 
@@ -321,6 +345,50 @@ mod tests {
         restarted.scan().unwrap();
         assert_eq!(names(&restarted), ["vms"]);
         assert_eq!(restarted.snapshot().1.len(), 1);
+    }
+
+    #[test]
+    fn what_could_not_be_remembered_is_remembered_as_soon_as_it_can_be() {
+        let (dir, state) = (tempfile::tempdir().unwrap(), tempfile::tempdir().unwrap());
+        let (file, memory) = (dir.path().join("vms.yaml"), state.path().join("objects"));
+        fs::write(&file, GROUP).unwrap();
+        // What stands in the way of a folder, as a full disk stands in the way of a file.
+        fs::write(&memory, "").unwrap();
+        let mut directory = Directory {
+            memory: memory.clone(),
+            ..Directory::open(dir.path(), state.path().join("none")).unwrap()
+        };
+        assert!(directory.scan().unwrap());
+        fs::remove_file(&memory).unwrap();
+        assert!(!directory.scan().unwrap(), "the file is as it was");
+        fs::write(&file, "kind: [").unwrap();
+        let mut restarted = Directory::open(dir.path(), &memory).unwrap();
+        restarted.scan().unwrap();
+        assert_eq!(names(&restarted), ["vms"]);
+    }
+
+    #[test]
+    fn an_object_that_is_the_same_after_a_restart_is_kept_once() {
+        let (dir, state) = (tempfile::tempdir().unwrap(), tempfile::tempdir().unwrap());
+        let memory = state.path().join("objects");
+        fs::write(dir.path().join("vms.yaml"), GROUP).unwrap();
+        Directory::open(dir.path(), &memory).unwrap().scan().unwrap();
+        let mut directory = Directory::open(dir.path(), &memory).unwrap();
+        directory.scan().unwrap();
+        let Object::NetworkGroup(_, kept) = &directory.files["vms.yaml"].objects[0] else { panic!() };
+        assert!(Arc::ptr_eq(kept, &directory.snapshot.policy.network_groups["vms"]));
+    }
+
+    #[test]
+    fn while_an_object_stands_twice_a_look_that_finds_nothing_new_makes_nothing_new() {
+        let (dir, state) = (tempfile::tempdir().unwrap(), tempfile::tempdir().unwrap());
+        fs::write(dir.path().join("a.yaml"), GROUP).unwrap();
+        fs::write(dir.path().join("b.yaml"), GROUP).unwrap();
+        let mut directory = Directory::open(dir.path(), state.path().join("objects")).unwrap();
+        directory.scan().unwrap();
+        let before = directory.snapshot().0;
+        assert!(!directory.scan().unwrap());
+        assert!(before.policy.network_groups.ptr_eq(&directory.snapshot().0.policy.network_groups));
     }
 
     #[test]

@@ -110,9 +110,9 @@ fn marks(objects: &Objects, blocks: &BTreeSet<Atom>) -> BTreeMap<Prefix, BTreeSe
         }
     }
     for atom in blocks {
-        let Atom::Block { cidr, except } = atom else { continue };
-        let cidr = Prefix::of(*cidr);
-        let except: Vec<Prefix> = except.iter().map(|e| Prefix::of(*e)).collect();
+        let Atom::Block(block) = atom else { continue };
+        let cidr = Prefix::of(block.cidr);
+        let except: Vec<Prefix> = block.except.iter().map(|e| Prefix::of(*e)).collect();
         if except.iter().any(|e| e.covers(cidr)) {
             continue;
         }

@@ -12,17 +12,14 @@ use crate::{
 };
 use bulkhead_api::objects::{
     ClusterEgressRule, ClusterIngressRule, ClusterNetworkPolicySpec, ClusterPolicyAction, ClusterPolicyPeer,
-    ClusterPolicyPorts, ClusterPolicyProtocol, ClusterPolicyTier, IpBlockPeer, LabelSelector, NamespacedPods,
+    ClusterPolicyPorts, ClusterPolicyProtocol, ClusterPolicyTier, IpBlockPeer, LabelSelector, Labels,
+    NamespacedPods,
 };
 use bulkhead_ebpf_abi::{DIR_EGRESS, SLOT_SCTP, SLOT_TCP, SLOT_UDP};
-use std::collections::{BTreeMap, BTreeSet};
+use std::collections::BTreeSet;
 
 /// Names of the policies that have a pod for their subject, in the order of decision within a tier.
-pub(crate) fn selecting(
-    objects: &Objects,
-    namespace: &str,
-    labels: &BTreeMap<String, String>,
-) -> Vec<String> {
+pub(crate) fn selecting(objects: &Objects, namespace: &str, labels: &Labels) -> Vec<String> {
     let is_subject = |spec: &ClusterNetworkPolicySpec| {
         let selector = selector(spec.subject.namespaces.as_ref(), spec.subject.pods.as_ref());
         selector.is_some_and(|s| s.matches(objects, namespace, labels))

@@ -5,7 +5,7 @@
 
 use super::{
     CompileError,
-    classes::Classes,
+    classes::{Classes, is_same},
     policy::Policy,
     port_table::{PAGE, PortTable},
     ports::Run,
@@ -13,9 +13,9 @@ use super::{
     spans::{Hashed, Spans, write},
 };
 use crate::tables::Tables;
-use bulkhead_ebpf_abi::{Cell, PORT_SLOTS, PolicyDir, PortDirectory, PortPage};
+use bulkhead_ebpf_abi::{Cell, DIR_EGRESS, DIR_INGRESS, PORT_SLOTS, PolicyDir, PortDirectory, PortPage};
 use std::{
-    collections::{BTreeMap, HashMap},
+    collections::{BTreeMap, BTreeSet, HashMap},
     sync::Arc,
 };
 
@@ -25,6 +25,7 @@ const ROOM: u32 = 32;
 #[derive(Debug, Default, PartialEq)]
 pub(crate) struct Layout {
     pub tables: Tables,
+    policies: Vec<Arc<Policy>>,
     classes: Arc<Classes>,
     /// By policy and direction.
     rows: BTreeMap<(u32, u32), Arc<Rows>>,
@@ -36,7 +37,22 @@ pub(crate) struct Layout {
 }
 
 impl Layout {
+    /// `policies` without those that are closed.
     pub fn of(
+        policies: Vec<Arc<Policy>>,
+        classes: &Arc<Classes>,
+        former: Option<&Arc<Self>>,
+    ) -> Result<Arc<Self>, CompileError> {
+        let same = |f: &&Arc<Self>| Arc::ptr_eq(&f.classes, classes) && is_same(&f.policies, &policies);
+        if let Some(former) = former.filter(same) {
+            return Ok(former.clone());
+        }
+        let mut layout = Self::made(&with_closed(&policies), classes, former)?;
+        layout.policies = policies;
+        Ok(Arc::new(layout))
+    }
+
+    fn made(
         policies: &[Arc<Policy>],
         classes: &Arc<Classes>,
         former: Option<&Arc<Self>>,
@@ -88,8 +104,18 @@ impl Layout {
             rows: row_lists(&rows, &cells, &lists, former),
             policies: Arc::new(policy_table(&rows, &port_tables, &lists)),
         };
-        Some(Self { tables, classes: classes.clone(), rows, port_tables, pages, cells, lists })
+        let (policies, classes) = (Vec::new(), classes.clone());
+        Some(Self { tables, policies, classes, rows, port_tables, pages, cells, lists })
     }
+}
+
+/// A number between those in use may stand in a pod's entry that is about to be rewritten: nothing passes.
+fn with_closed(policies: &[Arc<Policy>]) -> Vec<Arc<Policy>> {
+    let used: BTreeSet<u32> = policies.iter().map(|p| p.number).collect();
+    let last = used.last().copied().unwrap_or_default();
+    let holes = (0..last).filter(|n| !used.contains(n));
+    let closed = holes.flat_map(|n| [DIR_EGRESS, DIR_INGRESS].map(|dir| Arc::new(Policy::closed(n, dir))));
+    policies.iter().cloned().chain(closed).collect()
 }
 
 fn rows(
@@ -103,7 +129,7 @@ fn rows(
         let known = former.and_then(|f| f.rows.get(&key)).filter(|r| same(&r.policy, policy));
         let rows = match known {
             Some(rows) if changed.is_empty() => rows.clone(),
-            Some(rows) => Arc::new(rows.with(classes, &changed)),
+            Some(rows) => rows.with(classes, &changed).map_or_else(|| rows.clone(), Arc::new),
             None => Arc::new(Rows::of(policy, classes)?),
         };
         Ok((key, rows))

@@ -28,7 +28,7 @@ mod tiers;
 use crate::{Interner, LocalPod, Objects, atom::Atom, interner::Asked, rulebook::RuleBook, tables::Tables};
 use addresses::Addresses;
 use bulkhead_api::objects::DEFAULT_PARTITION;
-use bulkhead_ebpf_abi::{Addr, DIR_EGRESS, DIR_INGRESS, Identity};
+use bulkhead_ebpf_abi::{Addr, Identity};
 use classes::Classes;
 use identities::Identities;
 pub(crate) use identities::partition as partition_of;
@@ -124,15 +124,34 @@ pub fn compile(
     interner: &mut Interner,
     local: &Local<'_>,
 ) -> Result<Compiled, CompileError> {
+    compile_keys(objects, interner, local, keys(objects, local))
+}
+
+/// As [`compile`], but everything is made and placed anew, without the gaps that many changes leave in the tables. Policies
+/// that pods have until they are told of their new ones are among it all the same.
+///
+/// # Errors
+/// As [`compile`].
+pub fn compile_at_once(
+    objects: &Objects,
+    interner: &mut Interner,
+    local: &Local<'_>,
+) -> Result<Compiled, CompileError> {
+    compile_keys(objects, interner, &Local { former: None, ..*local }, keys(objects, local))
+}
+
+fn compile_keys(
+    objects: &Objects,
+    interner: &mut Interner,
+    local: &Local<'_>,
+    Keys { needed, all }: Keys,
+) -> Result<Compiled, CompileError> {
     let mut numbers = interner.clone();
-    let needed = keys(objects, local);
-    let former = local.former.iter().flat_map(|f| &f.needed).filter(|k| is_there(objects, &k.partition));
-    let keys: BTreeSet<PolicyKey> = needed.iter().chain(former).cloned().collect();
-    let judges = Judges::of(objects, &mut numbers, local, keys)?;
+    let judges = Judges::of(objects, &mut numbers, local, all)?;
     let policies: Vec<Arc<Policy>> = judges.policies().collect();
     let classes = Classes::of(&policies, numbers.identities(), local.former.map(|f| &f.classes));
-    let layout = Layout::of(&with_closed(&policies), &classes, local.former.map(|f| &f.layout))?;
-    let compiled = judges.into_compiled(objects, numbers.clone(), needed, classes, Arc::new(layout));
+    let layout = Layout::of(policies, &classes, local.former.map(|f| &f.layout))?;
+    let compiled = judges.into_compiled(objects, numbers.clone(), needed, classes, layout);
     *interner = numbers;
     Ok(compiled)
 }
@@ -267,25 +286,25 @@ fn judged(
     Ok(all)
 }
 
-/// A number between those in use may stand in a pod's entry that is about to be rewritten: nothing passes.
-fn with_closed(policies: &[Arc<Policy>]) -> Vec<Arc<Policy>> {
-    let used: BTreeSet<u32> = policies.iter().map(|p| p.number).collect();
-    let last = used.last().copied().unwrap_or_default();
-    let holes = (0..last).filter(|n| !used.contains(n));
-    let closed = holes.flat_map(|n| [DIR_EGRESS, DIR_INGRESS].map(|dir| Arc::new(Policy::closed(n, dir))));
-    policies.iter().cloned().chain(closed).collect()
-}
-
 fn is_there(objects: &Objects, partition: &str) -> bool {
     partition == DEFAULT_PARTITION || objects.partitions.contains_key(partition)
 }
 
-/// The policies that the node needs; the default partition's always.
-fn keys(objects: &Objects, local: &Local<'_>) -> BTreeSet<PolicyKey> {
-    let needed = |name: &&String| local.partitions.is_none_or(|p| p.contains(*name));
-    let names = objects.partitions.keys().filter(needed).map(String::as_str).chain([DEFAULT_PARTITION]);
+struct Keys {
+    /// What the node needs; the default partition's always.
+    needed: BTreeSet<PolicyKey>,
+    /// And what its pods have until they are told.
+    all: BTreeSet<PolicyKey>,
+}
+
+fn keys(objects: &Objects, local: &Local<'_>) -> Keys {
+    let wanted = |name: &&String| local.partitions.is_none_or(|p| p.contains(*name));
+    let names = objects.partitions.keys().filter(wanted).map(String::as_str).chain([DEFAULT_PARTITION]);
     let of_pods = local.pods.iter().map(|pod| PolicyKey::of(objects, pod));
-    names.map(PolicyKey::plain).chain(of_pods).collect()
+    let needed: BTreeSet<PolicyKey> = names.map(PolicyKey::plain).chain(of_pods).collect();
+    let former = local.former.iter().flat_map(|f| &f.needed).filter(|k| is_there(objects, &k.partition));
+    let all = needed.iter().chain(former).cloned().collect();
+    Keys { needed, all }
 }
 
 /// What these policies ask of pods and addresses.

@@ -11,47 +11,30 @@ use crate::{
     selector,
 };
 use bulkhead_api::objects::{
-    IPBlock, IntOrString, IpBlockPeer, NetworkPolicyPeer, NetworkPolicyPort, NetworkPolicySpec,
+    IpBlockPeer, LabelSelector, Labels, NetworkPolicyPeer, NetworkPolicyPort, NetworkPolicyRule,
+    NetworkPolicySpec, NumberOrName, PolicyIpBlock,
 };
 use bulkhead_ebpf_abi::{DIR_EGRESS, DIR_INGRESS, SLOT_SCTP, SLOT_TCP, SLOT_UDP};
-use std::collections::{BTreeMap, BTreeSet};
+use std::collections::BTreeSet;
 
 /// Keys (`namespace/name`) of the policies that select a pod.
-pub(crate) fn selecting(
-    objects: &Objects,
-    namespace: &str,
-    labels: &BTreeMap<String, String>,
-) -> Vec<String> {
-    let selects = |spec: &NetworkPolicySpec| {
-        // Upstream: no selector is an empty one.
-        spec.pod_selector.as_ref().is_none_or(|s| selector::matches(s, labels))
-    };
+pub(crate) fn selecting(objects: &Objects, namespace: &str, labels: &Labels) -> Vec<String> {
     Objects::within(&objects.network_policies, namespace)
-        .filter(|(_, policy)| selects(&policy.spec))
+        .filter(|(_, policy)| selector::matches(&policy.spec.pod_selector, labels))
         .map(|(key, _)| key.to_string())
         .collect()
 }
 
 /// Whether pods selected by it take only what rules allow. Without types: ingress always, egress if there are rules.
 pub(crate) fn isolates(spec: &NetworkPolicySpec, dir: u32) -> bool {
-    match spec.policy_types.as_deref().unwrap_or_default() {
-        [] => dir == DIR_INGRESS || spec.egress.as_ref().is_some_and(|rules| !rules.is_empty()),
-        types => types.iter().any(|t| t == if dir == DIR_EGRESS { "Egress" } else { "Ingress" }),
+    match &*spec.policy_types {
+        [] => dir == DIR_INGRESS || !spec.egress.is_empty(),
+        types => types.iter().any(|t| **t == *if dir == DIR_EGRESS { "Egress" } else { "Ingress" }),
     }
 }
 
-/// One rule of a direction: peers (empty: any) and ports (empty: all).
-type Written<'a> = (&'a [NetworkPolicyPeer], &'a [NetworkPolicyPort]);
-
-fn written(spec: &NetworkPolicySpec, dir: u32) -> Vec<Written<'_>> {
-    fn list<T>(items: &Option<Vec<T>>) -> &[T] {
-        items.as_deref().unwrap_or_default()
-    }
-    if dir == DIR_EGRESS {
-        list(&spec.egress).iter().map(|r| (list(&r.to), list(&r.ports))).collect()
-    } else {
-        list(&spec.ingress).iter().map(|r| (list(&r.from), list(&r.ports))).collect()
-    }
+fn written(spec: &NetworkPolicySpec, dir: u32) -> &[NetworkPolicyRule] {
+    if dir == DIR_EGRESS { &spec.egress } else { &spec.ingress }
 }
 
 /// Names of ports that its ingress rules resolve on the pod they select.
@@ -59,12 +42,12 @@ pub(crate) fn subject_port_names(spec: &NetworkPolicySpec) -> BTreeSet<&str> {
     if !isolates(spec, DIR_INGRESS) {
         return BTreeSet::new();
     }
-    written(spec, DIR_INGRESS).into_iter().flat_map(|(_, ports)| ports).filter_map(name).collect()
+    written(spec, DIR_INGRESS).iter().flat_map(|rule| &rule.ports).filter_map(name).collect()
 }
 
 fn name(port: &NetworkPolicyPort) -> Option<&str> {
     match &port.port {
-        Some(IntOrString::String(name)) => Some(name),
+        Some(NumberOrName::Name(name)) => Some(name),
         _ => None,
     }
 }
@@ -77,7 +60,7 @@ pub(crate) fn ask(
     blocks: &mut BTreeSet<Atom>,
 ) {
     for dir in [DIR_EGRESS, DIR_INGRESS].into_iter().filter(|dir| isolates(spec, *dir)) {
-        for (peers, ports) in written(spec, dir) {
+        for NetworkPolicyRule { peers, ports } in written(spec, dir) {
             for peer in peers {
                 match peer_of(namespace, peer) {
                     Some(Peer::Pods(selector)) => selections.ask(selector),
@@ -103,17 +86,17 @@ fn peer_of(namespace: &str, peer: &NetworkPolicyPeer) -> Option<Peer> {
         return block_of(block).map(Peer::Block);
     }
     let scope = match &peer.namespace_selector {
-        Some(selector) => Scope::Namespaces(selector.clone()),
+        Some(selector) => Scope::Namespaces(LabelSelector::clone(selector)),
         None => Scope::Namespace(namespace.into()),
     };
     if peer.namespace_selector.is_none() && peer.pod_selector.is_none() {
         return None;
     }
-    Some(Peer::Pods(PodSelector { scope, labels: peer.pod_selector.clone().unwrap_or_default() }))
+    Some(Peer::Pods(PodSelector { scope, labels: peer.pod_selector.as_deref().cloned().unwrap_or_default() }))
 }
 
-fn block_of(block: &IPBlock) -> Option<Atom> {
-    let except = block.except.iter().flatten().map(|e| e.parse().ok()).collect::<Option<Vec<_>>>()?;
+fn block_of(block: &PolicyIpBlock) -> Option<Atom> {
+    let except = block.except.iter().map(|e| e.parse().ok()).collect::<Option<Vec<_>>>()?;
     Some(Atom::block(&IpBlockPeer { cidr: block.cidr.parse().ok()?, except }))
 }
 
@@ -132,7 +115,8 @@ pub(crate) fn rules(
     mut number: impl FnMut(usize) -> Option<u32>,
 ) -> Option<Vec<Rule>> {
     let mut rules = Vec::new();
-    for (i, (written_peers, written_ports)) in written(spec, dir).into_iter().enumerate() {
+    for (i, rule) in written(spec, dir).iter().enumerate() {
+        let NetworkPolicyRule { peers: written_peers, ports: written_ports } = rule;
         let number = number(i)?;
         let peers = (!written_peers.is_empty()).then(|| {
             let atoms = written_peers.iter().filter_map(|p| peer_of(namespace, p));
@@ -182,12 +166,12 @@ fn slot(port: &NetworkPolicyPort) -> u32 {
 }
 
 fn range(port: &NetworkPolicyPort) -> Option<PortRange> {
-    let (first, last) = match port.port {
+    let (first, last) = match &port.port {
         None => (0, u16::MAX),
-        Some(IntOrString::Int(first)) => {
-            (u16::try_from(first).ok()?, u16::try_from(port.end_port.unwrap_or(first)).ok()?)
+        Some(NumberOrName::Number(first)) => {
+            (u16::try_from(*first).ok()?, u16::try_from(port.end_port.unwrap_or(*first)).ok()?)
         }
-        Some(IntOrString::String(_)) => return None,
+        Some(NumberOrName::Name(_)) => return None,
     };
     (first <= last).then_some(PortRange { slot: slot(port), first, last })
 }

@@ -10,7 +10,7 @@ use super::{
     tiers::{Firsts, TIERS, Tier},
 };
 use crate::{
-    Interner, LocalPod, Objects, Sourced,
+    Interner, Labels, LocalPod, Objects, Sourced,
     atom::{Atom, NamedPort},
     rulebook::RuleEntry,
 };
@@ -20,11 +20,7 @@ use bulkhead_api::objects::{
 use bulkhead_ebpf_abi::{
     DIR_EGRESS, DIR_INGRESS, POLICY_AUDIT, POLICY_OPEN, RULE_DEFAULT_DENY, RULE_OWN_NODE, port_slot,
 };
-use std::{
-    collections::{BTreeMap, BTreeSet},
-    fmt,
-    sync::Arc,
-};
+use std::{collections::BTreeSet, fmt, sync::Arc};
 
 /// What makes the policies of two pods one.
 #[derive(Clone, Debug, PartialEq, Eq, PartialOrd, Ord)]
@@ -58,7 +54,7 @@ impl PolicyKey {
         let there = objects.partitions.contains_key(&local.partition);
         let partition = if there { local.partition.as_str() } else { DEFAULT_PARTITION };
         let pod = objects.pod(&local.key());
-        let none = BTreeMap::new();
+        let none = Labels::default();
         let labels = pod.map_or(&none, |p| &p.labels);
         let network_policies = network_policy::selecting(objects, &local.namespace, labels);
         let specs = network_policies.iter().filter_map(|key| objects.network_policies.get(key));
@@ -217,6 +213,11 @@ impl Policy {
         Self { partition: String::new(), number, dir, flags: 0, rules }
     }
 
+    /// Atoms that its rules ask of a peer; one may come more than once.
+    pub fn asks(&self) -> impl Iterator<Item = &Atom> {
+        self.rules.iter().flat_map(|r| r.peers.iter().flatten().chain(&r.requires))
+    }
+
     pub fn audit(&self) -> bool {
         self.flags & POLICY_AUDIT != 0
     }
@@ -253,7 +254,7 @@ fn network_policy_tier(
     let mut all = Vec::new();
     let mut enter = |numbers: &mut Interner, name: String, file: Option<String>| {
         let number = numbers.rule(&name).ok()?;
-        book.insert(number, RuleEntry { name, file });
+        book.insert(number, Arc::new(RuleEntry { name, file }));
         Some(number)
     };
     for (policy, written) in &isolating {
@@ -291,7 +292,7 @@ fn cluster_tiers(
             let own = own.map(|name| format!(" {name:?}")).unwrap_or_default();
             let name = format!("ClusterNetworkPolicy/{policy} {direction}[{i}]{own}");
             let number = numbers.rule(&name).ok()?;
-            book.insert(number, RuleEntry { name, file: written.origin(dir, i) });
+            book.insert(number, Arc::new(RuleEntry { name, file: written.origin(dir, i) }));
             Some(number)
         })?);
     }

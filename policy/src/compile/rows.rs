@@ -29,6 +29,8 @@ pub(crate) struct Rows {
     pub rows: Vec<Row>,
     /// By class, an index into `rows`; behind the last: the world's.
     pub of_class: Vec<u32>,
+    /// Atoms that its rules ask of a peer, sorted.
+    asked: Arc<[Atom]>,
 }
 
 impl Rows {
@@ -41,20 +43,40 @@ impl Rows {
             port_table: Arc::new(PortTable::of(&ports)),
             rows: vec![Row::new(maker.make(&[]))],
             of_class: Vec::new(),
+            asked: Arc::default(),
         };
         let asked: BTreeSet<&Atom> = maker.by_atom.keys().copied().collect();
-        let touched: BTreeSet<usize> = asked.into_iter().flat_map(|a| classes.having(a)).copied().collect();
+        let touched: BTreeSet<usize> = asked.iter().flat_map(|a| classes.having(a)).copied().collect();
         rows.fill(&maker, classes, touched);
+        rows.asked = asked.into_iter().cloned().collect();
+        rows.shrink();
         Ok(rows)
     }
 
-    /// The same policy where only these classes are others than before.
-    pub fn with(&self, classes: &Classes, changed: &[usize]) -> Self {
+    /// The same policy where only these classes are others than before. None: it is nothing to this policy.
+    pub fn with(&self, classes: &Classes, changed: &[usize]) -> Option<Self> {
+        let meaning = |class: usize| classes.atoms.get(class).and_then(Option::as_deref).unwrap_or_default();
+        let has_row = |class: usize| self.of_class.get(class).is_some_and(|row| *row != 0);
+        let concerns = |class: &&usize| has_row(**class) || meaning(**class).iter().any(|a| self.asks(a));
+        if !changed.iter().any(|class| concerns(&class)) {
+            return None;
+        }
         let mut rows = self.clone();
         let maker = RowMaker::new(&self.policy, &self.ports);
-        rows.fill(&maker, classes, changed.iter().copied());
+        rows.fill(&maker, classes, changed.iter().filter(concerns).copied());
         rows.drop_unused();
-        rows
+        rows.shrink();
+        Some(rows)
+    }
+
+    fn asks(&self, atom: &Atom) -> bool {
+        self.asked.binary_search(atom).is_ok()
+    }
+
+    /// Lists that are there for long have no room for more.
+    fn shrink(&mut self) {
+        self.rows.shrink_to_fit();
+        self.of_class.shrink_to_fit();
     }
 
     fn fill(&mut self, maker: &RowMaker<'_>, classes: &Classes, of: impl IntoIterator<Item = usize>) {

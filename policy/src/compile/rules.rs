@@ -80,7 +80,7 @@ impl Rule {
 }
 
 /// Name and file of every rule that was written, by its number.
-pub(crate) type Book = BTreeMap<u32, RuleEntry>;
+pub(crate) type Book = BTreeMap<u32, Arc<RuleEntry>>;
 
 /// The partition tier of a partition, which is the default one if it is not among the objects; the last rule matches
 /// everything. `hosts_dns`: some of its pods answer cluster DNS. None: no number is left.
@@ -97,7 +97,8 @@ pub(crate) fn partition_tier(
     let spec = &source.spec;
     let rules = user_rules(partition, spec, dir, numbers)?;
     for (i, (name, rule)) in rules.iter().enumerate() {
-        book.insert(rule.number, RuleEntry { name: name.clone(), file: source.origin(dir, i) });
+        let entry = RuleEntry { name: name.clone(), file: source.origin(dir, i) };
+        book.insert(rule.number, Arc::new(entry));
     }
     if spec.isolation == Isolation::Open {
         return Some(open());

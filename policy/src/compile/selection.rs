@@ -34,7 +34,7 @@ impl PodSelector {
     /// All pods of all namespaces are known by their addresses.
     pub fn atom(&self) -> Atom {
         match &self.scope {
-            Scope::Namespaces(namespaces) if is_empty(namespaces) && is_empty(&self.labels) => Atom::Pod,
+            Scope::Namespaces(namespaces) if namespaces.is_empty() && self.labels.is_empty() => Atom::Pod,
             _ => Atom::Selected(self.to_string().into()),
         }
     }
@@ -55,16 +55,11 @@ impl PodSelector {
 
 /// Whether it picks every node.
 pub(crate) fn all_nodes(selector: &LabelSelector) -> bool {
-    is_empty(selector)
+    selector.is_empty()
 }
 
 pub(crate) fn node_atom(selector: &LabelSelector) -> Atom {
     if all_nodes(selector) { Atom::Node } else { Atom::Selected(format!("nodes {}", text(selector)).into()) }
-}
-
-fn is_empty(selector: &LabelSelector) -> bool {
-    selector.match_labels.as_ref().is_none_or(BTreeMap::is_empty)
-        && selector.match_expressions.as_ref().is_none_or(Vec::is_empty)
 }
 
 /// With the text of its atom.
@@ -156,7 +151,7 @@ pub(crate) struct Within<'a> {
 impl Within<'_> {
     /// What rules see of a pod besides its addresses, sorted; of one that no source tells of, by its namespace.
     pub fn facts(&self, pod: Option<&Pod>) -> Vec<Atom> {
-        let none = BTreeMap::new();
+        let none = Labels::default();
         let labels = pod.map_or(&none, |p| &p.labels);
         let picked = self.selectors.iter().filter(|(_, s)| selector::matches(&s.labels, labels));
         let ports = pod.into_iter().flat_map(named_ports).filter(|p| self.all.port_names.contains(&p.name));
@@ -184,12 +179,12 @@ pub(crate) fn named_ports(pod: &Pod) -> impl Iterator<Item = NamedPort> {
 impl fmt::Display for PodSelector {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         f.write_str("pods ")?;
-        if !is_empty(&self.labels) {
+        if !self.labels.is_empty() {
             write!(f, "{} ", text(&self.labels))?;
         }
         match &self.scope {
             Scope::Namespace(name) => write!(f, "in namespace {}", word(name)),
-            Scope::Namespaces(selector) if is_empty(selector) => f.write_str("in all namespaces"),
+            Scope::Namespaces(selector) if selector.is_empty() => f.write_str("in all namespaces"),
             Scope::Namespaces(selector) => write!(f, "in namespaces {}", text(selector)),
         }
     }
@@ -197,12 +192,12 @@ impl fmt::Display for PodSelector {
 
 /// A selector as `kubectl` writes it.
 fn text(selector: &LabelSelector) -> String {
-    let labels = selector.match_labels.iter().flatten();
+    let labels = selector.match_labels.iter();
     let mut parts: Vec<String> = labels.map(|(k, v)| format!("{}={}", word(k), word(v))).collect();
-    for r in selector.match_expressions.iter().flatten() {
-        let values: BTreeSet<String> = r.values.iter().flatten().map(|v| word(v)).collect();
+    for r in &selector.match_expressions {
+        let values: BTreeSet<String> = r.values.iter().map(|v| word(v)).collect();
         let values = values.into_iter().collect::<Vec<_>>().join(", ");
-        parts.push(match r.operator.as_str() {
+        parts.push(match &*r.operator {
             "In" => format!("{} in ({values})", word(&r.key)),
             "NotIn" => format!("{} notin ({values})", word(&r.key)),
             "Exists" => word(&r.key),

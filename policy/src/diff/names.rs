@@ -173,7 +173,7 @@ fn labels(side: &Side, group: &Group, keys: &BTreeSet<String>) -> Option<String>
     let first = pods.next()?;
     let asked = first.labels.iter().filter(|(key, _)| keys.contains(*key));
     let mut common: BTreeSet<_> = asked.collect();
-    pods.for_each(|pod| common.retain(|(key, value)| pod.labels.get(*key) == Some(value)));
+    pods.for_each(|pod| common.retain(|(key, value)| pod.labels.get(key) == Some(value)));
     Some(common.into_iter().map(|(k, v)| format!("{k}={v}")).collect::<Vec<_>>().join(","))
 }
 
@@ -219,8 +219,8 @@ fn group_names(places: &[Place]) -> Vec<String> {
 fn label_keys(side: &Side) -> BTreeSet<String> {
     let mut keys = BTreeSet::new();
     let mut ask = |selector: &LabelSelector| {
-        keys.extend(selector.match_labels.iter().flatten().map(|(key, _)| key.clone()));
-        keys.extend(selector.match_expressions.iter().flatten().map(|e| e.key.clone()));
+        keys.extend(selector.match_labels.iter().map(|(key, _)| key.to_string()));
+        keys.extend(selector.match_expressions.iter().map(|e| e.key.to_string()));
     };
     for policy in side.objects.network_policies.values() {
         of_network_policy(&policy.spec).for_each(&mut ask);
@@ -232,9 +232,8 @@ fn label_keys(side: &Side) -> BTreeSet<String> {
 }
 
 fn of_network_policy(spec: &NetworkPolicySpec) -> impl Iterator<Item = &LabelSelector> {
-    let ingress = spec.ingress.iter().flatten().flat_map(|r| r.from.iter().flatten());
-    let egress = spec.egress.iter().flatten().flat_map(|r| r.to.iter().flatten());
-    spec.pod_selector.iter().chain(ingress.chain(egress).filter_map(|peer| peer.pod_selector.as_ref()))
+    let peers = spec.ingress.iter().chain(&spec.egress).flat_map(|r| &r.peers);
+    [&spec.pod_selector].into_iter().chain(peers.filter_map(|peer| peer.pod_selector.as_deref()))
 }
 
 fn of_cluster_policy(spec: &ClusterNetworkPolicySpec) -> impl Iterator<Item = &LabelSelector> {

@@ -1,7 +1,7 @@
 //! One YAML file into objects, or into an error that names file, object and field.
 
 use super::{PodInfo, pod};
-use crate::{Labels, NodeInfo, RuleLines, Sourced};
+use crate::{Labels, NodeInfo, RuleLines, Sourced, objects::with_name};
 use bulkhead_api::{
     messages::ObjectError,
     objects::{
@@ -33,7 +33,7 @@ pub enum Object {
     NetworkGroup(String, Arc<Sourced<NetworkGroupSpec>>),
     BandwidthClass(String, Arc<Sourced<BandwidthClassSpec>>),
     BgpPeer(String, Box<Sourced<BGPPeerSpec>>),
-    BgpConfiguration(String, Sourced<BGPConfigurationSpec>),
+    BgpConfiguration(String, Box<Sourced<BGPConfigurationSpec>>),
     Namespace(String, Arc<Labels>),
     /// By `namespace/name`.
     Pod(String, Arc<PodInfo>),
@@ -233,12 +233,11 @@ pub fn typed(
                     format!("there is one BGPConfiguration, and its name is `default`, not `{name}`");
                 return Err((Some("metadata.name".into()), message));
             }
-            Object::BgpConfiguration(name, plain(spec(value)?, origin))
+            Object::BgpConfiguration(name, Box::new(plain(spec(value)?, origin)))
         }
         ("v1", "Namespace") => {
-            let mut labels = read::<v1::Namespace>(value)?.metadata.labels.unwrap_or_default();
-            // The API server sets this label on every namespace.
-            labels.entry("kubernetes.io/metadata.name".into()).or_insert_with(|| name.clone());
+            let labels = read::<v1::Namespace>(value)?.metadata.labels.unwrap_or_default();
+            let labels = with_name(labels.into(), &name);
             Object::Namespace(name, Arc::new(labels))
         }
         ("v1", "Pod") => {
@@ -249,7 +248,7 @@ pub fn typed(
         ("networking.k8s.io/v1", "NetworkPolicy") => {
             let policy = strict::<NetworkPolicy>(value)?;
             let key = format!("{}/{name}", namespace_of(&policy.metadata));
-            Object::NetworkPolicy(key, with_rules(policy.spec.unwrap_or_default(), origin))
+            Object::NetworkPolicy(key, with_rules(policy.spec.unwrap_or_default().into(), origin))
         }
         ("policy.networking.k8s.io/v1alpha2", "ClusterNetworkPolicy") => {
             Object::ClusterNetworkPolicy(name, with_rules(spec(value)?, origin))
@@ -319,7 +318,7 @@ fn read<T: DeserializeOwned>(value: Value) -> Result<T, FieldError> {
 }
 
 fn node(node: v1::Node) -> Result<NodeInfo, FieldError> {
-    let labels = node.metadata.labels.unwrap_or_default();
+    let labels = Labels::from(node.metadata.labels.unwrap_or_default());
     let drain_routes = node.metadata.annotations.and_then(|mut all| all.remove(ANNOTATION_DRAIN_ROUTES));
     let mut addresses = Vec::new();
     let listed = node.status.and_then(|s| s.addresses).unwrap_or_default();

@@ -9,7 +9,7 @@ mod pod;
 
 pub use document::{Kind, Object, parse, typed};
 
-use crate::{Named, Objects, Pod, Sourced};
+use crate::{Labels, Named, Objects, Pod, Sourced};
 use bulkhead_api::{
     messages::{DiffRequest, ObjectError},
     objects::{BGPConfigurationSpec, BGPPeerSpec},
@@ -36,7 +36,7 @@ impl Snapshot {
             Object::NetworkGroup(name, o) => drop(self.policy.network_groups.insert(name, o)),
             Object::BandwidthClass(name, o) => drop(self.policy.bandwidth_classes.insert(name, o)),
             Object::BgpPeer(name, o) => drop(self.bgp_peers.insert(name, *o)),
-            Object::BgpConfiguration(_, o) => self.bgp = Some(o),
+            Object::BgpConfiguration(_, o) => self.bgp = Some(*o),
             Object::Namespace(name, labels) => drop(self.policy.namespaces.insert(name, labels)),
             Object::Pod(key, pod) => {
                 self.policy.pods.insert(key.clone(), pod.policy.clone());
@@ -58,7 +58,7 @@ impl Snapshot {
             Object::NetworkGroup(name, o) => policy.network_groups.get(name) == Some(o),
             Object::BandwidthClass(name, o) => policy.bandwidth_classes.get(name) == Some(o),
             Object::BgpPeer(name, o) => self.bgp_peers.get(name) == Some(o),
-            Object::BgpConfiguration(_, o) => self.bgp.as_ref() == Some(o),
+            Object::BgpConfiguration(_, o) => self.bgp.as_ref() == Some(&**o),
             Object::Namespace(name, labels) => policy.namespaces.get(name) == Some(labels),
             Object::Pod(key, pod) => self.pods.get(key) == Some(pod),
             Object::NetworkPolicy(key, o) => policy.network_policies.get(key) == Some(o),
@@ -134,7 +134,7 @@ pub fn edited(before: &Snapshot, request: &DiffRequest) -> Result<Snapshot, Obje
 
 #[derive(Clone, Debug, PartialEq, Eq, Default, Serialize, Deserialize)]
 pub struct PodInfo {
-    pub annotations: BTreeMap<String, String>,
+    pub annotations: Labels,
     /// What rules can see of it.
     #[serde(flatten)]
     pub policy: Arc<Pod>,

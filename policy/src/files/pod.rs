@@ -13,13 +13,13 @@ pub fn info(pod: v1::Pod) -> Result<PodInfo, FieldError> {
     let spec = pod.spec.unwrap_or_default();
     let host_network = spec.host_network.unwrap_or_default();
     let policy = Arc::new(Pod {
-        labels: pod.metadata.labels.unwrap_or_default(),
+        labels: pod.metadata.labels.unwrap_or_default().into(),
         addresses: pod.status.map_or_else(|| Ok(Vec::new()), addresses)?,
         ports: ports(&spec)?,
         node: spec.node_name,
         host_network,
     });
-    Ok(PodInfo { annotations: pod.metadata.annotations.unwrap_or_default(), policy })
+    Ok(PodInfo { annotations: pod.metadata.annotations.unwrap_or_default().into(), policy })
 }
 
 fn addresses(status: v1::PodStatus) -> Result<Vec<IpAddr>, FieldError> {
@@ -35,7 +35,9 @@ fn addresses(status: v1::PodStatus) -> Result<Vec<IpAddr>, FieldError> {
     let parse = |(field, ip): (String, String)| {
         ip.parse().map_err(|_| (Some(field), format!("`{ip}` is not an IP address")))
     };
-    written.into_iter().map(parse).collect()
+    let mut addresses = written.into_iter().map(parse).collect::<Result<Vec<_>, _>>()?;
+    addresses.shrink_to_fit();
+    Ok(addresses)
 }
 
 /// Those that have a name; of side cars (init containers that go on running) too.
@@ -65,5 +67,6 @@ fn ports(spec: &v1::PodSpec) -> Result<Vec<ContainerPort>, FieldError> {
             ports.push(ContainerPort { name, protocol, port });
         }
     }
+    ports.shrink_to_fit();
     Ok(ports)
 }

@@ -25,8 +25,8 @@ fn rules(spec: &ClusterNetworkPolicySpec, dir: u32) -> Vec<ClusterIngressRule> {
 fn subject_of<'a>(objects: &'a Objects, pod: &LocalPod) -> Vec<(&'a String, &'a ClusterNetworkPolicySpec)> {
     let unknown = Pod::default();
     let subject = objects.pod(&format!("{}/{}", pod.namespace, pod.name)).unwrap_or(&unknown);
-    let mut labels = objects.namespaces.get(&pod.namespace).map(|l| Labels::clone(l)).unwrap_or_default();
-    labels.insert("kubernetes.io/metadata.name".into(), pod.namespace.clone());
+    let labels = objects.namespaces.get(&pod.namespace).map(|l| Labels::clone(l)).unwrap_or_default();
+    let labels = labels.with("kubernetes.io/metadata.name", &pod.namespace);
     let is_subject = |spec: &ClusterNetworkPolicySpec| match (&spec.subject.namespaces, &spec.subject.pods) {
         (Some(namespaces), _) => picks(namespaces, &labels),
         (None, Some(pods)) => {

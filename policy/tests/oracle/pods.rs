@@ -3,16 +3,16 @@
 use super::{NAMESPACES, any_address, any_block, any_port};
 use crate::common::sourced;
 use bulkhead_api::objects::{
-    IPBlock, IntOrString, LabelSelector, LabelSelectorRequirement, NetworkPolicyEgressRule,
-    NetworkPolicyIngressRule, NetworkPolicyPeer, NetworkPolicyPort, NetworkPolicySpec, Protocol,
+    LabelSelector, LabelSelectorRequirement, Labels, NetworkPolicyPeer, NetworkPolicyPort, NetworkPolicyRule,
+    NetworkPolicySpec, NumberOrName, PolicyIpBlock, Protocol,
 };
-use bulkhead_policy::{ContainerPort, Labels, Named, Pod, Sourced};
+use bulkhead_policy::{ContainerPort, Named, Pod, Sourced};
 use proptest::{prelude::*, sample::select};
 use std::sync::Arc;
 
 pub(super) fn any_labels() -> impl Strategy<Value = Labels> {
     prop::collection::btree_map(select(vec!["a", "b"]), select(vec!["x", "y"]), 0..3)
-        .prop_map(|labels| labels.into_iter().map(|(k, v)| (k.into(), v.into())).collect())
+        .prop_map(|labels| labels.into_iter().collect())
 }
 
 pub(super) fn any_selector() -> impl Strategy<Value = LabelSelector> {
@@ -21,17 +21,17 @@ pub(super) fn any_selector() -> impl Strategy<Value = LabelSelector> {
     let keys = select(vec!["a", "b", "kubernetes.io/metadata.name"]);
     let requirement = (keys, operators, values).prop_map(|(key, operator, values)| {
         let known = if key.len() > 1 { NAMESPACES } else { ["x", "y", "z"] };
-        let values = operator.ends_with("In").then(|| values.into_iter().map(|n| known[n].into()).collect());
+        let values = values.into_iter().filter(|_| operator.ends_with("In")).map(|n| known[n].into()).collect();
         LabelSelectorRequirement { key: key.into(), operator: operator.into(), values }
     });
     let expressions = prop_oneof![
         3 => Just(vec![]),
         2 => prop::collection::vec(requirement, 1..3),
     ];
-    let labels = prop_oneof![1 => Just(Labels::new()), 2 => any_labels()];
+    let labels = prop_oneof![1 => Just(Labels::default()), 2 => any_labels()];
     (labels, expressions).prop_map(|(labels, expressions)| LabelSelector {
-        match_labels: (!labels.is_empty()).then_some(labels),
-        match_expressions: (!expressions.is_empty()).then_some(expressions),
+        match_labels: labels,
+        match_expressions: expressions.into(),
     })
 }
 
@@ -73,18 +73,17 @@ fn any_peer() -> impl Strategy<Value = NetworkPolicyPeer> {
     let selectors = selectors.prop_map(|(namespaces, pods)| NetworkPolicyPeer {
         ip_block: None,
         pod_selector: if namespaces.is_none() && pods.is_none() {
-            Some(LabelSelector::default())
+            Some(Box::default())
         } else {
-            pods
+            pods.map(Box::new)
         },
-        namespace_selector: namespaces,
+        namespace_selector: namespaces.map(Box::new),
     });
     let block = any_block().prop_map(|block| NetworkPolicyPeer {
-        ip_block: Some(IPBlock {
-            cidr: block.cidr.to_string(),
-            except: (!block.except.is_empty())
-                .then(|| block.except.iter().map(ToString::to_string).collect()),
-        }),
+        ip_block: Some(Box::new(PolicyIpBlock {
+            cidr: block.cidr.to_string().into(),
+            except: block.except.iter().map(|e| e.to_string().into()).collect(),
+        })),
         ..NetworkPolicyPeer::default()
     });
     prop_oneof![3 => selectors, 1 => block]
@@ -93,9 +92,9 @@ fn any_peer() -> impl Strategy<Value = NetworkPolicyPeer> {
 fn any_policy_port() -> impl Strategy<Value = NetworkPolicyPort> {
     let number = (any_port(), prop::option::of(any_port())).prop_map(|(a, b)| {
         let (a, b) = (i32::from(a.max(1)), b.map(|b| i32::from(b.max(1))));
-        (Some(IntOrString::Int(b.map_or(a, |b| a.min(b)))), b.map(|b| a.max(b)))
+        (Some(NumberOrName::Number(b.map_or(a, |b| a.min(b)))), b.map(|b| a.max(b)))
     });
-    let named = any_port_name().prop_map(|name| (Some(IntOrString::String(name)), None));
+    let named = any_port_name().prop_map(|name| (Some(NumberOrName::Name(name.into())), None));
     let port = prop_oneof![1 => Just((None, None)), 3 => number, 3 => named];
     (prop::option::of(select(vec!["TCP", "UDP", "SCTP"])), port).prop_map(|(protocol, (port, end_port))| {
         NetworkPolicyPort { protocol: protocol.map(Into::into), port, end_port }
@@ -104,23 +103,22 @@ fn any_policy_port() -> impl Strategy<Value = NetworkPolicyPort> {
 
 pub(super) fn any_network_policies() -> impl Strategy<Value = Named<Sourced<NetworkPolicySpec>>> {
     let rule = || {
-        let peers = prop::option::of(prop::collection::vec(any_peer(), 0..3));
-        let ports = prop::option::of(prop::collection::vec(any_policy_port(), 0..3));
+        let peers = prop_oneof![1 => Just(vec![]), 1 => prop::collection::vec(any_peer(), 0..3)];
+        let ports = prop_oneof![1 => Just(vec![]), 1 => prop::collection::vec(any_policy_port(), 0..3)];
         (peers, ports)
+            .prop_map(|(peers, ports)| NetworkPolicyRule { peers: peers.into(), ports: ports.into() })
     };
-    let ingress = prop::option::of(prop::collection::vec(rule(), 0..3));
-    let egress = prop::option::of(prop::collection::vec(rule(), 0..3));
-    let types = prop::option::of(prop::collection::vec(select(vec!["Ingress", "Egress"]), 0..3));
-    let selector = prop_oneof![2 => Just(None), 1 => any_selector().prop_map(Some)];
-    let policy = (selector, types, ingress, egress).prop_map(|(pod_selector, types, ingress, egress)| {
-        let ingress = ingress.map(|rules| {
-            rules.into_iter().map(|(from, ports)| NetworkPolicyIngressRule { from, ports }).collect()
-        });
-        let egress = egress.map(|rules| {
-            rules.into_iter().map(|(to, ports)| NetworkPolicyEgressRule { to, ports }).collect()
-        });
-        let policy_types = types.map(|types| types.into_iter().map(Into::into).collect());
-        sourced(NetworkPolicySpec { pod_selector, policy_types, ingress, egress }, "np")
+    let rules = || prop_oneof![1 => Just(vec![]), 1 => prop::collection::vec(rule(), 0..3)];
+    let types = prop_oneof![
+        1 => Just(vec![]),
+        1 => prop::collection::vec(select(vec!["Ingress", "Egress"]), 0..3),
+    ];
+    let selector = prop_oneof![2 => Just(LabelSelector::default()), 1 => any_selector()];
+    let policy = (selector, types, rules(), rules()).prop_map(|(pod_selector, types, ingress, egress)| {
+        let policy_types = types.into_iter().map(Into::into).collect();
+        let spec =
+            NetworkPolicySpec { pod_selector, policy_types, ingress: ingress.into(), egress: egress.into() };
+        sourced(spec, "np")
     });
     let key =
         (select(NAMESPACES.to_vec()), 0..3).prop_map(|(namespace, i)| format!("{namespace}/policy-{i}"));

@@ -1,12 +1,13 @@
 //! Generations are switched while packets are on their way, on two CPUs at once.
 
 use crate::{
-    node::{MAC_A, Node, POLICY_A, V4, VM, ifindex},
+    node::{B, MAC_A, Node, POLICY_A, V4, VM, WORLD, addr, ifindex},
     packet::icmp,
     rules::{CLASSES, Port, Rules},
 };
 use aya::{maps::MapData, programs::SchedClassifier};
-use bulkhead_ebpf_abi::DROP_POLICY;
+use bulkhead_daemon::datapath::Generation;
+use bulkhead_ebpf_abi::{DROP_POLICY, IDENTITY_LOCAL_POD, Identity};
 use bulkhead_lab::bpf::{self, Input, instruction};
 use std::{
     os::fd::{AsFd, AsRawFd, OwnedFd},
@@ -17,6 +18,8 @@ use std::{
 crate::trials! {
     switches:
     no_packet_mixes_two_generations,
+    an_address_that_moves_with_the_rules_is_never_somebody_that_neither_generation_knows_it_as,
+    a_pod_of_the_node_that_becomes_another_with_the_rules_is_never_one_under_the_rules_for_the_other,
     the_half_that_a_packet_reads_is_written_only_when_it_has_left,
 }
 
@@ -27,8 +30,13 @@ const RUNS: u32 = 500;
 /// In every generation pod a may send echo replies to the vm and nothing unreachable; with everybody else it is the other way
 /// round. Each generation has other rules, and its classes and rows in other places: who mixes two is mistaken.
 fn generation(n: u32) -> Rules {
+    generation_of(n, VM)
+}
+
+/// The same, where the vm is known by this identity.
+fn generation_of(n: u32, vm: u32) -> Rules {
     let rule = 1000 + n * 10;
-    let others = (0..CLASSES).filter(|peer| *peer != VM);
+    let others = (0..CLASSES).filter(|peer| *peer != vm);
     let rules = others.fold(Rules::none(), |rules, peer| {
         rules.egress_denied(POLICY_A, peer, Port::EchoReply, 100).egress(
             POLICY_A,
@@ -38,15 +46,69 @@ fn generation(n: u32) -> Rules {
         )
     });
     rules
-        .egress(POLICY_A, VM, Port::EchoReply, rule)
-        .egress_denied(POLICY_A, VM, Port::Unreachable, rule + 1)
+        .egress(POLICY_A, vm, Port::EchoReply, rule)
+        .egress_denied(POLICY_A, vm, Port::Unreachable, rule + 1)
         .turned(n * 7)
 }
 
 fn no_packet_mixes_two_generations() {
-    let mut node = Node::new(generation(0));
+    let node = Node::new(generation(0));
+    switch_under_packets(node, V4.vm, |node, n| drop(node.apply(&generation(n))));
+}
+
+/// The vm's address is known by its prefix, as one and as another, and by itself; entries come, change and go with each
+/// switch, and each of the identities is somebody else's too.
+fn an_address_that_moves_with_the_rules_is_never_somebody_that_neither_generation_knows_it_as() {
+    let [first, second, third] = [VM, VM + 1, VM + 2];
+    let mut node = Node::empty();
+    node.wire();
+    let known = |id| Identity { id, flags: 0 };
+    let prefix = (addr("192.0.2.0"), 120);
+    for (address, id) in [("198.51.100.1", first), ("198.51.100.2", second), ("198.51.100.3", third)] {
+        node.exact.insert(addr(address), known(id));
+    }
+    let apply = move |node: &mut Node, n: u32| {
+        let [by_prefix, by_address] = match n % 4 {
+            0 => [Some(first), None],
+            1 => [Some(second), None],
+            2 => [Some(first), Some(third)],
+            _ => [None, Some(second)],
+        };
+        match by_prefix {
+            Some(id) => drop(node.prefixes.insert(prefix, known(id))),
+            None => drop(node.prefixes.remove(&prefix)),
+        }
+        match by_address {
+            Some(id) => drop(node.exact.insert(addr(V4.vm), known(id))),
+            None => drop(node.exact.remove(&addr(V4.vm))),
+        }
+        node.apply(&generation_of(n, by_address.or(by_prefix).unwrap_or(WORLD)));
+    };
+    apply(&mut node, 0);
+    switch_under_packets(node, V4.vm, apply);
+}
+
+fn a_pod_of_the_node_that_becomes_another_with_the_rules_is_never_one_under_the_rules_for_the_other() {
+    let mut node = Node::empty();
+    node.wire();
+    for (address, id) in [("198.51.100.1", B), ("198.51.100.2", B + 1)] {
+        node.exact.insert(addr(address), Identity { id, flags: 0 });
+    }
+    let apply = |node: &mut Node, n: u32| {
+        let id = B + n % 2;
+        let tables = generation_of(n, id).tables();
+        let generation = Generation { tables: &tables, prefixes: &node.prefixes, exact: &node.exact };
+        let pods = [(addr(V4.b), Identity { id, flags: IDENTITY_LOCAL_POD })].into();
+        node.datapath.apply_with(&generation, &pods).expect("applied");
+    };
+    apply(&mut node, 0);
+    switch_under_packets(node, V4.b, apply);
+}
+
+/// Packets that all generations allow, and packets that all deny, from two CPUs.
+fn switch_under_packets(mut node: Node, to: &str, apply: impl Fn(&mut Node, u32)) {
     // Neither begins a connection: each of them is decided.
-    let frames = [0, 3].map(|kind| icmp(V4.a, V4.vm, kind, 5, &[]).with_mac(MAC_A).frame());
+    let frames = [0, 3].map(|kind| icmp(V4.a, to, kind, 5, &[]).with_mac(MAC_A).frame());
     let path = node.pins.join("programs/from_pod");
     let over = AtomicBool::new(false);
     let refused = thread::scope(|scope| {
@@ -66,7 +128,7 @@ fn no_packet_mixes_two_generations() {
         let allowed = scope.spawn(move || send(reply, -1));
         let denied = scope.spawn(move || send(unreachable, 2));
         for n in 1..=SWITCHES {
-            node.apply(&generation(n));
+            apply(&mut node, n);
         }
         over.store(true, Ordering::Relaxed);
         assert!(allowed.join().expect("what all generations allow passes") > 10_000);
