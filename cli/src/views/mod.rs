@@ -6,6 +6,7 @@ mod explain;
 mod node;
 mod policy;
 mod rules;
+mod services;
 
 pub use bgp::{bgp_peers, bgp_routes, bgp_why, drained};
 pub use diff::diff;
@@ -13,6 +14,7 @@ pub use explain::explain;
 pub use node::{drops, endpoints, partitions, status};
 pub use policy::{generation, generations, generations_in_full};
 pub use rules::rules;
+pub use services::services;
 
 use std::fmt::Display;
 

@@ -261,7 +261,7 @@ fn of_the_same_half(generation: u32) -> u32 {
     generation.checked_add(2).unwrap_or(2 + (generation & 1))
 }
 
-fn grace_period() -> Result<(), DatapathError> {
+pub(super) fn grace_period() -> Result<(), DatapathError> {
     sys::wait_for_packets_in_flight().map_err(|source| DatapathError::Kernel {
         what: "waiting for packets in flight (membarrier)".into(),
         source,
