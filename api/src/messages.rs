@@ -17,12 +17,17 @@
 //! | `POST /v1/policy/release` | `{}` | [`GenerationInfo`]: what is in force now, from the source |
 //! | `POST /v1/policy/rules` | [`RulesRequest`] | `Vec<`[`RuleCountInfo`]`>`, by name |
 //! | `GET /v1/drops` | | `Vec<`[`DropInfo`]`>` |
+//! | `GET /v1/services` | | [`Services`] |
 //! | `GET /v1/bgp/peers` | | `Vec<`[`BgpPeerInfo`]`>` |
 //! | `POST /v1/bgp/routes` | [`BgpRoutesRequest`] | [`BgpRoutes`] |
 //! | `POST /v1/bgp/why` | [`BgpWhyRequest`] | [`BgpWhy`] |
 //! | `POST /v1/node/drain-routes` | [`DrainRequest`] | `Vec<`[`DrainInfo`]`>`: what is being drained now |
 //!
 //! Any other status than 200 carries an [`ErrorReply`].
+
+mod service;
+
+pub use service::*;
 
 use ipnetwork::IpNetwork;
 use serde::{Deserialize, Serialize};
@@ -354,6 +359,9 @@ pub struct Explanation {
     pub port: u16,
     /// The initiator's egress, then the responder's ingress; only ends that are pods decide.
     pub decisions: Vec<ExplainedDecision>,
+    /// A service was called, and the first of its backends is `to`.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub service: Option<ExplainedService>,
     /// Of an end that is a network group: its parts that fare otherwise than the address shown.
     #[serde(default, skip_serializing_if = "Vec::is_empty")]
     pub otherwise: Vec<OtherPart>,

@@ -38,6 +38,8 @@ pub enum Command {
     Partitions,
     /// Packets dropped on this node, by reason and rule
     Drops,
+    /// Services as pods of this node reach them, and what is not translated at the socket
+    Services,
     /// What happens to a flow, and which rule decides
     Explain(Explain),
     /// What a change would newly allow and deny; exit status 0: nothing, 1: something, 2: error

@@ -93,6 +93,7 @@ fn run(args: &Args) -> Result<Answer, Failure> {
         Command::Endpoints => get(args, "/v1/endpoints", |e: &Vec<_>| views::endpoints(e, paint)),
         Command::Partitions => get(args, "/v1/partitions", |p: &Vec<_>| views::partitions(p, paint)),
         Command::Drops => get(args, "/v1/drops", |d: &Vec<_>| views::drops(d, paint)),
+        Command::Services => get(args, "/v1/services", |s| views::services(s, paint)),
         Command::Explain(explain) => {
             let request = explain.request().unwrap_or_else(|e| e.exit());
             ask(args, "/v1/explain", Some(&request), |e| views::explain(e, paint))

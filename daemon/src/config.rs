@@ -51,6 +51,9 @@ pub struct Config {
     /// Interfaces that lead out of the node; none named: that of the default route.
     #[serde(default)]
     pub uplinks: Vec<String>,
+    /// Root of the cgroup2 hierarchy; default: where it is mounted.
+    #[serde(default)]
+    pub cgroup: Option<PathBuf>,
     /// Connections that the node can track.
     #[serde(default = "conntrack_entries")]
     pub conntrack_entries: u32,

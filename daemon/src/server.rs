@@ -65,6 +65,7 @@ pub fn router(node: Shared) -> Router {
         .route("/v1/policy/release", post(release))
         .route("/v1/policy/rules", post(rules))
         .route("/v1/drops", get(drops))
+        .route("/v1/services", get(services))
         .route("/v1/explain", post(explain))
         .route("/v1/bgp/peers", get(bgp_peers))
         .route("/v1/bgp/routes", post(bgp_routes))
@@ -172,6 +173,10 @@ async fn drops(State(node): State<Shared>) -> Response {
 
 async fn explain(State(node): State<Shared>, Json(request): Json<ExplainRequest>) -> Response {
     reply(node.lock().await.explain(&request))
+}
+
+async fn services(State(node): State<Shared>) -> Response {
+    reply(Ok(node.lock().await.services()))
 }
 
 async fn bgp_peers(State(node): State<Shared>) -> Response {

@@ -16,12 +16,14 @@ mod conntrack;
 mod counters;
 mod endpoint;
 mod identity;
+mod service;
 mod tables;
 
 pub use conntrack::*;
 pub use counters::*;
 pub use endpoint::*;
 pub use identity::*;
+pub use service::*;
 pub use tables::*;
 
 /// Layout version of all pinned maps.

@@ -26,11 +26,15 @@ mod maps;
 mod origin;
 mod parse;
 mod policy;
+mod service;
 mod skb;
 mod uplink;
 mod verdict;
 
-use aya_ebpf::{macros::classifier, programs::TcContext};
+use aya_ebpf::{
+    macros::{cgroup_sock_addr, classifier},
+    programs::{SockAddrContext, TcContext},
+};
 
 /// What a pod sends, before the host sees it.
 #[classifier]
@@ -54,6 +58,47 @@ pub fn from_uplink(ctx: TcContext) -> i32 {
 #[classifier]
 pub fn forget(ctx: TcContext) -> i32 {
     conntrack::forget_named(&ctx)
+}
+
+// Whom a process of a pod calls; see `service`. A program for each place, because the kernel wants one.
+#[cgroup_sock_addr(connect4)]
+pub fn service_connect4(ctx: SockAddrContext) -> i32 {
+    service::forward::<false>(&ctx)
+}
+
+#[cgroup_sock_addr(connect6)]
+pub fn service_connect6(ctx: SockAddrContext) -> i32 {
+    service::forward::<true>(&ctx)
+}
+
+#[cgroup_sock_addr(sendmsg4)]
+pub fn service_sendmsg4(ctx: SockAddrContext) -> i32 {
+    service::forward::<false>(&ctx)
+}
+
+#[cgroup_sock_addr(sendmsg6)]
+pub fn service_sendmsg6(ctx: SockAddrContext) -> i32 {
+    service::forward::<true>(&ctx)
+}
+
+#[cgroup_sock_addr(recvmsg4)]
+pub fn service_recvmsg4(ctx: SockAddrContext) -> i32 {
+    service::back::<false>(&ctx)
+}
+
+#[cgroup_sock_addr(recvmsg6)]
+pub fn service_recvmsg6(ctx: SockAddrContext) -> i32 {
+    service::back::<true>(&ctx)
+}
+
+#[cgroup_sock_addr(getpeername4)]
+pub fn service_getpeername4(ctx: SockAddrContext) -> i32 {
+    service::back::<false>(&ctx)
+}
+
+#[cgroup_sock_addr(getpeername6)]
+pub fn service_getpeername6(ctx: SockAddrContext) -> i32 {
+    service::back::<true>(&ctx)
 }
 
 #[cfg(not(test))]

@@ -10,9 +10,10 @@ use aya_ebpf::{
     maps::{Array, HashMap, LpmTrie, LruHashMap, PerCpuHashMap, Queue},
 };
 use bulkhead_ebpf_abi::{
-    Addr, Ages, Cell, Connections, Counter, Delivery, DropKey, Endpoint, Flow, FlowKey, FlowName,
-    FragmentKey, FragmentPorts, Identity, PolicyDir, PortDirectory, PortPage, RecentKey, RuleCounter, Share,
-    Sizes,
+    Addr, Affinity, AffinityKey, Ages, BackendAddr, BackendKey, Cell, Connections, Counter, Delivery,
+    DropKey, Endpoint, Flow, FlowKey, FlowName, FragmentKey, FragmentPorts, FrontendKey, FrontendValue,
+    Identity, MemberKey, PolicyDir, PortDirectory, PortPage, RecentKey, RuleCounter, Share, Sizes,
+    TranslatedKey, TranslatedValue,
 };
 
 /// The live generation; read once a packet.
@@ -74,6 +75,24 @@ pub static FRAGMENT_RING: HashMap<RecentKey, FragmentKey> = HashMap::with_max_en
 pub static DROPS: PerCpuHashMap<DropKey, Counter> = PerCpuHashMap::with_max_entries(1, BPF_F_NO_PREALLOC);
 #[map]
 pub static RULES: PerCpuHashMap<u32, RuleCounter> = PerCpuHashMap::with_max_entries(1, BPF_F_NO_PREALLOC);
+
+/// Pods of this node by the cookie of their network namespace.
+#[map]
+pub static POD_NETNS: HashMap<u64, u32> = HashMap::with_max_entries(1, BPF_F_NO_PREALLOC);
+/// All nodes' addresses: node ports are answered there.
+#[map]
+pub static NODE_ADDRESS: HashMap<Addr, u32> = HashMap::with_max_entries(1, BPF_F_NO_PREALLOC);
+// Without preallocation: an entry that was replaced is not used again while somebody may read it.
+#[map]
+pub static FRONTEND: HashMap<FrontendKey, FrontendValue> = HashMap::with_max_entries(1, BPF_F_NO_PREALLOC);
+#[map]
+pub static BACKEND: HashMap<BackendKey, BackendAddr> = HashMap::with_max_entries(1, BPF_F_NO_PREALLOC);
+#[map]
+pub static MEMBER: HashMap<MemberKey, u32> = HashMap::with_max_entries(1, BPF_F_NO_PREALLOC);
+#[map]
+pub static AFFINITY: LruHashMap<AffinityKey, Affinity> = LruHashMap::with_max_entries(1, 0);
+#[map]
+pub static TRANSLATED: LruHashMap<TranslatedKey, TranslatedValue> = LruHashMap::with_max_entries(1, 0);
 
 /// Entries of one half. Constants to the verifier: the loader writes them before the programs are checked.
 #[unsafe(no_mangle)]

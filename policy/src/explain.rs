@@ -53,6 +53,7 @@ pub fn explain(
         protocol: protocol_name(flow.proto),
         port: flow.port,
         decisions,
+        service: None,
         otherwise: Vec::new(),
         connections: Vec::new(),
         connections_found: 0,

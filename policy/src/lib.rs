@@ -21,6 +21,7 @@ mod parts;
 mod prefix;
 mod rulebook;
 pub mod selector;
+pub mod service;
 mod tables;
 
 pub use admit::{Admitted, admit, admit_change};

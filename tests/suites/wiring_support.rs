@@ -179,6 +179,9 @@ impl Links for Trapped {
     async fn inspect_pod(&self, netns: &Path, ifname: &str) -> Result<Option<PodState>, NetError> {
         self.kernel.inspect_pod(netns, ifname).await
     }
+    async fn netns_cookie(&self, netns: &Path) -> Result<u64, NetError> {
+        self.kernel.netns_cookie(netns).await
+    }
 }
 
 impl Routes for Trapped {
@@ -218,6 +221,7 @@ pub struct FakeMaps {
     pub endpoints: BTreeMap<u32, Endpoint>,
     pub addresses: BTreeMap<IpAddr, Identity>,
     pub attached: BTreeSet<String>,
+    pub netns: BTreeSet<u64>,
     /// Look whether interfaces are up when programs are attached.
     pub watch: bool,
     pub open_at_attach: Vec<String>,
@@ -229,7 +233,10 @@ impl FakeMaps {
     }
 
     pub fn is_empty(&self) -> bool {
-        self.endpoints.is_empty() && self.addresses.is_empty() && self.attached.is_empty()
+        self.endpoints.is_empty()
+            && self.addresses.is_empty()
+            && self.attached.is_empty()
+            && self.netns.is_empty()
     }
 }
 
@@ -265,6 +272,17 @@ impl PodMaps for FakeMaps {
     }
     fn forget_flows(&mut self, _: &[IpAddr]) -> Result<usize, DatapathError> {
         Ok(0)
+    }
+    fn set_netns(&mut self, cookie: u64) -> Result<(), DatapathError> {
+        self.netns.insert(cookie);
+        self.pass()
+    }
+    fn remove_netns(&mut self, cookie: u64) -> Result<(), DatapathError> {
+        self.netns.remove(&cookie);
+        Ok(())
+    }
+    fn netns(&self) -> Result<BTreeSet<u64>, DatapathError> {
+        Ok(self.netns.clone())
     }
     fn endpoints(&self) -> Result<BTreeMap<u32, Endpoint>, DatapathError> {
         Ok(self.endpoints.clone())

@@ -7,8 +7,8 @@ use crate::{
     units,
 };
 use bulkhead_api::messages::{
-    AdmissionInfo, ConnectionInfo, ExplainedBandwidth, ExplainedDecision, ExplainedEnd, ExplainedRate,
-    Explanation, OtherPart, TierDecision,
+    AdmissionInfo, ConnectionInfo, ExplainedBackend, ExplainedBandwidth, ExplainedDecision, ExplainedEnd,
+    ExplainedRate, ExplainedService, Explanation, OtherPart, TierDecision,
 };
 
 pub fn explain(e: &Explanation, paint: Paint) -> String {
@@ -20,8 +20,12 @@ pub fn explain(e: &Explanation, paint: Paint) -> String {
         decisions => table::columns(decisions.iter().flat_map(rows).collect(), "  ", paint),
     };
     let (verdict, colour) = verdict(e.allowed);
+    let called = e.service.as_ref().map(|s| called(s, paint)).unwrap_or_default();
+    if e.service.as_ref().is_some_and(|s| s.backends.is_empty()) {
+        return called;
+    }
     format!(
-        "{}  ->  {}   {}\n{decisions}{} in generation {}{}\n{}{}{}",
+        "{called}{}  ->  {}   {}\n{decisions}{} in generation {}{}\n{}{}{}",
         end(&e.from),
         end(&e.to),
         service(e),
@@ -37,6 +41,21 @@ pub fn explain(e: &Explanation, paint: Paint) -> String {
         bandwidth(e, paint),
         connections(e, paint),
     )
+}
+
+/// What the address stands for, and what becomes of each backend.
+fn called(s: &ExplainedService, paint: Paint) -> String {
+    let head = format!("{} is service {} ({}): ", s.called, s.name, s.kind);
+    if s.backends.is_empty() {
+        return head + "no backend, a call is refused at once\n";
+    }
+    let row = |b: &ExplainedBackend| {
+        let (word, colour) = verdict(b.allowed);
+        let by = b.rule.as_ref().map_or_else(|| "neither end is a pod".to_string(), rule);
+        vec![text(b.address), text(word).colour(colour), text(by)]
+    };
+    let backends = table::columns(s.backends.iter().map(row).collect(), "  ", paint);
+    format!("{head}a call goes to one of\n{backends}\n")
 }
 
 /// Of a network group, what does not fare as the address shown.
@@ -224,6 +243,7 @@ mod tests {
                     Some("web.yaml:14"),
                 ),
             ],
+            service: None,
             otherwise: vec![],
             connections: vec![],
             connections_found: 0,
@@ -370,6 +390,7 @@ no live connection
             protocol: "icmpv6".into(),
             port: 128,
             decisions: vec![],
+            service: None,
             otherwise: vec![],
             connections: vec![],
             connections_found: 0,
@@ -393,6 +414,36 @@ no live connection
         e.decisions.clear();
         let told = "tcp/8080\n  a pod reaches itself: nothing decides\nallowed in generation 12\n";
         assert!(explain(&e, PLAIN).contains(told));
+    }
+
+    #[test]
+    fn a_service_shows_each_backend_and_then_the_first() {
+        let backend = |address: &str, allowed| ExplainedBackend {
+            address: address.parse().unwrap(),
+            allowed,
+            rule: allowed.then(|| RuleInfo { number: 64, name: "a".into(), file: Some("web.yaml:9".into()) }),
+        };
+        let service = |backends| ExplainedService {
+            name: "shop/cart".into(),
+            kind: "ClusterIP".into(),
+            called: "10.96.0.1:80".parse().unwrap(),
+            backends,
+        };
+        let mut e = denied();
+        let plain = explain(&e, PLAIN);
+        e.service = Some(service(vec![backend("10.65.0.1:8085", true), backend("10.64.0.2:8085", false)]));
+        let expected = "\
+10.96.0.1:80 is service shop/cart (ClusterIP): a call goes to one of
+  10.65.0.1:8085  allowed  a  (web.yaml:9)
+  10.64.0.2:8085  denied   neither end is a pod
+
+";
+        assert_eq!(explain(&e, PLAIN), format!("{expected}{plain}"));
+        e.service = Some(service(vec![]));
+        assert_eq!(
+            explain(&e, PLAIN),
+            "10.96.0.1:80 is service shop/cart (ClusterIP): no backend, a call is refused at once\n"
+        );
     }
 
     #[test]

@@ -7,6 +7,7 @@ mod explain;
 mod node;
 mod policy;
 mod rules;
+mod services;
 
 pub use bgp::{bgp_history, bgp_peers, bgp_routes, bgp_why};
 pub use diff::diff;
@@ -15,6 +16,7 @@ pub use explain::explain;
 pub use node::{drops, endpoints, partitions, status};
 pub use policy::{generation, generations, generations_in_full};
 pub use rules::rules;
+pub use services::services;
 
 use std::fmt::Display;
 

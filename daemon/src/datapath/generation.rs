@@ -172,7 +172,7 @@ impl Datapath {
         Ok(())
     }
 
-    fn grace_period(&self) -> Result<(), DatapathError> {
+    pub(super) fn grace_period(&self) -> Result<(), DatapathError> {
         let failed = |source| DatapathError::Kernel { what: "waiting for packets in flight".into(), source };
         self.barrier.wait().map_err(failed)
     }

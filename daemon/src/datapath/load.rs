@@ -8,6 +8,7 @@ use super::{
     identities::{Exact, Identities, Prefixes},
     links::{self, Hook},
     pins::{self, Pins},
+    services::{self, Services},
     sys,
     table::{Table, typed},
     transition::Entries,
@@ -18,9 +19,10 @@ use aya::{
     maps::{Array, Map, MapData, MapInfo},
 };
 use bulkhead_ebpf_abi::{
-    ABI_VERSION, Addr, Cell, Connections, Counter, Delivery, DropKey, Endpoint, Flow, FlowKey, FlowName,
-    FragmentKey, FragmentPorts, Identity, PORT_SLOTS, PolicyDir, PortDirectory, PortPage, RecentKey,
-    RuleCounter, Share, Sizes,
+    ABI_VERSION, Addr, Affinity, AffinityKey, BackendAddr, BackendKey, Cell, Connections, Counter, Delivery,
+    DropKey, Endpoint, Flow, FlowKey, FlowName, FragmentKey, FragmentPorts, FrontendKey, FrontendValue,
+    Identity, MemberKey, PORT_SLOTS, PolicyDir, PortDirectory, PortPage, RecentKey, RuleCounter, Share,
+    Sizes, TranslatedKey, TranslatedValue,
 };
 use std::{
     fs,
@@ -43,6 +45,16 @@ const DROP_COUNTERS: u32 = 16_384;
 /// Rules that have decided on something.
 const RULE_COUNTERS: u32 = 65_536;
 
+/// Services times ports times addresses.
+const FRONTENDS: u32 = 65_536;
+/// Of all services that differ in them, and of those that have just changed.
+const BACKENDS: u32 = 262_144;
+const NODE_ADDRESSES: u32 = 32_768;
+/// Clients of services with affinity times services, and sockets that send datagrams to services.
+const AFFINITIES: u32 = 32_768;
+/// Sockets that have called services; of those called longest ago the application sees the backend's address.
+const TRANSLATED: u32 = 65_536;
+
 pub struct Opened {
     pub datapath: Datapath,
     /// The maps of a daemon before us were there, complete and of this layout: what is in force still is.
@@ -50,6 +62,7 @@ pub struct Opened {
 }
 
 /// A map as it must be.
+#[derive(Clone, Copy)]
 struct Shape {
     name: &'static str,
     key: usize,
@@ -95,6 +108,19 @@ fn shapes(sizes: &Sizes, connections: &Connections) -> Vec<Shape> {
     ]
 }
 
+/// Maps that pins of a daemon before services lack.
+fn service_shapes() -> Vec<Shape> {
+    vec![
+        shape::<u64, u32>("POD_NETNS", ENDPOINTS),
+        shape::<Addr, u32>("NODE_ADDRESS", NODE_ADDRESSES),
+        shape::<FrontendKey, FrontendValue>("FRONTEND", FRONTENDS),
+        shape::<BackendKey, BackendAddr>("BACKEND", BACKENDS),
+        shape::<MemberKey, u32>("MEMBER", BACKENDS),
+        shape::<AffinityKey, Affinity>("AFFINITY", AFFINITIES),
+        shape::<TranslatedKey, TranslatedValue>("TRANSLATED", TRANSLATED),
+    ]
+}
+
 impl Datapath {
     /// Loads the programs on the maps pinned under `pin_dir`, or on new ones, and points pinned links to them.
     ///
@@ -106,11 +132,13 @@ impl Datapath {
         pins.prepare()?;
         let shapes = shapes(&sizes, &connections);
         let adopted = adoptable(&pins, &shapes)?;
+        let shapes = [shapes, service_shapes()].concat();
         let mut object = load(&pins, &sizes, &connections, &shapes)?;
         for hook in Hook::ALL {
             load_program(&mut object, &pins, hook)?;
         }
         load_forget(&mut object)?;
+        services::load(&mut object)?;
         let mut abi: Array<MapData, u32> = take(&mut object, "ABI")?;
         let mut datapath = Self::with_maps(pins, object, sizes, connections, adopted)?;
         datapath.update_links()?;
@@ -162,6 +190,14 @@ impl Datapath {
             connections,
             drops: take(o, "DROPS")?,
             rules: take(o, "RULES")?,
+            services: Services {
+                pods: take(o, "POD_NETNS")?,
+                nodes: take(o, "NODE_ADDRESS")?,
+                frontends: take(o, "FRONTEND")?,
+                backends: take(o, "BACKEND")?,
+                members: take(o, "MEMBER")?,
+                known: None,
+            },
             identities: Identities::default(),
             shadow: [fresh(), fresh()],
             barrier,
@@ -188,7 +224,8 @@ fn adoptable(pins: &Pins, shapes: &[Shape]) -> Result<bool, DatapathError> {
             return Ok(false);
         }
     }
-    for shape in shapes {
+    let services = service_shapes().into_iter().filter(|shape| pins.map(shape.name).exists());
+    for shape in shapes.iter().copied().chain(services) {
         let info = MapInfo::from_pin(pins.map(shape.name))
             .map_err(|source| DatapathError::Map { what: format!("pinned map {}", shape.name), source })?;
         for (what, found, needed) in [

@@ -18,6 +18,7 @@ mod pins;
 mod pods;
 mod read;
 mod rules;
+mod services;
 mod sys;
 mod table;
 mod transition;
@@ -28,6 +29,7 @@ pub use identities::{Exact, Identities, Prefix, Prefixes};
 pub use links::Hook;
 pub use load::Opened;
 pub use read::Flows;
+pub use services::{Unwritten, find_cgroup};
 
 use bulkhead_ebpf_abi::{
     Addr, Cell, Connections, Counter, Delivery, DropKey, Endpoint, Flow, FlowKey, FlowName, FragmentKey,
@@ -91,6 +93,12 @@ pub trait PodMaps {
     fn forget_flows(&mut self, addresses: &[IpAddr]) -> Result<usize, DatapathError>;
     /// How the hooks of others deliver to an address.
     fn delivery(&self, address: IpAddr) -> Result<Option<Delivery>, DatapathError>;
+    /// Processes of this network namespace (by its cookie) are a pod's: what they call may be a service.
+    fn set_netns(&mut self, cookie: u64) -> Result<(), DatapathError>;
+    /// Succeeds also when there is none.
+    fn remove_netns(&mut self, cookie: u64) -> Result<(), DatapathError>;
+    /// All of them.
+    fn netns(&self) -> Result<BTreeSet<u64>, DatapathError>;
     /// Every endpoint entry there is, by interface index (CHECK and the reconcile at start read these four).
     fn endpoints(&self) -> Result<BTreeMap<u32, Endpoint>, DatapathError>;
     /// The exact entry of an address.
@@ -105,8 +113,8 @@ pub trait PodMaps {
 /// Tables of [`Sizes::DEFAULT`] take 22.3 MiB of the kernel's memory, used or not (both halves): port directories 6, rows
 /// 8, port pages and cells 4 each (an array's entries are rounded up to 8 bytes), classes and policies the rest. A
 /// connection takes some 250 bytes, used or not (its entry 152, its places in the queue of ages 96): 262,144 are 62 MiB.
-/// The rings of a pod take at most 450 KiB at that size. All other maps take 1.3 MiB while they are empty and
-/// grow with identities, endpoints and drop counters. This struct holds both halves as far as they are filled, and shares them with the
+/// The rings of a pod take at most 450 KiB at that size. What sockets have called (65,536) and whom they keep to (32,768) take some 10 MiB, used or not. All other maps take 1.3 MiB while
+/// they are empty and grow with identities, endpoints and drop counters. This struct holds both halves as far as they are filled, and shares them with the
 /// generations that were written.
 pub struct Datapath {
     pins: pins::Pins,
@@ -130,6 +138,7 @@ pub struct Datapath {
     connections: Connections,
     drops: aya::maps::PerCpuHashMap<aya::maps::MapData, Raw<DropKey>, Raw<Counter>>,
     rules: aya::maps::PerCpuHashMap<aya::maps::MapData, u32, Raw<RuleCounter>>,
+    services: services::Services,
     /// What both identity maps hold: this daemon alone writes them.
     identities: Identities,
     /// What each half holds; `None`: it must be read first.

@@ -4,10 +4,11 @@
 //! <pin_dir>/maps/<MAP>                    adopted, with their contents
 //!          /programs/<hook>               replaced by every start
 //!          /links/<interface>-<hook>      adopted, pointed to the new program in one step
+//!                /service_<call>          the same, of the hooks of socket calls
 //! ```
 //! `maps/ABI` holds the layout version and is written last: without it the pins are of a start that never finished.
 
-use super::{DatapathError, links::Hook, sys};
+use super::{DatapathError, links::Hook, services, sys};
 use std::{
     fs, io,
     path::{Path, PathBuf},
@@ -66,6 +67,11 @@ impl Pins {
         self.links().join(format!("{}-{}", encode(ifname), hook.name()))
     }
 
+    /// Of a hook of socket calls.
+    pub fn service_link(&self, hook: &str) -> PathBuf {
+        self.links().join(hook)
+    }
+
     /// Every link that is pinned, by interface and hook. A file with another name is not ours and left alone.
     pub fn all_links(&self) -> Result<Vec<(String, Hook)>, DatapathError> {
         let links = self.links();
@@ -97,6 +103,7 @@ impl Pins {
         for (ifname, hook) in self.all_links()? {
             release(&self.link(&ifname, hook))?;
         }
+        services::release_all(self)?;
         for dir in [self.links(), self.programs(), self.maps()] {
             clear(&dir)?;
             remove(fs::remove_dir, &dir)?;

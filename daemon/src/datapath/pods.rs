@@ -87,6 +87,27 @@ impl PodMaps for Datapath {
         Ok(keys.len())
     }
 
+    fn set_netns(&mut self, cookie: u64) -> Result<(), DatapathError> {
+        let failed =
+            |source| DatapathError::Map { what: "telling the hooks of a pod's namespace".into(), source };
+        self.services.pods.insert(Raw(cookie), Raw(1), 0).map_err(failed)
+    }
+
+    fn remove_netns(&mut self, cookie: u64) -> Result<(), DatapathError> {
+        let failed = |source| DatapathError::Map { what: "removing a pod's namespace".into(), source };
+        absent_is_fine(self.services.pods.remove(&Raw(cookie))).map_err(failed)
+    }
+
+    fn netns(&self) -> Result<BTreeSet<u64>, DatapathError> {
+        let failed = |source| DatapathError::Map { what: "reading pods' namespaces".into(), source };
+        self.services
+            .pods
+            .iter()
+            .map(|e| e.map(|(Raw(cookie), _)| cookie))
+            .collect::<Result<_, _>>()
+            .map_err(failed)
+    }
+
     fn endpoints(&self) -> Result<BTreeMap<u32, Endpoint>, DatapathError> {
         self.endpoints
             .iter()

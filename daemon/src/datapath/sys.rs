@@ -1,4 +1,4 @@
-//! The calls of bpf(2) that aya does not offer: batches (Linux 5.6), the interface of a pinned link (6.6); and the wait
+//! The calls of bpf(2) that aya does not offer: batches (Linux 5.6), what a pinned link is attached to (6.6); and the wait
 //! for packets in flight. Nothing here knows what the bytes mean.
 
 use std::{
@@ -18,6 +18,7 @@ const OBJ_GET: libc::c_long = 7;
 const OBJ_GET_INFO_BY_FD: libc::c_long = 15;
 const MAP_LOOKUP_BATCH: libc::c_long = 24;
 const MAP_UPDATE_BATCH: libc::c_long = 26;
+const LINK_UPDATE: libc::c_long = 29;
 const LINK_DETACH: libc::c_long = 34;
 
 /// Plain bytes to the kernel: any bit pattern is a value, no padding, no pointer.
@@ -139,7 +140,17 @@ fn pinned(path: &Path) -> io::Result<Option<OwnedFd>> {
 
 /// The interface that a pinned tcx link is attached to; 0 if it is gone. `None`: nothing is pinned there.
 pub fn pinned_link_interface(path: &Path) -> io::Result<Option<u32>> {
-    /// `struct bpf_link_info` up to the union's `tcx`.
+    // `tcx`: the interface's index comes first.
+    Ok(link_target(path)?.map(|target| target as u32))
+}
+
+/// The id (inode) of the cgroup that a pinned link is attached to; 0 if it is gone. `None`: nothing is pinned there.
+pub fn pinned_link_cgroup(path: &Path) -> io::Result<Option<u64>> {
+    link_target(path)
+}
+
+/// The first eight bytes of the union in `struct bpf_link_info`, the lowest first.
+fn link_target(path: &Path) -> io::Result<Option<u64>> {
     #[repr(C)]
     #[derive(Default)]
     struct LinkInfo {
@@ -147,8 +158,7 @@ pub fn pinned_link_interface(path: &Path) -> io::Result<Option<u32>> {
         id: u32,
         program: u32,
         hole: u32,
-        ifindex: u32,
-        attach_type: u32,
+        target: [u8; 8],
     }
     #[repr(C)]
     struct Info {
@@ -162,7 +172,22 @@ pub fn pinned_link_interface(path: &Path) -> io::Result<Option<u32>> {
         Info { fd: fd_number(fd.as_fd()), len: size_of::<LinkInfo>() as u32, info: &raw mut info as u64 };
     // SAFETY: the kernel writes at most `len` bytes to `info`.
     unsafe { bpf(OBJ_GET_INFO_BY_FD, &mut attr) }?;
-    Ok(Some(info.ifindex))
+    Ok(Some(u64::from_ne_bytes(info.target)))
+}
+
+/// Puts another program in the place of a pinned link's, in one step.
+pub fn update_pinned_link(path: &Path, program: BorrowedFd<'_>) -> io::Result<()> {
+    #[repr(C)]
+    struct Update {
+        link: u32,
+        program: u32,
+        flags: u32,
+        old_program: u32,
+    }
+    let Some(link) = pinned(path)? else { return Err(io::ErrorKind::NotFound.into()) };
+    let (link, program) = (fd_number(link.as_fd()), fd_number(program));
+    // SAFETY: descriptors that outlive the call.
+    unsafe { bpf(LINK_UPDATE, &mut Update { link, program, flags: 0, old_program: 0 }) }.map(drop)
 }
 
 /// Detaches a pinned link; on return no packet meets its program any more. Removing the pin would do it some time later.

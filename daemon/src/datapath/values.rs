@@ -2,8 +2,9 @@
 
 use super::sys::Plain;
 use bulkhead_ebpf_abi::{
-    Addr, Cell, Counter, Delivery, DropKey, Endpoint, Flow, FlowKey, FlowName, FragmentKey, Identity,
-    PolicyDir, PortDirectory, PortPage, RecentKey, RuleCounter, Share,
+    Addr, BackendAddr, BackendKey, Cell, Counter, Delivery, DropKey, Endpoint, Flow, FlowKey, FlowName,
+    FragmentKey, FrontendKey, FrontendValue, Identity, MemberKey, PolicyDir, PortDirectory, PortPage, RecentKey,
+    RuleCounter, Share,
 };
 
 /// A key or value handed to aya, whose trait cannot be implemented for another crate's types.
@@ -22,7 +23,13 @@ macro_rules! plain {
 }
 plain!(
     u32,
+    u64,
     Addr,
+    BackendAddr,
+    BackendKey,
+    FrontendKey,
+    FrontendValue,
+    MemberKey,
     Cell,
     Counter,
     Delivery,

@@ -7,7 +7,7 @@
 //! half way is undone like one that succeeded.
 //!
 //! ```text
-//! apply ─▶ SaveRecord  MakePair  ConfigurePod  Shape  SetEndpoint  SetAddresses  AttachPrograms  OpenHostSide
+//! apply ─▶ SaveRecord  MakePair  ConfigurePod  Shape  SetEndpoint  SetAddresses  SetNetns  AttachPrograms  OpenHostSide
 //!  undo ─▶                                                                                   ◀─ in reverse
 //! ```
 
@@ -34,6 +34,8 @@ pub enum Effect {
     SetAddresses {
         entries: Vec<(IpAddr, Identity)>,
     },
+    /// The cookie of the pod's network namespace.
+    SetNetns(u64),
     AttachPrograms {
         ifname: String,
     },
@@ -65,6 +67,7 @@ pub fn plan(record: &EndpointRecord, sources: Sources) -> Vec<Effect> {
         Effect::Shape { ifb: record.ifb(), limits: record.limits },
         Effect::SetEndpoint(record.endpoint(0)),
         Effect::SetAddresses { entries: record.identity_entries().collect() },
+        Effect::SetNetns(record.netns_cookie),
         Effect::AttachPrograms { ifname: host.clone() },
         Effect::OpenHostSide {
             ifname: host,
@@ -181,6 +184,7 @@ impl Effect {
                     world.maps.set_address(address, identity)?;
                 }
             }
+            Self::SetNetns(cookie) => world.maps.set_netns(*cookie)?,
             Self::AttachPrograms { ifname } => world.maps.attach_pod(ifname, wired.host_ifindex)?,
             Self::OpenHostSide { host, .. } => world.net.open(wired.host_ifindex, host).await?,
         }
@@ -212,6 +216,7 @@ impl Effect {
                 }
                 world.maps.forget_flows(&addresses)?;
             }
+            Self::SetNetns(cookie) => world.maps.remove_netns(*cookie)?,
             Self::AttachPrograms { ifname } => world.maps.detach_pod(ifname)?,
         }
         Ok(())

@@ -27,6 +27,7 @@ pub struct State {
     pub endpoints: BTreeMap<u32, Endpoint>,
     pub addresses: BTreeMap<IpAddr, Identity>,
     pub attached: BTreeSet<String>,
+    pub netns: BTreeSet<u64>,
     /// Every call that changes something, in order.
     pub calls: Vec<&'static str>,
     /// Calls that fail, after they were done.
@@ -95,6 +96,14 @@ impl Links for Fake {
     async fn inspect_pod(&self, _: &Path, _: &str) -> Result<Option<PodState>, NetError> {
         Ok(None)
     }
+    async fn netns_cookie(&self, netns: &Path) -> Result<u64, NetError> {
+        // Another for each name.
+        Ok(netns
+            .as_os_str()
+            .as_encoded_bytes()
+            .iter()
+            .fold(1, |sum: u64, b| sum.wrapping_mul(31).wrapping_add(u64::from(*b))))
+    }
 }
 
 impl Routes for Fake {
@@ -162,6 +171,15 @@ impl PodMaps for Fake {
     }
     fn forget_flows(&mut self, _: &[IpAddr]) -> Result<usize, DatapathError> {
         self.map("forget_flows", |_| {}).map(|()| 0)
+    }
+    fn set_netns(&mut self, cookie: u64) -> Result<(), DatapathError> {
+        self.map("set_netns", |s| s.netns.extend([cookie]))
+    }
+    fn remove_netns(&mut self, cookie: u64) -> Result<(), DatapathError> {
+        self.map("remove_netns", |s| s.netns.retain(|c| *c != cookie))
+    }
+    fn netns(&self) -> Result<BTreeSet<u64>, DatapathError> {
+        Ok(self.with(|s| s.netns.clone()))
     }
     fn endpoints(&self) -> Result<BTreeMap<u32, Endpoint>, DatapathError> {
         Ok(self.with(|s| s.endpoints.clone()))

@@ -17,7 +17,7 @@ mod tests;
 
 pub use effect::{Cause, Effect, Failure, Wired, plan};
 pub use reconcile::Reconciled;
-pub use record::{EndpointRecord, NodeNet, PodContext};
+pub use record::{EndpointRecord, FromNode, NodeNet, PodContext};
 
 use crate::{
     datapath::PodMaps,
@@ -30,6 +30,7 @@ use effect::World;
 use ipnetwork::IpNetwork;
 use std::{
     collections::{BTreeMap, BTreeSet},
+    fmt,
     net::IpAddr,
     path::Path,
 };
@@ -131,6 +132,8 @@ impl<N: Net, C: BlockClaims> Endpoints<N, C> {
         {
             return Ok(entry.record.attachment());
         }
+        let netns_cookie = self.net.netns_cookie(Path::new(&request.netns)).await;
+        let netns_cookie = netns_cookie.map_err(|e| failure_reply(&e.into()))?;
         let addresses = match self.take_down(maps, &key).await? {
             Some(old) if old.partition == pod.partition && within(&old.addresses, &pod.ranges) => {
                 old.addresses
@@ -141,7 +144,8 @@ impl<N: Net, C: BlockClaims> Endpoints<N, C> {
             }
         };
         let identities = addresses.iter().map(|a| identity_of(*a)).collect();
-        let record = EndpointRecord::new(&key, request, pod, addresses, identities, self.node.mtu);
+        let node = FromNode { mtu: self.node.mtu, netns_cookie };
+        let record = EndpointRecord::new(&key, request, pod, addresses, identities, node);
         self.wire(maps, key, record).await
     }
 
@@ -336,7 +340,7 @@ impl<N: Net, C: BlockClaims> Endpoints<N, C> {
                 } else {
                     self.entries.insert(key, Entry { record, wired: None });
                 }
-                Err(failure_reply(&failure))
+                Err(wiring_failed(code_of(&failure.cause), &failure))
             }
         }
     }
@@ -401,11 +405,18 @@ fn reply(code: u32, msg: &str, details: String) -> ErrorReply {
     ErrorReply { code, msg: msg.into(), details }
 }
 
-fn failure_reply(failure: &Failure) -> ErrorReply {
-    let code = match &failure.cause {
+fn failure_reply(cause: &Cause) -> ErrorReply {
+    wiring_failed(code_of(cause), cause)
+}
+
+fn wiring_failed(code: u32, why: &impl fmt::Display) -> ErrorReply {
+    reply(code, "cannot wire the pod", why.to_string())
+}
+
+fn code_of(cause: &Cause) -> u32 {
+    match cause {
         Cause::Store(_) => code::IO_FAILURE,
         Cause::Net(NetError::Namespace { .. }) => code::INVALID_ENVIRONMENT,
         Cause::Net(_) | Cause::Maps(_) => code::WIRING,
-    };
-    reply(code, "cannot wire the pod", failure.to_string())
+    }
 }

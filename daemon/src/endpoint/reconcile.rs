@@ -156,6 +156,10 @@ impl<N: Net, C: BlockClaims> Endpoints<N, C> {
         } else {
             wired.ifb_ifindex = 0;
         }
+        if record.netns_cookie == 0 {
+            // Wired by a daemon that did not ask. Where the namespace is gone there is nobody to call a service.
+            record.netns_cookie = self.net.netns_cookie(&record.netns).await.unwrap_or(0);
+        }
         program(maps, record, wired)?;
         *known = Some(wired);
         if !seen.pins.contains(&record.host_interface) {
@@ -199,6 +203,13 @@ impl<N: Net, C: BlockClaims> Endpoints<N, C> {
             report.ownerless.push(format!("pins of {name}"));
         }
         self.remove_entries(maps, &indexes, report)?;
+        let cookies: BTreeSet<_> = self.iter().map(|r| r.netns_cookie).collect();
+        // Of a record that cannot be read nobody knows the namespace.
+        if self.unreadable.is_empty() {
+            for cookie in maps.netns()?.difference(&cookies) {
+                maps.remove_netns(*cookie)?;
+            }
+        }
         Ok(())
     }
 
@@ -267,6 +278,9 @@ pub(super) fn program<M: PodMaps>(
 ) -> Result<(), DatapathError> {
     for (address, entry) in record.identity_entries() {
         maps.set_address(address, entry)?;
+    }
+    if record.netns_cookie != 0 {
+        maps.set_netns(record.netns_cookie)?;
     }
     maps.set_endpoint(wired.host_ifindex, &record.endpoint(wired.ifb_ifindex))
 }

@@ -33,6 +33,13 @@ pub struct NodeNet {
     pub sources: Sources,
 }
 
+/// What the node says of a pod that is about to be wired.
+#[derive(Clone, Copy, Debug)]
+pub struct FromNode {
+    pub mtu: u32,
+    pub netns_cookie: u64,
+}
+
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(rename_all = "camelCase")]
 pub struct EndpointRecord {
@@ -41,6 +48,9 @@ pub struct EndpointRecord {
     pub pod: PodRef,
     /// Path of the network namespace.
     pub netns: PathBuf,
+    /// What the kernel's programs know it by; 0: wired by a daemon that did not ask.
+    #[serde(default)]
+    pub netns_cookie: u64,
     pub partition: String,
     pub policy: u32,
     /// At most one of each family, IPv4 first.
@@ -67,13 +77,14 @@ impl EndpointRecord {
         pod: &PodContext,
         addresses: Vec<IpAddr>,
         identities: Vec<u32>,
-        mtu: u32,
+        node: FromNode,
     ) -> Self {
         let names = Names::of(key.as_str());
         Self {
             id: request.id.clone(),
             pod: request.pod.clone(),
             netns: request.netns.clone().into(),
+            netns_cookie: node.netns_cookie,
             partition: pod.partition.clone(),
             policy: pod.policy,
             addresses,
@@ -81,7 +92,7 @@ impl EndpointRecord {
             host_interface: names.host,
             host_mac: names.host_mac,
             pod_mac: names.pod_mac,
-            mtu,
+            mtu: node.mtu,
             limits: pod.limits,
             runtime_bandwidth: request.bandwidth,
             bandwidth_class: pod.bandwidth_class.clone(),

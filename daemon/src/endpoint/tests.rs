@@ -41,6 +41,7 @@ impl Node {
         self.fake.with(|s| {
             assert!(s.links.is_empty() && s.routes.iter().all(|r| r.ifindex.is_none()), "{s:?}");
             assert!(s.endpoints.is_empty() && s.addresses.is_empty() && s.attached.is_empty(), "{s:?}");
+            assert!(s.netns.is_empty(), "{s:?}");
         });
         assert_eq!((self.records(), self.endpoints.iter().count()), (0, 0));
     }
@@ -66,13 +67,14 @@ fn attach(name: &str) -> Attach {
     }
 }
 
-const STEPS: [&str; 8] = [
+const STEPS: [&str; 9] = [
     "set_blocks",
     "create_pair",
     "configure_pod",
     "shape",
     "set_endpoint",
     "set_address",
+    "set_netns",
     "attach_pod",
     "open",
 ];

@@ -1,7 +1,7 @@
 //! Veth pairs: made, configured from inside the pod's namespace, found, deleted.
 
 use super::{
-    HOST_PREFIX, IFB_PREFIX, Kernel, Link, Links, Mac, NetError, Pair, PairIndex, PodSide, PodState,
+    HOST_PREFIX, IFB_PREFIX, Kernel, Link, Links, Mac, NetError, Pair, PairIndex, PodSide, PodState, cookie,
     default_of, gateway_of, host_network, inspect,
     netlink::Request,
     routes::{neighbour, route},
@@ -88,6 +88,10 @@ impl Links for Kernel {
         let netns = open_netns(netns)?;
         let inside = Kernel::open_in(&netns, || Ok(())).await?;
         inspect::pod(&inside, ifname).await
+    }
+
+    async fn netns_cookie(&self, netns: &Path) -> Result<u64, NetError> {
+        cookie::of(open_netns(netns)?).await
     }
 }
 

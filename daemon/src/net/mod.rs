@@ -13,6 +13,7 @@
 //!                                  │ bi0123456789 (ifb) ─▶ tbf: what leaves the pod
 //! ```
 
+mod cookie;
 mod inspect;
 mod learned;
 mod links;
@@ -164,6 +165,8 @@ pub trait Links {
         netns: &Path,
         ifname: &str,
     ) -> impl Future<Output = Result<Option<PodState>, NetError>> + Send;
+    /// What the kernel's programs know a network namespace by: never 0, and never given twice.
+    fn netns_cookie(&self, netns: &Path) -> impl Future<Output = Result<u64, NetError>> + Send;
 }
 
 /// Routes and neighbours of the node's namespace.

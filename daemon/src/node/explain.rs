@@ -1,6 +1,6 @@
 //! `explain`: what happens to a flow and why, the connections that live of it, and what its ends may use.
 
-use super::{Node, local_pod, views::kernel_error};
+use super::{Node, explain_service::Called, local_pod, views::kernel_error};
 use crate::datapath::{Datapath, DatapathError};
 use bulkhead_api::{
     messages::{
@@ -54,16 +54,61 @@ impl Node {
             Ok(Flow { from: from.address, to: to.address, proto, port: request.port })
         };
         let flows = pairs.iter().map(flow).collect::<Result<Vec<_>, ErrorReply>>()?;
-        let mut all = self.explain_flows(compiled, &flows)?.into_iter();
+        if let Some(called) = self.called(&flows) {
+            return self.explain_call(compiled, &called, request);
+        }
+        self.explain_untranslated(compiled, request, &pairs, &flows, (&from, &to))
+    }
+
+    /// By the addresses that were asked for.
+    fn explain_untranslated(
+        &self,
+        compiled: &Compiled,
+        request: &ExplainRequest,
+        pairs: &[(GroupPart, GroupPart)],
+        flows: &[Flow],
+        (from, to): (&Asked, &Asked),
+    ) -> Result<Explanation, ErrorReply> {
+        let mut all = self.explain_flows(compiled, flows)?.into_iter();
         let mut shown = all.next().ok_or_else(|| refused("nothing was asked".into()))?;
         let others = pairs.iter().skip(1).zip(all).filter(|(_, e)| e.allowed != shown.allowed);
         shown.otherwise = others.map(|((from, to), e)| other(from, to, &e)).collect();
+        self.complete(&mut shown, request, flows[0], from, to)?;
+        Ok(shown)
+    }
+
+    /// What tables do not know.
+    fn complete(
+        &self,
+        shown: &mut Explanation,
+        request: &ExplainRequest,
+        flow: Flow,
+        from: &Asked,
+        to: &Asked,
+    ) -> Result<(), ErrorReply> {
         shown.generation = self.datapath.running_generation().map_err(kernel_error)?;
         shown.protocol.clone_from(&request.protocol);
         for end in [&mut shown.from, &mut shown.to] {
             end.bandwidth = self.explain_bandwidth(end.address);
         }
-        self.add_connections(&mut shown, flows[0], &from, &to).map_err(kernel_error)?;
+        self.add_connections(shown, flow, from, to).map_err(kernel_error)
+    }
+
+    /// The first backend's explanation, with what becomes of the others.
+    fn explain_call(
+        &self,
+        compiled: &Compiled,
+        called: &Called<'_>,
+        request: &ExplainRequest,
+    ) -> Result<Explanation, ErrorReply> {
+        let flows = called.flows();
+        let all = self.explain_flows(compiled, &flows)?;
+        let service = called.explained(&all);
+        let mut shown = all.into_iter().next().ok_or_else(|| refused("nothing was asked".into()))?;
+        let (from, to) = (of_addresses(&[flows[0].from]), of_addresses(&[flows[0].to]));
+        self.complete(&mut shown, request, flows[0], &from, &to)?;
+        shown.allowed &= !service.backends.is_empty();
+        shown.service = Some(service);
         Ok(shown)
     }
 

@@ -8,7 +8,9 @@
 mod cni;
 mod diff;
 mod explain;
+mod explain_service;
 mod rollback;
+mod services;
 mod uninstall;
 mod views;
 
@@ -77,6 +79,7 @@ pub struct Node {
     /// What could not be done, though nothing was wrong with the objects; tried again now and then.
     failed: Vec<ObjectError>,
     pub bgp: Bgp,
+    services: services::Services,
     generation_since: u64,
     /// Pods have other policies than their connections were admitted by.
     to_ask_again: bool,
@@ -166,6 +169,7 @@ impl Node {
             refused: Vec::new(),
             failed: Vec::new(),
             bgp,
+            services: services::Services::default(),
             generation_since: 0,
             to_ask_again: false,
             last_change_millis: 0,
@@ -199,14 +203,19 @@ impl Node {
 
     /// Takes over a new snapshot as far as it is valid. Before there is one, what a daemon before us left stays.
     pub async fn apply(&mut self, observed: Observed) {
-        let Some(snapshot) = observed.snapshot else {
+        let Some(mut snapshot) = observed.snapshot else {
             self.refused = observed.errors;
             self.announce_blocks().await;
+            self.write_services();
             return;
         };
         let mut refused = observed.errors;
         let mut failed = Vec::new();
-        let candidate = self.with_own_node(self.unless_held(snapshot.policy));
+        let policy = std::mem::take(&mut snapshot.policy);
+        let candidate = self.with_own_addresses(self.unless_held(policy));
+        // Packets carry the addresses of the backends, and so must the policy on cluster DNS.
+        self.services.follow(&self.config.node, &candidate.nodes, &snapshot);
+        let candidate = candidate.with_dns_backends(&self.services.table);
         let Admitted { objects, errors, clean } = admit_change(&self.in_force.policy, self.clean, candidate);
         refused.extend(errors);
         let changed = self.compiled.is_none() || objects != self.in_force.policy;
@@ -224,10 +233,14 @@ impl Node {
         }
         self.clean |= clean && !changed;
         self.in_force.pods = snapshot.pods;
+        self.in_force.services = snapshot.services;
+        self.in_force.endpoint_slices = snapshot.endpoint_slices;
         refused.extend(self.admit_bgp(snapshot.bgp_peers, snapshot.bgp));
         let told = self.errors();
         (self.refused, self.failed) = (refused, failed);
         self.follow().await;
+        // Behind all that pods wait for.
+        self.write_services();
         for error in self.errors().iter().filter(|e| !told.contains(e)) {
             warn!("refused: {error}");
         }
@@ -253,12 +266,14 @@ impl Node {
 
     /// Everything that people must be told.
     fn errors(&self) -> Vec<ObjectError> {
-        [&self.refused, &self.failed, self.bgp.errors()].into_iter().flatten().cloned().collect()
+        let services = self.services.errors().to_vec();
+        [&self.refused, &self.failed, self.bgp.errors(), &services].into_iter().flatten().cloned().collect()
     }
 
     /// To be called now and then: carries out queued DELs, follows the uplinks' addresses, tries again what failed.
     pub async fn look_after(&mut self) {
         self.replay_queued().await;
+        self.look_after_services();
         let moved = match self.net.uplinks(&self.config.uplinks).await {
             Ok(now) if now != self.uplinks => self.follow_uplinks(now),
             Ok(_) => false,
@@ -322,7 +337,11 @@ impl Node {
     }
 
     /// What the configuration and the kernel know of the cluster and the objects need not repeat.
-    fn with_own_node(&self, mut objects: Objects) -> Objects {
+    fn with_own_node(&self, objects: Objects) -> Objects {
+        self.with_own_addresses(objects).with_dns_backends(&self.services.table)
+    }
+
+    fn with_own_addresses(&self, mut objects: Objects) -> Objects {
         objects.default_pod_cidrs.clone_from(&self.config.pod_cidrs);
         objects.cluster_dns.clone_from(&self.config.cluster_dns);
         let told = objects.nodes.get(&self.config.node);

@@ -1,7 +1,11 @@
 //! One YAML file into objects, or into an error that names file, object and field.
 
-use super::{PodInfo, pod};
-use crate::{Labels, NodeInfo, RuleLines, Sourced, objects::with_name};
+use super::{PodInfo, pod, service};
+use crate::{
+    Labels, NodeInfo, RuleLines, Sourced,
+    objects::with_name,
+    service::{EndpointSlice, Service},
+};
 use bulkhead_api::{
     messages::ObjectError,
     objects::{
@@ -10,7 +14,7 @@ use bulkhead_api::{
     },
 };
 use k8s_openapi::{
-    api::{core::v1, networking::v1::NetworkPolicy},
+    api::{core::v1, discovery::v1 as discovery, networking::v1::NetworkPolicy},
     apimachinery::pkg::apis::meta::v1::ObjectMeta,
 };
 use serde::{
@@ -24,7 +28,8 @@ use std::{fmt, net::IpAddr, sync::Arc};
 /// A label of the nodes that run the API server.
 const CONTROL_PLANE_LABEL: &str = "node-role.kubernetes.io/control-plane";
 const KINDS: &str = "Partition, NetworkGroup, BandwidthClass, BGPPeer and BGPConfiguration of bulkhead.dev/v1alpha1, \
-                     Namespace, Pod and Node of v1, NetworkPolicy of networking.k8s.io/v1, \
+                     Namespace, Pod, Node and Service of v1, EndpointSlice of discovery.k8s.io/v1, \
+                     NetworkPolicy of networking.k8s.io/v1, \
                      ClusterNetworkPolicy of policy.networking.k8s.io/v1alpha2";
 
 #[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
@@ -41,6 +46,9 @@ pub enum Object {
     NetworkPolicy(String, Arc<Sourced<NetworkPolicySpec>>),
     ClusterNetworkPolicy(String, Arc<Sourced<ClusterNetworkPolicySpec>>),
     Node(String, Arc<NodeInfo>),
+    /// By `namespace/name`, as the next.
+    Service(String, Arc<Service>),
+    EndpointSlice(String, Arc<EndpointSlice>),
 }
 
 #[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord, Hash)]
@@ -55,10 +63,12 @@ pub enum Kind {
     NetworkPolicy,
     ClusterNetworkPolicy,
     Node,
+    Service,
+    EndpointSlice,
 }
 
 impl Kind {
-    const ALL: [Self; 10] = [
+    const ALL: [Self; 12] = [
         Self::Partition,
         Self::NetworkGroup,
         Self::BandwidthClass,
@@ -69,6 +79,8 @@ impl Kind {
         Self::NetworkPolicy,
         Self::ClusterNetworkPolicy,
         Self::Node,
+        Self::Service,
+        Self::EndpointSlice,
     ];
 
     /// By its name in objects, in any case.
@@ -101,6 +113,8 @@ impl Object {
             Self::NetworkPolicy(key, _) => (Kind::NetworkPolicy, key),
             Self::ClusterNetworkPolicy(name, _) => (Kind::ClusterNetworkPolicy, name),
             Self::Node(name, _) => (Kind::Node, name),
+            Self::Service(key, _) => (Kind::Service, key),
+            Self::EndpointSlice(key, _) => (Kind::EndpointSlice, key),
         }
     }
 
@@ -254,6 +268,17 @@ pub fn typed(
             Object::ClusterNetworkPolicy(name, with_rules(spec(value)?, origin))
         }
         ("v1", "Node") => Object::Node(name, Arc::new(node(read::<v1::Node>(value)?)?)),
+        ("v1", "Service") => {
+            let read = read::<v1::Service>(value)?;
+            let key = format!("{}/{name}", namespace_of(&read.metadata));
+            Object::Service(key, Arc::new(service::service(read)?))
+        }
+        ("discovery.k8s.io/v1", "EndpointSlice") => {
+            let slice = read::<discovery::EndpointSlice>(value)?;
+            let namespace = namespace_of(&slice.metadata);
+            let key = format!("{namespace}/{name}");
+            Object::EndpointSlice(key, Arc::new(service::endpoint_slice(slice, &namespace)?))
+        }
         _ => {
             let message = format!("{api_version} {kind} is not a kind of this source: it reads {KINDS}");
             return Err((Some("kind".into()), message));
@@ -416,7 +441,7 @@ mod tests {
 
     #[test]
     fn an_unknown_kind_is_refused_with_the_known_ones() {
-        let m = message("apiVersion: v1\nkind: Service\nmetadata: {name: x}\n");
-        assert!(m.contains("v1 Service is not a kind of this source") && m.contains("NetworkGroup"), "{m}");
+        let m = message("apiVersion: v1\nkind: Secret\nmetadata: {name: x}\n");
+        assert!(m.contains("v1 Secret is not a kind of this source") && m.contains("NetworkGroup"), "{m}");
     }
 }

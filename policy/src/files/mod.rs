@@ -6,10 +6,14 @@
 
 mod document;
 mod pod;
+mod service;
 
 pub use document::{Kind, Object, parse, typed};
 
-use crate::{Labels, Named, Objects, Pod, Sourced};
+use crate::{
+    Labels, Named, Objects, Pod, Sourced,
+    service::{EndpointSlice, Service},
+};
 use bulkhead_api::{
     messages::{DiffRequest, ObjectError},
     objects::{BGPConfigurationSpec, BGPPeerSpec},
@@ -26,6 +30,9 @@ pub struct Snapshot {
     pub pods: Named<PodInfo>,
     pub bgp_peers: BTreeMap<String, Sourced<BGPPeerSpec>>,
     pub bgp: Option<Sourced<BGPConfigurationSpec>>,
+    /// By `namespace/name`, as the next.
+    pub services: Named<Service>,
+    pub endpoint_slices: Named<EndpointSlice>,
 }
 
 impl Snapshot {
@@ -47,6 +54,8 @@ impl Snapshot {
                 drop(self.policy.cluster_network_policies.insert(name, o));
             }
             Object::Node(name, node) => drop(self.policy.nodes.insert(name, node)),
+            Object::Service(key, o) => drop(self.services.insert(key, o)),
+            Object::EndpointSlice(key, o) => drop(self.endpoint_slices.insert(key, o)),
         }
     }
 
@@ -64,6 +73,8 @@ impl Snapshot {
             Object::NetworkPolicy(key, o) => policy.network_policies.get(key) == Some(o),
             Object::ClusterNetworkPolicy(name, o) => policy.cluster_network_policies.get(name) == Some(o),
             Object::Node(name, node) => policy.nodes.get(name) == Some(node),
+            Object::Service(key, o) => self.services.get(key) == Some(o),
+            Object::EndpointSlice(key, o) => self.endpoint_slices.get(key) == Some(o),
         }
     }
 
@@ -80,6 +91,8 @@ impl Snapshot {
             Kind::NetworkPolicy => self.policy.network_policies.contains_key(name),
             Kind::ClusterNetworkPolicy => self.policy.cluster_network_policies.contains_key(name),
             Kind::Node => self.policy.nodes.contains_key(name),
+            Kind::Service => self.services.contains_key(name),
+            Kind::EndpointSlice => self.endpoint_slices.contains_key(name),
         }
     }
 
@@ -99,6 +112,8 @@ impl Snapshot {
             Kind::NetworkPolicy => drop(self.policy.network_policies.remove(name)),
             Kind::ClusterNetworkPolicy => drop(self.policy.cluster_network_policies.remove(name)),
             Kind::Node => drop(self.policy.nodes.remove(name)),
+            Kind::Service => drop(self.services.remove(name)),
+            Kind::EndpointSlice => drop(self.endpoint_slices.remove(name)),
         }
     }
 }
@@ -114,7 +129,8 @@ pub fn edited(before: &Snapshot, request: &DiffRequest) -> Result<Snapshot, Obje
         let Objects { namespaces, pods, nodes, default_pod_cidrs, cluster_dns, .. } = after.policy;
         let policy =
             Objects { namespaces, pods, nodes, default_pod_cidrs, cluster_dns, ..Objects::default() };
-        after = Snapshot { policy, pods: after.pods, ..Snapshot::default() };
+        let Snapshot { pods, services, endpoint_slices, .. } = after;
+        after = Snapshot { policy, pods, services, endpoint_slices, ..Snapshot::default() };
     }
     for file in &request.files {
         parse(&file.name, &file.text)?.into_iter().for_each(|object| after.insert(object));

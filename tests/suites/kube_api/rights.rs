@@ -49,6 +49,8 @@ fn little_else(site: &mut Site) -> Result<()> {
     let token = site.daemon_kubeconfig();
     for (verb, what, expected) in [
         ("watch", "partitions.bulkhead.dev", true),
+        ("watch", "endpointslices.discovery.k8s.io", true),
+        ("update", "services", false),
         ("create", "ipblocks.bulkhead.dev", true),
         ("update", "ipblocks.bulkhead.dev", false),
         ("update", "partitions.bulkhead.dev", false),

@@ -1,6 +1,7 @@
 //! The API server as source: what is applied comes into force, and what is in force stays when the API server goes.
 
 use crate::site::{Case, SOON, Site};
+use bulkhead_api::messages::{FrontendInfo, Services};
 use bulkhead_lab::{Result, unmet, until};
 use nix::{
     sys::signal::{Signal, kill},
@@ -10,6 +11,7 @@ use nix::{
 pub const CASES: &[(&str, Case)] = &[
     ("what is applied comes into force, and what is deleted goes", applied),
     ("NetworkPolicy goes by the labels that the cluster's pods have now", by_label),
+    ("services are those of the API server, with the backends of their slices", services),
     ("an object that is refused is told, and the others come into force", refused),
     ("a pause in which etcd was compacted and the API server killed is made up for", compacted),
     ("a daemon that starts while the API server is away leaves in force what is", away),
@@ -84,6 +86,32 @@ fn by_label(site: &mut Site) -> Result<()> {
         "--grace-period=0",
     ])?;
     site.wait_allowed("10.64.5.9", "10.64.5.1", 5432, true)
+}
+
+/// The cluster IP is what the API server has given the service.
+fn services(site: &mut Site) -> Result<()> {
+    let documents = "apiVersion: v1\nkind: Service\nmetadata: {name: web}\n\
+         spec: {ports: [{name: http, port: 80}], sessionAffinity: ClientIP}\n---\n\
+         apiVersion: discovery.k8s.io/v1\nkind: EndpointSlice\n\
+         metadata: {name: web-1, labels: {kubernetes.io/service-name: web}}\naddressType: IPv4\n\
+         ports: [{name: http, protocol: TCP, port: 8080}]\nendpoints: [{addresses: [10.64.5.9], nodeName: node2}]\n";
+    site.control.apply(documents)?;
+    let given = site.control.kubectl(&["get", "service", "web", "-o", "jsonpath={.spec.clusterIP}"])?;
+    let web = |site: &Site| -> Result<Vec<FrontendInfo>> {
+        let told: Services = site.node.get("/v1/services")?;
+        Ok(told.frontends.into_iter().filter(|f| f.service == "default/web").collect())
+    };
+    until("the service has its backend", SOON, || {
+        let found = web(site)?;
+        let is_it = |f: &FrontendInfo| {
+            f.address.is_some_and(|a| a.to_string() == given.trim())
+                && (f.port, f.affinity_seconds) == (80, Some(10_800))
+                && f.backends == ["10.64.5.9:8080".parse().unwrap()]
+        };
+        if found.iter().any(is_it) { Ok(Some(())) } else { unmet(format!("{found:?}")) }
+    })?;
+    site.control.kubectl(&["delete", "service/web", "endpointslice/web-1"])?;
+    until("the service is gone", SOON, || Ok(web(site)?.is_empty().then_some(())))
 }
 
 fn refused(site: &mut Site) -> Result<()> {

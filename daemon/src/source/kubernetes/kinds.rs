@@ -19,7 +19,7 @@ const fn watched(kind: Kind, group: &'static str, version: &'static str, plural:
     Watched { kind, group, version, plural, fields: None, optional: false }
 }
 
-pub const WATCHED: [Watched; 10] = [
+pub const WATCHED: [Watched; 12] = [
     watched(Kind::Partition, GROUP, VERSION, "partitions"),
     watched(Kind::NetworkGroup, GROUP, VERSION, "networkgroups"),
     watched(Kind::BandwidthClass, GROUP, VERSION, "bandwidthclasses"),
@@ -32,6 +32,8 @@ pub const WATCHED: [Watched; 10] = [
         fields: Some("status.phase!=Succeeded,status.phase!=Failed,spec.hostNetwork=false"),
         ..watched(Kind::Pod, "", "v1", "pods")
     },
+    watched(Kind::Service, "", "v1", "services"),
+    watched(Kind::EndpointSlice, "discovery.k8s.io", "v1", "endpointslices"),
     watched(Kind::NetworkPolicy, "networking.k8s.io", "v1", "networkpolicies"),
     Watched {
         optional: true,
