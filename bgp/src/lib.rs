@@ -5,6 +5,7 @@
 //!   fsm       one neighbour: inputs, time → outputs   (no socket, no clock)
 //!   rib       what is to be sent against what was; what was received
 //!   filter    which routes pass, in and out, and what they are given
+//!   discovery a link's router, found by its advertisements
 //!   export    which attributes a route gets towards a neighbour
 //!   neighbour fsm + rib + export of one neighbour     (still no socket, no clock)
 //!   driver    sockets and clocks, behind the feature `tokio`
@@ -17,6 +18,7 @@
 //! that ends does neither, and its neighbours keep the routes as RFC 4724 says.
 
 pub mod bfd;
+pub mod discovery;
 #[cfg(feature = "tokio")]
 pub mod driver;
 pub mod export;
@@ -29,8 +31,9 @@ pub mod wire;
 
 #[cfg(feature = "tokio")]
 pub use driver::{
-    Direction, LearnedRoutes, Password, PeerConfig, PeerStatus, PrefixAtPeer, Remote, RouteView, Routes,
-    Speaker, SpeakerConfig, SpeakerError, Ttl,
+    Direction, LearnedFeed, LearnedRoutes, Password, PeerConfig, PeerStatus, PrefixAtPeer, Remote, RouteView,
+    Routes, Speaker, SpeakerConfig, SpeakerError, Ttl,
 };
 pub use export::RouteAttributes;
 pub use family::Family;
+pub use rib::NextHop;

@@ -1,17 +1,20 @@
 //! The task of one neighbour: waits, feeds [`Neighbour`], and does what its effects say.
 
 use super::config::{PeerConfig, Remote, SpeakerConfig};
-use super::learned::Learned;
+use super::learned::Member;
 use super::links::{LinkEvent, Links};
 use super::socket::{self, Options};
 use super::status::{self, Direction, PeerStatus, PrefixAtPeer, Routes};
-use crate::fsm::{ConnId, Connection, Input, PeerError, Stop};
+use super::unnumbered::{Located, Search};
+use crate::fsm::{ConnId, Connection, Input, Negotiated, PeerError, Stop};
 use crate::neighbour::{Effect, Intent, Neighbour, Note};
+use crate::rib::Source;
 use ipnetwork::IpNetwork;
 use std::future::{Future, pending};
 use std::io::{self, ErrorKind};
 use std::net::SocketAddr;
 use std::pin::Pin;
+use std::sync::Arc;
 use std::time::Duration;
 use tokio::net::TcpStream;
 use tokio::sync::{mpsc, oneshot, watch};
@@ -48,8 +51,11 @@ pub(super) struct Task {
     commands: mpsc::Receiver<Command>,
     intent: watch::Receiver<Intent>,
     flushes: Vec<oneshot::Sender<()>>,
-    learned: Learned,
-    learned_version: u64,
+    learned: Member,
+    /// Whom what is learned is from: this session, or the last one while the peer restarts.
+    source: Option<Arc<Source>>,
+    /// Of a peer that is the router of an interface.
+    search: Option<Search>,
     epoch: Instant,
     next_id: u64,
     leaving: bool,
@@ -60,6 +66,8 @@ enum Wake {
     Command(Command),
     Dialled(io::Result<TcpStream>),
     Link(LinkEvent),
+    /// The router of the interface was found, or is elsewhere.
+    Located,
     Other,
     /// The speaker is gone.
     Orphaned,
@@ -71,7 +79,8 @@ impl Task {
         config: PeerConfig,
         commands: mpsc::Receiver<Command>,
         mut intent: watch::Receiver<Intent>,
-        learned: Learned,
+        learned: Member,
+        search: Option<Search>,
     ) -> Task {
         intent.mark_changed();
         Task {
@@ -84,7 +93,8 @@ impl Task {
             intent,
             flushes: Vec::new(),
             learned,
-            learned_version: 0,
+            source: None,
+            search,
             epoch: Instant::now(),
             next_id: 1,
             leaving: false,
@@ -104,11 +114,16 @@ impl Task {
                 Wake::Command(command) => self.command(command),
                 Wake::Orphaned => return,
                 Wake::Dialled(Ok(stream)) => self.adopt(stream, Input::Connected),
-                Wake::Dialled(Err(error)) => self.feed(Input::ConnectFailed(error.kind())),
+                Wake::Dialled(Err(error)) => {
+                    self.search.iter().for_each(Search::doubt);
+                    self.feed(Input::ConnectFailed(error.kind()));
+                }
                 Wake::Link(LinkEvent::Received(id, bytes)) => self.feed(Input::Received(id, bytes)),
                 Wake::Link(LinkEvent::Closed(id, kind)) => self.feed(Input::Closed(id, kind)),
                 Wake::Link(LinkEvent::Sent { id, all }) => self.feed(Input::Written { id, all }),
-                Wake::Other => {}
+                // An attempt that waits for the router to be found, or is to where it was before, begins anew.
+                Wake::Located if self.dial.is_some() => self.connect(),
+                Wake::Located | Wake::Other => {}
             }
             // After what was received: a process that was held up must not take that for silence.
             if self.neighbour.deadline().is_some_and(|deadline| deadline <= self.now()) {
@@ -135,9 +150,16 @@ impl Task {
                 None => pending().await,
             }
         };
+        let located = async {
+            match &mut self.search {
+                Some(search) => search.changed().await,
+                None => pending().await,
+            }
+        };
         let wake = tokio::select! {
             biased;
             command = self.commands.recv() => command.map_or(Wake::Orphaned, Wake::Command),
+            () = located => Wake::Located,
             result = dialled => Wake::Dialled(result),
             event = self.links.next() => Wake::Link(event),
             changed = self.intent.changed() => match changed {
@@ -197,7 +219,7 @@ impl Task {
     }
 
     fn status(&self) -> PeerStatus {
-        PeerStatus::of(&self.config, &self.neighbour, self.now())
+        PeerStatus::of(&self.config, &self.neighbour, self.located().as_ref(), self.now())
     }
 
     fn reconfigure(&mut self, config: PeerConfig) {
@@ -224,15 +246,25 @@ impl Task {
         }
     }
 
-    /// Tells what was learned, where that is not what was told last.
+    /// Tells what is learned now of what has changed.
     fn tell_learned(&mut self) {
-        let version = self.neighbour.learned_version();
-        if version == self.learned_version {
-            return;
+        let changed = self.neighbour.take_learned_changes();
+        let Some(source) = self.source.as_ref().filter(|_| !changed.is_empty()) else { return };
+        let now = changed.into_iter().map(|prefix| (prefix, self.neighbour.learned(&prefix)));
+        self.learned.tell(source, now);
+    }
+
+    fn source(&self, negotiated: &Negotiated) -> Source {
+        Source {
+            peer: self.config.name.clone(),
+            external: negotiated.external,
+            router_id: negotiated.peer_router_id,
+            address: self.peer_address().map_or(self.config.address(), |address| address.ip()),
+            interface: match self.peer_address() {
+                Some(SocketAddr::V6(address)) if address.scope_id() != 0 => Some(address.scope_id()),
+                _ => None,
+            },
         }
-        self.learned_version = version;
-        let negotiated = self.neighbour.peer().negotiated();
-        self.learned.tell(&self.config, negotiated, self.neighbour.learned());
     }
 
     fn adopt(&mut self, stream: TcpStream, input: fn(Connection) -> Input) {
@@ -250,6 +282,31 @@ impl Task {
         self.feed(input(Connection { id, local }));
     }
 
+    /// Absent: nobody can be dialled now.
+    fn peer_address(&self) -> Option<SocketAddr> {
+        match self.config.remote {
+            Remote::Address(address) => Some(SocketAddr::new(address, self.config.port)),
+            Remote::Range(_) => None,
+            Remote::Interface(_) => self.located()?.socket_address(self.config.port).map(SocketAddr::V6),
+        }
+    }
+
+    fn connect(&mut self) {
+        let options = Options {
+            from: self.config.local_address,
+            ttl: self.config.ttl,
+            password: self.config.password.clone(),
+        };
+        self.dial = Some(match self.peer_address() {
+            Some(peer) => Box::pin(socket::dial(peer, options)),
+            None => Box::pin(pending()),
+        });
+    }
+
+    fn located(&self) -> Option<Located> {
+        self.search.as_ref().map(Search::located)
+    }
+
     fn feed(&mut self, input: Input) {
         let effects = self.neighbour.handle(self.now(), input);
         self.perform(effects);
@@ -258,20 +315,15 @@ impl Task {
     fn perform(&mut self, effects: Vec<Effect>) {
         for effect in effects {
             match effect {
-                Effect::Connect => {
-                    // Who has no address is never dialled.
-                    let Remote::Address(address) = self.config.remote else { continue };
-                    let options = Options {
-                        from: self.config.local_address,
-                        ttl: self.config.ttl,
-                        password: self.config.password.clone(),
-                    };
-                    let peer = SocketAddr::new(address, self.config.port);
-                    self.dial = Some(Box::pin(socket::dial(peer, options)));
-                }
+                Effect::Connect => self.connect(),
                 Effect::Send(id, bytes) => self.links.send(id, &bytes),
                 Effect::Close(id) => self.links.close(id),
-                Effect::Note(note) => self.log(&note),
+                Effect::Note(note) => {
+                    if let Note::Up(negotiated) = &note {
+                        self.source = Some(Arc::new(self.source(negotiated)));
+                    }
+                    self.log(&note);
+                }
             }
         }
     }

@@ -23,7 +23,7 @@ pub mod qdisc;
 mod routes;
 
 pub use inspect::PodState;
-pub use learned::Learned;
+pub use learned::{Hops, Learned};
 pub use mac::{Mac, Names};
 pub use netlink::{Kernel, NetError};
 pub use qdisc::{Limit, Limits, Shaper};

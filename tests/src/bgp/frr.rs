@@ -10,19 +10,23 @@ use std::{
     fs,
     os::unix::fs::PermissionsExt,
     path::{Path, PathBuf},
+    sync::Arc,
 };
 
 pub(super) struct Frr {
+    netns: Arc<Netns>,
     sockets: PathBuf,
     /// The neighbour, as FRR names it.
     neighbour: String,
-    bgpd: Daemon,
+    arguments: Vec<String>,
+    /// Absent while it is begun again.
+    bgpd: Option<Daemon>,
     _bfdd: Option<Daemon>,
     _zebra: Daemon,
 }
 
 impl Frr {
-    pub fn start(netns: &Netns, dir: &Path, setup: &Setup) -> Result<Self> {
+    pub fn start(netns: &Arc<Netns>, dir: &Path, setup: &Setup) -> Result<Self> {
         fs::create_dir_all(dir).during(|| dir.display().to_string())?;
         // zebra gives its privileges up and becomes another user.
         fs::set_permissions(dir, fs::Permissions::from_mode(0o777))?;
@@ -39,11 +43,7 @@ impl Frr {
             ]
             .concat()
         };
-        let begin = |arguments: &[String], name: &'static str| {
-            let arguments: Vec<&str> = arguments.iter().map(String::as_str).collect();
-            let ready = || vtysh(dir, name, "show version").map(drop);
-            Daemon::start(netns, dir, "frr", &arguments, ready)
-        };
+        let begin = |arguments: &[String], name| begin(netns, dir, arguments, name);
         let zebra = begin(&common("/usr/lib/frr/zebra", "zebra"), "zebra")?;
         let bfdd = || {
             fs::write(dir.join("bfdd.conf"), "")?;
@@ -54,15 +54,23 @@ impl Frr {
         let bfdd = setup.bfd.map(|_| bfdd()).transpose()?;
         let mut bgpd = common("/usr/lib/frr/bgpd", "bgpd");
         bgpd.push("-S".to_owned());
-        let bgpd = begin(&bgpd, "bgpd")?;
+        let arguments = bgpd;
+        let bgpd = Some(begin(&arguments, "bgpd")?);
         let neighbour = setup.unnumbered.unwrap_or(setup.node).to_owned();
-        Ok(Frr { sockets: dir.to_owned(), neighbour, bgpd, _bfdd: bfdd, _zebra: zebra })
+        let (netns, sockets) = (netns.clone(), dir.to_owned());
+        Ok(Frr { netns, sockets, neighbour, arguments, bgpd, _bfdd: bfdd, _zebra: zebra })
     }
 
     fn json(&self, command: &str) -> Result<Value> {
         let text = vtysh(&self.sockets, "bgpd", command)?;
         serde_json::from_str(&text).map_err(|source| Error::Json { what: command.into(), source })
     }
+}
+
+fn begin(netns: &Netns, dir: &Path, arguments: &[String], name: &'static str) -> Result<Daemon> {
+    let arguments: Vec<&str> = arguments.iter().map(String::as_str).collect();
+    let ready = || vtysh(dir, name, "show version").map(drop);
+    Daemon::start(netns, dir, "frr", &arguments, ready)
 }
 
 fn vtysh(sockets: &Path, daemon: &str, command: &str) -> Result<String> {
@@ -174,6 +182,12 @@ impl Router for Frr {
         }))
     }
 
+    fn restart(&mut self) -> Result<()> {
+        self.bgpd = None;
+        self.bgpd = Some(begin(&self.netns, &self.sockets, &self.arguments, "bgpd")?);
+        Ok(())
+    }
+
     fn refresh(&self) -> Result<()> {
         for family in ["ipv4", "ipv6"] {
             vtysh(&self.sockets, "bgpd", &format!("clear bgp {family} unicast {} in", self.neighbour))?;
@@ -182,7 +196,7 @@ impl Router for Frr {
     }
 
     fn log(&self) -> Result<String> {
-        self.bgpd.log()
+        self.bgpd.as_ref().map_or_else(|| Ok(String::new()), Daemon::log)
     }
 }
 
