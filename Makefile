@@ -4,7 +4,7 @@ SHELL := bash
 .SHELLFLAGS := -euo pipefail -c
 .DEFAULT_GOAL := help
 .ONESHELL:
-.PHONY: help deps build kubernetes crds demo test bench lint
+.PHONY: help deps build kubernetes crds demo test fuzz bench lint
 
 MUSL := x86_64-unknown-linux-musl
 TARGET := $(abspath $(or $(CARGO_TARGET_DIR),target))
@@ -47,6 +47,24 @@ test: deps ## Everything that tests: units, eBPF by test-run, the lab, interoper
 		BULKHEAD_BIN_PATH=$(call PROGRAMS,debug) cargo test --locked --no-fail-fast
 	[ ! -e $$BULKHEAD_HELD_AGAIN ] || echo "==> held only at the second attempt: $$(xargs < $$BULKHEAD_HELD_AGAIN)"
 	echo "==> all tests held ($$((SECONDS / 60)) min $$((SECONDS % 60)) s)"
+
+# What libFuzzer wants to know of each branch and comparison. Without a sanitizer, which stable Rust has none of: a panic is what is
+# looked for.
+SECONDS ?= 60
+COVERAGE := -Cpasses=sancov-module $(addprefix -Cllvm-args=-sanitizer-coverage-,level=4 inline-8bit-counters pc-table trace-compares)
+GNU := x86_64-unknown-linux-gnu
+
+fuzz: deps ## Bytes of routers, changed at random, at the codecs of BGP and BFD for SECONDS=60 in all
+	@echo "==> building the fuzz targets"
+	RUSTFLAGS="$(COVERAGE) --cfg fuzzing" cargo build --locked --profile fuzz --target $(GNU) -p bulkhead-fuzz
+	for target in open update bfd; do
+		echo "==> fuzzing $$target"
+		mkdir -p $(TARGET)/fuzz/corpus/$$target $(TARGET)/fuzz/found
+		timeout --kill-after=10 $$(( $(SECONDS) / 3 + 30 )) $(TARGET)/$(GNU)/fuzz/fuzz-$$target \
+			-max_total_time=$$(( $(SECONDS) / 3 )) -timeout=5 -rss_limit_mb=512 -max_len=4096 -print_final_stats=1 -print_funcs=0 -verbosity=0 \
+			-artifact_prefix=$(TARGET)/fuzz/found/$$target- $(TARGET)/fuzz/corpus/$$target fuzz/seeds/$$target 2>&1 |
+			sed '/Recommended dictionary/,/End of recommended dictionary/d; /^INFO\|^WARNING: Failed to find/d'
+	done
 
 bench: build ## The figures that are promised, into target/bench/results.jsonl; ONLY=group for one group
 	@echo "==> measuring"

@@ -539,7 +539,11 @@ pub struct DropInfo {
 #[serde(rename_all = "camelCase")]
 pub struct BgpPeerInfo {
     pub name: String,
+    /// Unspecified while the router of `interface` is not found.
     pub address: IpAddr,
+    /// Of an unnumbered session.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub interface: Option<String>,
     pub asn: u32,
     /// RFC 4271 section 8.2.2: `Idle`, `Connect`, `Active`, `OpenSent`, `OpenConfirm`, `Established`.
     pub state: String,

@@ -179,6 +179,7 @@ mod tests {
                 extended_messages: true,
                 add_path: Vec::new(),
                 extended_next_hop: false,
+                link_local: false,
                 restart: None,
                 long_lived: Vec::new(),
             },

@@ -5,6 +5,7 @@
 //!   fsm       one neighbour: inputs, time → outputs   (no socket, no clock)
 //!   rib       what is to be sent against what was; what was received
 //!   filter    which routes pass, in and out, and what they are given
+//!   discovery a link's router, found by its advertisements
 //!   export    which attributes a route gets towards a neighbour
 //!   bmp       what a monitoring station is told
 //!   neighbour fsm + rib + export of one neighbour     (still no socket, no clock)
@@ -19,6 +20,7 @@
 
 pub mod bfd;
 pub mod bmp;
+pub mod discovery;
 #[cfg(feature = "tokio")]
 pub mod driver;
 pub mod export;
@@ -31,8 +33,9 @@ pub mod wire;
 
 #[cfg(feature = "tokio")]
 pub use driver::{
-    Change, Direction, LearnedRoutes, Messages, Password, PeerConfig, PeerStatus, PrefixAtPeer, Remote,
+    Change, Direction, LearnedFeed, LearnedRoutes, Messages, Password, PeerConfig, PeerStatus, PrefixAtPeer, Remote,
     RouteView, Routes, Speaker, SpeakerConfig, SpeakerError, Station, StationStatus, Ttl,
 };
 pub use export::RouteAttributes;
 pub use family::Family;
+pub use rib::NextHop;

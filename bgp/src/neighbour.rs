@@ -16,6 +16,7 @@ use std::collections::BTreeMap;
 use std::sync::Arc;
 use std::time::Duration;
 
+mod cover;
 mod inbound;
 mod outbound;
 
@@ -249,21 +250,23 @@ impl Neighbour {
         self.inbound.rib()
     }
 
-    /// What passed the import filter, as it left it.
-    pub fn learned(&self) -> &BTreeMap<IpNetwork, Vec<Arc<Path>>> {
-        self.inbound.learned()
+    /// What of a prefix passes the import filter, as that leaves it; nothing of what is our own, or a part of it: learned
+    /// back, it would lead away from our own pods.
+    pub fn learned(&self, prefix: &IpNetwork) -> Vec<Arc<Path>> {
+        self.inbound.learned(prefix)
     }
 
-    /// Something may be learned, and the peer has not said everything in this session yet, or there is none.
+    /// Of which prefixes [`Self::learned`] may have changed since this was asked last; may name one twice.
+    pub fn take_learned_changes(&mut self) -> Vec<IpNetwork> {
+        self.inbound.take_changed()
+    }
+
+    /// Something may be learned, and the peer has not said everything in this session yet, or there was none so far. Of one
+    /// that is lost and of which nothing is kept, or no longer, nothing is expected.
     pub fn is_learning(&self) -> bool {
         let families = self.outbound.as_ref().map(Outbound::families);
         let all = families.is_some_and(|all| all.iter().all(|family| self.inbound.has_ended(family)));
-        !all && !self.inbound.learns_nothing()
-    }
-
-    /// Counts the changes of [`Self::learned`].
-    pub fn learned_version(&self) -> u64 {
-        self.inbound.version()
+        !all && !self.inbound.learns_nothing() && !self.inbound.is_given_up()
     }
 
     pub fn advertised(&self) -> impl Iterator<Item = (&IpNetwork, &Export)> {

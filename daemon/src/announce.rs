@@ -178,7 +178,7 @@ pub fn peers(
         let made = secret
             .map_err(|message| ("passwordFile".to_string(), message))
             .and_then(|secret| peering::with_session(peer(name, &object.spec, uplink), &session, secret))
-            .and_then(|made| peering::check_bfd(&made).map(|()| made));
+            .and_then(|made| peering::check_remote(&made).map(|()| made));
         let made = made.map_err(|(field, message)| {
             refused_peer(name, object.file.clone(), (format!("session.{field}"), message))
         });
@@ -188,9 +188,19 @@ pub fn peers(
 }
 
 fn check(spec: &BGPPeerSpec) -> Result<(), Refusal> {
-    if spec.peer_address.is_some() == spec.peer_range.is_some() {
-        let message = "set one of peerAddress (a router) and peerRange (all that connect from there)";
+    let ways = [spec.peer_address.is_some(), spec.peer_range.is_some(), spec.interface.is_some()];
+    if ways.iter().filter(|there| **there).count() != 1 {
+        let message = "set one of peerAddress (a router), peerRange (all that connect from there) and interface (the router \
+                       that advertises itself there)";
         return Err(("peerAddress".into(), message.into()));
+    }
+    // As Linux has it.
+    let is_name = |name: &str| {
+        let fits = (1..16).contains(&name.len()) && name != "." && name != "..";
+        fits && !name.contains(|c: char| c == '/' || c.is_whitespace())
+    };
+    if spec.interface.as_deref().is_some_and(|name| !is_name(name)) {
+        return Err(("interface".into(), "is no name of an interface: 1 to 15 characters".into()));
     }
     let remote = Remote::Address(Ipv4Addr::UNSPECIFIED.into());
     peering::with_session(PeerConfig::new("", remote, spec.peer_asn), &spec.session, None)
@@ -216,12 +226,15 @@ fn peer(name: &str, spec: &BGPPeerSpec, uplink: Sources) -> PeerConfig {
         Some(IpAddr::V6(_)) => uplink.v6.map(IpAddr::V6),
         None => None,
     };
-    let remote = match (spec.peer_address, spec.peer_range) {
-        (Some(address), _) => Remote::Address(address),
-        (None, Some(range)) => Remote::Range(range),
+    let remote = match (spec.peer_address, spec.peer_range, &spec.interface) {
+        (Some(address), ..) => Remote::Address(address),
+        (None, Some(range), _) => Remote::Range(range),
+        (None, None, Some(interface)) => Remote::Interface(interface.clone()),
         // Not admitted.
-        (None, None) => Remote::Address(Ipv4Addr::UNSPECIFIED.into()),
+        (None, None, None) => Remote::Address(Ipv4Addr::UNSPECIFIED.into()),
     };
+    // Over an unnumbered session the next hop is the link-local address of that interface.
+    let next_hops = if spec.interface.is_some() { Sources::default() } else { uplink };
     let family = |f: &AddressFamily| match f {
         AddressFamily::IPv4 => Family::Ipv4Unicast,
         AddressFamily::IPv6 => Family::Ipv6Unicast,
@@ -232,8 +245,8 @@ fn peer(name: &str, spec: &BGPPeerSpec, uplink: Sources) -> PeerConfig {
         connect_retry: spec.connect_retry_seconds,
         families: spec.families.iter().map(family).collect(),
         local_address,
-        next_hop_ipv4: uplink.v4,
-        next_hop_ipv6: uplink.v6,
+        next_hop_ipv4: next_hops.v4,
+        next_hop_ipv6: next_hops.v6,
         ..PeerConfig::new(name, remote, spec.peer_asn)
     }
 }
@@ -383,11 +396,16 @@ mod tests {
     }
 
     #[test]
-    fn a_peer_has_an_address_or_a_range() {
+    fn a_peer_has_an_address_or_a_range_or_an_interface() {
         for (yaml, fine) in [
             ("peerAddress: 192.0.2.1", true),
             ("peerRange: 192.0.2.0/24", true),
             ("peerAddress: 192.0.2.1, peerRange: 192.0.2.0/24", false),
+            ("interface: eth0.100", true),
+            ("interface: eth0, peerAddress: 192.0.2.1", false),
+            ("interface: eth0/../all", false),
+            ("interface: ''", false),
+            ("interface: sixteencharacter", false),
             ("families: [IPv4]", false),
             ("peerAddress: 192.0.2.1, session: {localASN: 0}", false),
         ] {

@@ -311,6 +311,7 @@ mod tests {
             diagnostic: Diagnostic::DETECTION_TIME_EXPIRED,
             neighbor_admin_down: false,
             neighbor_control_plane_independent: true,
+            neighbor_began_anew: false,
         }
     }
 

@@ -83,13 +83,25 @@ fn bfd_settings(bfd: &BGPBfd) -> bfd::Settings {
     }
 }
 
-/// What BFD needs besides, once all of the session is known.
-pub fn check_bfd(peer: &PeerConfig) -> Result<(), Refusal> {
-    let refuse = |message: &str| Err(("bfd".to_owned(), message.to_owned()));
-    match (peer.bfd, &peer.remote, peer.bfd_session()) {
-        (Some(_), Remote::Range(_), _) => {
-            refuse("goes with peerAddress only: of a range nobody knows who is there before he connects")
+/// What depends on whom the session is with, once all of it is known.
+pub fn check_remote(peer: &PeerConfig) -> Result<(), Refusal> {
+    let refuse = |field: &str, message: &str| Err((field.to_owned(), message.to_owned()));
+    if matches!(peer.remote, Remote::Interface(_)) {
+        if peer.local_address.is_some() {
+            return refuse(
+                "sourceAddress",
+                "with an interface it is the link-local address of that interface",
+            );
         }
+        if matches!(peer.ttl, Ttl::Fixed(_)) {
+            return refuse("multihopTTL", "the router of an interface is on the link");
+        }
+    }
+    let refuse = |message: &str| refuse("bfd", message);
+    match (peer.bfd, &peer.remote, peer.bfd_session()) {
+        (Some(_), Remote::Range(_) | Remote::Interface(_), _) => refuse(
+            "goes with peerAddress only: of a range, or an interface, nobody knows who is there before he is heard",
+        ),
         (_, _, Some((bfd::Key { multihop: Some(_), local: None, .. }, _))) => {
             refuse("needs sourceAddress for a router that is several hops away")
         }
@@ -208,11 +220,20 @@ mod tests {
     #[test]
     fn bfd_that_cannot_be_is_refused() {
         let far = read("{bfd: {}, multihopTTL: 9}").expect("a peer");
-        assert!(check_bfd(&far).is_err(), "the neighbour knows us by an address that nobody said");
+        assert!(check_remote(&far).is_err(), "the neighbour knows us by an address that nobody said");
         let source = Some([192, 0, 2, 9].into());
-        assert_eq!(check_bfd(&PeerConfig { local_address: source, ..far.clone() }), Ok(()));
+        assert_eq!(check_remote(&PeerConfig { local_address: source, ..far.clone() }), Ok(()));
+        let interface = Remote::Interface("eth0".into());
+        let unnumbered = PeerConfig { remote: interface, ttl: Ttl::System, ..far.clone() };
+        let field = |peer: &PeerConfig| check_remote(peer).map_err(|(field, _)| field);
+        assert_eq!(field(&unnumbered), Err("bfd".into()));
+        let without = PeerConfig { bfd: None, ..unnumbered };
+        assert_eq!(field(&without), Ok(()));
+        let from = PeerConfig { local_address: source, ..without.clone() };
+        assert_eq!(field(&from), Err("sourceAddress".into()));
+        assert_eq!(field(&PeerConfig { ttl: Ttl::Fixed(9), ..without }), Err("multihopTTL".into()));
         let range = Remote::Range("192.0.2.0/24".parse().expect("a range"));
-        assert!(check_bfd(&PeerConfig { remote: range, ttl: Ttl::System, ..far }).is_err());
+        assert!(check_remote(&PeerConfig { remote: range, ttl: Ttl::System, ..far }).is_err());
     }
 
     #[test]

@@ -17,7 +17,12 @@ use libtest_mimic::{Arguments, Failed, Trial};
 use std::{
     fs,
     path::{Path, PathBuf},
-    time::Duration,
+    sync::{
+        Arc,
+        atomic::{AtomicBool, Ordering},
+    },
+    thread::JoinHandle,
+    time::{Duration, Instant},
 };
 
 const NODE: &str = "172.31.9.2";
@@ -51,6 +56,7 @@ fn main() -> Result<()> {
         trial("a session that is wanted no more is told down at once", unwanted),
         trial("a process that is told to stop tells its neighbours down at once", stopped),
         trial("a neighbour that stops on purpose is told apart from a dead path", neighbour_stops),
+        trial("no session falls while the machine is busier than it can be", under_load),
         trial("a second process is refused and says why", second),
         trial("what is no request is refused, and the sessions stay", refused),
     ];
@@ -251,6 +257,65 @@ fn neighbour_stops(site: &Site) -> Result<()> {
     assert_eq!((down.to, down.diagnostic), (State::Down, Diagnostic::NEIGHBOR_SIGNALED_DOWN));
     assert!(down.neighbor_admin_down, "{down:?}");
     Ok(())
+}
+
+/// A minute; `BULKHEAD_BFD_MINUTES=120` for as many. Both ends are ours: a router's BFD is an ordinary process, and falls first.
+fn under_load(site: &Site) -> Result<()> {
+    let minutes = std::env::var("BULKHEAD_BFD_MINUTES").ok().and_then(|text| text.parse().ok()).unwrap_or(1);
+    let ours = Bfd::start(&site.node, &site.dir)?;
+    let theirs = Bfd::start(&site.router, &site.dir.join("router"))?;
+    let mut client = ours.client()?;
+    client.configure(&[Wanted::new(key(ROUTER), FAST), Wanted::new(key(ROUTER6), FAST)])?;
+    theirs.client()?.configure(&[Wanted::new(key(NODE), FAST), Wanted::new(key(NODE6), FAST)])?;
+    wait_up(&mut client, 2)?;
+    let load = Load::start()?;
+    let begin = Instant::now();
+    while begin.elapsed() < Duration::from_secs(60 * minutes) {
+        std::thread::sleep(Duration::from_secs(5));
+        let sessions = client.list()?;
+        let held = sessions.len() == 2 && sessions.iter().all(|s| s.state == State::Up && s.fell.is_none());
+        assert!(held, "after {:?}: {sessions:?}", begin.elapsed());
+    }
+    let turns = load.stop();
+    println!(
+        "{minutes} min, two sessions at 3 x 50 ms, four turns of load for each processor: {turns} turns"
+    );
+    let logs = fs::read_to_string(&ours.log)? + &fs::read_to_string(&theirs.log)?;
+    assert!(!logs.contains("from=Up"), "{logs}");
+    Ok(())
+}
+
+/// Four threads for each processor that compute, allocate and write.
+struct Load {
+    stop: Arc<AtomicBool>,
+    threads: Vec<JoinHandle<u64>>,
+}
+
+impl Load {
+    fn start() -> Result<Self> {
+        let stop = Arc::new(AtomicBool::new(false));
+        let count = 4 * std::thread::available_parallelism()?.get();
+        let one = |_| {
+            let stop = stop.clone();
+            std::thread::spawn(move || {
+                let mut turns = 0;
+                while !stop.load(Ordering::Relaxed) {
+                    let mut memory = vec![turns as u8; 1 << 20];
+                    memory.iter_mut().for_each(|octet| *octet = octet.wrapping_mul(31).wrapping_add(7));
+                    let _ = fs::write("/dev/null", std::hint::black_box(&memory));
+                    turns += 1;
+                }
+                turns
+            })
+        };
+        let threads = (0..count).map(one).collect();
+        Ok(Self { stop, threads })
+    }
+
+    fn stop(self) -> u64 {
+        self.stop.store(true, Ordering::Relaxed);
+        self.threads.into_iter().map(|thread| thread.join().expect("no panic")).sum()
+    }
 }
 
 fn second(site: &Site) -> Result<()> {

@@ -4,6 +4,8 @@
 
 #[path = "bgp_matrix/attributes.rs"]
 mod attributes;
+#[path = "bgp_matrix/recorded.rs"]
+mod recorded;
 #[path = "bgp_matrix/restarts.rs"]
 mod restarts;
 #[path = "bgp_matrix/routes.rs"]
@@ -71,6 +73,21 @@ fn main() -> Result<()> {
             let place = format!("{number}{kind}");
             let run = move || Site::create(&place).and_then(|site| test(&site, kind)).map_err(Failed::from);
             trials.push(Trial::test(format!("{} × {kind}", row.feature), run));
+        }
+    }
+    for kind in Kind::ALL {
+        let recorded: [(&str, Test); 2] = [
+            ("every message at the start of a session is read", recorded::messages),
+            ("every packet of a BFD session is read", recorded::packets),
+        ];
+        for (name, test) in recorded {
+            if kind == Kind::Gobgp && name.contains("BFD") {
+                continue;
+            }
+            number += 1;
+            let place = format!("{number}{kind}");
+            let run = move || Site::create(&place).and_then(|site| test(&site, kind)).map_err(Failed::from);
+            trials.push(Trial::test(format!("{name} × {kind}"), run));
         }
     }
     libtest_mimic::run(&arguments, trials).exit()

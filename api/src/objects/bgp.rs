@@ -19,7 +19,10 @@ use std::{collections::BTreeMap, net::IpAddr};
         status = "ObjectStatus",
         category = "bulkhead",
         shortname = "bgpp",
+        validation = Rule::new("[has(self.spec.peerAddress), has(self.spec.peerRange), has(self.spec.interface)].filter(x, x).size() == 1")
+            .message("set one of peerAddress, peerRange and interface"),
         printcolumn(name = "Address", json_path = ".spec.peerAddress", type_ = "string"),
+        printcolumn(name = "Interface", json_path = ".spec.interface", type_ = "string", priority = 1),
         printcolumn(name = "ASN", json_path = ".spec.peerASN", type_ = "integer"),
         printcolumn(name = "Node", json_path = ".spec.node", type_ = "string"),
         printcolumn(
@@ -38,7 +41,7 @@ pub struct BGPPeerSpec {
     /// Peer from nodes with these labels.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub node_selector: Option<LabelSelector>,
-    /// The router's address; or `peerRange`.
+    /// The router's address; or `peerRange`, or `interface`.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     #[schemars(schema_with = "schema::ip")]
     pub peer_address: Option<IpAddr>,
@@ -46,6 +49,11 @@ pub struct BGPPeerSpec {
     #[serde(default, skip_serializing_if = "Option::is_none")]
     #[schemars(schema_with = "schema::cidr")]
     pub peer_range: Option<IpNetwork>,
+    /// Unnumbered: the router that advertises itself on this interface (RFC 4861), over link-local addresses. Routes of both
+    /// IP versions have a link-local next hop (RFC 8950).
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    #[schemars(length(min = 1, max = 15), regex(pattern = "^[^/\\s]+$"))]
+    pub interface: Option<String>,
     /// One of `peerGroups` of the BGPConfiguration: what `session` does not say is as it says.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub group: Option<String>,

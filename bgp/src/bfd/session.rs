@@ -58,18 +58,25 @@ pub struct Change {
     pub neighbor_admin_down: bool,
     /// The neighbour's BFD does not share the fate of its control plane, so its silence is the path's (RFC 5882 section 4.3).
     pub neighbor_control_plane_independent: bool,
+    /// The neighbour's BFD has forgotten the session and begins another: its process is a new one.
+    #[cfg_attr(feature = "bfd", serde(default))]
+    pub neighbor_began_anew: bool,
 }
 
 impl Change {
-    /// The path was alive and is dead.
+    /// The path was alive and is dead. A neighbour whose BFD shares the fate of its control plane and begins anew has
+    /// restarted (RFC 5882 section 4.3): it is heard, so that the path is not what has failed.
     pub fn is_path_down(&self) -> bool {
-        self.from == State::Up && self.to == State::Down && !self.neighbor_admin_down
+        let restarted = self.neighbor_began_anew && !self.neighbor_control_plane_independent;
+        self.from == State::Up && self.to == State::Down && !self.neighbor_admin_down && !restarted
     }
 }
 
 /// What the last packet said.
 #[derive(Clone, Copy, Debug)]
 struct Remote {
+    /// With the last packet.
+    began_anew: bool,
     discriminator: u32,
     state: State,
     control_plane_independent: bool,
@@ -82,6 +89,7 @@ struct Remote {
 impl Remote {
     /// RFC 5880 section 6.8.1: before the first packet. Its interval is 1 microsecond, which is no limit.
     const UNKNOWN: Self = Self {
+        began_anew: false,
         discriminator: 0,
         state: State::Down,
         control_plane_independent: false,
@@ -187,8 +195,10 @@ impl Session {
 
     pub fn received(&mut self, now: Duration, packet: &Packet) -> Vec<Output> {
         let mut outputs = Vec::new();
+        let discriminator = packet.my_discriminator.get();
         self.remote = Remote {
-            discriminator: packet.my_discriminator.get(),
+            began_anew: ![0, discriminator].contains(&self.remote.discriminator),
+            discriminator,
             state: packet.state,
             control_plane_independent: packet.control_plane_independent,
             demand: packet.demand,
@@ -292,6 +302,7 @@ impl Session {
             diagnostic,
             neighbor_admin_down: self.remote.state == State::AdminDown,
             neighbor_control_plane_independent: self.remote.control_plane_independent,
+            neighbor_began_anew: self.remote.began_anew && self.remote.state == State::Down,
         };
         if from == State::Up {
             self.fell = Some(change);

@@ -32,6 +32,8 @@ pub enum Remote {
     Address(IpAddr),
     /// Everybody with such an address may connect, and none is dialled; each has a session of its own.
     Range(IpNetwork),
+    /// The router that advertises itself on this interface (RFC 4861), over link-local addresses.
+    Interface(String),
 }
 
 /// How far away a peer is.
@@ -144,12 +146,19 @@ impl PeerConfig {
         }
     }
 
-    /// Unspecified for a range.
+    /// Unspecified for a range, and for the router of an interface.
     pub fn address(&self) -> IpAddr {
         match self.remote {
             Remote::Address(address) => address,
             Remote::Range(IpNetwork::V4(_)) => Ipv4Addr::UNSPECIFIED.into(),
-            Remote::Range(IpNetwork::V6(_)) => Ipv6Addr::UNSPECIFIED.into(),
+            Remote::Range(IpNetwork::V6(_)) | Remote::Interface(_) => Ipv6Addr::UNSPECIFIED.into(),
+        }
+    }
+
+    pub(super) fn interface(&self) -> Option<&str> {
+        match &self.remote {
+            Remote::Interface(name) => Some(name),
+            Remote::Address(_) | Remote::Range(_) => None,
         }
     }
 
@@ -183,7 +192,9 @@ impl PeerConfig {
             },
             passive: self.passive,
             add_path: self.add_path,
-            extended_next_hop: self.extended_next_hop,
+            // There are no other next hops.
+            extended_next_hop: self.extended_next_hop || self.interface().is_some(),
+            link_local: self.interface().is_some(),
             seed: RandomState::new().build_hasher().finish(),
         }
     }

@@ -33,7 +33,7 @@ fn admit(stream: TcpStream, from: SocketAddr, peers: &PeerTable, strangers: &mps
         return;
     }
     // A full queue is a flood of connections: the last ones are dropped.
-    match peers.caller(from.ip()) {
+    match peers.caller(from) {
         Caller::Peer(commands) => drop(commands.try_send(Command::Incoming(stream))),
         Caller::Member => drop(strangers.try_send(stream)),
         Caller::Nobody => {

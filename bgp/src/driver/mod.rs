@@ -7,6 +7,8 @@
 //!                                          └────▶ Stations: collectors of BMP
 //! ```
 //!
+//! A peer that is the router of an interface has, beside its task, one that finds that router's address ([`unnumbered`]).
+//!
 //! Decides nothing about the protocol. A stop, a panic or a kill closes connections without NOTIFICATION,
 //! so that neighbours keep the routes (RFC 4724); routes are taken back only by [`Speaker::withdraw_all`],
 //! by a smaller set, and from a neighbour that is taken out of the configuration.
@@ -21,10 +23,11 @@ mod socket;
 mod speaker;
 mod status;
 mod task;
+mod unnumbered;
 
 pub use bmp::{Station, StationStatus};
 pub use config::{Password, PeerConfig, Remote, SpeakerConfig, Ttl};
-pub use learned::LearnedRoutes;
+pub use learned::{LearnedFeed, LearnedRoutes};
 pub use record::{Change, Messages};
 pub use speaker::{Speaker, SpeakerError};
 pub use status::{Direction, PeerStatus, PrefixAtPeer, RouteView, Routes};

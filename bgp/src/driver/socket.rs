@@ -137,7 +137,7 @@ fn md5_option(address: IpAddr, length: u8, key: &[u8]) -> [u8; 216] {
     option
 }
 
-fn set_raw(socket: &impl AsRawFd, level: i32, name: i32, value: &[u8]) -> io::Result<()> {
+pub(super) fn set_raw(socket: &impl AsRawFd, level: i32, name: i32, value: &[u8]) -> io::Result<()> {
     let length = value.len() as libc::socklen_t;
     // SAFETY: the kernel reads `length` octets of `value`, which live until the call returns; it keeps nothing.
     let result = unsafe { libc::setsockopt(socket.as_raw_fd(), level, name, value.as_ptr().cast(), length) };

@@ -2,9 +2,10 @@
 
 use super::bmp::{Station, StationStatus, Stations};
 use super::config::{Password, PeerConfig, Remote, SpeakerConfig};
-use super::learned::{Learned, LearnedRoutes};
+use super::learned::{Learned, LearnedFeed, LearnedRoutes};
 use super::status::{Direction, PeerStatus, PrefixAtPeer, Routes};
 use super::task::{Command, Task};
+use super::unnumbered::{Located, Search};
 use super::{listener, socket};
 use crate::bfd;
 use crate::export::RouteAttributes;
@@ -12,7 +13,7 @@ use crate::neighbour::Intent;
 use ipnetwork::IpNetwork;
 use std::collections::{BTreeMap, BTreeSet};
 use std::io::{self, ErrorKind};
-use std::net::{IpAddr, SocketAddr};
+use std::net::{IpAddr, SocketAddr, SocketAddrV6};
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError, Weak};
 use std::time::Duration;
 use thiserror::Error;
@@ -111,8 +112,8 @@ impl Speaker {
         let (ranges, wanted): (BTreeMap<_, _>, BTreeMap<_, _>) =
             wanted.into_iter().partition(|(_, config)| matches!(config.remote, Remote::Range(_)));
         let ranges: Vec<PeerConfig> = ranges.into_values().collect();
-        self.inner.set_passwords(wanted.values().chain(&ranges));
         let mut table = self.inner.peers.lock();
+        self.inner.set_passwords(&mut table, &wanted.values().chain(&ranges).cloned().collect::<Vec<_>>());
         table.peers.retain(|name, peer| {
             let member = || {
                 let range = ranges.iter().find(|range| holds(range, peer.config.address()))?;
@@ -132,7 +133,7 @@ impl Speaker {
         });
         table.ranges = ranges;
         for (name, config) in wanted {
-            table.peers.entry(name).or_insert_with(|| self.inner.spawn(config));
+            table.peers.entry(name).or_insert_with(|| Inner::spawn(&self.inner, config));
         }
     }
 
@@ -220,9 +221,9 @@ impl Speaker {
         self.inner.learned.best()
     }
 
-    /// Wakes with every change of [`Self::learned`].
-    pub fn learned_changes(&self) -> watch::Receiver<u64> {
-        self.inner.learned.changes()
+    /// The same by its changes, beginning with everything.
+    pub fn follow_learned(&self) -> LearnedFeed {
+        self.inner.learned.follow()
     }
 
     /// Asks every peer's task at once and gathers the answers, in the order of names.
@@ -269,23 +270,47 @@ impl Speaker {
 }
 
 impl Inner {
-    fn spawn(&self, config: PeerConfig) -> PeerHandle {
+    fn spawn(this: &Arc<Inner>, config: PeerConfig) -> PeerHandle {
         let (commands, queue) = mpsc::channel(COMMAND_QUEUE);
-        let intent = self.intent.subscribe();
-        let task =
-            Task::new(&self.config, config.clone(), queue, intent, self.learned.clone(), &self.stations);
-        PeerHandle { config, commands, task: self.runtime.spawn(task.run()) }
+        let _inside = this.runtime.enter();
+        let search = config.interface().map(|interface| {
+            let (speaker, peer, commands) = (Arc::downgrade(this), config.name.clone(), commands.clone());
+            Search::start(interface.to_owned(), move |located| {
+                if let Some(speaker) = speaker.upgrade() {
+                    speaker.located(&peer, &commands, located);
+                }
+            })
+        });
+        let (intent, learned) = (this.intent.subscribe(), this.learned.admit(&config.name));
+        let task = Task::new(&this.config, config.clone(), queue, intent, learned, search, &this.stations);
+        PeerHandle { config, commands, located: None, task: this.runtime.spawn(task.run()) }
+    }
+
+    /// From there connections are the peer's from now on, and its password is theirs.
+    fn located(&self, peer: &str, commands: &mpsc::Sender<Command>, located: &Located) {
+        let mut table = self.peers.lock();
+        let Some(handle) = table.peers.get_mut(peer).filter(|peer| peer.commands.same_channel(commands))
+        else {
+            return;
+        };
+        handle.located = located.socket_address(handle.config.port);
+        let all = table.peers.values().map(|peer| &peer.config).chain(&table.ranges).cloned();
+        let all: Vec<PeerConfig> = all.collect();
+        self.set_passwords(&mut table, &all);
     }
 
     /// Listening sockets must know the key before a connection begins.
-    fn set_passwords<'a>(&self, peers: impl Iterator<Item = &'a PeerConfig>) {
+    fn set_passwords(&self, table: &mut Table, peers: &[PeerConfig]) {
         let of = |config: &PeerConfig| match config.remote {
-            Remote::Address(address) => (address, socket::host_length(address)),
-            Remote::Range(range) => (range.network(), range.prefix()),
+            Remote::Address(address) => Some((address, socket::host_length(address))),
+            Remote::Range(range) => Some((range.network(), range.prefix())),
+            Remote::Interface(_) => {
+                let address = IpAddr::V6(*table.peers.get(&config.name)?.located?.ip());
+                Some((address, socket::host_length(address)))
+            }
         };
         let wanted: BTreeMap<(IpAddr, u8), &Password> =
-            peers.filter_map(|config| Some((of(config), config.password.as_ref()?))).collect();
-        let mut table = self.peers.lock();
+            peers.iter().filter_map(|config| Some((of(config)?, config.password.as_ref()?))).collect();
         let gone: Vec<_> = table.passwords.iter().filter(|key| !wanted.contains_key(key)).copied().collect();
         let changes = gone.into_iter().map(|key| (key, None));
         let changes = changes.chain(wanted.iter().map(|(key, password)| (*key, Some(*password))));
@@ -327,7 +352,7 @@ async fn welcome(speaker: Weak<Inner>, mut strangers: mpsc::Receiver<TcpStream>)
             tracing::warn!(%from, "no more peers out of ranges: there are {MAX_MEMBERS}");
             continue;
         }
-        let handle = table.peers.entry(member.name.clone()).or_insert_with(|| speaker.spawn(member));
+        let handle = table.peers.entry(member.name.clone()).or_insert_with(|| Inner::spawn(&speaker, member));
         // A queue that is full at once is none.
         let _ = handle.commands.try_send(Command::Incoming(stream));
     }
@@ -375,6 +400,8 @@ pub(super) struct Table {
 pub(super) struct PeerHandle {
     config: PeerConfig,
     commands: mpsc::Sender<Command>,
+    /// The router of an interface, once it is found.
+    located: Option<SocketAddrV6>,
     task: JoinHandle<()>,
 }
 
@@ -391,6 +418,16 @@ impl PeerHandle {
         self.config = config.clone();
         self.command(Command::Reconfigure(Box::new(config)), runtime);
         true
+    }
+
+    fn is(&self, address: SocketAddr) -> bool {
+        match (&self.config.remote, self.located, address) {
+            (Remote::Interface(_), Some(router), SocketAddr::V6(from)) => {
+                (router.ip(), router.scope_id()) == (from.ip(), from.scope_id())
+            }
+            (Remote::Interface(_), ..) => false,
+            (_, _, from) => self.config.address().to_canonical() == from.ip().to_canonical(),
+        }
     }
 
     fn command(&self, command: Command, runtime: &Handle) {
@@ -412,11 +449,10 @@ impl PeerTable {
         unpoisoned(&self.0)
     }
 
-    pub fn caller(&self, address: IpAddr) -> Caller {
-        let address = address.to_canonical();
+    pub fn caller(&self, from: SocketAddr) -> Caller {
+        let address = from.ip().to_canonical();
         let table = self.lock();
-        let peer = table.peers.values().find(|peer| peer.config.address().to_canonical() == address);
-        match peer {
+        match table.peers.values().find(|peer| peer.is(from)) {
             Some(peer) => Caller::Peer(peer.commands.clone()),
             None if table.ranges.iter().any(|range| holds(range, address)) => Caller::Member,
             None => Caller::Nobody,

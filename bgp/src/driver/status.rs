@@ -2,6 +2,7 @@
 
 use super::config::PeerConfig;
 use super::record::{Change, Messages};
+use super::unnumbered::Located;
 use crate::Family;
 use crate::bfd;
 use crate::fsm::{PeerError, StateName};
@@ -16,7 +17,10 @@ use std::time::Duration;
 #[derive(Clone, Debug, PartialEq)]
 pub struct PeerStatus {
     pub name: String,
+    /// Unspecified while the router of an interface is not found.
     pub address: IpAddr,
+    /// The peer is the router that advertises itself there.
+    pub interface: Option<String>,
     pub asn: u32,
     pub state: StateName,
     /// Time in this state.
@@ -49,14 +53,27 @@ pub struct PeerStatus {
 }
 
 impl PeerStatus {
-    pub(super) fn of(config: &PeerConfig, neighbour: &Neighbour, now: Duration) -> PeerStatus {
+    /// `located`: of the router of an interface.
+    pub(super) fn of(
+        config: &PeerConfig,
+        neighbour: &Neighbour,
+        located: Option<&Located>,
+        now: Duration,
+    ) -> PeerStatus {
         let peer = neighbour.peer();
         let negotiated = peer.negotiated();
         let withheld: Vec<String> = neighbour.withheld().map(|why| why.to_string()).collect();
         let withheld = Some(withheld.join("; ")).filter(|words| !words.is_empty());
+        let (address, nowhere) = match located {
+            Some(Located::At { address, .. }) => (IpAddr::V6(*address), None),
+            Some(Located::Nowhere(why)) => (config.address(), Some(why.clone())),
+            None => (config.address(), None),
+        };
+        let no_session = nowhere.filter(|_| negotiated.is_none() && config.shutdown.is_none());
         PeerStatus {
             name: config.name.clone(),
-            address: config.address(),
+            address,
+            interface: config.interface().map(str::to_owned),
             asn: config.asn,
             state: peer.state(),
             since: now.saturating_sub(peer.since()),
@@ -65,11 +82,11 @@ impl PeerStatus {
             received: neighbour.received().len(),
             refreshes: neighbour.refreshes(),
             graceful_restart: negotiated.is_some_and(|negotiated| negotiated.restart.is_some()),
-            error: peer.last_error().cloned(),
+            error: peer.last_error().filter(|_| no_session.is_none()).cloned(),
             learning: neighbour.is_learning(),
             password: config.password.is_some(),
             bfd: config.bfd_session().map(|(key, _)| key),
-            last_error: peer.last_error().map(ToString::to_string).or(withheld),
+            last_error: no_session.or_else(|| peer.last_error().map(ToString::to_string)).or(withheld),
             messages_sent: Messages::default(),
             messages_received: Messages::default(),
             history: Vec::new(),
@@ -189,10 +206,9 @@ fn advertised(peer: &str, neighbour: &Neighbour, limit: usize) -> Vec<RouteView>
 }
 
 fn received(peer: &str, neighbour: &Neighbour, routes: Vec<Route>) -> Vec<RouteView> {
-    let learned = neighbour.learned();
     let one = |route: Route| RouteView {
         stale: route.stale,
-        accepted: learned.contains_key(&route.prefix),
+        accepted: !neighbour.learned(&route.prefix).is_empty(),
         ..view(Direction::Received, peer, route.prefix, &route.path.attributes, route.path.next_hop)
     };
     routes.into_iter().map(one).collect()

@@ -2,18 +2,21 @@
 
 use super::bmp::{Monitored, Stations};
 use super::config::{PeerConfig, Remote, SpeakerConfig};
-use super::learned::Learned;
+use super::learned::Member;
 use super::links::{LinkEvent, Links};
 use super::record::History;
 use super::socket::{self, Options};
 use super::status::{self, Direction, PeerStatus, PrefixAtPeer, Routes};
-use crate::fsm::{ConnId, Connection, Input, PeerError, Stop};
+use super::unnumbered::{Located, Search};
+use crate::fsm::{ConnId, Connection, Input, Negotiated, PeerError, Stop};
 use crate::neighbour::{Effect, Intent, Neighbour, Note};
+use crate::rib::Source;
 use ipnetwork::IpNetwork;
 use std::future::{Future, pending};
 use std::io::{self, ErrorKind};
 use std::net::SocketAddr;
 use std::pin::Pin;
+use std::sync::Arc;
 use std::time::Duration;
 use tokio::net::TcpStream;
 use tokio::sync::{mpsc, oneshot, watch};
@@ -50,8 +53,11 @@ pub(super) struct Task {
     commands: mpsc::Receiver<Command>,
     intent: watch::Receiver<Intent>,
     flushes: Vec<oneshot::Sender<()>>,
-    learned: Learned,
-    learned_version: u64,
+    learned: Member,
+    /// Whom what is learned is from: this session, or the last one while the peer restarts.
+    source: Option<Arc<Source>>,
+    /// Of a peer that is the router of an interface.
+    search: Option<Search>,
     monitored: Monitored,
     history: History,
     epoch: Instant,
@@ -66,6 +72,8 @@ enum Wake {
     Link(LinkEvent),
     /// Collectors of BMP came, went, or want a report.
     Collectors,
+    /// The router of the interface was found, or is elsewhere.
+    Located,
     Other,
     /// The speaker is gone.
     Orphaned,
@@ -77,7 +85,8 @@ impl Task {
         config: PeerConfig,
         commands: mpsc::Receiver<Command>,
         mut intent: watch::Receiver<Intent>,
-        learned: Learned,
+        learned: Member,
+        search: Option<Search>,
         stations: &Stations,
     ) -> Task {
         intent.mark_changed();
@@ -91,7 +100,8 @@ impl Task {
             intent,
             flushes: Vec::new(),
             learned,
-            learned_version: 0,
+            source: None,
+            search,
             monitored: Monitored::new(stations),
             history: History::default(),
             epoch: Instant::now(),
@@ -113,7 +123,10 @@ impl Task {
                 Wake::Command(command) => self.command(command),
                 Wake::Orphaned => return,
                 Wake::Dialled(Ok(stream)) => self.adopt(stream, Input::Connected),
-                Wake::Dialled(Err(error)) => self.feed(Input::ConnectFailed(error.kind())),
+                Wake::Dialled(Err(error)) => {
+                    self.search.iter().for_each(Search::doubt);
+                    self.feed(Input::ConnectFailed(error.kind()));
+                }
                 Wake::Link(LinkEvent::Received(id, bytes)) => self.received(id, bytes),
                 Wake::Link(LinkEvent::Closed(id, kind)) => {
                     self.feed(Input::Closed(id, kind));
@@ -121,7 +134,9 @@ impl Task {
                 }
                 Wake::Link(LinkEvent::Sent { id, all }) => self.feed(Input::Written { id, all }),
                 Wake::Collectors => self.monitored.attend(&self.neighbour),
-                Wake::Other => {}
+                // An attempt that waits for the router to be found, or is to where it was before, begins anew.
+                Wake::Located if self.dial.is_some() => self.connect(),
+                Wake::Located | Wake::Other => {}
             }
             // After what was received: a process that was held up must not take that for silence.
             if self.neighbour.deadline().is_some_and(|deadline| deadline <= self.now()) {
@@ -148,9 +163,16 @@ impl Task {
                 None => pending().await,
             }
         };
+        let located = async {
+            match &mut self.search {
+                Some(search) => search.changed().await,
+                None => pending().await,
+            }
+        };
         let wake = tokio::select! {
             biased;
             command = self.commands.recv() => command.map_or(Wake::Orphaned, Wake::Command),
+            () = located => Wake::Located,
             result = dialled => Wake::Dialled(result),
             event = self.links.next() => Wake::Link(event),
             changed = self.intent.changed() => match changed {
@@ -216,7 +238,7 @@ impl Task {
             messages_received: self.monitored.received,
             history: self.history.changes(self.now()),
             ups: self.history.ups(),
-            ..PeerStatus::of(&self.config, &self.neighbour, self.now())
+            ..PeerStatus::of(&self.config, &self.neighbour, self.located().as_ref(), self.now())
         }
     }
 
@@ -244,15 +266,25 @@ impl Task {
         }
     }
 
-    /// Tells what was learned, where that is not what was told last.
+    /// Tells what is learned now of what has changed.
     fn tell_learned(&mut self) {
-        let version = self.neighbour.learned_version();
-        if version == self.learned_version {
-            return;
+        let changed = self.neighbour.take_learned_changes();
+        let Some(source) = self.source.as_ref().filter(|_| !changed.is_empty()) else { return };
+        let now = changed.into_iter().map(|prefix| (prefix, self.neighbour.learned(&prefix)));
+        self.learned.tell(source, now);
+    }
+
+    fn source(&self, negotiated: &Negotiated) -> Source {
+        Source {
+            peer: self.config.name.clone(),
+            external: negotiated.external,
+            router_id: negotiated.peer_router_id,
+            address: self.peer_address().map_or(self.config.address(), |address| address.ip()),
+            interface: match self.peer_address() {
+                Some(SocketAddr::V6(address)) if address.scope_id() != 0 => Some(address.scope_id()),
+                _ => None,
+            },
         }
-        self.learned_version = version;
-        let negotiated = self.neighbour.peer().negotiated();
-        self.learned.tell(&self.config, negotiated, self.neighbour.learned());
     }
 
     fn adopt(&mut self, stream: TcpStream, input: fn(Connection) -> Input) {
@@ -270,6 +302,31 @@ impl Task {
         self.links.add(id, stream);
         self.monitored.open(id, local, remote);
         self.feed(input(Connection { id, local: local.ip() }));
+    }
+
+    /// Absent: nobody can be dialled now.
+    fn peer_address(&self) -> Option<SocketAddr> {
+        match self.config.remote {
+            Remote::Address(address) => Some(SocketAddr::new(address, self.config.port)),
+            Remote::Range(_) => None,
+            Remote::Interface(_) => self.located()?.socket_address(self.config.port).map(SocketAddr::V6),
+        }
+    }
+
+    fn connect(&mut self) {
+        let options = Options {
+            from: self.config.local_address,
+            ttl: self.config.ttl,
+            password: self.config.password.clone(),
+        };
+        self.dial = Some(match self.peer_address() {
+            Some(peer) => Box::pin(socket::dial(peer, options)),
+            None => Box::pin(pending()),
+        });
+    }
+
+    fn located(&self) -> Option<Located> {
+        self.search.as_ref().map(Search::located)
     }
 
     fn feed(&mut self, input: Input) {
@@ -292,20 +349,15 @@ impl Task {
         self.monitored.tell(id, updates, &effects);
         for effect in effects {
             match effect {
-                Effect::Connect => {
-                    // Who has no address is never dialled.
-                    let Remote::Address(address) = self.config.remote else { continue };
-                    let options = Options {
-                        from: self.config.local_address,
-                        ttl: self.config.ttl,
-                        password: self.config.password.clone(),
-                    };
-                    let peer = SocketAddr::new(address, self.config.port);
-                    self.dial = Some(Box::pin(socket::dial(peer, options)));
-                }
+                Effect::Connect => self.connect(),
                 Effect::Send(id, bytes) => self.links.send(id, &bytes),
                 Effect::Close(id) => self.links.close(id),
-                Effect::Note(note) => self.log(&note),
+                Effect::Note(note) => {
+                    if let Note::Up(negotiated) = &note {
+                        self.source = Some(Arc::new(self.source(negotiated)));
+                    }
+                    self.log(&note);
+                }
             }
         }
     }

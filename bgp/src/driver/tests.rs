@@ -23,8 +23,13 @@ use tokio::sync::mpsc;
 use tokio::time::timeout;
 
 pub(super) const DEADLINE: Duration = Duration::from_secs(20);
-pub(super) const CONTEXT: Context =
-    Context { four_octet_as: true, external: true, extended_messages: false, add_path: [false; 2] };
+pub(super) const CONTEXT: Context = Context {
+    four_octet_as: true,
+    external: true,
+    extended_messages: false,
+    add_path: [false; 2],
+    link_local: false,
+};
 
 pub(super) async fn within<T>(what: impl Future<Output = T>) -> T {
     timeout(DEADLINE, what).await.expect("in time")
@@ -390,7 +395,7 @@ async fn whoever_connects_out_of_a_range_becomes_a_peer_of_its_own() {
 #[tokio::test]
 async fn what_peers_announce_is_learned_through_their_filters_and_goes_with_them() {
     let (router, speaker) = (Router::new().await, speaker(Vec::new()).await);
-    let mut changes = speaker.learned_changes();
+    let mut feed = speaker.follow_learned();
     speaker.set_peers(vec![PeerConfig { import: Filter::ACCEPT, ..router.config("leaf") }]);
     let mut session = router.establish().await;
     let prefix: IpNetwork = "10.8.0.0/24".parse().unwrap();
@@ -398,12 +403,14 @@ async fn what_peers_announce_is_learned_through_their_filters_and_goes_with_them
     let attributes = Attributes { as_path: AsPath::sequence([65020]), ..Attributes::default() };
     let reach = Reach::new(Family::Ipv4Unicast, next_hop, vec![prefix]);
     session.send(Message::Update(Update::announce(attributes, reach))).await;
-    within(changes.changed()).await.unwrap();
-    assert_eq!(speaker.learned(), BTreeMap::from([(prefix, vec![next_hop])]));
+    within(feed.changed()).await;
+    assert_eq!(feed.take(), [(prefix, vec![next_hop.into()])]);
+    assert_eq!(speaker.learned(), BTreeMap::from([(prefix, vec![next_hop.into()])]));
     let view = speaker.routes(Direction::Received, None, 9).await.shown.remove(0);
     assert!(view.accepted && view.prefix == prefix, "{view:?}");
     drop(session);
-    within(changes.changed()).await.unwrap();
+    within(feed.changed()).await;
+    assert_eq!(feed.take(), [(prefix, vec![])]);
     assert_eq!(speaker.learned(), BTreeMap::new());
 }
 

@@ -62,6 +62,8 @@ pub struct Settings {
     pub add_path: bool,
     /// Offer IPv6 next hops for IPv4 routes (RFC 8950).
     pub extended_next_hop: bool,
+    /// The session is over link-local addresses, and so are the next hops.
+    pub link_local: bool,
     /// For the jitter of waits (RFC 4271 section 10). Different for each neighbour.
     pub seed: u64,
 }

@@ -26,6 +26,8 @@ pub struct Negotiated {
     pub add_path: Vec<Family>,
     /// IPv4 routes may have an IPv6 next hop (RFC 8950).
     pub extended_next_hop: bool,
+    /// Of two next hops of a route, the link-local one is meant.
+    pub link_local: bool,
     /// The peer's graceful restart capability; ours is always sent.
     pub restart: Option<GracefulRestart>,
     /// How long the peer wants its routes kept after its restart time (RFC 9494).
@@ -39,6 +41,7 @@ impl Negotiated {
             external: self.external,
             extended_messages: self.extended_messages,
             add_path: Family::ALL.map(|family| self.add_path.contains(&family)),
+            link_local: self.link_local,
         }
     }
 
@@ -141,6 +144,7 @@ pub(super) fn negotiate(settings: &Settings, open: &Open) -> Result<Negotiated, 
         extended_messages: capabilities.contains(&Capability::ExtendedMessage),
         add_path,
         extended_next_hop: settings.extended_next_hop && capabilities.iter().any(next_hop),
+        link_local: settings.link_local,
         // RFC 9494 section 4.1: nothing without graceful restart.
         long_lived: long_lived.filter(|_| restart.is_some()).unwrap_or_default(),
         restart,

@@ -31,6 +31,7 @@ pub(super) fn settings() -> Settings {
         passive: false,
         add_path: false,
         extended_next_hop: false,
+        link_local: false,
         seed: 7,
     }
 }

@@ -1,5 +1,8 @@
 //! What a neighbour announces: held while it restarts, filtered, counted.
+//!
+//! What is learned is not held a second time: it is the table seen through the import filter, and told by its changes.
 
+use super::cover::Cover;
 use super::{Note, PrefixLimit};
 use crate::Family;
 use crate::export::{GRACEFUL_SHUTDOWN, RouteAttributes};
@@ -21,9 +24,9 @@ pub(super) struct Inbound {
     rib: AdjRibIn,
     import: Filter,
     /// Our own routes: they are not learned from others.
-    own: BTreeMap<IpNetwork, RouteAttributes>,
-    learned: BTreeMap<IpNetwork, Vec<Arc<Path>>>,
-    version: u64,
+    own: Cover,
+    /// Of which something else may be learned now; may name one twice.
+    changed: Vec<IpNetwork>,
     /// Stale routes of a family go then, or are long-lived from then on.
     stale_until: BTreeMap<Family, Duration>,
     /// What the peer asked for beyond its restart time, as far as that has not begun.
@@ -31,6 +34,8 @@ pub(super) struct Inbound {
     warned: BTreeSet<Family>,
     /// Whose End-of-RIB came in this session.
     ended: BTreeSet<Family>,
+    /// There was a session, and there is none.
+    lost: bool,
 }
 
 impl Inbound {
@@ -38,13 +43,13 @@ impl Inbound {
         Inbound {
             rib: AdjRibIn::new(loops),
             import,
-            own: BTreeMap::new(),
-            learned: BTreeMap::new(),
-            version: 0,
+            own: Cover::default(),
+            changed: Vec::new(),
             stale_until: BTreeMap::new(),
             long_lived: Vec::new(),
             warned: BTreeSet::new(),
             ended: BTreeSet::new(),
+            lost: false,
         }
     }
 
@@ -52,12 +57,17 @@ impl Inbound {
         &self.rib
     }
 
-    pub fn learned(&self) -> &BTreeMap<IpNetwork, Vec<Arc<Path>>> {
-        &self.learned
+    /// What is learned of a prefix, as the import filter leaves it.
+    pub fn learned(&self, prefix: &IpNetwork) -> Vec<Arc<Path>> {
+        if self.learns_nothing() || self.own.holds(prefix) {
+            return Vec::new();
+        }
+        let paths = self.rib.paths(prefix).into_iter();
+        paths.filter_map(|route| self.passed(prefix, route.path)).collect()
     }
 
-    pub fn version(&self) -> u64 {
-        self.version
+    pub fn take_changed(&mut self) -> Vec<IpNetwork> {
+        std::mem::take(&mut self.changed)
     }
 
     pub fn deadline(&self) -> Option<Duration> {
@@ -65,9 +75,13 @@ impl Inbound {
     }
 
     pub fn set_import(&mut self, import: Filter) {
-        if import != self.import {
-            self.import = import;
-            self.learn_all();
+        if import == self.import {
+            return;
+        }
+        let learned_nothing = self.learns_nothing();
+        self.import = import;
+        if !(learned_nothing && self.learns_nothing()) {
+            self.changed.extend(self.rib.iter().map(|route| route.prefix));
         }
     }
 
@@ -76,9 +90,12 @@ impl Inbound {
     }
 
     pub fn set_own(&mut self, own: &BTreeMap<IpNetwork, RouteAttributes>) {
-        if !own.keys().eq(self.own.keys()) {
-            self.own.clone_from(own);
-            self.learn_all();
+        let own = Cover::new(own.keys().copied());
+        let difference = own.difference(&self.own);
+        self.own = own;
+        if !difference.is_empty() && !self.learns_nothing() {
+            let prefixes = self.rib.iter().map(|route| route.prefix);
+            self.changed.extend(prefixes.filter(|prefix| difference.holds(prefix)));
         }
     }
 
@@ -105,7 +122,13 @@ impl Inbound {
         self.stale_until.insert(family, now + STALE_LIMIT);
     }
 
+    /// The session is lost, and nothing of it is kept.
+    pub fn is_given_up(&self) -> bool {
+        self.lost && !self.rib.has_stale()
+    }
+
     pub fn up(&mut self, now: Duration, negotiated: &Negotiated) {
+        self.lost = false;
         self.long_lived.clear();
         self.warned.clear();
         self.ended.clear();
@@ -120,6 +143,7 @@ impl Inbound {
     }
 
     pub fn down(&mut self, now: Duration, negotiated: &Negotiated, keep: bool) {
+        self.lost = true;
         let Some(restart) = negotiated.restart.as_ref().filter(|_| keep) else {
             self.abandon();
             return;
@@ -176,49 +200,15 @@ impl Inbound {
         Some(Note::ManyPrefixes { family, count: self.rib.len_of(family), max })
     }
 
-    /// Changes the table and learns what changed, if anything can be learned.
+    /// Changes the table, and notes what changed if anything can be learned.
     fn change(&mut self, change: impl FnOnce(&mut AdjRibIn, &mut Changed)) {
         let mut changed = if self.learns_nothing() { Changed::default() } else { Changed::watched() };
         change(&mut self.rib, &mut changed);
-        for prefix in changed.into_prefixes() {
-            self.learn(prefix);
-        }
+        self.changed.append(&mut changed.into_prefixes());
     }
 
     pub fn learns_nothing(&self) -> bool {
         !self.import.otherwise && self.import.rules.iter().all(|rule| !rule.accept)
-    }
-
-    fn learn(&mut self, prefix: IpNetwork) {
-        let passed: Vec<Arc<Path>> = if self.is_own(&prefix) {
-            Vec::new()
-        } else {
-            let paths = self.rib.paths(&prefix);
-            paths.into_iter().filter_map(|route| self.passed(&prefix, route.path)).collect()
-        };
-        if self.learned.get(&prefix) == Some(&passed)
-            || (passed.is_empty() && !self.learned.contains_key(&prefix))
-        {
-            return;
-        }
-        self.version += 1;
-        match passed.as_slice() {
-            [] => self.learned.remove(&prefix),
-            _ => self.learned.insert(prefix, passed),
-        };
-    }
-
-    fn learn_all(&mut self) {
-        let held: BTreeSet<IpNetwork> = match self.learns_nothing() {
-            true => BTreeSet::new(),
-            false => self.rib.iter().map(|route| route.prefix).collect(),
-        };
-        let gone: Vec<IpNetwork> = self.learned.keys().filter(|p| !held.contains(p)).copied().collect();
-        for prefix in gone {
-            self.learned.remove(&prefix);
-            self.version += 1;
-        }
-        held.into_iter().for_each(|prefix| self.learn(prefix));
     }
 
     /// The path as the import filter leaves it.
@@ -238,11 +228,5 @@ impl Inbound {
             path.attributes.local_pref = Some(0);
         }
         Some(Arc::new(path))
-    }
-
-    /// One of our own routes, or a part of one: learned back, it would lead away from our own pods.
-    fn is_own(&self, prefix: &IpNetwork) -> bool {
-        let holds = |own: &IpNetwork| own.prefix() <= prefix.prefix() && own.contains(prefix.network());
-        self.own.keys().any(holds)
     }
 }

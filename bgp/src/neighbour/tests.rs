@@ -7,11 +7,17 @@ use crate::wire::{
     AddPath, AsPath, Attributes, Capability, Context, Framer, GracefulRestart, LongLived, Message, Open,
     Origin, Reach, RestartFamily, Update,
 };
+use std::collections::BTreeSet;
 use std::net::{IpAddr, Ipv4Addr};
 
 const PLENTY: usize = 1 << 20;
-const CONTEXT: Context =
-    Context { four_octet_as: true, external: true, extended_messages: false, add_path: [false; 2] };
+const CONTEXT: Context = Context {
+    four_octet_as: true,
+    external: true,
+    extended_messages: false,
+    add_path: [false; 2],
+    link_local: false,
+};
 
 fn seconds(count: u64) -> Duration {
     Duration::from_secs(count)
@@ -28,6 +34,7 @@ fn neighbour(restarting: bool) -> Neighbour {
         passive: false,
         add_path: true,
         extended_next_hop: false,
+        link_local: false,
         seed: 1,
     };
     let mut neighbour = Neighbour::new(settings, policy(), seconds(0));
@@ -301,8 +308,11 @@ fn a_peer_is_learned_from_until_it_has_said_everything_in_each_family() {
         receive(&mut neighbour, seconds(1), 1, Message::Update(Update::end_of_rib(family)));
     }
     assert!(!neighbour.is_learning());
-    neighbour.handle(seconds(2), Input::Closed(ConnId(1), None));
-    assert!(neighbour.is_learning(), "it may have more to say when it is back");
+    let mut restarting = lost(Some(kept(true)));
+    restarting.set_policy(seconds(11), Policy { import: Filter::ACCEPT, ..policy() });
+    assert!(restarting.is_learning(), "it may have more to say when it is back");
+    restarting.handle(seconds(1000), Input::TimerTick);
+    assert!(!restarting.is_learning(), "its time to come back is over");
 }
 
 /// A peer that restarts gracefully, with two routes of its own, whose path BFD has found dead.
@@ -418,7 +428,13 @@ fn an_export_filter_decides_by_prefix_and_may_change_while_the_session_goes_on()
 }
 
 fn learned(neighbour: &Neighbour) -> Vec<String> {
-    neighbour.learned().keys().map(ToString::to_string).collect()
+    let held: BTreeSet<IpNetwork> = neighbour.received().iter().map(|route| route.prefix).collect();
+    let passed = held.into_iter().filter(|prefix| !neighbour.learned(prefix).is_empty());
+    passed.map(|prefix| prefix.to_string()).collect()
+}
+
+fn changed(neighbour: &mut Neighbour) -> BTreeSet<String> {
+    neighbour.take_learned_changes().iter().map(ToString::to_string).collect()
 }
 
 #[test]
@@ -430,15 +446,17 @@ fn nothing_is_learned_without_an_import_rule_and_a_changed_one_counts_for_what_i
     let import = Filter { rules: vec![in_range("10.0.0.0/8", 24, true)], otherwise: false };
     neighbour.set_policy(seconds(0), Policy { import: import.clone(), ..policy() });
     assert_eq!(learned(&neighbour), ["10.8.0.0/24"]);
-    let version = neighbour.learned_version();
-    receive(&mut neighbour, seconds(0), 1, their_route("10.8.0.0/24"));
-    assert_eq!(neighbour.learned_version(), version, "nothing has changed");
+    assert_eq!(changed(&mut neighbour), BTreeSet::from(["10.8.0.0/24".to_owned()]));
     receive(&mut neighbour, seconds(0), 1, their_route("10.9.0.0/24"));
     receive(&mut neighbour, seconds(0), 1, their_route("10.9.0.0/26"));
     assert_eq!(learned(&neighbour), ["10.8.0.0/24", "10.9.0.0/24"]);
+    assert_eq!(changed(&mut neighbour), BTreeSet::from(["10.9.0.0/24", "10.9.0.0/26"].map(str::to_owned)));
     // A part of our own block, and our own block, stay ours.
     neighbour.set_intent(intent(&["10.8.0.0/23", "10.9.0.0/24"], false));
     assert_eq!(learned(&neighbour), [""; 0]);
+    assert_eq!(changed(&mut neighbour).len(), 3);
+    neighbour.set_intent(intent(&["10.8.0.0/23", "10.9.0.0/24", "10.10.0.0/24"], false));
+    assert_eq!(changed(&mut neighbour).len(), 0, "nothing that is held lies in what is new");
     neighbour.set_intent(intent(&[], false));
     assert_eq!(learned(&neighbour).len(), 2);
     neighbour.set_policy(seconds(0), policy());
@@ -447,10 +465,11 @@ fn nothing_is_learned_without_an_import_rule_and_a_changed_one_counts_for_what_i
     let Message::Update(mut leaving) = their_route("10.8.0.0/24") else { unreachable!() };
     leaving.announced.as_mut().unwrap().attributes.communities = vec![crate::export::GRACEFUL_SHUTDOWN];
     receive(&mut neighbour, seconds(0), 1, Message::Update(leaving));
-    let paths = &neighbour.learned()[&"10.8.0.0/24".parse::<IpNetwork>().unwrap()];
+    let paths = neighbour.learned(&"10.8.0.0/24".parse().unwrap());
     assert_eq!(paths[0].attributes.local_pref, Some(0), "RFC 8326: the last choice");
+    changed(&mut neighbour);
     neighbour.handle(seconds(1), Input::Closed(ConnId(1), None));
-    assert_eq!(learned(&neighbour), [""; 0]);
+    assert_eq!((learned(&neighbour).len(), changed(&mut neighbour).len()), (0, 3));
 }
 
 #[test]
@@ -535,7 +554,7 @@ fn several_paths_of_a_prefix_are_learned_from_a_peer_that_adds_them() {
         neighbour.handle(seconds(0), Input::Received(ConnId(1), bytes));
     }
     let prefix: IpNetwork = "10.8.0.0/24".parse().unwrap();
-    assert_eq!((neighbour.received().len(), neighbour.learned()[&prefix].len()), (2, 2));
+    assert_eq!((neighbour.received().len(), neighbour.learned(&prefix).len()), (2, 2));
 }
 
 #[test]

@@ -10,4 +10,4 @@ mod table;
 
 pub use adj_rib_in::{AdjRibIn, Changed, LLGR_STALE, Loops, Path, Route};
 pub use adj_rib_out::{AdjRibOut, Batch};
-pub use best::{Candidate, best};
+pub use best::{Candidate, NextHop, Source, best, is_link_local};

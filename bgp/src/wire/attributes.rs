@@ -378,7 +378,7 @@ fn decode_reach(raw: &Raw<'_>, context: Context) -> Result<Option<Reach>, Fault>
     let next_hop = match (family, <[u8; 4]>::try_from(next_hop)) {
         (Family::Ipv4Unicast, Ok(octets)) => Some(IpAddr::from(octets)),
         // For IPv4 as well (RFC 8950).
-        _ => global_next_hop(next_hop).map(IpAddr::V6),
+        _ => next_hop_of(next_hop, context.link_local).map(IpAddr::V6),
     };
     let next_hop = next_hop.ok_or_else(reset)?;
     let nlri = nlri::decode_all(reader.rest(), family, context.adds_paths(family)).ok_or_else(reset)?;
@@ -386,14 +386,15 @@ fn decode_reach(raw: &Raw<'_>, context: Context) -> Result<Option<Reach>, Fault>
 }
 
 /// One address, or a global and a link-local one (RFC 2545 section 3); the second stands in where the
-/// first is left empty.
-fn global_next_hop(field: &[u8]) -> Option<Ipv6Addr> {
+/// first is left empty, and where the session knows link-local addresses only.
+fn next_hop_of(field: &[u8], prefer_link_local: bool) -> Option<Ipv6Addr> {
     let (addresses, rest) = field.as_chunks::<16>();
     match (addresses, rest) {
         ([one], []) => Some(Ipv6Addr::from(*one)),
         ([global, link_local], []) => {
-            let global = Ipv6Addr::from(*global);
-            Some(if global.is_unspecified() { Ipv6Addr::from(*link_local) } else { global })
+            let [global, link_local] = [*global, *link_local].map(Ipv6Addr::from);
+            let second = global.is_unspecified() || (prefer_link_local && link_local.is_unicast_link_local());
+            Some(if second { link_local } else { global })
         }
         _ => None,
     }

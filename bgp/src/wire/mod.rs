@@ -40,6 +40,8 @@ pub struct Context {
     pub extended_messages: bool,
     /// Prefixes of these families, IPv4 and IPv6, come with a path identifier (RFC 7911).
     pub add_path: [bool; 2],
+    /// Of a global and a link-local next hop (RFC 2545), the second is meant.
+    pub link_local: bool,
 }
 
 impl Context {

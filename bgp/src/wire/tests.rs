@@ -6,8 +6,13 @@ use proptest::collection::vec;
 use proptest::prelude::*;
 use std::net::{IpAddr, Ipv4Addr, Ipv6Addr};
 
-const EXTERNAL: Context =
-    Context { four_octet_as: true, external: true, extended_messages: false, add_path: [false; 2] };
+const EXTERNAL: Context = Context {
+    four_octet_as: true,
+    external: true,
+    extended_messages: false,
+    add_path: [false; 2],
+    link_local: false,
+};
 const INTERNAL: Context = Context { external: false, ..EXTERNAL };
 
 const ORIGIN: &[u8] = &[0x40, 1, 1, 0];
@@ -344,11 +349,8 @@ fn open() -> impl Strategy<Value = Open> {
 }
 
 fn context() -> impl Strategy<Value = Context> {
-    any::<[bool; 5]>().prop_map(|[four_octet_as, external, extended_messages, ipv4, ipv6]| Context {
-        four_octet_as,
-        external,
-        extended_messages,
-        add_path: [ipv4, ipv6],
+    any::<[bool; 6]>().prop_map(|[four_octet_as, external, extended_messages, ipv4, ipv6, link_local]| {
+        Context { four_octet_as, external, extended_messages, add_path: [ipv4, ipv6], link_local }
     })
 }
 

@@ -16,7 +16,7 @@ pub fn bgp_peers(peers: &[BgpPeerInfo], paint: Paint) -> String {
         let colour = if p.state == "Established" { Colour::Good } else { Colour::Warning };
         vec![
             text(&p.name),
-            text(p.address),
+            text(address(p)),
             number(p.asn),
             text(&p.state).colour(colour),
             text(units::duration(p.since_seconds)),
@@ -46,6 +46,14 @@ pub fn bgp_peers(peers: &[BgpPeerInfo], paint: Paint) -> String {
         out.extend(peer.meaning.iter().map(|meaning| format!("{}: {meaning}\n", peer.name)));
     }
     out
+}
+
+fn address(peer: &BgpPeerInfo) -> String {
+    match &peer.interface {
+        Some(interface) if peer.address.is_unspecified() => interface.clone(),
+        Some(interface) => format!("{}%{interface}", peer.address),
+        None => peer.address.to_string(),
+    }
 }
 
 fn bfd(peer: &BgpPeerInfo) -> Cell {
@@ -188,6 +196,7 @@ mod tests {
         BgpPeerInfo {
             name: "leaf-v4".into(),
             address: "192.0.2.1".parse().unwrap(),
+            interface: None,
             asn: 64512,
             state: "Established".into(),
             since_seconds: 200,

@@ -129,6 +129,7 @@ mod tests {
         PeerStatus {
             name: "leaf".into(),
             address: [192, 0, 2, 1].into(),
+            interface: None,
             asn: 65020,
             state: StateName::Active,
             since: Duration::ZERO,

@@ -40,6 +40,7 @@ impl Reader {
             meaning: meaning(&peer, md5),
             name: peer.name,
             address: peer.address,
+            interface: peer.interface,
             asn: peer.asn,
             state: peer.state.to_string(),
             since_seconds: peer.since.as_secs(),

@@ -4,12 +4,13 @@ use super::{
     Kernel, Link, Mac, NetError,
     links::{get_link, link_of},
 };
+use bulkhead_bgp::{NextHop, rib::is_link_local};
 use ipnetwork::IpNetwork;
 use netlink_packet_route::{
     AddressFamily, RouteNetlinkMessage as Message,
     address::{AddressAttribute, AddressMessage},
     neighbour::{NeighbourAddress, NeighbourAttribute, NeighbourMessage, NeighbourState},
-    route::{RouteAddress, RouteAttribute, RouteHeader, RouteMessage, RouteType, RouteVia},
+    route::{RouteAddress, RouteAttribute, RouteHeader, RouteMessage, RouteNextHop, RouteType, RouteVia},
 };
 use std::{
     collections::{BTreeMap, BTreeSet},
@@ -94,8 +95,8 @@ pub(super) async fn neighbours(kernel: &Kernel, ifindex: u32) -> Result<BTreeMap
 pub(super) struct RouteSeen {
     pub dst: IpNetwork,
     pub gateway: Option<IpAddr>,
-    /// Of all its next hops, of either IP version.
-    pub gateways: BTreeSet<IpAddr>,
+    /// All its gateways, of either IP version; those of link-local addresses with their interface.
+    pub next_hops: BTreeSet<NextHop>,
     /// One, or as many as it has next hops.
     pub interfaces: Vec<u32>,
     pub protocol: u8,
@@ -111,7 +112,7 @@ pub(super) fn route_of(object: &Message) -> Option<RouteSeen> {
     let v4 = message.header.address_family == AddressFamily::Inet;
     let mut dst: IpAddr = if v4 { Ipv4Addr::UNSPECIFIED.into() } else { Ipv6Addr::UNSPECIFIED.into() };
     let (mut gateway, mut interfaces) = (None, Vec::new());
-    let mut gateways: BTreeSet<IpAddr> = message.attributes.iter().filter_map(gateway_of).collect();
+    let mut next_hops = BTreeSet::new();
     for attribute in &message.attributes {
         match attribute {
             RouteAttribute::Destination(a) => dst = ip_of(a)?,
@@ -119,15 +120,17 @@ pub(super) fn route_of(object: &Message) -> Option<RouteSeen> {
             RouteAttribute::Oif(index) => interfaces.push(*index),
             RouteAttribute::MultiPath(hops) => {
                 interfaces.extend(hops.iter().map(|h| h.interface_index));
-                gateways.extend(hops.iter().flat_map(|h| &h.attributes).filter_map(gateway_of));
+                let of_hop = |h: &RouteNextHop| next_hop_of(&h.attributes, Some(h.interface_index));
+                next_hops.extend(hops.iter().filter_map(of_hop));
             }
             _ => {}
         }
     }
+    next_hops.extend(next_hop_of(&message.attributes, interfaces.first().copied()));
     Some(RouteSeen {
         dst: IpNetwork::new(dst, message.header.destination_prefix_length).ok()?,
         gateway,
-        gateways,
+        next_hops,
         interfaces,
         protocol: message.header.protocol.into(),
         discard: message.header.kind == RouteType::BlackHole,
@@ -142,6 +145,11 @@ pub(super) fn ipv4_route(message: &RouteMessage) -> Option<IpNetwork> {
     });
     let dst = dst.unwrap_or(Some(Ipv4Addr::UNSPECIFIED.into()))?;
     IpNetwork::new(dst, message.header.destination_prefix_length).ok()
+}
+
+fn next_hop_of(attributes: &[RouteAttribute], interface: Option<u32>) -> Option<NextHop> {
+    let address = attributes.iter().find_map(gateway_of)?;
+    Some(NextHop { address, interface: interface.filter(|_| is_link_local(address)) })
 }
 
 fn gateway_of(attribute: &RouteAttribute) -> Option<IpAddr> {

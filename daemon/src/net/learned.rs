@@ -7,6 +7,7 @@ use super::{
     netlink::Request,
     routes::{RouteBuilder, route},
 };
+use bulkhead_bgp::NextHop;
 use ipnetwork::IpNetwork;
 use netlink_packet_route::{
     AddressFamily, RouteNetlinkMessage as Message,
@@ -15,10 +16,14 @@ use netlink_packet_route::{
 use std::{
     collections::{BTreeMap, BTreeSet},
     net::IpAddr,
+    sync::Arc,
 };
 
-/// Next hops by prefix; several are of equal cost.
-pub type Learned = BTreeMap<IpNetwork, BTreeSet<IpAddr>>;
+/// Several are of equal cost. Shared by the many routes that lead the same way.
+pub type Hops = Arc<BTreeSet<NextHop>>;
+
+/// Next hops by prefix.
+pub type Learned = BTreeMap<IpNetwork, Hops>;
 
 const PRIORITY: u32 = 4096;
 /// Messages of one batch.
@@ -27,23 +32,26 @@ const BATCH: usize = 512;
 impl Kernel {
     pub async fn learned(&self) -> Result<Learned, NetError> {
         let mut learned = Learned::new();
+        let mut shared: BTreeSet<Hops> = BTreeSet::new();
         for family in [AddressFamily::Inet, AddressFamily::Inet6] {
             let mut filter = RouteMessage::default();
             filter.header.address_family = family;
             filter.header.protocol = RouteProtocol::Other(RTPROT_LEARNED);
             let objects = self.dump("list learned routes", Message::GetRoute(filter)).await?;
-            let of_ours = |object: &Message| {
+            let mut of_ours = |object: &Message| {
                 let seen = inspect::route_of(object).filter(|seen| seen.protocol == RTPROT_LEARNED)?;
-                Some((seen.dst, seen.gateways))
+                let hops = shared.get(&seen.next_hops).cloned().unwrap_or_else(|| Arc::new(seen.next_hops));
+                shared.insert(hops.clone());
+                Some((seen.dst, hops))
             };
-            learned.extend(objects.iter().filter_map(of_ours));
+            learned.extend(objects.iter().filter_map(&mut of_ours));
         }
         Ok(learned)
     }
 
     /// Takes the place of what was learned of these prefixes before. One that is refused does not stop the others.
     pub async fn set_learned(&self, routes: &Learned) -> Result<(), NetError> {
-        let set = |(prefix, hops): (&IpNetwork, &BTreeSet<IpAddr>)| {
+        let set = |(prefix, hops): (&IpNetwork, &Hops)| {
             learned(*prefix).next_hops(prefix, hops).add("set a learned route")
         };
         self.batches(routes.iter().map(set).collect()).await
@@ -72,17 +80,22 @@ fn learned(prefix: IpNetwork) -> RouteBuilder {
 }
 
 impl RouteBuilder {
-    fn next_hops(self, prefix: &IpNetwork, hops: &BTreeSet<IpAddr>) -> Self {
-        let gateway = |hop: &IpAddr| match hop {
+    fn next_hops(self, prefix: &IpNetwork, hops: &BTreeSet<NextHop>) -> Self {
+        let gateway = |hop: &NextHop| match hop.address {
             // RFC 8950.
-            IpAddr::V6(hop) if prefix.is_ipv4() => RouteAttribute::Via(RouteVia::Inet6(*hop)),
-            hop => RouteAttribute::Gateway(RouteAddress::from(*hop)),
+            IpAddr::V6(hop) if prefix.is_ipv4() => RouteAttribute::Via(RouteVia::Inet6(hop)),
+            hop => RouteAttribute::Gateway(RouteAddress::from(hop)),
         };
         if let (1, Some(hop)) = (hops.len(), hops.first()) {
-            return self.with(gateway(hop));
+            let single = self.with(gateway(hop));
+            return match hop.interface {
+                Some(interface) => single.with(RouteAttribute::Oif(interface)),
+                None => single,
+            };
         }
-        let next_hop = |hop: &IpAddr| {
+        let next_hop = |hop: &NextHop| {
             let mut next_hop = RouteNextHop::default();
+            next_hop.interface_index = hop.interface.unwrap_or_default();
             next_hop.attributes.push(gateway(hop));
             next_hop
         };

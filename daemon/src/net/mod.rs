@@ -25,7 +25,7 @@ pub mod qdisc;
 mod routes;
 
 pub use inspect::PodState;
-pub use learned::Learned;
+pub use learned::{Hops, Learned};
 pub use mac::{Mac, Names};
 pub use narrow::{NarrowRoutes, watch_narrow_routes};
 pub use netlink::{Kernel, NetError};

@@ -15,8 +15,13 @@ use ipnetwork::IpNetwork;
 use nix::time::{ClockId, clock_gettime};
 use std::{fs, hint::black_box, net::IpAddr, net::Ipv4Addr, time::Duration};
 
-const CONTEXT: Context =
-    Context { four_octet_as: true, external: true, extended_messages: false, add_path: [false; 2] };
+const CONTEXT: Context = Context {
+    four_octet_as: true,
+    external: true,
+    extended_messages: false,
+    add_path: [false; 2],
+    link_local: false,
+};
 /// What fits in a message of 4,096 octets beside a few attributes.
 const PACKED: usize = 900;
 
@@ -121,6 +126,7 @@ fn established(id: ConnId) -> Neighbour {
         passive: true,
         add_path: false,
         extended_next_hop: false,
+        link_local: false,
         seed: 1,
     };
     let policy = Policy {

@@ -10,19 +10,25 @@ use std::{
     fs,
     os::unix::fs::PermissionsExt,
     path::{Path, PathBuf},
+    sync::Arc,
 };
 
 pub(super) struct Frr {
+    netns: Arc<Netns>,
     sockets: PathBuf,
     /// The neighbour, as FRR names it.
     neighbour: String,
+    /// Of bgpd, beside those that all have.
+    more: &'static [&'static str],
+    /// Read from `frr.conf` by all daemons, once they are there.
+    booted: bool,
     bgpd: Daemon,
     _bfdd: Option<Daemon>,
     _zebra: Daemon,
 }
 
 impl Frr {
-    pub fn start(netns: &Netns, dir: &Path, setup: &Setup) -> Result<Self> {
+    pub fn start(netns: &Arc<Netns>, dir: &Path, setup: &Setup) -> Result<Self> {
         fs::create_dir_all(dir).during(|| dir.display().to_string())?;
         // zebra gives its privileges up and becomes another user.
         fs::set_permissions(dir, fs::Permissions::from_mode(0o777))?;
@@ -34,13 +40,15 @@ impl Frr {
             begin(netns, dir, "bfdd", &[])
         };
         let bfdd = setup.bfd.map(|_| bfdd()).transpose()?;
-        let bgpd = begin(netns, dir, "bgpd", if setup.no_kernel { &["-n"] } else { &[] })?;
+        let more: &'static [&'static str] = if setup.no_kernel { &["-n"] } else { &[] };
+        let bgpd = begin(netns, dir, "bgpd", more)?;
         let neighbour = setup.unnumbered.unwrap_or(setup.node).to_owned();
-        Ok(Frr { sockets: dir.to_owned(), neighbour, bgpd, _bfdd: bfdd, _zebra: zebra })
+        let (netns, sockets) = (netns.clone(), dir.to_owned());
+        Ok(Frr { netns, sockets, neighbour, more, booted: false, bgpd, _bfdd: bfdd, _zebra: zebra })
     }
 
     /// As the system starts it: all daemons, and then one configuration for all of them (`/etc/frr/frr.conf`).
-    pub fn boot(netns: &Netns, dir: &Path, configuration: &str, neighbour: &str) -> Result<Self> {
+    pub fn boot(netns: &Arc<Netns>, dir: &Path, configuration: &str, neighbour: &str) -> Result<Self> {
         fs::create_dir_all(dir).during(|| dir.display().to_string())?;
         fs::set_permissions(dir, fs::Permissions::from_mode(0o777))?;
         for name in ["zebra", "bfdd", "bgpd"] {
@@ -51,8 +59,11 @@ impl Frr {
         let bfdd = begin(netns, dir, "bfdd", &[])?;
         let bgpd = begin(netns, dir, "bgpd", &[])?;
         let frr = Frr {
+            netns: netns.clone(),
             sockets: dir.to_owned(),
             neighbour: neighbour.to_owned(),
+            more: &[],
+            booted: true,
             bgpd,
             _bfdd: Some(bfdd),
             _zebra: zebra,
@@ -67,13 +78,6 @@ impl Frr {
         let said = ask_here("/usr/bin/vtysh", &["--vty_socket", &dir, "--config_dir", &dir, "-b"])?;
         let unknown = said.lines().find(|line| line.contains("Unknown command") || line.contains("failure"));
         unknown.map_or(Ok(()), |line| Err(Error::Unmet(format!("FRR refused its configuration: {line}"))))
-    }
-
-    /// What `watchfrr` does when bgpd is gone.
-    pub fn restart(&mut self, netns: &Netns) -> Result<()> {
-        self.bgpd.kill();
-        self.bgpd = begin(netns, &self.sockets, "bgpd", &[])?;
-        self.configure()
     }
 
     fn json(&self, command: &str) -> Result<Value> {
@@ -207,6 +211,13 @@ impl Router for Frr {
             history: format!("{} {}", counters["session-up"], counters["session-down"]),
             detection: slowest(&peer) * number(&peer, "remote-detect-multiplier"),
         }))
+    }
+
+    fn restart(&mut self) -> Result<()> {
+        // What `watchfrr` does when bgpd is gone.
+        self.bgpd.kill();
+        self.bgpd = begin(&self.netns, &self.sockets, "bgpd", self.more)?;
+        if self.booted { self.configure() } else { Ok(()) }
     }
 
     fn refresh(&self) -> Result<()> {

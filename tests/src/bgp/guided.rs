@@ -36,7 +36,7 @@ impl Guided {
     /// Killed and started anew, as its service manager does: BIRD with `-R`, of FRR the daemon bgpd.
     pub fn restart(&mut self) -> Result<()> {
         match &mut self.router {
-            Some(Running::Frr(frr)) => frr.restart(&self.netns),
+            Some(Running::Frr(frr)) => frr.restart(),
             _ => {
                 // Its socket and ports are free again first.
                 self.router = None;

@@ -150,6 +150,10 @@ pub trait Router {
     fn seen(&self, prefix: &str) -> Result<Option<Seen>>;
     /// `None`: there is none.
     fn watched(&self) -> Result<Option<Watched>>;
+    /// Its BGP alone is killed and begins anew; what it has put into the kernel, and its BFD, stay.
+    fn restart(&mut self) -> Result<()> {
+        Err(Error::Unmet("of this router BGP alone cannot be restarted".into()))
+    }
     /// Asks us for all routes again (RFC 2918).
     fn refresh(&self) -> Result<()>;
     /// Of the process that speaks BGP.

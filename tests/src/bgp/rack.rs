@@ -33,6 +33,11 @@ pub struct Rack {
 impl Rack {
     /// The daemon is ready, and peers with the router under `session`, a YAML mapping in one line.
     pub fn create(title: &str, session: &str) -> Result<Self> {
+        Self::create_with(title, &format!("peerAddress: {ROUTER}"), session)
+    }
+
+    /// `remote`: whom the session is with, fields of the peer's `spec`.
+    pub fn create_with(title: &str, remote: &str, session: &str) -> Result<Self> {
         let short: String = title.chars().filter(char::is_ascii_alphanumeric).take(30).collect();
         let machine = |kind: &str| {
             let netns = Netns::create(&format!("{kind}-{short}"))?;
@@ -52,7 +57,7 @@ impl Rack {
         fs::create_dir_all(dir.join("objects"))?;
         let pod = Pod::create(0, "shop", &short)?;
         let mut rack = Self { node, router: Arc::new(router), dir, pod };
-        rack.peer(session)?;
+        rack.peer_with(remote, session)?;
         rack.node.start_daemon()?;
         rack.pod.add(&rack.node)?;
         Ok(rack)
@@ -60,11 +65,16 @@ impl Rack {
 
     /// The peer's session is to be so from now on.
     pub fn peer(&self, session: &str) -> Result<()> {
+        self.peer_with(&format!("peerAddress: {ROUTER}"), session)
+    }
+
+    /// With another router, perhaps.
+    pub fn peer_with(&self, remote: &str, session: &str) -> Result<()> {
         let text = format!(
             "apiVersion: bulkhead.dev/v1alpha1\nkind: BGPConfiguration\nmetadata: {{name: default}}\n\
              spec: {{asn: {NODE_AS}}}\n---\n\
              apiVersion: bulkhead.dev/v1alpha1\nkind: BGPPeer\nmetadata: {{name: leaf}}\n\
-             spec: {{peerAddress: {ROUTER}, peerASN: {ROUTER_AS}, connectRetrySeconds: 2, session: {session}}}\n"
+             spec: {{{remote}, peerASN: {ROUTER_AS}, connectRetrySeconds: 2, session: {session}}}\n"
         );
         let [new, file] = [".bgp.yaml.new", "bgp.yaml"].map(|name| self.dir.join("objects").join(name));
         fs::write(&new, text)?;

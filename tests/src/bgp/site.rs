@@ -3,7 +3,7 @@
 
 use crate::{
     Error, Netns, Result,
-    link::End,
+    link::{End, run},
     routes::{Route, kernel_routes},
     until, veth,
 };
@@ -74,6 +74,17 @@ impl Site {
             let routes = self.kernel()?;
             if routes == expected { Ok(Some(())) } else { Err(Error::Unmet(format!("{routes:?}"))) }
         })
+    }
+
+    /// Everything between the two is dropped in both directions, and the carrier stays.
+    pub fn cut(&self) -> Result<()> {
+        let rules = "table inet cut { chain in { type filter hook input priority 0; policy drop; }; \
+                     chain out { type filter hook output priority 0; policy drop; }; }";
+        run(self.node.command("nft").arg(rules)).map(drop)
+    }
+
+    pub fn mend(&self) -> Result<()> {
+        run(self.node.command("nft").arg("delete table inet cut")).map(drop)
     }
 
     /// In a process of its own, which can be killed; the suite's program hands its argument to

@@ -21,6 +21,14 @@ pub const ROWS: &[Row] = &[
     all("TCP MD5, and none without the right password", "2385", password),
     all("GTSM, both ends", "5082", security),
     all("a hold time of 3 seconds", "4271", short_hold_time),
+    all("a hold time of 0: no keepalives", "4271", no_hold_time)
+        .without(Kind::Gobgp, "the router leaves its sessions when the hold time is 0"),
+    all("a wrong AS number is told, whichever end has it wrong", "4271, 5492", wrong_as),
+    all("a router id that both ends have in one AS is told", "6286", same_identifier),
+    all("a connection that one end alone still holds is replaced", "4724", half_open),
+    all("unnumbered: link-local addresses by router advertisements", "4861, 8950", unnumbered)
+        .without(Kind::Bird, "the router has no unnumbered sessions")
+        .without(Kind::Gobgp, "the router sends no router advertisements"),
     all("another local AS for one peer", "", local_as),
     all("a shutdown with a text for people", "9003", shutdown),
     all("too many prefixes", "4486", too_many),
@@ -148,6 +156,85 @@ fn short_hold_time(site: &Site, kind: Kind) -> Result<()> {
         Ok((peer.since >= Duration::from_secs(7)).then_some(()))
     })?;
     assert!(there.established()?);
+    Ok(())
+}
+
+fn no_hold_time(site: &Site, kind: Kind) -> Result<()> {
+    let setup = Setup { hold_time: 0, ..Setup::default() };
+    let (there, node) = comes_up(site, kind, &setup, PeerConfig { hold_time: 0, ..router() })?;
+    // Beyond any keepalive of a default hold time that starts the clock: nothing is said, and nobody minds.
+    until("four seconds have passed", Duration::from_secs(20), || {
+        let peer = node.peer();
+        if peer.state != StateName::Established {
+            return Err(Error::Unmet(format!("{peer:?}")));
+        }
+        Ok((peer.since >= Duration::from_secs(4)).then_some(()))
+    })?;
+    assert!(there.established()?);
+    Ok(())
+}
+
+fn told(node: &Running, start: &str) -> Result<()> {
+    let what = format!("our error begins with {start:?}");
+    node.wait_peer(&what, |peer| peer.last_error.as_deref().is_some_and(|e| e.starts_with(start))).map(drop)
+}
+
+fn wrong_as(site: &Site, kind: Kind) -> Result<()> {
+    let (there, node) = start(site, kind, &Setup::default(), PeerConfig { asn: 65_099, ..router() })?;
+    told(&node, "the peer is AS 65020, but AS 65099 is configured")?;
+    drop((there, node));
+    let (there, node) = start(site, kind, &Setup { node_as: 65_088, ..Setup::default() }, router())?;
+    told(&node, "the peer sent NOTIFICATION 2/2")?;
+    assert!(!there.established()?);
+    Ok(())
+}
+
+fn same_identifier(site: &Site, kind: Kind) -> Result<()> {
+    let there = kind.start(site, &Setup { node_as: ROUTER_AS, ..Setup::default() })?;
+    let config = bulkhead_bgp::SpeakerConfig { router_id: ROUTER.parse().unwrap(), ..speaker_config(false) };
+    let node = site.speaker(config);
+    node.speaker.set_peers(vec![PeerConfig { local_asn: Some(ROUTER_AS), ..router() }]);
+    // Whoever reads the other's OPEN first says so.
+    node.wait_peer("one of us has refused the other's router id", |peer| {
+        let error = peer.last_error.as_deref().unwrap_or_default();
+        error.starts_with("the peer's router id 172.31.9.1 is not usable")
+            || error.starts_with("the peer sent NOTIFICATION 2/3")
+    })?;
+    assert!(!there.established()?);
+    Ok(())
+}
+
+/// The router's end is gone without a word, and it begins anew before we could notice.
+fn half_open(site: &Site, kind: Kind) -> Result<()> {
+    let (there, node) = comes_up(site, kind, &Setup::default(), router())?;
+    let since = node.peer().since;
+    site.cut()?;
+    drop(there);
+    site.mend()?;
+    assert_eq!(node.peer().state, StateName::Established, "we hold a connection that has no other end");
+    // It dials, and we would wait for the hold time.
+    let there = kind.start(site, &Setup::default())?;
+    there.wait_established()?;
+    both_blocks(there.as_ref())?;
+    node.wait_peer("ours is another session", |peer| {
+        peer.state == StateName::Established && peer.since != since
+    })
+    .map(drop)
+}
+
+fn unnumbered(site: &Site, kind: Kind) -> Result<()> {
+    let setup = Setup { unnumbered: Some("downlink"), ..Setup::default() };
+    let peer = PeerConfig {
+        remote: Remote::Interface("uplink".into()),
+        local_address: None,
+        next_hop_ipv6: None,
+        ..router()
+    };
+    let (there, _node) = comes_up(site, kind, &setup, peer)?;
+    for block in [BLOCK, BLOCK6] {
+        let seen = there.wait_seen(block)?;
+        assert!(seen.next_hop.starts_with("fe80::"), "{seen:?}");
+    }
     Ok(())
 }
 

@@ -76,6 +76,14 @@ const REFUSED: &[(&str, &str, &str, &str)] = &[
         "must be 0, or at least 3",
     ),
     ("BGPPeer", "bad", "{peerAddress: 10.0.0.1, peerASN: 0}", "spec.peerASN"),
+    ("BGPPeer", "bad", "{peerASN: 65000}", "set one of peerAddress, peerRange and interface"),
+    (
+        "BGPPeer",
+        "bad",
+        "{peerAddress: 10.0.0.1, interface: eth0, peerASN: 65000}",
+        "set one of peerAddress, peerRange and interface",
+    ),
+    ("BGPPeer", "bad", "{interface: a/b, peerASN: 65000}", "spec.interface"),
     ("BGPConfiguration", "other", "{asn: 65010}", "there is one BGPConfiguration, and its name is `default`"),
     ("BGPConfiguration", "default", "{asn: 65010, restartTimeSeconds: 5000}", "spec.restartTimeSeconds"),
     (

@@ -210,6 +210,26 @@ fn a_neighbour_that_stopped_on_purpose_is_told_apart_from_a_dead_path() {
 }
 
 #[test]
+fn a_neighbour_that_restarted_is_told_apart_from_a_dead_path() {
+    let fall = |change: &dyn Fn(&mut Packet)| {
+        let mut session = in_state(State::Up);
+        let mut down = packet(State::Down);
+        change(&mut down);
+        let changes = changes(&session.received(20 * MS, &down));
+        assert_eq!(changes[0].to, State::Down);
+        changes[0].is_path_down()
+    };
+    let anew = NonZeroU32::new(10).unwrap();
+    assert!(fall(&|_| ()), "the neighbour that we know does not hear us");
+    assert!(!fall(&|p| p.my_discriminator = anew));
+    let independent = |p: &mut Packet| (p.my_discriminator, p.control_plane_independent) = (anew, true);
+    assert!(fall(&independent), "its BFD alone is new, and its control plane has not heard us either");
+    let mut session = in_state(State::Up);
+    session.received(20 * MS, &Packet { my_discriminator: anew, ..packet(State::Up) });
+    assert!(changes(&session.tick(171 * MS))[0].is_path_down(), "silence is silence");
+}
+
+#[test]
 fn a_tick_too_many_does_nothing() {
     let mut session = in_state(State::Up);
     session.tick(50 * MS);

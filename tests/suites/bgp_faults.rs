@@ -1,0 +1,148 @@
+//! What goes wrong on the wire and at the other end, and what a whole daemon makes of it: right state, clear words, no busy
+//! loop, bounded memory. What each router makes of it is in `bgp_matrix`; a path that dies in silence, in `bgp_bfd`.
+#![allow(clippy::expect_used, clippy::unwrap_used, reason = "a suite fails by panicking")]
+
+use bulkhead_lab::bgp::{
+    Kind, Setup,
+    rack::{BLOCK, Rack},
+    site::{DEADLINE, NODE, ROUTER},
+};
+use bulkhead_lab::{Error, Result, enter, until};
+use libtest_mimic::{Arguments, Failed, Trial};
+use std::{
+    io::{Read, Write},
+    net::{SocketAddr, TcpListener, TcpStream},
+    time::{Duration, Instant},
+};
+
+type Test = fn(&mut Rack) -> Result<()>;
+
+fn main() -> Result<()> {
+    let arguments = Arguments::from_args();
+    let _inside = enter()?;
+    let all: [(&str, Test); 4] = [
+        ("a link that flaps costs little, and the session is back when it has stopped", flapping),
+        ("a peer that connects again and again and says nothing holds one connection", silent),
+        ("a peer that says what is no BGP is refused in words, and waits its turn", babbling),
+        ("a router that resets every connection is tried at the set pace", resetting),
+    ];
+    let trials = all.map(|(name, test)| {
+        let place: String = name.split(' ').filter_map(|word| word.chars().next()).collect();
+        Trial::test(name, move || {
+            let mut rack = Rack::create(&place, "{}")?;
+            let held = test(&mut rack);
+            if held.is_err() {
+                eprintln!("{}", rack.node.log_tail(30));
+            }
+            held.map_err(Failed::from)
+        })
+    });
+    libtest_mimic::run(&arguments, trials.into()).exit()
+}
+
+/// What the daemon has used: processor time, and memory now in kB.
+fn used(rack: &Rack) -> Result<(Duration, u64)> {
+    let pid = rack.node.daemon_pid().expect("a daemon");
+    let stat = std::fs::read_to_string(format!("/proc/{pid}/stat"))?;
+    let after = stat.rsplit(')').next().unwrap_or_default();
+    let ticks: u64 =
+        after.split_whitespace().skip(11).take(2).filter_map(|field| field.parse::<u64>().ok()).sum();
+    let status = std::fs::read_to_string(format!("/proc/{pid}/status"))?;
+    let resident =
+        status.lines().find_map(|line| line.strip_prefix("VmRSS:")?.trim().split(' ').next()?.parse().ok());
+    Ok((Duration::from_millis(ticks * 10), resident.expect("VmRSS")))
+}
+
+/// Runs `what`, during which the daemon may neither spin nor grow.
+fn calmly<T>(rack: &mut Rack, what: impl FnOnce(&mut Rack) -> Result<T>) -> Result<T> {
+    let ((busy, memory), begin) = (used(rack)?, Instant::now());
+    let done = what(rack)?;
+    let (now, elapsed) = (used(rack)?, begin.elapsed());
+    let spent = now.0.saturating_sub(busy);
+    // A loop that never waits takes all that a processor has.
+    assert!(spent < elapsed / 2, "{spent:?} of processor time in {elapsed:?}");
+    assert!(now.1 < memory + 32 * 1024, "{memory} kB before, {} after", now.1);
+    Ok(done)
+}
+
+fn flapping(rack: &mut Rack) -> Result<()> {
+    let router = Kind::Bird.start_in(&rack.router, &rack.dir, &Setup::default())?;
+    router.wait_seen(BLOCK)?;
+    calmly(rack, |rack| {
+        for _ in 0..10 {
+            rack.router.ip("link set downlink down")?;
+            std::thread::sleep(Duration::from_millis(200));
+            rack.router.ip("link set downlink up")?;
+            std::thread::sleep(Duration::from_millis(200));
+        }
+        rack.wait_leaf("the session is there", |leaf| leaf.state == "Established")?;
+        Ok(())
+    })?;
+    router.wait_seen(BLOCK).map(drop)
+}
+
+/// As the router, to the daemon.
+fn connect(rack: &Rack) -> Result<TcpStream> {
+    let to: SocketAddr = format!("{NODE}:179").parse().unwrap();
+    let stream = rack.router.run(|| Ok(TcpStream::connect_timeout(&to, DEADLINE)?))?;
+    stream.set_read_timeout(Some(DEADLINE))?;
+    Ok(stream)
+}
+
+/// Connections from the router's address that the daemon has open.
+fn open_connections(rack: &Rack) -> Result<usize> {
+    let arguments = ["-Htn", "state", "established", "sport", "=", ":179"];
+    let shown = bulkhead_lab::link::run(rack.node.netns.command("ss").args(arguments))?;
+    Ok(shown.lines().filter(|line| line.contains(ROUTER)).count())
+}
+
+fn silent(rack: &mut Rack) -> Result<()> {
+    calmly(rack, |rack| {
+        let streams: Vec<TcpStream> = (0..300).map(|_| connect(rack)).collect::<Result<_>>()?;
+        until("one of them is held", DEADLINE, || match open_connections(rack)? {
+            1 => Ok(Some(())),
+            count => Err(Error::Unmet(format!("{count} are"))),
+        })?;
+        drop(streams);
+        Ok(())
+    })?;
+    let leaf = rack.leaf()?;
+    assert_ne!(leaf.state, "Established", "{leaf:?}");
+    // And the router's real session is not kept out.
+    let router = Kind::Bird.start_in(&rack.router, &rack.dir, &Setup::default())?;
+    router.wait_seen(BLOCK).map(drop)
+}
+
+fn babbling(rack: &mut Rack) -> Result<()> {
+    let mut stream = connect(rack)?;
+    stream.write_all(b"GET / HTTP/1.1\r\nHost: node\r\n\r\n")?;
+    let mut answer = Vec::new();
+    stream.read_to_end(&mut answer)?;
+    // Our OPEN, and then NOTIFICATION 1/1: connection not synchronized.
+    assert!(answer.ends_with(&[0, 21, 3, 1, 1]), "{answer:02x?}");
+    let leaf = rack.wait_leaf("it is told", |leaf| {
+        leaf.last_error.as_deref().is_some_and(|error| error.contains("NOTIFICATION 1/1"))
+    })?;
+    assert_ne!(leaf.state, "Established");
+    let router = Kind::Bird.start_in(&rack.router, &rack.dir, &Setup::default())?;
+    router.wait_seen(BLOCK).map(drop)
+}
+
+fn resetting(rack: &mut Rack) -> Result<()> {
+    let listener = rack.router.run(|| Ok(TcpListener::bind((ROUTER, 179))?))?;
+    let begin = Instant::now();
+    let attempts = calmly(rack, |_| {
+        let mut attempts = 0u32;
+        while attempts < 4 {
+            let (stream, _) = listener.accept()?;
+            drop(stream);
+            attempts += 1;
+        }
+        Ok(attempts)
+    })?;
+    // It waits longer each time, up to the two seconds that are configured, less their jitter.
+    assert!(begin.elapsed() > Duration::from_secs(2), "{attempts} attempts in {:?}", begin.elapsed());
+    let leaf = rack.leaf()?;
+    assert!(leaf.last_error.is_some() && leaf.state != "Established", "{leaf:?}");
+    Ok(())
+}
