@@ -15,6 +15,7 @@ mod bgp_session;
 mod cluster_network_policy;
 mod network_group;
 mod network_policy;
+mod node_report;
 mod partition;
 mod quantity;
 mod schema;
@@ -28,6 +29,7 @@ pub use bgp_session::*;
 pub use cluster_network_policy::*;
 pub use network_group::*;
 pub use network_policy::*;
+pub use node_report::*;
 pub use partition::*;
 pub use quantity::*;
 pub use status::*;
@@ -47,5 +49,7 @@ pub const API_VERSION: &str = "bulkhead.dev/v1alpha1";
 
 /// Pod annotation: name of a [`BandwidthClassSpec`].
 pub const ANNOTATION_BANDWIDTH_CLASS: &str = "bulkhead.dev/bandwidth-class";
+/// Pod annotation: the addresses that a reservation of its namespace holds for it, as `10.65.15.7,fd00:65:f::7`.
+pub const ANNOTATION_IP: &str = "bulkhead.dev/ip";
 /// The partition of namespaces that no `Partition` names.
 pub const DEFAULT_PARTITION: &str = "default";

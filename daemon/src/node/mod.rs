@@ -27,12 +27,15 @@ use crate::{
         GATEWAY_V4, GATEWAY_V6, Kernel, NetError, Sources,
         node::{Uplink, prepare_node},
     },
-    source::{Observed, Snapshot},
+    pod_events::PodEvents,
+    report::report,
+    reservation,
+    source::{Observed, Snapshot, Versions},
     store::{self, StoreError},
 };
 use bulkhead_api::{
     messages::{ErrorReply, ObjectError, PodRef, RuntimeBandwidth, code},
-    objects::{ANNOTATION_BANDWIDTH_CLASS, BGPConfigurationSpec, BGPPeerSpec},
+    objects::{ANNOTATION_BANDWIDTH_CLASS, BGPConfigurationSpec, BGPPeerSpec, NodeReportSpec},
 };
 use bulkhead_ebpf_abi::{Connections, RULE_FIRST_DYNAMIC, Sizes};
 use bulkhead_policy::{
@@ -74,6 +77,9 @@ pub struct Node {
     /// Pods have other policies than their connections were admitted by.
     to_ask_again: bool,
     last_change_millis: u64,
+    /// What is in force, for whoever tells the cluster.
+    reports: watch::Sender<NodeReportSpec>,
+    events: PodEvents,
 }
 
 #[derive(Debug, thiserror::Error)]
@@ -160,7 +166,19 @@ impl Node {
             generation_since: 0,
             to_ask_again: false,
             last_change_millis: 0,
+            reports: watch::Sender::default(),
+            events: PodEvents::default(),
         })
+    }
+
+    /// What is in force after each snapshot.
+    pub fn reports(&self) -> watch::Receiver<NodeReportSpec> {
+        self.reports.subscribe()
+    }
+
+    /// Where pods that could not be connected are told of.
+    pub fn set_events(&mut self, events: PodEvents) {
+        self.events = events;
     }
 
     async fn load_endpoints(
@@ -214,13 +232,30 @@ impl Node {
         }
         self.clean |= clean && !changed;
         self.in_force.pods = snapshot.pods;
+        refused.extend(reservation::faults(&self.in_force.policy, &snapshot.reservations));
+        self.in_force.reservations = snapshot.reservations;
         refused.extend(self.admit_bgp(snapshot.bgp_peers, snapshot.bgp));
         let told = self.errors();
+        let taken = failed.is_empty() && self.history.held().is_none();
         (self.refused, self.failed) = (refused, failed);
         self.follow().await;
+        self.report(&observed.versions, taken);
         for error in self.errors().iter().filter(|e| !told.contains(e)) {
             warn!("refused: {error}");
         }
+    }
+
+    /// `taken`: what was not refused is in force.
+    fn report(&self, versions: &Versions, taken: bool) {
+        // 0: not known, which is not worth failing for.
+        let generation = self.datapath.running_generation().unwrap_or_default();
+        let errors = self.errors();
+        self.reports.send_if_modified(|told| {
+            let report = report(told, versions, &errors, taken, generation);
+            let changed = *told != report;
+            *told = report;
+            changed
+        });
     }
 
     /// Takes over what a speaker can run with, and remembers it.

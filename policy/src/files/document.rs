@@ -6,7 +6,7 @@ use bulkhead_api::{
     messages::ObjectError,
     objects::{
         API_VERSION, BGPConfigurationSpec, BGPPeerSpec, BandwidthClassSpec, ClusterNetworkPolicySpec,
-        NetworkGroupSpec, NetworkPolicySpec, PartitionSpec,
+        IPReservationSpec, NetworkGroupSpec, NetworkPolicySpec, PartitionSpec,
     },
 };
 use k8s_openapi::{
@@ -23,7 +23,7 @@ use std::{fmt, net::IpAddr, sync::Arc};
 
 /// A label of the nodes that run the API server.
 const CONTROL_PLANE_LABEL: &str = "node-role.kubernetes.io/control-plane";
-const KINDS: &str = "Partition, NetworkGroup, BandwidthClass, BGPPeer and BGPConfiguration of bulkhead.dev/v1alpha1, \
+const KINDS: &str = "Partition, NetworkGroup, BandwidthClass, BGPPeer, BGPConfiguration and IPReservation of bulkhead.dev/v1alpha1, \
                      Namespace, Pod and Node of v1, NetworkPolicy of networking.k8s.io/v1, \
                      ClusterNetworkPolicy of policy.networking.k8s.io/v1alpha2";
 
@@ -34,6 +34,8 @@ pub enum Object {
     BandwidthClass(String, Arc<Sourced<BandwidthClassSpec>>),
     BgpPeer(String, Box<Sourced<BGPPeerSpec>>),
     BgpConfiguration(String, Sourced<BGPConfigurationSpec>),
+    /// By `namespace/name`.
+    IpReservation(String, Arc<IPReservationSpec>),
     Namespace(String, Arc<Labels>),
     /// By `namespace/name`.
     Pod(String, Arc<PodInfo>),
@@ -50,6 +52,7 @@ pub enum Kind {
     BandwidthClass,
     BgpPeer,
     BgpConfiguration,
+    IpReservation,
     Namespace,
     Pod,
     NetworkPolicy,
@@ -58,12 +61,13 @@ pub enum Kind {
 }
 
 impl Kind {
-    const ALL: [Self; 10] = [
+    const ALL: [Self; 11] = [
         Self::Partition,
         Self::NetworkGroup,
         Self::BandwidthClass,
         Self::BgpPeer,
         Self::BgpConfiguration,
+        Self::IpReservation,
         Self::Namespace,
         Self::Pod,
         Self::NetworkPolicy,
@@ -82,6 +86,7 @@ impl fmt::Display for Kind {
         match self {
             Self::BgpPeer => f.write_str("BGPPeer"),
             Self::BgpConfiguration => f.write_str("BGPConfiguration"),
+            Self::IpReservation => f.write_str("IPReservation"),
             other => write!(f, "{other:?}"),
         }
     }
@@ -96,6 +101,7 @@ impl Object {
             Self::BandwidthClass(name, _) => (Kind::BandwidthClass, name),
             Self::BgpPeer(name, _) => (Kind::BgpPeer, name),
             Self::BgpConfiguration(name, _) => (Kind::BgpConfiguration, name),
+            Self::IpReservation(key, _) => (Kind::IpReservation, key),
             Self::Namespace(name, _) => (Kind::Namespace, name),
             Self::Pod(key, _) => (Kind::Pod, key),
             Self::NetworkPolicy(key, _) => (Kind::NetworkPolicy, key),
@@ -234,6 +240,11 @@ pub fn typed(
                 return Err((Some("metadata.name".into()), message));
             }
             Object::BgpConfiguration(name, plain(spec(value)?, origin))
+        }
+        (API_VERSION, "IPReservation") => {
+            let namespace = value.pointer("/metadata/namespace").and_then(Value::as_str).unwrap_or("default");
+            let key = format!("{namespace}/{name}");
+            Object::IpReservation(key, Arc::new(spec(value)?))
         }
         ("v1", "Namespace") => {
             let mut labels = read::<v1::Namespace>(value)?.metadata.labels.unwrap_or_default();
