@@ -4,18 +4,21 @@ SHELL := bash
 .SHELLFLAGS := -euo pipefail -c
 .DEFAULT_GOAL := help
 .ONESHELL:
-.PHONY: help deps build kubernetes crds demo test fuzz bench lint
+.PHONY: help deps build image kubernetes crds cluster cluster-down demo test fuzz bench lint
 
 MUSL := x86_64-unknown-linux-musl
+VERSION := $(shell sed -n 's/^version = "\(.*\)"/\1/p' Cargo.toml | head -1)
 TARGET := $(abspath $(or $(CARGO_TARGET_DIR),target))
 export CARGO_TARGET_DIR := $(TARGET)
+PROFILE ?= release
+IN_IMAGE := bulkheadd bulkhead-bfd bulkhead-controller bulkhead
 # Where the lab looks for the programs it runs.
-PROGRAMS = $(TARGET)/$(1):$(TARGET)/$(MUSL)/cni:$(TARGET)/kubernetes
+PROGRAMS = $(TARGET)/$(1):$(TARGET)/$(MUSL)/cni:$(TARGET)/kubernetes:$(TARGET)/image
 # An invocation of its own, so that the plugin is built with its own features only.
 BUILD_CNI := cargo build --locked --profile cni --target $(MUSL) -p bulkhead-cni
 
 help: ## This list
-	@grep -hE '^[a-z]+:.*## ' $(MAKEFILE_LIST) | sed -E 's/^([a-z]+):.*## /  make \1\t/' | expand -t 16
+	@grep -hE '^[a-z-]+:.*## ' $(MAKEFILE_LIST) | sed -E 's/^([a-z-]+):.*## /  make \1\t/' | expand -t 16
 
 deps: ## Install what is missing: Debian packages, Rust components, bpf-linker
 	@deploy/install-build-deps.sh
@@ -25,11 +28,28 @@ build: deps ## All programs, release: bulkheadd, bulkhead-bfd, bulkhead, bulkhea
 	cargo build --locked --release --bin bulkheadd --bin bulkhead-bfd --bin bulkhead --bin bulkhead-demo
 	$(BUILD_CNI)
 
+image: deps ## The container image, as an OCI archive: target/image/bulkhead.tar; PROFILE=lab builds it faster, for tests
+	@echo "==> building the image ($(PROFILE), static)"
+	cargo build --locked --profile $(PROFILE) --target $(MUSL) -p bulkhead-daemon -p bulkhead-cli --bins
+	$(BUILD_CNI)
+	mkdir -p $(TARGET)/image
+	static=$(TARGET)/$(MUSL)
+	cargo run --locked --release -p bulkhead-image -- bulkhead.dev/bulkhead:$(VERSION) amd64 $(TARGET)/image/bulkhead.tar \
+		$(foreach program,$(IN_IMAGE),usr/bin/$(program)=$$static/$(PROFILE)/$(program)) \
+		opt/cni/bin/bulkhead-cni=$$static/cni/bulkhead-cni
+
 kubernetes: ## Kubernetes' own programs, for the tests: built once with Go, minutes
 	@tests/kubernetes/build.sh $(TARGET)/kubernetes
 
-crds: ## The definitions in deploy/crds, anew from the types
-	@BULKHEAD_WRITE_CRDS=yes cargo test --locked -p bulkhead-api --features kube --test crds
+crds: ## What is made from the types, anew: deploy/crds, deploy/bulkhead.yaml, docs/reference.md
+	@BULKHEAD_WRITE_CRDS=yes cargo test --locked -p bulkhead-api --features kube --test crds --test reference
+
+cluster: image kubernetes ## A cluster on this machine with Bulkhead installed; its kubeconfig: target/cluster/kubeconfig
+	@cargo build --locked --release --bin bulkhead-cluster
+	BULKHEAD_BIN_PATH=$(call PROGRAMS,release) $(TARGET)/release/bulkhead-cluster up $(TARGET)/cluster
+
+cluster-down: ## The end of that cluster, without a trace
+	@$(TARGET)/release/bulkhead-cluster down $(TARGET)/cluster
 
 demo: build ## A data centre on this machine, the whole job in ten steps; KEEP=1 leaves it up
 	@BULKHEAD_BIN_PATH=$(call PROGRAMS,release) $(TARGET)/release/bulkhead-demo $(if $(KEEP),--keep)
@@ -37,6 +57,7 @@ demo: build ## A data centre on this machine, the whole job in ten steps; KEEP=1
 test: deps ## Everything that tests: units, eBPF by test-run, the lab, interoperation with BIRD
 	@SECONDS=0
 	$(MAKE) --no-print-directory kubernetes
+	$(MAKE) --no-print-directory image PROFILE=lab
 	echo "==> building what the suites execute"
 	cargo build --locked --bins
 	$(BUILD_CNI)

@@ -1,7 +1,8 @@
 #!/usr/bin/env bash
 # Installs what building and testing Bulkhead needs on Debian 12, and nothing that is there already.
 #
-#   packages     a C linker, LLVM 22 (for bpf-linker), BIRD 2, FRR, GoBGP, iproute2 and nftables (for the lab)
+#   packages     a C linker, LLVM 22 (for bpf-linker), BIRD 2, FRR, GoBGP, iproute2 and nftables (for the lab), containerd,
+#                runc, conntrack and busybox (for its kubelets and their pods), musl-tools (C of static programs)
 #   rustup       rust-src (eBPF builds `core`), the static musl target, clippy and rustfmt
 #   cargo        bpf-linker, of the LLVM that rustc itself carries
 #
@@ -9,8 +10,8 @@
 # RUSTC and CARGO pointing at them; the static plugin then needs Debian's `libstd-rust-web-dev` for musl, or runs dynamic.
 set -euo pipefail
 
-packages=(build-essential ca-certificates iproute2 iputils-ping nftables bird2 frr gobgpd llvm-22-dev libzstd-dev
-    zlib1g-dev)
+packages=(build-essential ca-certificates iproute2 iputils-ping nftables bird2 frr gobgpd containerd runc
+    containernetworking-plugins conntrack busybox-static musl-tools llvm-22-dev libzstd-dev zlib1g-dev)
 bpf_linker=0.13.0
 musl=x86_64-unknown-linux-musl
 
@@ -30,7 +31,7 @@ install_packages() {
     [ ${#missing[@]} -gt 0 ] || return 0
     [ "$(id -u)" = 0 ] || fail "needs root to install: ${missing[*]}"
     say "installing ${missing[*]}"
-    # A router must not begin to run on this machine because its package came.
+    # A router or a runtime must not begin to run on this machine because its package came.
     if [ ! -e "$policy" ]; then
         policy_is_ours=yes
         printf '#!/bin/sh\nexit 101\n' > "$policy"
@@ -40,9 +41,9 @@ install_packages() {
     apt-get update -q
     apt-get install -y -q --no-install-recommends "${missing[@]}" \
         || fail "apt-get could not install ${missing[*]}; llvm-22-dev comes from Debian's security suite (bookworm-security)"
-    local router
-    for router in bird2 frr gobgpd; do
-        case " ${missing[*]} " in *" $router "*) keep_off "$router" ;; esac
+    local service
+    for service in bird2 frr gobgpd containerd; do
+        case " ${missing[*]} " in *" $service "*) keep_off "$service" ;; esac
     done
 }
 

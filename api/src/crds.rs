@@ -1,7 +1,8 @@
 //! The CustomResourceDefinitions of our kinds, made from the types: `deploy/crds` holds them as files.
 
 use crate::objects::{
-    AddressBlock, BGPConfiguration, BGPPeer, BandwidthClass, IPReservation, NetworkGroup, Partition,
+    AddressBlock, BGPConfiguration, BGPPeer, BandwidthClass, IPReservation, NetworkGroup, NodeReport,
+    Partition,
 };
 use k8s_openapi::apiextensions_apiserver::pkg::apis::apiextensions::v1::{
     CustomResourceDefinition, JSONSchemaProps, JSONSchemaPropsOrArray,
@@ -20,6 +21,7 @@ pub fn crds() -> Vec<CustomResourceDefinition> {
         AddressBlock::crd(),
         IPReservation::crd(),
         NetworkGroup::crd(),
+        NodeReport::crd(),
         Partition::crd(),
     ];
     for version in crds.iter_mut().flat_map(|crd| &mut crd.spec.versions) {

@@ -1,4 +1,5 @@
-//! The definitions in `deploy/crds` are what the types say. `make crds` writes them anew.
+//! The definitions in `deploy/crds` are what the types say, and `deploy/bulkhead.yaml` is all that an installation needs in one
+//! file. `make crds` writes both anew.
 
 #![allow(clippy::unwrap_used, clippy::expect_used, reason = "a test fails by panicking")]
 
@@ -17,6 +18,26 @@ fn generated() -> BTreeMap<String, String> {
             (format!("{}.yaml", crd.spec.names.plural), format!("# Made from the types: make crds\n{text}"))
         })
         .collect()
+}
+
+/// `deploy/bulkhead.yaml`, in the order in which it is applied.
+fn manifest() -> String {
+    let deploy = Path::new(env!("CARGO_MANIFEST_DIR")).join("../deploy");
+    let parts = ["rbac.yaml", "daemon.yaml"].map(|name| fs::read_to_string(deploy.join(name)).unwrap());
+    let documents: Vec<_> = generated().into_values().chain(parts).collect();
+    format!(
+        "# Bulkhead in one file, made of crds/, rbac.yaml and daemon.yaml: make crds\n{}",
+        documents.join("---\n")
+    )
+}
+
+#[test]
+fn the_manifest_holds_all_parts_of_deploy() {
+    let path = Path::new(env!("CARGO_MANIFEST_DIR")).join("../deploy/bulkhead.yaml");
+    if env::var_os(WRITE).is_some() {
+        fs::write(&path, manifest()).unwrap();
+    }
+    assert!(fs::read_to_string(path).unwrap() == manifest(), "deploy/bulkhead.yaml: run `make crds`");
 }
 
 #[test]

@@ -31,7 +31,11 @@ pub enum Output {
 #[derive(Subcommand, Debug)]
 pub enum Command {
     /// The daemon, the generation in force, and objects that were refused
-    Status,
+    Status {
+        /// Fail where a pod could not be connected now; for readiness probes
+        #[arg(long)]
+        ready: bool,
+    },
     /// Pods of this node
     Endpoints,
     /// Partitions, their ranges and this node's blocks of them

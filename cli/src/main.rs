@@ -89,7 +89,12 @@ fn run(args: &Args) -> Result<Answer, Failure> {
             let changes = !diff.changes.is_empty();
             return Ok(Answer { text: printed(args, &diff, |d| views::diff(d, paint))?, changes });
         }
-        Command::Status => get(args, "/v1/status", |s| views::status(s, now(), paint)),
+        Command::Status { ready } => {
+            if *ready {
+                get(args, "/v1/cni/status", |_: &serde_json::Value| String::new())?;
+            }
+            get(args, "/v1/status", |s| views::status(s, now(), paint))
+        }
         Command::Endpoints => get(args, "/v1/endpoints", |e: &Vec<_>| views::endpoints(e, paint)),
         Command::Partitions => get(args, "/v1/partitions", |p: &Vec<_>| views::partitions(p, paint)),
         Command::Drops => get(args, "/v1/drops", |d: &Vec<_>| views::drops(d, paint)),

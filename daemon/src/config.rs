@@ -11,7 +11,9 @@ use std::{
 #[derive(Clone, Debug, PartialEq, Deserialize)]
 #[serde(rename_all = "camelCase", deny_unknown_fields)]
 pub struct Config {
-    /// This node's name, as `Node` and `IPBlock` objects have it.
+    /// This node's name, as `Node` and `IPBlock` objects have it; default: what NODE_NAME says in the environment, so that
+    /// all nodes of a cluster can have one configuration.
+    #[serde(default = "node_name")]
     pub node: String,
     /// Directory of YAML objects, without Kubernetes. Read by way of [`Self::origin`], as the next two.
     #[serde(default)]
@@ -57,6 +59,9 @@ pub struct Config {
     /// Connections that the node can track.
     #[serde(default = "conntrack_entries")]
     pub conntrack_entries: u32,
+    /// Where to put the plugin and its configuration once the node is ready; absent: somebody else does.
+    #[serde(default)]
+    pub cni: Option<CniInstall>,
     /// Filter of the log, as `info` or `bulkhead_daemon=debug`.
     #[serde(default = "log")]
     pub log: String,
@@ -78,6 +83,32 @@ pub enum Origin<'a> {
     Kubernetes(&'a Kubernetes),
 }
 
+/// Folders of the container runtime, as this process sees them.
+#[derive(Clone, Debug, PartialEq, Deserialize)]
+#[serde(rename_all = "camelCase", deny_unknown_fields)]
+pub struct CniInstall {
+    /// The plugin to put there.
+    #[serde(default = "plugin")]
+    pub plugin: PathBuf,
+    #[serde(default = "bin_dir")]
+    pub bin_dir: PathBuf,
+    #[serde(default = "conf_dir")]
+    pub conf_dir: PathBuf,
+}
+
+/// Where the image has it.
+fn plugin() -> PathBuf {
+    "/opt/cni/bin/bulkhead-cni".into()
+}
+fn bin_dir() -> PathBuf {
+    "/host/opt/cni/bin".into()
+}
+fn conf_dir() -> PathBuf {
+    "/host/etc/cni/net.d".into()
+}
+fn node_name() -> String {
+    std::env::var("NODE_NAME").unwrap_or_default()
+}
 fn state_dir() -> PathBuf {
     "/var/lib/bulkhead".into()
 }
@@ -126,7 +157,9 @@ impl Config {
     fn parse(text: &str) -> Result<Self, String> {
         let config: Self = serde_saphyr::from_str(text).map_err(|e| e.to_string())?;
         if config.node.is_empty() {
-            return Err("`node` is empty: give this node's name".into());
+            return Err(
+                "`node` is empty: give this node's name here, or as NODE_NAME in the environment".into()
+            );
         }
         config.origin()?;
         Ok(config)

@@ -2,11 +2,13 @@
 
 use bulkhead_daemon::{
     config::{Config, Origin},
+    install::{self, Installer},
     ipam::{ClaimFiles, ClaimObjects, Claims},
     memory,
     metrics,
     node::{Node, uninstall},
-    server,
+    pod_events::PodEvents,
+    report, server,
     source::{self, Observed, kubernetes},
     store::{self, Ownership},
 };
@@ -41,6 +43,9 @@ struct Arguments {
     /// Removes programs, maps, interfaces and routes of this node, and ends. For uninstalling.
     #[arg(long)]
     uninstall: bool,
+    /// Does nothing until it is told to end: for a pod whose work its init container has done.
+    #[arg(long, conflicts_with = "uninstall")]
+    idle: bool,
 }
 
 fn main() -> ExitCode {
@@ -57,6 +62,9 @@ fn main() -> ExitCode {
 
 fn start() -> Result<(), Box<dyn Error>> {
     let arguments = Arguments::parse();
+    if arguments.idle {
+        return Ok(tokio::runtime::Builder::new_current_thread().enable_all().build()?.block_on(idle())?);
+    }
     let config = Config::read(&arguments.config)?;
     tracing_subscriber::fmt()
         .with_env_filter(
@@ -70,6 +78,10 @@ fn start() -> Result<(), Box<dyn Error>> {
     let runtime = tokio::runtime::Builder::new_multi_thread().worker_threads(2).enable_all().build()?;
     let owner = Ownership::take(&config.state_dir)?;
     if arguments.uninstall {
+        // First of all: the runtime must send us no more pods.
+        if let Some(cni) = &config.cni {
+            install::remove(cni)?;
+        }
         return runtime.block_on(async {
             let (claims, _) = claims(&config).await?;
             Ok(uninstall(&config, claims).await?)
@@ -80,6 +92,16 @@ fn start() -> Result<(), Box<dyn Error>> {
     drop(runtime);
     drop(node);
     drop(owner);
+    Ok(())
+}
+
+async fn idle() -> io::Result<()> {
+    let mut terminate = signal(SignalKind::terminate())?;
+    let mut interrupt = signal(SignalKind::interrupt())?;
+    tokio::select! {
+        _ = terminate.recv() => {}
+        _ = interrupt.recv() => {}
+    }
     Ok(())
 }
 
@@ -114,8 +136,14 @@ async fn run(config: Config) -> Result<OwnedMutexGuard<Node>, Box<dyn Error>> {
     let (claims, client) = claims(&config).await?;
     let mut observed = observe(&config, client.as_ref())?;
     let (socket, metrics_address) = (config.socket.clone(), config.metrics_address);
-    let node = Node::open(config, observed.clone(), claims).await?;
+    let mut installer = Installer::new(&config);
+    let name = config.node.clone();
+    let mut node = Node::open(config, observed.clone(), claims).await?;
     let mut narrow_routes = node.watch_narrow_routes()?;
+    if let Some(client) = client {
+        node.set_events(PodEvents::publish(client.clone(), name.clone()));
+        tokio::spawn(report::publish(client, name, node.reports()));
+    }
     let node = Arc::new(Mutex::new(node));
     let mut server = serve(listener, &node);
     let mut exporter: Option<JoinHandle<()>> = None;
@@ -128,7 +156,11 @@ async fn run(config: Config) -> Result<OwnedMutexGuard<Node>, Box<dyn Error>> {
                 changed?;
                 let latest = observed.borrow_and_update().clone();
                 let whole = std::mem::take(&mut first);
-                node.lock().await.apply(latest).await;
+                {
+                    let mut node = node.lock().await;
+                    node.apply(latest).await;
+                    installer.look_after(node.available().is_ok());
+                }
                 if whole {
                     memory::give_back();
                 }
@@ -139,7 +171,11 @@ async fn run(config: Config) -> Result<OwnedMutexGuard<Node>, Box<dyn Error>> {
                 node.lock().await.set_narrow_routes(&latest);
             }
             _ = interval.tick() => {
-                node.lock().await.look_after().await;
+                {
+                    let mut node = node.lock().await;
+                    node.look_after().await;
+                    installer.look_after(node.available().is_ok());
+                }
                 if let Some(address) = metrics_address.filter(|_| exporter.is_none()) {
                     match metrics::serve(address, node.clone()).await {
                         Ok(task) => exporter = Some(task),

@@ -32,6 +32,7 @@ use std::{
     path::Path,
     process::{self, Child, Command},
     thread,
+    time::Duration,
 };
 
 /// Set for the inner process: the descriptor of its pipe to the outer one.
@@ -159,6 +160,16 @@ fn end_on_sigterm() -> Result<()> {
     // SAFETY: the handler only calls `_exit`.
     unsafe { sigaction(Signal::SIGTERM, &action) }?;
     Ok(())
+}
+
+/// Ends the lab with a failure when it has not ended by itself after this long, whatever hangs.
+pub fn die_after(limit: Duration) {
+    thread::spawn(move || {
+        thread::sleep(limit);
+        eprintln!("the lab has not ended within {limit:?}: it is killed");
+        // SAFETY: no handler runs and nothing is flushed; the kernel kills whoever is left in the namespaces.
+        unsafe { libc::_exit(1) }
+    });
 }
 
 impl Inside {

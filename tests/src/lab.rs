@@ -25,7 +25,7 @@ use std::{
     path::{Path, PathBuf},
 };
 
-const ROUTER: &str = include_str!("../lab/router.conf");
+pub(crate) const ROUTER: &str = include_str!("../lab/router.conf");
 /// Sessions of the router's configuration, by node: v4, v6.
 pub const SESSIONS: [[&str; 2]; 2] = [["n1v4", "n1v6"], ["n2v4", "n2v6"]];
 
@@ -70,11 +70,15 @@ pub struct Baseline {
 
 impl Baseline {
     pub fn of(node: &Node) -> Result<Self> {
+        Self::of_machine(&node.netns)
+    }
+
+    pub fn of_machine(netns: &Netns) -> Result<Self> {
         let mut lines = BTreeSet::new();
         for what in
             ["link show", "-4 route show table all", "-6 route show table all", "rule show", "-6 rule show"]
         {
-            let text = ip_output(Some(&node.netns), &format!("-o {what}"))?;
+            let text = ip_output(Some(netns), &format!("-o {what}"))?;
             // Counters of time differ from one look to the next.
             let steady = |line: &str| line.split(" expires ").next().unwrap_or(line).trim().to_string();
             lines.extend(text.lines().map(|line| format!("{what}: {}", steady(line))));
@@ -159,7 +163,7 @@ fn v6(net: u8, host: u16) -> Ipv6Addr {
 }
 
 /// A machine: IPv6 without duplicate address detection, so that addresses serve at once.
-fn namespace(name: &str) -> Result<Netns> {
+pub(crate) fn namespace(name: &str) -> Result<Netns> {
     let netns = Netns::create(name)?;
     for scope in ["default", "all"] {
         netns.sysctl(&format!("net/ipv6/conf/{scope}/accept_dad"), "0")?;
@@ -167,13 +171,13 @@ fn namespace(name: &str) -> Result<Netns> {
     Ok(netns)
 }
 
-fn forward(netns: &Netns) -> Result<()> {
+pub(crate) fn forward(netns: &Netns) -> Result<()> {
     netns.sysctl("net/ipv4/ip_forward", "1")?;
     netns.sysctl("net/ipv6/conf/all/forwarding", "1")
 }
 
 /// Network `net` between the router's interface `name` and the uplink of `machine`, which sends everything that way.
-fn cable(router: &Netns, name: &str, net: u8, machine: &Netns) -> Result<()> {
+pub(crate) fn cable(router: &Netns, name: &str, net: u8, machine: &Netns) -> Result<()> {
     let [r4, r6] = [format!("172.30.{net}.1/24"), format!("fd00:30:{net}::1/64")];
     let [m4, m6] = [format!("172.30.{net}.2/24"), format!("fd00:30:{net}::2/64")];
     veth(

@@ -15,6 +15,7 @@ pub mod bgp;
 pub mod bird;
 pub mod bpf;
 pub mod capture;
+pub mod cluster;
 pub mod demo;
 pub mod enter;
 pub mod error;

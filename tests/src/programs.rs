@@ -12,8 +12,10 @@ pub const PATH: &str = "BULKHEAD_BIN_PATH";
 const CNI_DIR: &str = "x86_64-unknown-linux-musl/cni";
 /// Kubernetes' own programs, of `make kubernetes`.
 const KUBERNETES_DIR: &str = "kubernetes";
+/// The image, of `make image`.
+const IMAGE_DIR: &str = "image";
 
-/// One of `bulkheadd`, `bulkhead-bfd`, `bulkhead`, `bulkhead-cni`, or of Kubernetes' programs. Without [`PATH`]: beside the
+/// One of `bulkheadd`, `bulkhead-bfd`, `bulkhead-controller`, `bulkhead`, `bulkhead-cni`, or of Kubernetes' programs. Without [`PATH`]: beside the
 /// running program, then where the release build of the plugin and the programs of Kubernetes go.
 pub fn find(name: &'static str) -> Result<PathBuf> {
     let dirs = match env::var_os(PATH) {
@@ -31,7 +33,7 @@ fn beside(exe: &Path) -> Vec<PathBuf> {
     let profile = if dir.ends_with("deps") { dir.parent().unwrap_or(dir) } else { dir };
     let mut dirs = vec![profile.to_path_buf()];
     let target = profile.parent();
-    dirs.extend(target.into_iter().flat_map(|t| [t.join(CNI_DIR), t.join(KUBERNETES_DIR)]));
+    dirs.extend(target.into_iter().flat_map(|t| [CNI_DIR, KUBERNETES_DIR, IMAGE_DIR].map(|d| t.join(d))));
     dirs
 }
 
@@ -41,7 +43,8 @@ mod tests {
 
     #[test]
     fn a_suite_and_the_demo_find_the_same_programs() {
-        let expected = ["/t/debug", "/t/x86_64-unknown-linux-musl/cni", "/t/kubernetes"].map(PathBuf::from);
+        let expected =
+            ["/t/debug", "/t/x86_64-unknown-linux-musl/cni", "/t/kubernetes", "/t/image"].map(PathBuf::from);
         assert_eq!(beside(Path::new("/t/debug/deps/lab-0123")), expected);
         assert_eq!(beside(Path::new("/t/debug/bulkhead-demo")), expected);
     }

@@ -31,28 +31,37 @@ fn the_objects_of_the_guide_are_accepted_as_they_stand() {
         }
     }
     assert_eq!(
-        kinds, 10,
-        "Partition, NetworkGroup, BandwidthClass, BGPConfiguration twice, BGPPeer four times, and the other one"
+        kinds, 11,
+        "Partition, NetworkGroup, BandwidthClass, BGPConfiguration twice, BGPPeer four times, IPReservation, and the other one"
     );
     let (_, refused) = admit(&Objects::default(), snapshot.policy);
     assert!(refused.is_empty(), "{refused:?}");
+}
+
+fn read(dir: &tempfile::TempDir, name: &str, text: &str) -> Config {
+    let path = dir.path().join(name);
+    fs::write(&path, text).expect("a file");
+    Config::read(&path).expect("a valid configuration")
+}
+
+#[test]
+fn the_folders_of_the_plugin_in_the_guide_are_the_defaults() {
+    let shown = samples("yaml").into_iter().find(|s| s.starts_with("cni:")).expect("the folders");
+    let dir = tempfile::tempdir().expect("a folder");
+    let with = |cni: &str| format!("node: n\nobjects: /o\nblocks: /b\n{cni}");
+    assert_eq!(read(&dir, "shown", &with(shown)), read(&dir, "defaults", &with("cni: {}\n")));
 }
 
 #[test]
 fn the_configuration_of_the_guide_is_accepted_and_says_the_defaults() {
     let text = samples("yaml").into_iter().find(|s| s.starts_with("node:")).expect("a configuration");
     let dir = tempfile::tempdir().expect("a folder");
-    let read = |name: &str, text: &str| {
-        let path = dir.path().join(name);
-        fs::write(&path, text).expect("a file");
-        Config::read(&path).expect("a valid configuration")
-    };
     let without = |mark: &str| -> String {
         text.lines().filter(|l| !l.contains(mark)).map(|l| format!("{l}\n")).collect()
     };
-    read("whole.yaml", text);
+    read(&dir, "whole.yaml", text);
     // After the colon a default is told in words, and an example stands before it.
-    let shown = read("shown.yaml", &without("# default:"));
-    let defaults = read("needed.yaml", &without("# default"));
+    let shown = read(&dir, "shown.yaml", &without("# default:"));
+    let defaults = read(&dir, "needed.yaml", &without("# default"));
     assert_eq!(shown, defaults, "what is called a default is one");
 }

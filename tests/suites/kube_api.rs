@@ -11,12 +11,16 @@
 mod blocks;
 #[path = "kube_api/definitions.rs"]
 mod definitions;
+#[path = "kube_api/fixed.rs"]
+mod fixed;
 #[path = "kube_api/rights.rs"]
 mod rights;
 #[path = "kube_api/site.rs"]
 mod site;
 #[path = "kube_api/source.rs"]
 mod source;
+#[path = "kube_api/status.rs"]
+mod status;
 
 use bulkhead_lab::{Result, enter};
 use libtest_mimic::{Arguments, Failed, Trial};
@@ -42,7 +46,10 @@ fn main() -> Result<()> {
 }
 
 fn trials(site: Option<&Arc<Mutex<Site>>>) -> Vec<Trial> {
-    let cases = [definitions::CASES, rights::CASES, source::CASES, blocks::CASES].into_iter().flatten();
+    let cases =
+        [definitions::CASES, rights::CASES, source::CASES, status::CASES, blocks::CASES, fixed::CASES]
+            .into_iter()
+            .flatten();
     cases.map(|(name, case)| trial(name, *case, site.cloned())).collect()
 }
 

@@ -115,6 +115,8 @@ pub fn context() -> PodContext {
     PodContext {
         partition: "web".into(),
         ranges: vec!["10.65.0.0/24".parse().unwrap(), "fd00:65::/120".parse().unwrap()],
+        fixed_ranges: Vec::new(),
+        fixed: Vec::new(),
         policy: 3,
         limits: Limits::default(),
         bandwidth_class: None,

@@ -1,6 +1,8 @@
 //! `BandwidthClass`: what the capacity team sells.
 
-use super::{ObjectStatus, Quantity};
+#[cfg(feature = "kube")]
+use super::ObjectStatus;
+use super::Quantity;
 use schemars::JsonSchema;
 use serde::{Deserialize, Serialize};
 

@@ -1,6 +1,8 @@
 //! `BGPPeer` and `BGPConfiguration`.
 
-use super::{BGPSession, IpNetwork, LabelSelector, ObjectStatus, schema};
+#[cfg(feature = "kube")]
+use super::ObjectStatus;
+use super::{BGPSession, IpNetwork, LabelSelector, schema};
 use schemars::JsonSchema;
 use serde::{Deserialize, Serialize};
 use std::{collections::BTreeMap, net::IpAddr};

@@ -16,6 +16,7 @@ mod cluster_network_policy;
 mod labels;
 mod network_group;
 mod network_policy;
+mod node_report;
 mod partition;
 mod quantity;
 mod schema;
@@ -30,6 +31,7 @@ pub use cluster_network_policy::*;
 pub use labels::*;
 pub use network_group::*;
 pub use network_policy::*;
+pub use node_report::*;
 pub use partition::*;
 pub use quantity::*;
 pub use status::*;
@@ -48,5 +50,7 @@ pub const API_VERSION: &str = "bulkhead.dev/v1alpha1";
 pub const ANNOTATION_BANDWIDTH_CLASS: &str = "bulkhead.dev/bandwidth-class";
 /// Node annotation: what the node announces is to go another way. `true`, or names of `BGPPeer` objects.
 pub const ANNOTATION_DRAIN_ROUTES: &str = "bulkhead.dev/drain-routes";
+/// Pod annotation: the addresses that a reservation of its namespace holds for it, as `10.65.15.7,fd00:65:f::7`.
+pub const ANNOTATION_IP: &str = "bulkhead.dev/ip";
 /// The partition of namespaces that no `Partition` names.
 pub const DEFAULT_PARTITION: &str = "default";

@@ -1,6 +1,8 @@
 //! `NetworkGroup`: what lies outside the cluster.
 
-use super::{ObjectStatus, schema};
+#[cfg(feature = "kube")]
+use super::ObjectStatus;
+use super::schema;
 use ipnetwork::IpNetwork;
 use schemars::JsonSchema;
 use serde::{Deserialize, Serialize};

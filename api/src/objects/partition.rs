@@ -1,6 +1,8 @@
 //! `Partition`: the tenant.
 
-use super::{LabelSelector, PartitionStatus, Quantity, schema};
+#[cfg(feature = "kube")]
+use super::PartitionStatus;
+use super::{LabelSelector, Quantity, schema};
 use ipnetwork::IpNetwork;
 use schemars::JsonSchema;
 use serde::{Deserialize, Serialize};
@@ -48,6 +50,10 @@ pub struct PartitionSpec {
     #[serde(rename = "podCIDRs", default)]
     #[schemars(schema_with = "schema::ranges")]
     pub pod_cidrs: Vec<IpNetwork>,
+    /// Parts of podCIDRs for pods with an IPReservation alone: they are never cut into blocks.
+    #[serde(rename = "fixedCIDRs", default, skip_serializing_if = "Vec::is_empty")]
+    #[schemars(schema_with = "schema::ranges")]
+    pub fixed_cidrs: Vec<IpNetwork>,
     /// Service ranges of the partition: for announcement and explain, never for the verdict.
     #[serde(rename = "serviceCIDRs", default, skip_serializing_if = "Vec::is_empty")]
     #[schemars(schema_with = "schema::ranges")]

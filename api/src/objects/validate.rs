@@ -41,6 +41,20 @@ pub fn check_partition(name: &str, spec: &PartitionSpec) -> Vec<FieldError> {
         errors.add("spec.podCIDRs", "is empty: a partition needs at least one range for its pods".into());
     }
     errors.cidrs("spec.podCIDRs", &spec.pod_cidrs);
+    errors.cidrs("spec.fixedCIDRs", &spec.fixed_cidrs);
+    for (i, fixed) in spec.fixed_cidrs.iter().enumerate() {
+        let within = |range: &IpNetwork| {
+            range.is_ipv4() == fixed.is_ipv4()
+                && range.contains(fixed.network())
+                && range.contains(fixed.broadcast())
+        };
+        if !spec.pod_cidrs.iter().any(within) {
+            errors.add(
+                format!("spec.fixedCIDRs[{i}]"),
+                format!("{fixed} lies in none of spec.podCIDRs: it is a part of them that is kept for reservations"),
+            );
+        }
+    }
     errors.cidrs("spec.serviceCIDRs", &spec.service_cidrs);
     for (i, rule) in spec.ingress.iter().enumerate() {
         errors.peers(&format!("spec.ingress[{i}].from"), &rule.from);

@@ -9,13 +9,11 @@
 //! `maps/ABI` holds the layout version and is written last: without it the pins are of a start that never finished.
 
 use super::{DatapathError, links::Hook, services, sys};
+use nix::sys::statfs::{BPF_FS_MAGIC, statfs};
 use std::{
     fs, io,
     path::{Path, PathBuf},
 };
-
-/// `statfs` type of the BPF file system.
-const BPF_FS: i64 = 0xcafe_4a11;
 
 #[derive(Clone, Debug)]
 pub struct Pins {
@@ -32,9 +30,9 @@ impl Pins {
         for dir in [self.maps(), self.programs(), self.links()] {
             fs::create_dir_all(&dir).map_err(|e| error("cannot make", &dir, e))?;
         }
-        let found = nix::sys::statfs::statfs(&self.root)
+        let found = statfs(&self.root)
             .map_err(|e| error("cannot look at the file system of", &self.root, e.into()))?;
-        if found.filesystem_type().0 == BPF_FS {
+        if found.filesystem_type() == BPF_FS_MAGIC {
             return Ok(());
         }
         Err(DatapathError::Other(format!(

@@ -135,9 +135,7 @@ impl<N: Net, C: BlockClaims> Endpoints<N, C> {
         let netns_cookie = self.net.netns_cookie(Path::new(&request.netns)).await;
         let netns_cookie = netns_cookie.map_err(|e| failure_reply(&e.into()))?;
         let addresses = match self.take_down(maps, &key).await? {
-            Some(old) if old.partition == pod.partition && within(&old.addresses, &pod.ranges) => {
-                old.addresses
-            }
+            Some(old) if old.partition == pod.partition && suits(&old.addresses, pod) => old.addresses,
             old => {
                 self.free(&old.map_or_else(Vec::new, |o| o.addresses));
                 self.allocate(pod).await?
@@ -283,12 +281,19 @@ impl<N: Net, C: BlockClaims> Endpoints<N, C> {
     }
 
     async fn allocate(&mut self, pod: &PodContext) -> Result<Vec<IpAddr>, ErrorReply> {
-        let addresses = self.ipam.allocate(&pod.partition, &pod.ranges).await.map_err(|error| {
+        let allocated = match &pod.fixed[..] {
+            [] => self.ipam.allocate(&pod.partition, &pod.ranges, &pod.fixed_ranges).await,
+            fixed => self.ipam.take(&pod.partition, fixed).await.map(|()| fixed.to_vec()),
+        };
+        let addresses = allocated.map_err(|error| {
+            if let IpamError::Held { .. } = error {
+                return reply(code::TRY_AGAIN_LATER, "the pod's fixed address is not free", error.to_string());
+            }
             let what_to_do = match &error {
                 IpamError::Exhausted { .. } | IpamError::NoRanges { .. } => {
                     "; add a range to the partition's podCIDRs, or delete pods of it on nodes that hold its blocks"
                 }
-                IpamError::Claims(_) => "",
+                IpamError::Held { .. } | IpamError::Claims(_) => "",
             };
             let code = if what_to_do.is_empty() { code::IO_FAILURE } else { code::NO_ADDRESS };
             reply(code, "no address for the pod", format!("{error}{what_to_do}"))
@@ -302,7 +307,9 @@ impl<N: Net, C: BlockClaims> Endpoints<N, C> {
 
     /// Packets to addresses of our blocks that no pod has must not go back to the routers they came from.
     async fn route_blocks(&mut self) -> Result<(), NetError> {
-        let blocks: BTreeSet<_> = self.ipam.blocks().keys().copied().collect();
+        // A fixed address is a block of one, and its pod's own route.
+        let many = |block: &&IpNetwork| block.prefix() < if block.is_ipv4() { 32 } else { 128 };
+        let blocks: BTreeSet<_> = self.ipam.blocks().keys().filter(many).copied().collect();
         if blocks != self.routed_blocks {
             self.net.set_blocks(&blocks).await?;
             self.routed_blocks = blocks;
@@ -393,6 +400,15 @@ impl<N: Net, C: BlockClaims> Endpoints<N, C> {
         self.free(&addresses);
         Ok(())
     }
+}
+
+/// Whether the pod would be given these addresses now.
+fn suits(addresses: &[IpAddr], pod: &PodContext) -> bool {
+    if !pod.fixed.is_empty() {
+        return addresses == pod.fixed;
+    }
+    let kept = |a: &IpAddr| pod.fixed_ranges.iter().any(|r| r.contains(*a));
+    within(addresses, &pod.ranges) && !addresses.iter().any(kept)
 }
 
 /// Addresses of a former attempt count only where one of each family would be given now.

@@ -19,6 +19,10 @@ pub struct PodContext {
     pub partition: String,
     /// The partition's podCIDRs.
     pub ranges: Vec<IpNetwork>,
+    /// Those parts of them that are kept for reservations.
+    pub fixed_ranges: Vec<IpNetwork>,
+    /// What a reservation gives the pod; empty: any.
+    pub fixed: Vec<IpAddr>,
     /// Row of the `POLICY` map.
     pub policy: u32,
     pub limits: Limits,

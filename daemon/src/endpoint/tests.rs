@@ -52,6 +52,8 @@ fn context() -> PodContext {
     PodContext {
         partition: "web".into(),
         ranges: vec!["10.65.0.0/28".parse().unwrap(), "fd00:65::/120".parse().unwrap()],
+        fixed_ranges: Vec::new(),
+        fixed: Vec::new(),
         policy: 3,
         limits: Limits { ingress: limit, egress: limit },
         bandwidth_class: Some("low".into()),

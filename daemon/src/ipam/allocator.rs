@@ -88,9 +88,11 @@ impl Allocator {
         &self.blocks
     }
 
-    /// From the partition's blocks that lie in `ranges` (of one family). `None`: another block is needed.
-    pub fn allocate(&mut self, partition: &str, ranges: &[IpNetwork]) -> Option<IpAddr> {
+    /// From the partition's blocks that lie in `ranges` (of one family) and outside `fixed`. `None`: another block is
+    /// needed.
+    pub fn allocate(&mut self, partition: &str, ranges: &[IpNetwork], fixed: &[IpNetwork]) -> Option<IpAddr> {
         let of_partition = self.blocks.iter().filter(|(_, p)| *p == partition).map(|(block, _)| *block);
+        let of_partition = of_partition.filter(|block| !fixed.iter().any(|f| overlap(*f, *block)));
         let (block, address) = of_partition.into_iter().find_map(|block| {
             let range = ranges.iter().find(|r| contains(**r, block))?;
             Some((block, self.free_in(block, *range)?))
@@ -106,6 +108,10 @@ impl Allocator {
         let start = self.last.get(&block).map_or(first, |a| number(*a) + 1);
         let candidates = (start..=last).chain(first..start.min(last + 1)).map(|n| address(n, v4));
         candidates.into_iter().find(|a| !self.used.contains(a) && !is_reserved(*a, range))
+    }
+
+    pub fn is_used(&self, address: IpAddr) -> bool {
+        self.used.contains(&address)
     }
 
     pub fn free(&mut self, address: IpAddr) {
@@ -130,6 +136,11 @@ impl Allocator {
 
 fn contains(range: IpNetwork, block: IpNetwork) -> bool {
     range.is_ipv4() == block.is_ipv4() && range.contains(block.network()) && range.contains(block.broadcast())
+}
+
+/// Of two networks one holds the other, or they have nothing in common.
+pub fn overlap(a: IpNetwork, b: IpNetwork) -> bool {
+    contains(a, b) || contains(b, a)
 }
 
 /// The first address of a range: people and tools take IPv4's for a network address, and IPv6's is the subnet-router
@@ -172,12 +183,12 @@ mod tests {
     #[test]
     fn only_the_first_address_of_a_range_is_left_out() {
         let mut first = with_block("10.0.0.0/26");
-        assert_eq!(first.allocate("web", &[net("10.0.0.0/24")]), Some(ip("10.0.0.1")));
+        assert_eq!(first.allocate("web", &[net("10.0.0.0/24")], &[]), Some(ip("10.0.0.1")));
         let mut second = with_block("10.0.0.64/26");
-        assert_eq!(second.allocate("web", &[net("10.0.0.0/24")]), Some(ip("10.0.0.64")));
+        assert_eq!(second.allocate("web", &[net("10.0.0.0/24")], &[]), Some(ip("10.0.0.64")));
         let mut single = with_block("10.0.0.9/32");
-        assert_eq!(single.allocate("web", &[net("10.0.0.9/32")]), Some(ip("10.0.0.9")));
-        let all: Vec<_> = std::iter::from_fn(|| first.allocate("web", &[net("10.0.0.0/24")])).collect();
+        assert_eq!(single.allocate("web", &[net("10.0.0.9/32")], &[]), Some(ip("10.0.0.9")));
+        let all: Vec<_> = std::iter::from_fn(|| first.allocate("web", &[net("10.0.0.0/24")], &[])).collect();
         assert_eq!((all.len(), all.last()), (62, Some(&ip("10.0.0.63"))));
     }
 
@@ -185,19 +196,19 @@ mod tests {
     fn a_freed_address_is_given_again_only_after_all_others() {
         let range = [net("10.0.0.0/29")];
         let mut allocator = with_block("10.0.0.0/29");
-        let first = allocator.allocate("web", &range).unwrap();
+        let first = allocator.allocate("web", &range, &[]).unwrap();
         allocator.free(first);
-        let rest: Vec<_> = (0..6).map(|_| allocator.allocate("web", &range).unwrap()).collect();
+        let rest: Vec<_> = (0..6).map(|_| allocator.allocate("web", &range, &[]).unwrap()).collect();
         assert!(!rest.contains(&first));
-        assert_eq!(allocator.allocate("web", &range), Some(first));
-        assert_eq!(allocator.allocate("web", &range), None);
+        assert_eq!(allocator.allocate("web", &range, &[]), Some(first));
+        assert_eq!(allocator.allocate("web", &range, &[]), None);
     }
 
     #[test]
     fn a_block_outside_the_ranges_or_of_another_partition_gives_nothing() {
         let mut allocator = with_block("10.0.0.0/26");
-        assert_eq!(allocator.allocate("web", &[net("10.9.0.0/16")]), None);
-        assert_eq!(allocator.allocate("pay", &[net("10.0.0.0/24")]), None);
+        assert_eq!(allocator.allocate("web", &[net("10.9.0.0/16")], &[]), None);
+        assert_eq!(allocator.allocate("pay", &[net("10.0.0.0/24")], &[]), None);
     }
 
     #[test]
@@ -205,7 +216,7 @@ mod tests {
         let mut allocator = Allocator::default();
         allocator.restore(ip("10.0.0.1"));
         allocator.add_block("web", net("10.0.0.0/26"));
-        assert_eq!(allocator.allocate("web", &[net("10.0.0.0/24")]), Some(ip("10.0.0.2")));
+        assert_eq!(allocator.allocate("web", &[net("10.0.0.0/24")], &[]), Some(ip("10.0.0.2")));
         assert!(allocator.empty_blocks().is_empty());
     }
 
@@ -221,7 +232,7 @@ mod tests {
                         let address = given.swap_remove(index.index(given.len()));
                         allocator.free(address);
                     }
-                    _ => match allocator.allocate("web", &range) {
+                    _ => match allocator.allocate("web", &range, &[]) {
                         Some(address) => {
                             prop_assert!(range[0].contains(address) && address != ip("fd00::"));
                             prop_assert!(!given.contains(&address));

@@ -11,7 +11,7 @@ mod claims;
 mod kept;
 mod objects;
 
-pub use allocator::{Allocator, Family, blocks_of};
+pub use allocator::{Allocator, Family, blocks_of, overlap};
 pub use claims::{BlockClaims, Claim, ClaimError, ClaimFiles};
 pub use kept::Claims;
 pub use objects::ClaimObjects;
@@ -29,6 +29,10 @@ pub enum IpamError {
     Exhausted { partition: String, family: Family, ranges: Vec<IpNetwork> },
     #[error("partition {partition} has no podCIDRs")]
     NoRanges { partition: String },
+    #[error(
+        "{address} is held by {holder}: the pod waits until it is given back, or its node is removed from the cluster"
+    )]
+    Held { address: IpAddr, holder: String },
     #[error(transparent)]
     Claims(#[from] ClaimError),
 }
@@ -62,11 +66,48 @@ impl<C: BlockClaims> Ipam<C> {
         Ok(Self { allocator, claims, node: node.into() })
     }
 
-    /// One address of each family that the ranges have, IPv4 first; all or none.
+    /// Exactly these addresses; all or none. Each is claimed as a block of its own, so that nobody else can have it until
+    /// it is given back, also where its node is cut off.
+    pub async fn take(&mut self, partition: &str, addresses: &[IpAddr]) -> Result<(), IpamError> {
+        let mut taken = Vec::new();
+        for address in addresses {
+            if let Err(error) = self.take_one(partition, *address).await {
+                taken.into_iter().for_each(|a| self.free(a));
+                return Err(error);
+            }
+            taken.push(*address);
+        }
+        Ok(())
+    }
+
+    async fn take_one(&mut self, partition: &str, address: IpAddr) -> Result<(), IpamError> {
+        if self.allocator.is_used(address) {
+            return Err(IpamError::Held { address, holder: "another pod of this node".into() });
+        }
+        let cidr = IpNetwork::from(address);
+        if !self.allocator.blocks().contains_key(&cidr) {
+            let spec = IPBlockSpec { cidr, partition: partition.into(), node: self.node.clone() };
+            let holder = |blocks: Vec<IPBlockSpec>| blocks.into_iter().find(|b| overlap(b.cidr, cidr));
+            let mut held = holder(self.claims.list().await?);
+            if held.is_none() && self.claims.claim(&spec).await? == Claim::Taken {
+                held = holder(self.claims.list().await?).or(Some(spec.clone()));
+            }
+            if let Some(block) = held.filter(|held| *held != spec) {
+                let holder = format!("block {} of node {}", block.cidr, block.node);
+                return Err(IpamError::Held { address, holder });
+            }
+            self.allocator.add_block(partition, cidr);
+        }
+        self.allocator.restore(address);
+        Ok(())
+    }
+
+    /// One address of each family that the ranges have outside `fixed`, IPv4 first; all or none.
     pub async fn allocate(
         &mut self,
         partition: &str,
         ranges: &[IpNetwork],
+        fixed: &[IpNetwork],
     ) -> Result<Vec<IpAddr>, IpamError> {
         let mut addresses = Vec::new();
         for family in [Family::V4, Family::V6] {
@@ -74,7 +115,7 @@ impl<C: BlockClaims> Ipam<C> {
             if ranges.is_empty() {
                 continue;
             }
-            match self.allocate_one(partition, family, &ranges).await {
+            match self.allocate_one(partition, family, &ranges, fixed).await {
                 Ok(address) => addresses.push(address),
                 Err(error) => {
                     addresses.into_iter().for_each(|a| self.free(a));
@@ -93,12 +134,13 @@ impl<C: BlockClaims> Ipam<C> {
         partition: &str,
         family: Family,
         ranges: &[IpNetwork],
+        fixed: &[IpNetwork],
     ) -> Result<IpAddr, IpamError> {
         loop {
-            if let Some(address) = self.allocator.allocate(partition, ranges) {
+            if let Some(address) = self.allocator.allocate(partition, ranges, fixed) {
                 return Ok(address);
             }
-            let block = self.claim_next(partition, ranges).await?;
+            let block = self.claim_next(partition, ranges, fixed).await?;
             let Some(block) = block else {
                 return Err(IpamError::Exhausted {
                     partition: partition.into(),
@@ -115,10 +157,14 @@ impl<C: BlockClaims> Ipam<C> {
         &self,
         partition: &str,
         ranges: &[IpNetwork],
+        fixed: &[IpNetwork],
     ) -> Result<Option<IpNetwork>, ClaimError> {
         let taken: BTreeMap<IpAddr, IpNetwork> =
             self.claims.list().await?.into_iter().map(|b| (b.cidr.network(), b.cidr)).collect();
         let free = |block: &IpNetwork| {
+            if fixed.iter().any(|f| overlap(*f, *block)) {
+                return false;
+            }
             // Claimed blocks do not overlap each other: the last that begins at or before our end decides.
             taken.range(..=block.broadcast()).next_back().is_none_or(|(_, t)| t.broadcast() < block.network())
         };
@@ -189,9 +235,9 @@ mod tests {
     async fn an_address_of_each_family_the_ranges_have() {
         let dir = tempfile::tempdir().unwrap();
         let mut ipam = node(dir.path(), "n1").await;
-        let both = ipam.allocate("web", &nets(&["10.1.0.0/24", "fd00:1::/64"])).await.unwrap();
+        let both = ipam.allocate("web", &nets(&["10.1.0.0/24", "fd00:1::/64"]), &[]).await.unwrap();
         assert_eq!(both, ["10.1.0.1".parse::<IpAddr>().unwrap(), "fd00:1::1".parse().unwrap()]);
-        assert_eq!(ipam.allocate("six", &nets(&["fd00:2::/64"])).await.unwrap().len(), 1);
+        assert_eq!(ipam.allocate("six", &nets(&["fd00:2::/64"]), &[]).await.unwrap().len(), 1);
     }
 
     #[tokio::test]
@@ -199,14 +245,14 @@ mod tests {
         let dir = tempfile::tempdir().unwrap();
         let mut ipam = node(dir.path(), "n1").await;
         let ranges = nets(&["10.1.0.0/28", "fd00:1::/127"]);
-        ipam.allocate("web", &ranges).await.unwrap();
-        let error = ipam.allocate("web", &ranges).await.unwrap_err().to_string();
+        ipam.allocate("web", &ranges, &[]).await.unwrap();
+        let error = ipam.allocate("web", &ranges, &[]).await.unwrap_err().to_string();
         assert!(error.contains("web") && error.contains("IPv6") && error.contains("fd00:1::/127"), "{error}");
         // 14 others fit still: the failed attempt kept none of them.
         for _ in 0..14 {
-            ipam.allocate("web", &ranges[..1]).await.unwrap();
+            ipam.allocate("web", &ranges[..1], &[]).await.unwrap();
         }
-        let error = ipam.allocate("web", &ranges[..1]).await.unwrap_err().to_string();
+        let error = ipam.allocate("web", &ranges[..1], &[]).await.unwrap_err().to_string();
         assert!(error.contains("IPv4") && error.contains("10.1.0.0/28"), "{error}");
     }
 
@@ -214,7 +260,7 @@ mod tests {
     async fn a_partition_without_ranges_is_an_error() {
         let dir = tempfile::tempdir().unwrap();
         assert!(matches!(
-            node(dir.path(), "n1").await.allocate("web", &[]).await,
+            node(dir.path(), "n1").await.allocate("web", &[], &[]).await,
             Err(IpamError::NoRanges { .. })
         ));
     }
@@ -225,8 +271,8 @@ mod tests {
         let ranges = nets(&["10.1.0.0/25"]);
         let mut one = node(dir.path(), "n1").await;
         let mut two = node(dir.path(), "n2").await;
-        one.allocate("web", &ranges).await.unwrap();
-        two.allocate("web", &ranges).await.unwrap();
+        one.allocate("web", &ranges, &[]).await.unwrap();
+        two.allocate("web", &ranges, &[]).await.unwrap();
         assert_eq!(one.blocks().keys().copied().collect::<Vec<_>>(), nets(&["10.1.0.0/26"]));
         assert_eq!(two.blocks().keys().copied().collect::<Vec<_>>(), nets(&["10.1.0.64/26"]));
         let again = node(dir.path(), "n2").await;
@@ -238,11 +284,11 @@ mod tests {
         let dir = tempfile::tempdir().unwrap();
         let ranges = nets(&["10.1.0.0/24"]);
         let (mut one, mut two) = (node(dir.path(), "n1").await, node(dir.path(), "n2").await);
-        one.allocate("web", &ranges).await.unwrap();
-        two.allocate("web", &ranges).await.unwrap();
+        one.allocate("web", &ranges, &[]).await.unwrap();
+        two.allocate("web", &ranges, &[]).await.unwrap();
         let mut seen = BTreeSet::new();
         for _ in 0..100 {
-            assert!(seen.insert(one.allocate("web", &ranges).await.unwrap()));
+            assert!(seen.insert(one.allocate("web", &ranges, &[]).await.unwrap()));
         }
         assert_eq!(one.blocks().keys().copied().collect::<Vec<_>>(), nets(&["10.1.0.0/26", "10.1.0.128/26"]));
     }
@@ -251,16 +297,16 @@ mod tests {
     async fn released_blocks_are_free_for_others_and_used_ones_stay() {
         let dir = tempfile::tempdir().unwrap();
         let mut one = node(dir.path(), "n1").await;
-        let web = one.allocate("web", &nets(&["10.1.0.0/26"])).await.unwrap();
-        one.allocate("pay", &nets(&["10.2.0.0/26"])).await.unwrap();
+        let web = one.allocate("web", &nets(&["10.1.0.0/26"]), &[]).await.unwrap();
+        one.allocate("pay", &nets(&["10.2.0.0/26"]), &[]).await.unwrap();
         web.into_iter().for_each(|a| one.free(a));
         assert_eq!(one.blocks_in_use().keys().copied().collect::<Vec<_>>(), nets(&["10.2.0.0/26"]));
         assert_eq!(one.release_empty_blocks().await.unwrap(), nets(&["10.1.0.0/26"]));
         assert_eq!(*one.blocks(), one.blocks_in_use());
         assert!(!dir.path().join(format!("{}.yaml", block_name("10.1.0.0/26".parse().unwrap()))).exists());
         let mut two = node(dir.path(), "n2").await;
-        two.allocate("web", &nets(&["10.1.0.0/26"])).await.unwrap();
-        assert!(two.allocate("pay", &nets(&["10.2.0.0/26"])).await.is_err());
+        two.allocate("web", &nets(&["10.1.0.0/26"]), &[]).await.unwrap();
+        assert!(two.allocate("pay", &nets(&["10.2.0.0/26"]), &[]).await.is_err());
     }
 
     #[test]
@@ -273,7 +319,7 @@ mod tests {
                 let mut ipam = node(dir.path(), &name).await;
                 let mut addresses = Vec::new();
                 for _ in 0..200 {
-                    addresses.extend(ipam.allocate("web", &ranges).await.unwrap());
+                    addresses.extend(ipam.allocate("web", &ranges, &[]).await.unwrap());
                 }
                 (addresses, ipam.blocks().clone())
             })
@@ -286,5 +332,45 @@ mod tests {
         assert_eq!(addresses.iter().collect::<BTreeSet<_>>().len(), addresses.len());
         let blocks: Vec<_> = results.iter().flat_map(|(_, b)| b.keys()).collect();
         assert_eq!(blocks.iter().collect::<BTreeSet<_>>().len(), blocks.len());
+    }
+
+    #[tokio::test]
+    async fn a_fixed_address_is_given_to_one_pod_until_it_is_given_back() {
+        let dir = tempfile::tempdir().unwrap();
+        let (mut one, mut two) = (node(dir.path(), "n1").await, node(dir.path(), "n2").await);
+        let fixed: Vec<IpAddr> = vec!["10.1.0.7".parse().unwrap(), "fd00:1::7".parse().unwrap()];
+        one.take("web", &fixed).await.unwrap();
+        let error = two.take("web", &fixed).await.unwrap_err().to_string();
+        assert!(error.contains("10.1.0.7 is held by block 10.1.0.7/32 of node n1"), "{error}");
+        assert!(matches!(one.take("web", &fixed[..1]).await, Err(IpamError::Held { .. })));
+        // It is announced like any block: as a host route.
+        assert_eq!(one.blocks().keys().copied().collect::<Vec<_>>(), nets(&["10.1.0.7/32", "fd00:1::7/128"]));
+        fixed.iter().for_each(|a| one.free(*a));
+        one.release_empty_blocks().await.unwrap();
+        two.take("web", &fixed).await.unwrap();
+    }
+
+    #[tokio::test]
+    async fn what_failed_half_way_holds_nothing() {
+        let dir = tempfile::tempdir().unwrap();
+        let (mut one, mut two) = (node(dir.path(), "n1").await, node(dir.path(), "n2").await);
+        let fixed: Vec<IpAddr> = vec!["10.1.0.7".parse().unwrap(), "fd00:1::7".parse().unwrap()];
+        two.take("web", &fixed[1..]).await.unwrap();
+        assert!(one.take("web", &fixed).await.is_err());
+        one.release_empty_blocks().await.unwrap();
+        two.take("web", &fixed[..1]).await.unwrap();
+    }
+
+    #[tokio::test]
+    async fn no_block_is_cut_from_what_is_kept_for_reservations() {
+        let dir = tempfile::tempdir().unwrap();
+        let mut one = node(dir.path(), "n1").await;
+        let (ranges, fixed) = (nets(&["10.1.0.0/25"]), nets(&["10.1.0.0/28"]));
+        one.take("web", &["10.1.0.7".parse().unwrap()]).await.unwrap();
+        let address = one.allocate("web", &ranges, &fixed).await.unwrap();
+        assert_eq!(address, ["10.1.0.64".parse::<IpAddr>().unwrap()]);
+        one.free("10.1.0.7".parse().unwrap());
+        let all = nets(&["10.1.0.0/28"]);
+        assert!(matches!(one.allocate("web", &all, &fixed).await, Err(IpamError::Exhausted { .. })));
     }
 }

@@ -1,20 +1,28 @@
 //! The CNI verbs: what the plugin asks, in terms of what is in force.
 
 use super::Node;
-use crate::{bandwidth::PodBandwidth, config::Origin, endpoint::PodContext};
+use crate::{bandwidth::PodBandwidth, config::Origin, endpoint::PodContext, reservation};
 use bulkhead_api::{
     messages::{Attach, Attachment, Check, Detach, DrainInfo, DrainRequest, ErrorReply, Gc, PodRef, code},
-    objects::DEFAULT_PARTITION,
+    objects::{ANNOTATION_IP, DEFAULT_PARTITION},
 };
 use bulkhead_policy::{LocalPod, Placement};
 use ipnetwork::IpNetwork;
-use std::collections::BTreeMap;
+use std::{collections::BTreeMap, net::IpAddr};
 use tracing::{info, warn};
 
 impl Node {
     pub async fn add(&mut self, request: &Attach) -> Result<Attachment, ErrorReply> {
         self.ready().map_err(|e| ErrorReply { code: code::TRY_AGAIN_LATER, ..e })?;
         self.knows(&request.pod)?;
+        let connected = self.connect(request).await;
+        if let Err(error) = &connected {
+            self.events.not_connected(&request.pod, error);
+        }
+        connected
+    }
+
+    async fn connect(&mut self, request: &Attach) -> Result<Attachment, ErrorReply> {
         let (context, placement) = self.context(request)?;
         let compiled = self.compiled.as_ref().ok_or_else(starting)?;
         let identity = |address| compiled.pod_identity(&placement, address);
@@ -108,11 +116,38 @@ impl Node {
                 msg: "the pod's bandwidth is refused".into(),
                 details: e.to_string(),
             })?;
+        let fixed_ranges =
+            objects.partitions.get(partition).map_or(&[][..], |p| &p.spec.fixed_cidrs).to_vec();
+        let fixed = self.fixed_addresses(&request.pod, partition, &fixed_ranges)?;
         let (partition, ranges) = (partition.to_string(), ranges.clone());
         let placement = self.place_new(&request.pod, &partition)?;
         let policy = placement.policy;
         let PodBandwidth { limits, class: bandwidth_class, origins: _ } = bandwidth;
-        Ok((PodContext { partition, ranges, policy, limits, bandwidth_class }, placement))
+        Ok((
+            PodContext { partition, ranges, fixed_ranges, fixed, policy, limits, bandwidth_class },
+            placement,
+        ))
+    }
+
+    /// What a reservation gives the pod; empty where it may have any address.
+    fn fixed_addresses(
+        &self,
+        pod: &PodRef,
+        partition: &str,
+        ranges: &[IpNetwork],
+    ) -> Result<Vec<IpAddr>, ErrorReply> {
+        let info = self.in_force.pods.get(&format!("{}/{}", pod.namespace, pod.name));
+        let asked = info.and_then(|i| i.annotations.get(ANNOTATION_IP)).map(String::as_str);
+        let reservations = self.in_force.reservations.iter();
+        let of_namespace = reservations.filter_map(|(key, spec)| {
+            let (namespace, name) = key.split_once('/')?;
+            (namespace == pod.namespace).then_some((name, &**spec))
+        });
+        reservation::fixed(&pod.name, asked, of_namespace, partition, ranges).map_err(|details| ErrorReply {
+            code: code::INVALID_CONFIG,
+            msg: "the pod's fixed address is refused".into(),
+            details,
+        })
     }
 
     /// Where a pod that comes will stand. If the tables lack its policy, a generation that has it goes into force first.

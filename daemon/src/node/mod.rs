@@ -31,12 +31,15 @@ use crate::{
         node::{Uplink, prepare_node},
         watch_narrow_routes,
     },
-    source::{Observed, Snapshot},
+    pod_events::PodEvents,
+    report::report,
+    reservation,
+    source::{Observed, Snapshot, Versions},
     store::{self, StoreError},
 };
 use bulkhead_api::{
     messages::{AttachmentId, ErrorReply, ObjectError, PodRef, RuntimeBandwidth, code},
-    objects::{ANNOTATION_BANDWIDTH_CLASS, BGPConfigurationSpec, BGPPeerSpec},
+    objects::{ANNOTATION_BANDWIDTH_CLASS, BGPConfigurationSpec, BGPPeerSpec, NodeReportSpec},
 };
 use bulkhead_ebpf_abi::{
     Addr, Connections, ID_WORLD, IDENTITY_LOCAL_POD, Identity, RULE_FIRST_DYNAMIC, Sizes,
@@ -85,6 +88,9 @@ pub struct Node {
     to_ask_again: bool,
     last_change_millis: u64,
     compile_times: Histogram,
+    /// What is in force, for whoever tells the cluster.
+    reports: watch::Sender<NodeReportSpec>,
+    events: PodEvents,
 }
 
 #[derive(Debug, thiserror::Error)]
@@ -174,7 +180,19 @@ impl Node {
             to_ask_again: false,
             last_change_millis: 0,
             compile_times: Histogram::new(COMPILE_BOUNDS),
+            reports: watch::Sender::default(),
+            events: PodEvents::default(),
         })
+    }
+
+    /// What is in force after each snapshot.
+    pub fn reports(&self) -> watch::Receiver<NodeReportSpec> {
+        self.reports.subscribe()
+    }
+
+    /// Where pods that could not be connected are told of.
+    pub fn set_events(&mut self, events: PodEvents) {
+        self.events = events;
     }
 
     async fn load_endpoints(
@@ -235,15 +253,32 @@ impl Node {
         self.in_force.pods = snapshot.pods;
         self.in_force.services = snapshot.services;
         self.in_force.endpoint_slices = snapshot.endpoint_slices;
+        refused.extend(reservation::faults(&self.in_force.policy, &snapshot.reservations));
+        self.in_force.reservations = snapshot.reservations;
         refused.extend(self.admit_bgp(snapshot.bgp_peers, snapshot.bgp));
         let told = self.errors();
+        let taken = failed.is_empty() && self.history.held().is_none();
         (self.refused, self.failed) = (refused, failed);
         self.follow().await;
         // Behind all that pods wait for.
         self.write_services();
+        self.report(&observed.versions, taken);
         for error in self.errors().iter().filter(|e| !told.contains(e)) {
             warn!("refused: {error}");
         }
+    }
+
+    /// `taken`: what was not refused is in force.
+    fn report(&self, versions: &Versions, taken: bool) {
+        // 0: not known, which is not worth failing for.
+        let generation = self.datapath.running_generation().unwrap_or_default();
+        let errors = self.errors();
+        self.reports.send_if_modified(|told| {
+            let report = report(told, versions, &errors, taken, generation);
+            let changed = *told != report;
+            *told = report;
+            changed
+        });
     }
 
     /// Takes over what a speaker can run with, and remembers it.

@@ -18,6 +18,7 @@ use std::{
     fs, io, mem,
     os::unix::fs::MetadataExt,
     path::{Path, PathBuf},
+    sync::Arc,
     time::{Duration, Instant, SystemTime, UNIX_EPOCH},
 };
 use tokio::sync::{mpsc, watch};
@@ -263,7 +264,7 @@ fn identity(path: &Path) -> Option<(u64, u64)> {
 fn observe(directory: &Directory) -> Observed {
     let noticed = Instant::now();
     let (snapshot, errors) = directory.snapshot();
-    Observed { snapshot: Some(snapshot), errors, noticed }
+    Observed { snapshot: Some(snapshot), errors, versions: Arc::default(), noticed }
 }
 
 fn is_finished_change(kind: &EventKind) -> bool {

@@ -10,7 +10,7 @@ use bulkhead_api::{
     messages::ObjectError,
     objects::{
         ANNOTATION_DRAIN_ROUTES, API_VERSION, BGPConfigurationSpec, BGPPeerSpec, BandwidthClassSpec,
-        ClusterNetworkPolicySpec, NetworkGroupSpec, NetworkPolicySpec, PartitionSpec,
+        ClusterNetworkPolicySpec, IPReservationSpec, NetworkGroupSpec, NetworkPolicySpec, PartitionSpec,
     },
 };
 use k8s_openapi::{
@@ -27,7 +27,7 @@ use std::{fmt, net::IpAddr, sync::Arc};
 
 /// A label of the nodes that run the API server.
 const CONTROL_PLANE_LABEL: &str = "node-role.kubernetes.io/control-plane";
-const KINDS: &str = "Partition, NetworkGroup, BandwidthClass, BGPPeer and BGPConfiguration of bulkhead.dev/v1alpha1, \
+const KINDS: &str = "Partition, NetworkGroup, BandwidthClass, BGPPeer, BGPConfiguration and IPReservation of bulkhead.dev/v1alpha1, \
                      Namespace, Pod, Node and Service of v1, EndpointSlice of discovery.k8s.io/v1, \
                      NetworkPolicy of networking.k8s.io/v1, \
                      ClusterNetworkPolicy of policy.networking.k8s.io/v1alpha2";
@@ -39,6 +39,8 @@ pub enum Object {
     BandwidthClass(String, Arc<Sourced<BandwidthClassSpec>>),
     BgpPeer(String, Box<Sourced<BGPPeerSpec>>),
     BgpConfiguration(String, Box<Sourced<BGPConfigurationSpec>>),
+    /// By `namespace/name`.
+    IpReservation(String, Arc<IPReservationSpec>),
     Namespace(String, Arc<Labels>),
     /// By `namespace/name`.
     Pod(String, Arc<PodInfo>),
@@ -58,6 +60,7 @@ pub enum Kind {
     BandwidthClass,
     BgpPeer,
     BgpConfiguration,
+    IpReservation,
     Namespace,
     Pod,
     NetworkPolicy,
@@ -68,12 +71,13 @@ pub enum Kind {
 }
 
 impl Kind {
-    const ALL: [Self; 12] = [
+    const ALL: [Self; 13] = [
         Self::Partition,
         Self::NetworkGroup,
         Self::BandwidthClass,
         Self::BgpPeer,
         Self::BgpConfiguration,
+        Self::IpReservation,
         Self::Namespace,
         Self::Pod,
         Self::NetworkPolicy,
@@ -94,6 +98,7 @@ impl fmt::Display for Kind {
         match self {
             Self::BgpPeer => f.write_str("BGPPeer"),
             Self::BgpConfiguration => f.write_str("BGPConfiguration"),
+            Self::IpReservation => f.write_str("IPReservation"),
             other => write!(f, "{other:?}"),
         }
     }
@@ -108,6 +113,7 @@ impl Object {
             Self::BandwidthClass(name, _) => (Kind::BandwidthClass, name),
             Self::BgpPeer(name, _) => (Kind::BgpPeer, name),
             Self::BgpConfiguration(name, _) => (Kind::BgpConfiguration, name),
+            Self::IpReservation(key, _) => (Kind::IpReservation, key),
             Self::Namespace(name, _) => (Kind::Namespace, name),
             Self::Pod(key, _) => (Kind::Pod, key),
             Self::NetworkPolicy(key, _) => (Kind::NetworkPolicy, key),
@@ -248,6 +254,11 @@ pub fn typed(
                 return Err((Some("metadata.name".into()), message));
             }
             Object::BgpConfiguration(name, Box::new(plain(spec(value)?, origin)))
+        }
+        (API_VERSION, "IPReservation") => {
+            let namespace = value.pointer("/metadata/namespace").and_then(Value::as_str).unwrap_or("default");
+            let key = format!("{namespace}/{name}");
+            Object::IpReservation(key, Arc::new(spec(value)?))
         }
         ("v1", "Namespace") => {
             let labels = read::<v1::Namespace>(value)?.metadata.labels.unwrap_or_default();

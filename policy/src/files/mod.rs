@@ -16,7 +16,7 @@ use crate::{
 };
 use bulkhead_api::{
     messages::{DiffRequest, ObjectError},
-    objects::{BGPConfigurationSpec, BGPPeerSpec},
+    objects::{BGPConfigurationSpec, BGPPeerSpec, IPReservationSpec},
 };
 use serde::{Deserialize, Serialize};
 use std::{collections::BTreeMap, sync::Arc};
@@ -30,7 +30,8 @@ pub struct Snapshot {
     pub pods: Named<PodInfo>,
     pub bgp_peers: BTreeMap<String, Sourced<BGPPeerSpec>>,
     pub bgp: Option<Sourced<BGPConfigurationSpec>>,
-    /// By `namespace/name`, as the next.
+    /// By `namespace/name`.
+    pub reservations: Named<IPReservationSpec>,
     pub services: Named<Service>,
     pub endpoint_slices: Named<EndpointSlice>,
 }
@@ -44,6 +45,7 @@ impl Snapshot {
             Object::BandwidthClass(name, o) => drop(self.policy.bandwidth_classes.insert(name, o)),
             Object::BgpPeer(name, o) => drop(self.bgp_peers.insert(name, *o)),
             Object::BgpConfiguration(_, o) => self.bgp = Some(*o),
+            Object::IpReservation(key, o) => drop(self.reservations.insert(key, o)),
             Object::Namespace(name, labels) => drop(self.policy.namespaces.insert(name, labels)),
             Object::Pod(key, pod) => {
                 self.policy.pods.insert(key.clone(), pod.policy.clone());
@@ -68,6 +70,7 @@ impl Snapshot {
             Object::BandwidthClass(name, o) => policy.bandwidth_classes.get(name) == Some(o),
             Object::BgpPeer(name, o) => self.bgp_peers.get(name) == Some(o),
             Object::BgpConfiguration(_, o) => self.bgp.as_ref() == Some(&**o),
+            Object::IpReservation(key, o) => self.reservations.get(key) == Some(o),
             Object::Namespace(name, labels) => policy.namespaces.get(name) == Some(labels),
             Object::Pod(key, pod) => self.pods.get(key) == Some(pod),
             Object::NetworkPolicy(key, o) => policy.network_policies.get(key) == Some(o),
@@ -86,6 +89,7 @@ impl Snapshot {
             Kind::BandwidthClass => self.policy.bandwidth_classes.contains_key(name),
             Kind::BgpPeer => self.bgp_peers.contains_key(name),
             Kind::BgpConfiguration => self.bgp.is_some(),
+            Kind::IpReservation => self.reservations.contains_key(name),
             Kind::Namespace => self.policy.namespaces.contains_key(name),
             Kind::Pod => self.pods.contains_key(name),
             Kind::NetworkPolicy => self.policy.network_policies.contains_key(name),
@@ -104,6 +108,7 @@ impl Snapshot {
             Kind::BandwidthClass => drop(self.policy.bandwidth_classes.remove(name)),
             Kind::BgpPeer => drop(self.bgp_peers.remove(name)),
             Kind::BgpConfiguration => self.bgp = None,
+            Kind::IpReservation => drop(self.reservations.remove(name)),
             Kind::Namespace => drop(self.policy.namespaces.remove(name)),
             Kind::Pod => {
                 self.policy.pods.remove(name);
@@ -129,8 +134,8 @@ pub fn edited(before: &Snapshot, request: &DiffRequest) -> Result<Snapshot, Obje
         let Objects { namespaces, pods, nodes, default_pod_cidrs, cluster_dns, .. } = after.policy;
         let policy =
             Objects { namespaces, pods, nodes, default_pod_cidrs, cluster_dns, ..Objects::default() };
-        let Snapshot { pods, services, endpoint_slices, .. } = after;
-        after = Snapshot { policy, pods, services, endpoint_slices, ..Snapshot::default() };
+        let Snapshot { pods, services, endpoint_slices, reservations, .. } = after;
+        after = Snapshot { policy, pods, services, endpoint_slices, reservations, ..Snapshot::default() };
     }
     for file in &request.files {
         parse(&file.name, &file.text)?.into_iter().for_each(|object| after.insert(object));

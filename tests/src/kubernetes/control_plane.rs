@@ -1,4 +1,5 @@
-//! etcd and kube-apiserver in a namespace of the lab. No controllers: what they would make, a test makes itself.
+//! etcd and kube-apiserver in a namespace of the lab. Controllers run where a test starts them: what they would make, it
+//! makes itself otherwise.
 
 use super::{
     kubeconfig::{self, Identity},
@@ -26,6 +27,8 @@ pub struct ControlPlane {
     address: IpAddr,
     authority: Authority,
     dir: PathBuf,
+    /// Kubelets and their pods call, and are called.
+    kubelets: bool,
     etcd: Child,
     apiserver: Option<Child>,
 }
@@ -34,6 +37,15 @@ impl ControlPlane {
     /// Starts both in `netns` and waits until the API server is ready. `address` is the one of `netns` that nodes call;
     /// `dir` takes keys, data, logs and kubeconfigs.
     pub fn start(netns: Netns, address: IpAddr, dir: &Path) -> Result<Self> {
+        Self::start_with(netns, address, dir, false)
+    }
+
+    /// As [`Self::start`], for a cluster with kubelets: pods get their service accounts, and kubelets are called.
+    pub fn start_for_kubelets(netns: Netns, address: IpAddr, dir: &Path) -> Result<Self> {
+        Self::start_with(netns, address, dir, true)
+    }
+
+    fn start_with(netns: Netns, address: IpAddr, dir: &Path, kubelets: bool) -> Result<Self> {
         fs::create_dir_all(dir).during(|| dir.display().to_string())?;
         let authority = Authority::create()?;
         let service = "10.96.0.1".parse().unwrap_or(address);
@@ -52,7 +64,7 @@ impl ControlPlane {
             fs::write(dir.join(name), text).during(|| name.into())?;
         }
         let etcd = start_etcd(&netns, dir)?;
-        let mut plane = Self { netns, address, authority, dir: dir.into(), etcd, apiserver: None };
+        let mut plane = Self { netns, address, authority, dir: dir.into(), kubelets, etcd, apiserver: None };
         let admin = plane.authority.client("admin", &["system:masters"])?;
         plane.write_kubeconfig("admin", &Identity::Certificate(admin))?;
         plane.start_apiserver()?;
@@ -61,11 +73,28 @@ impl ControlPlane {
 
     /// Where nodes find it.
     pub fn server(&self) -> String {
-        format!("https://{}", SocketAddr::new(self.address, PORT))
+        format!("https://{}", self.endpoint())
+    }
+
+    pub fn endpoint(&self) -> SocketAddr {
+        SocketAddr::new(self.address, PORT)
+    }
+
+    /// The administrator's kubeconfig for whoever reaches the API server by this port of his own loopback address.
+    pub fn export_kubeconfig(&self, path: &Path, port: u16) -> Result<()> {
+        let authority = path.with_extension("ca");
+        fs::write(&authority, self.authority.certificate()).during(|| authority.display().to_string())?;
+        let admin = Identity::Certificate(self.authority.client("admin", &["system:masters"])?);
+        kubeconfig::write(path, &format!("https://127.0.0.1:{port}"), &authority, &admin)
     }
 
     pub fn authority(&self) -> &Authority {
         &self.authority
+    }
+
+    /// The authority's certificate, as a file.
+    pub fn ca(&self) -> PathBuf {
+        self.dir.join("ca.crt")
     }
 
     /// Of the administrator, who may do everything.
@@ -104,11 +133,21 @@ impl ControlPlane {
             ("service-account-signing-key-file", file("service-accounts.key")),
             ("service-account-issuer", "https://kubernetes.default.svc".into()),
             ("authorization-mode", "Node,RBAC".into()),
-            // No controller makes the service accounts that pods would be given.
-            ("disable-admission-plugins", "ServiceAccount".into()),
             ("profiling", "false".into()),
         ] {
             command.arg(format!("--{flag}={value}"));
+        }
+        if self.kubelets {
+            command.args(["--allow-privileged=true", "--enable-admission-plugins=NodeRestriction"]);
+            command.arg("--kubelet-preferred-address-types=InternalIP");
+            // As the administrator.
+            for (flag, end) in [("certificate", "crt"), ("key", "key")] {
+                let file = self.admin().with_extension(end);
+                command.arg(format!("--kubelet-client-{flag}={}", file.display()));
+            }
+        } else {
+            // No controller makes the service accounts that pods would be given.
+            command.arg("--disable-admission-plugins=ServiceAccount");
         }
         let mut process = start(command, &self.log("kube-apiserver"))?;
         let ready = until("the API server is ready", START, || {
@@ -142,6 +181,37 @@ impl ControlPlane {
         command.arg("--kubeconfig").arg(self.admin());
         command.arg(format!("--controllers={}", controllers.join(","))).arg("--leader-elect=false");
         start(command, &self.log("kube-controller-manager")).map(Controllers)
+    }
+
+    /// All of kube-controller-manager that a cluster without a cloud has, and kube-scheduler; they run until the answer is
+    /// dropped.
+    pub fn start_managers(&self) -> Result<[Controllers; 2]> {
+        let file = |name: &str| self.dir.join(name).display().to_string();
+        let mut manager = self.netns.command(programs::find("kube-controller-manager")?);
+        manager.args(["--allocate-node-cidrs=false", "--leader-elect=false"]);
+        for (flag, value) in [
+            ("kubeconfig", self.admin().display().to_string()),
+            ("service-account-private-key-file", file("service-accounts.key")),
+            ("root-ca-file", file("ca.crt")),
+        ] {
+            manager.arg(format!("--{flag}={value}"));
+        }
+        let mut scheduler = self.netns.command(programs::find("kube-scheduler")?);
+        scheduler.arg("--leader-elect=false").arg("--kubeconfig").arg(self.admin());
+        Ok([
+            Controllers(start(manager, &self.log("kube-controller-manager"))?),
+            Controllers(start(scheduler, &self.log("kube-scheduler"))?),
+        ])
+    }
+
+    /// Bulkhead's own controller, as its service account; it runs until the answer is dropped.
+    pub fn start_bulkhead_controller(&self) -> Result<Controllers> {
+        let name = "bulkhead-controller";
+        let token = self.kubectl(&["-n", "bulkhead", "create", "token", name, "--duration=2h"])?;
+        let kubeconfig = self.write_kubeconfig(name, &Identity::Token(token.trim().into()))?;
+        let mut command = self.netns.command(programs::find(name)?);
+        command.arg(kubeconfig);
+        start(command, &self.log(name)).map(Controllers)
     }
 
     /// Makes etcd forget all that is not the newest: whoever watches from an older version on must list anew.
@@ -208,7 +278,7 @@ impl ControlPlane {
 
     /// The last lines that both logged, for a reader who must find out why something failed.
     pub fn logs(&self, lines: usize) -> String {
-        ["etcd", "kube-apiserver"]
+        ["etcd", "kube-apiserver", "bulkhead-controller"]
             .map(|name| format!("-- {name}\n{}\n", tail(&self.log(name), lines)))
             .concat()
     }
@@ -245,13 +315,14 @@ fn start_etcd(netns: &Netns, dir: &Path) -> Result<Child> {
     start(command, &dir.join("etcd.log"))
 }
 
-fn start(mut command: Command, log: &Path) -> Result<Child> {
+/// Starts a program that runs on by itself, with its output in `log`.
+pub(crate) fn start(mut command: Command, log: &Path) -> Result<Child> {
     let file = File::options().create(true).append(true).open(log).during(|| log.display().to_string())?;
     command.stdin(Stdio::null()).stdout(file.try_clone()?).stderr(file);
     command.spawn().during(|| format!("starting {:?}", command.get_program()))
 }
 
-fn tail(log: &Path, lines: usize) -> String {
+pub(crate) fn tail(log: &Path, lines: usize) -> String {
     let text = fs::read_to_string(log).unwrap_or_default();
     let all: Vec<&str> = text.lines().collect();
     all[all.len().saturating_sub(lines)..].join("\n")

@@ -10,5 +10,6 @@ mod kubeconfig;
 mod pki;
 
 pub use control_plane::{ControlPlane, Controllers};
+pub(crate) use control_plane::{start, tail};
 pub use kubeconfig::Identity;
 pub use pki::Authority;

@@ -95,7 +95,7 @@ fn fifty(site: &mut Site) -> Result<()> {
             .into_iter()
             .map(move |mut ipam| {
                 tokio::spawn(async move {
-                    let address = ipam.allocate("till", &ranges).await.map_err(failed)?;
+                    let address = ipam.allocate("till", &ranges, &[]).await.map_err(failed)?;
                     Ok::<_, Error>((address, ipam.blocks().keys().copied().collect::<Vec<_>>()))
                 })
             })

@@ -17,7 +17,7 @@ fn block(name: &str, cidr: &str, node: &str) -> String {
 }
 
 /// What kubectl says when it is refused.
-fn refusal(site: &Site, kubeconfig: &Path, arguments: &[&str]) -> Result<String> {
+pub fn refusal(site: &Site, kubeconfig: &Path, arguments: &[&str]) -> Result<String> {
     match site.control.kubectl_as(kubeconfig, arguments) {
         Err(Error::Command { stderr, .. }) => Ok(stderr),
         Err(other) => Err(other),

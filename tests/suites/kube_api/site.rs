@@ -4,7 +4,7 @@ use bulkhead_api::messages::{ExplainRequest, Explanation, Status};
 use bulkhead_lab::{
     Error, Netns, Node, Result,
     enter::WORK,
-    kubernetes::{ControlPlane, Identity},
+    kubernetes::{ControlPlane, Controllers, Identity},
     link::{End, veth},
     node::UPLINK,
     until,
@@ -29,6 +29,7 @@ const NODE: &str = "apiVersion: v1\nkind: Node\nmetadata: {name: node1}\n---\n\
 
 /// The node's daemon goes before the control plane.
 pub struct Site {
+    _controller: Controllers,
     pub node: Node,
     pub control: ControlPlane,
 }
@@ -51,7 +52,7 @@ impl Site {
         let kubeconfig = control.write_kubeconfig(DAEMON, &Identity::Token(token))?;
         let mut node = Node::create_in_cluster(node, [172, 30, 1, 2].into(), v6, work, &kubeconfig)?;
         node.start_daemon()?;
-        Ok(Self { node, control })
+        Ok(Self { _controller: control.start_bulkhead_controller()?, node, control })
     }
 
     /// Of the daemon's service account, as a token in its pod on node1 has it.

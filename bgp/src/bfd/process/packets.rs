@@ -186,9 +186,12 @@ impl Thread {
 
 /// Without the right to it, detection works, and a busy node may look dead: said, and gone on.
 fn become_real_time() {
-    let parameters = libc::sched_param { sched_priority: PRIORITY };
-    // SAFETY: `parameters` lives through the call; 0 is this thread.
-    if unsafe { libc::sched_setscheduler(0, libc::SCHED_FIFO, &parameters) } != 0 {
+    // What the kernel takes; musl's structure has more, and its sched_setscheduler does nothing but fail.
+    let parameters: libc::c_int = PRIORITY;
+    // SAFETY: `parameters` is the kernel's `struct sched_param` and lives through the call; 0 is this thread.
+    let set =
+        unsafe { libc::syscall(libc::SYS_sched_setscheduler, 0, libc::SCHED_FIFO, &raw const parameters) };
+    if set != 0 {
         let error = std::io::Error::last_os_error();
         tracing::warn!(%error, "no real-time thread: give CAP_SYS_NICE, or a busy node may look dead to its neighbours");
     }

@@ -1,13 +1,14 @@
 //! Events of all watches into one snapshot. Pure: no client, no clock but to say when something was noticed.
 
 use super::kinds::api_version;
-use crate::source::{Kind, Object, Observed, Snapshot};
+use crate::source::{Kind, Object, Observed, Snapshot, Versions};
 use bulkhead_api::messages::ObjectError;
 use bulkhead_policy::files;
 use kube::api::{DynamicObject, ResourceExt};
 use serde_json::{Value, json};
 use std::{
     collections::{BTreeMap, BTreeSet},
+    sync::Arc,
     time::Instant,
 };
 
@@ -27,12 +28,21 @@ pub enum Change {
     Failed(String),
 }
 
-type Listing = BTreeMap<String, Result<Object, ObjectError>>;
+/// An object as far as it is read.
+struct Read {
+    object: Result<Object, ObjectError>,
+    /// `metadata.generation`.
+    version: i64,
+}
+
+type Listing = BTreeMap<String, Read>;
 
 #[derive(Default)]
 struct OfKind {
     /// Listed to the end at least once.
     complete: bool,
+    /// Never listed, because the cluster does not have the kind.
+    undefined: bool,
     listing: Option<Listing>,
     /// Names of all objects, also of those that cannot be read.
     names: BTreeSet<String>,
@@ -44,6 +54,7 @@ pub struct Collector {
     kinds: BTreeMap<Kind, OfKind>,
     /// Objects that cannot be read; of those the last readable version stays.
     unreadable: BTreeMap<(Kind, String), ObjectError>,
+    versions: Arc<Versions>,
     /// Since when there is something that was not observed.
     news: Option<Instant>,
 }
@@ -54,6 +65,7 @@ impl Collector {
             snapshot: Snapshot::default(),
             kinds: kinds.into_iter().map(|kind| (kind, OfKind::default())).collect(),
             unreadable: BTreeMap::new(),
+            versions: Arc::default(),
             news: None,
         }
     }
@@ -68,6 +80,7 @@ impl Collector {
             Change::Complete => {
                 let listing = self.of(kind).listing.take().unwrap_or_default();
                 self.replace(kind, listing);
+                self.of(kind).undefined = false;
                 self.sound(kind);
             }
             Change::Applied(object) => {
@@ -79,7 +92,12 @@ impl Collector {
                 self.remove(kind, &key(&object));
                 self.sound(kind);
             }
-            Change::Undefined if !self.of(kind).complete => self.replace(kind, Listing::new()),
+            // Asked for again and again: it may be defined later.
+            Change::Undefined if self.of(kind).undefined => {}
+            Change::Undefined if !self.of(kind).complete => {
+                self.of(kind).undefined = true;
+                self.replace(kind, Listing::new());
+            }
             Change::Undefined => self.broke(kind, "the API server does not know the kind any more".into()),
             Change::Failed(reason) => self.broke(kind, reason),
         }
@@ -106,6 +124,7 @@ impl Collector {
         Observed {
             snapshot: waiting.is_empty().then(|| self.snapshot.clone()),
             errors,
+            versions: self.versions.clone(),
             noticed: self.news.take().unwrap_or_else(Instant::now),
         }
     }
@@ -146,9 +165,14 @@ impl Collector {
         }
     }
 
-    fn put(&mut self, kind: Kind, name: String, object: Result<Object, ObjectError>) {
+    fn put(&mut self, kind: Kind, name: String, read: Read) {
         self.of(kind).names.insert(name.clone());
-        match object {
+        let told = format!("{kind}/{name}");
+        if is_told(kind) && self.versions.get(&told) != Some(&read.version) {
+            Arc::make_mut(&mut self.versions).insert(told, read.version);
+            self.changed();
+        }
+        match read.object {
             Ok(object) => {
                 if self.unreadable.remove(&(kind, name)).is_some() {
                     self.changed();
@@ -172,6 +196,7 @@ impl Collector {
         if self.of(kind).names.remove(name) {
             self.snapshot.remove(kind, name);
             self.unreadable.remove(&(kind, name.to_string()));
+            Arc::make_mut(&mut self.versions).remove(&format!("{kind}/{name}"));
             self.changed();
         }
     }
@@ -186,9 +211,10 @@ fn key(object: &DynamicObject) -> String {
 }
 
 /// As a file would have it, with what is read of the metadata alone.
-fn read(kind: Kind, object: DynamicObject) -> (String, Result<Object, ObjectError>) {
+fn read(kind: Kind, object: DynamicObject) -> (String, Read) {
     let (key, name) = (key(&object), object.name_any());
     let DynamicObject { metadata, data, .. } = object;
+    let version = metadata.generation.unwrap_or_default();
     let mut value = data;
     if let Value::Object(fields) = &mut value {
         fields.insert("apiVersion".into(), api_version(kind).into());
@@ -204,7 +230,21 @@ fn read(kind: Kind, object: DynamicObject) -> (String, Result<Object, ObjectErro
     let object = files::typed(&api_version(kind), &kind.to_string(), &name, value, None);
     let error =
         |(field, message)| ObjectError { file: None, object: Some(format!("{kind}/{key}")), field, message };
-    (key.clone(), object.map_err(error))
+    (key.clone(), Read { object: object.map_err(error), version })
+}
+
+/// Kinds whose status tells what nodes make of them.
+fn is_told(kind: Kind) -> bool {
+    matches!(
+        kind,
+        Kind::Partition
+            | Kind::NetworkGroup
+            | Kind::BandwidthClass
+            | Kind::BgpPeer
+            | Kind::BgpConfiguration
+            | Kind::IpReservation
+            | Kind::ClusterNetworkPolicy
+    )
 }
 
 #[cfg(test)]
@@ -295,7 +335,15 @@ mod tests {
         let mut collector = listed(Vec::new());
         collector.kinds.insert(Kind::ClusterNetworkPolicy, OfKind::default());
         assert_eq!(collector.observe().snapshot, None);
+        for _ in 0..2 {
+            collector.handle(Kind::ClusterNetworkPolicy, Change::Undefined);
+            let observed = collector.observe();
+            assert!(observed.snapshot.is_some() && observed.errors.is_empty(), "{:?}", observed.errors);
+        }
+        // Defined, and then no more: what is known of it stays.
+        collector.handle(Kind::ClusterNetworkPolicy, Change::Begin);
+        collector.handle(Kind::ClusterNetworkPolicy, Change::Complete);
         collector.handle(Kind::ClusterNetworkPolicy, Change::Undefined);
-        assert!(collector.observe().snapshot.is_some());
+        assert_eq!(collector.observe().errors.len(), 1);
     }
 }

@@ -13,11 +13,11 @@ mod collector;
 mod kinds;
 
 pub use client::{ClientError, connect, reason};
+pub(crate) use kinds::{WATCHED, Watched};
 
 use super::{Kind, Observed};
 use collector::{Change, Collector};
 use futures_util::{Stream, StreamExt};
-use kinds::{WATCHED, Watched};
 use kube::{
     Api, Client,
     api::DynamicObject,
@@ -78,7 +78,7 @@ async fn follow(client: Client, watched: &'static Watched, events: mpsc::Sender<
     }
 }
 
-fn stream(
+pub(crate) fn stream(
     client: Client,
     watched: &Watched,
 ) -> impl Stream<Item = Result<Event<DynamicObject>, watcher::Error>> + Send + use<> {
@@ -88,7 +88,7 @@ fn stream(
 }
 
 /// The API server has no such kind.
-fn is_not_found(error: &watcher::Error) -> bool {
+pub(crate) fn is_not_found(error: &watcher::Error) -> bool {
     matches!(error, watcher::Error::InitialListFailed(kube::Error::Api(status)) if status.code == 404)
 }
 

@@ -1,0 +1,232 @@
+//! One machine of the cluster: containerd, kubelet and kube-proxy in namespaces of their own, all at their default paths.
+//!
+//! Everybody on the machine lives in its network and its mount namespace. There `/etc`, `/opt` and `/var` are the machine's
+//! own with a layer of the lab over them, `/run` and the bpffs are new: what is installed on a node is installed in the lab.
+//! cgroups cannot be layered: each kubelet has a root of its own, see [`super::cgroups`].
+
+use crate::{
+    Context, Error, Netns, Result,
+    enter::WORK,
+    kubernetes::{ControlPlane, Identity, start, tail},
+    link::run,
+    programs, until,
+};
+use serde_json::json;
+use std::{
+    fs::{self, File},
+    net::Ipv4Addr,
+    os::{fd::AsRawFd, unix::process::CommandExt},
+    path::{Path, PathBuf},
+    process::{Child, Command},
+    time::Duration,
+};
+
+const START: Duration = Duration::from_secs(60);
+/// Long enough to outlive any lab.
+const FOREVER: &str = "1000000";
+
+/// What the kubelet would write into the kernel, which is that of the whole machine: shown to it as written already.
+const TUNABLES: [(&str, &str); 6] = [
+    ("vm/overcommit_memory", "1"),
+    ("vm/panic_on_oom", "0"),
+    ("kernel/panic", "10"),
+    ("kernel/panic_on_oops", "1"),
+    ("kernel/keys/root_maxkeys", "1000000"),
+    ("kernel/keys/root_maxbytes", "25000000"),
+];
+
+/// Its processes are killed when dropped; those of containers go with the lab.
+pub struct Machine {
+    pub name: String,
+    pub netns: Netns,
+    pub v4: Ipv4Addr,
+    dir: PathBuf,
+    mounts: Option<File>,
+    /// Holds the mount namespace first, then kube-proxy, kubelet, containerd.
+    processes: Vec<Child>,
+}
+
+impl Machine {
+    /// Makes the namespaces, and starts nothing.
+    pub fn create(netns: Netns, v4: Ipv4Addr) -> Result<Self> {
+        let name = netns.name().to_string();
+        let dir = Path::new(WORK).join(&name);
+        fs::create_dir_all(&dir).during(|| dir.display().to_string())?;
+        let mut machine = Self { name, netns, v4, dir, mounts: None, processes: Vec::new() };
+        let furnished = machine.dir.join("furnished");
+        let script = machine.write("furnish.sh", &furnish(&machine.dir, &furnished))?;
+        let mut holder = machine.netns.command("unshare");
+        holder.args(["--mount", "--propagation", "private", "bash", "-euo", "pipefail"]).arg(script);
+        let mut holder = start(holder, &machine.log("furnish"))?;
+        let ready = until("the machine's file systems are mounted", START, || {
+            Ok(holder.try_wait()?.map(Err).or(furnished.exists().then_some(Ok(()))))
+        })?;
+        if let Err(status) = ready {
+            let stderr = tail(&machine.log("furnish"), 20);
+            return Err(Error::Command { command: "furnish.sh".into(), status, stderr });
+        }
+        machine.mounts = Some(File::open(format!("/proc/{}/ns/mnt", holder.id()))?);
+        machine.processes.push(holder);
+        Ok(machine)
+    }
+
+    /// Starts containerd with these images, then kubelet and kube-proxy.
+    pub fn start(
+        &mut self,
+        control: &ControlPlane,
+        sandbox: &str,
+        images: &[PathBuf],
+        cgroup: &str,
+    ) -> Result<()> {
+        self.start_containerd(sandbox)?;
+        for image in images {
+            run(self.command("ctr").args(["-n", "k8s.io", "images", "import", "--no-unpack"]).arg(image))?;
+        }
+        self.start_kubelet(control, cgroup)?;
+        self.start_proxy(control)
+    }
+
+    /// A command on this machine: in its network and its file systems.
+    pub fn command(&self, program: impl AsRef<std::ffi::OsStr>) -> Command {
+        let mut command = self.netns.command(program);
+        let Some(fd) = self.mounts.as_ref().map(AsRawFd::as_raw_fd) else { return command };
+        // SAFETY: only setns, an async-signal-safe system call, is made between fork and exec; a number that is no
+        // descriptor any more makes it fail, and the spawn with it.
+        unsafe {
+            command.pre_exec(move || {
+                let mounts = std::os::fd::BorrowedFd::borrow_raw(fd);
+                Ok(nix::sched::setns(mounts, nix::sched::CloneFlags::CLONE_NEWNS)?)
+            });
+        }
+        command
+    }
+
+    /// What this prints, on this machine.
+    pub fn run(&self, program: &str, arguments: &[&str]) -> Result<String> {
+        run(self.command(program).args(arguments))
+    }
+
+    fn start_containerd(&mut self, sandbox: &str) -> Result<()> {
+        let configuration = format!(
+            "version = 2\n\
+             disabled_plugins = [\"io.containerd.snapshotter.v1.btrfs\", \"io.containerd.snapshotter.v1.devmapper\"]\n\
+             [plugins.\"io.containerd.grpc.v1.cri\"]\n\
+             sandbox_image = \"{sandbox}\"\n\
+             disable_apparmor = true\n\
+             # Where the lab may not raise its own processes over others, containers may not either.\n\
+             restrict_oom_score_adj = true\n"
+        );
+        let file = self.write("containerd.toml", &configuration)?;
+        let mut command = self.command("containerd");
+        command.arg("--config").arg(file);
+        self.spawn(command, "containerd")?;
+        until("containerd answers", START, || self.run("ctr", &["version"]).map(Some)).map(drop)
+    }
+
+    fn start_kubelet(&mut self, control: &ControlPlane, cgroup: &str) -> Result<()> {
+        let user = format!("system:node:{}", self.name);
+        let certificate = control.authority().client(&user, &["system:nodes"])?;
+        let kubeconfig = control.write_kubeconfig(&self.name, &Identity::Certificate(certificate))?;
+        let configuration = json!({
+            "apiVersion": "kubelet.config.k8s.io/v1beta1",
+            "kind": "KubeletConfiguration",
+            "authentication": {
+                "anonymous": {"enabled": false},
+                "webhook": {"enabled": true},
+                "x509": {"clientCAFile": control.ca()},
+            },
+            "authorization": {"mode": "Webhook"},
+            "containerRuntimeEndpoint": "unix:///run/containerd/containerd.sock",
+            "cgroupDriver": "cgroupfs",
+            "cgroupRoot": cgroup,
+            "failCgroupV1": false,
+            "failSwapOn": false,
+            "enforceNodeAllocatable": [],
+            "localStorageCapacityIsolation": false,
+            "evictionHard": {"memory.available": "1Mi"},
+            "imageGCHighThresholdPercent": 100,
+            "imageMinimumGCAge": "24h",
+            "makeIPTablesUtilChains": false,
+            "nodeStatusUpdateFrequency": "2s",
+            "resolvConf": "",
+            "shutdownGracePeriod": "0s",
+        });
+        let file = self.write("kubelet.json", &configuration.to_string())?;
+        let mut command = self.command(programs::find("kubelet")?);
+        command.arg("--config").arg(file).arg("--kubeconfig").arg(kubeconfig);
+        command.arg(format!("--hostname-override={}", self.name)).arg(format!("--node-ip={}", self.v4));
+        self.spawn(command, "kubelet")
+    }
+
+    fn start_proxy(&mut self, control: &ControlPlane) -> Result<()> {
+        let configuration = json!({
+            "apiVersion": "kubeproxy.config.k8s.io/v1alpha1",
+            "kind": "KubeProxyConfiguration",
+            "clientConnection": {"kubeconfig": control.admin()},
+            "hostnameOverride": self.name,
+            "mode": "nftables",
+            // Of the whole machine.
+            "conntrack": {"maxPerCore": 0, "min": 0, "tcpEstablishedTimeout": "0s", "tcpCloseWaitTimeout": "0s"},
+        });
+        let file = self.write("kube-proxy.json", &configuration.to_string())?;
+        let mut command = self.command(programs::find("kube-proxy")?);
+        command.arg("--config").arg(file);
+        self.spawn(command, "kube-proxy")
+    }
+
+    fn spawn(&mut self, command: Command, name: &str) -> Result<()> {
+        self.processes.push(start(command, &self.log(name))?);
+        Ok(())
+    }
+
+    fn write(&self, name: &str, text: &str) -> Result<PathBuf> {
+        let path = self.dir.join(name);
+        fs::write(&path, text).during(|| path.display().to_string())?;
+        Ok(path)
+    }
+
+    fn log(&self, name: &str) -> PathBuf {
+        self.dir.join(format!("{name}.log"))
+    }
+
+    /// The last lines that its programs logged.
+    pub fn logs(&self, lines: usize) -> String {
+        let of = |name| format!("-- {name} of {}\n{}\n", self.name, tail(&self.log(name), lines));
+        ["containerd", "kubelet", "kube-proxy"].map(of).concat()
+    }
+}
+
+impl Drop for Machine {
+    fn drop(&mut self) {
+        while let Some(mut process) = self.processes.pop() {
+            let _ = process.kill();
+            let _ = process.wait();
+        }
+    }
+}
+
+/// The script that mounts what the machine has for itself, and then stays.
+fn furnish(dir: &Path, furnished: &Path) -> String {
+    let mut script = format!("cd {}\n", dir.display());
+    for name in ["etc", "opt", "var"] {
+        script += &format!(
+            "mkdir -p over/{name} work/{name}\n\
+             mount -t overlay overlay -o lowerdir=/{name},upperdir=over/{name},workdir=work/{name} /{name}\n"
+        );
+    }
+    // containerd before 2.0 wants the loopback plugin of every node, whatever the network plugin is.
+    // An overlay cannot be the upper layer of another, which containerd makes.
+    script += "mkdir -p /var/lib/containerd /var/lib/kubelet /etc/cni/net.d /opt/cni/bin\n\
+               mount -t tmpfs tmpfs /var/lib/containerd\nmount -t tmpfs tmpfs /var/lib/kubelet\n\
+               rm -f /etc/cni/net.d/*\ncp /usr/lib/cni/loopback /opt/cni/bin/\n\
+               mkdir -p run/lab run/netns\nmount --rbind /run/lab run/lab\nmount --rbind run /run\n\
+               mount -t bpf bpf /sys/fs/bpf\n";
+    for (key, value) in TUNABLES {
+        let file = format!("/run/tunables/{}", key.replace('/', "."));
+        script +=
+            &format!("mkdir -p /run/tunables\necho {value} > {file}\nmount --bind {file} /proc/sys/{key}\n");
+    }
+    // As systemd does it: mounts made later reach the containers that ask for them.
+    script += &format!("mount --make-rshared /\ntouch {}\nexec sleep {FOREVER}\n", furnished.display());
+    script
+}

@@ -1,0 +1,122 @@
+//! A whole cluster: control plane, two machines with kubelet, containerd and kube-proxy, and the lab's router between them.
+//!
+//! ```text
+//!        control 172.30.8.2: etcd, API server, controllers, scheduler
+//!             │
+//!          router (BIRD, AS 65000)
+//!             │              │
+//!   172.30.1.2 node1        node2 172.30.2.2
+//! ```
+//! No network plugin is there until [`Cluster::install`] applies `deploy/bulkhead.yaml`, as a user would.
+
+pub mod cgroups;
+pub mod door;
+mod images;
+mod machine;
+
+pub use images::BUSYBOX;
+pub use machine::Machine;
+
+use crate::{
+    Bird, Error, Netns, Result,
+    enter::WORK,
+    kubernetes::{ControlPlane, Controllers},
+    lab::{ROUTER, cable, forward, namespace},
+    unmet, until,
+};
+use std::{
+    net::Ipv4Addr,
+    path::{Path, PathBuf},
+    time::Duration,
+};
+
+const CONTROL: Ipv4Addr = Ipv4Addr::new(172, 30, 8, 2);
+const BGP: &str = include_str!("../../lab/objects/bgp.yaml");
+/// For what kubelets, controllers and daemons do by themselves, on a busy machine.
+pub const SOON: Duration = Duration::from_secs(90);
+
+/// Fields in the order in which they must go.
+pub struct Cluster {
+    _managers: [Controllers; 2],
+    pub machines: Vec<Machine>,
+    pub control: ControlPlane,
+    pub bird: Bird,
+    pub router: Netns,
+}
+
+impl Cluster {
+    /// Everything but a network plugin: both nodes are registered, and not ready.
+    pub fn start() -> Result<Self> {
+        let dir = Path::new(WORK).to_path_buf();
+        let router = namespace("router")?;
+        forward(&router)?;
+        let control = namespace("control")?;
+        cable(&router, "c", 8, &control)?;
+        let mut machines = Vec::new();
+        for n in 1..=2u8 {
+            let netns = namespace(&format!("node{n}"))?;
+            cable(&router, &format!("n{n}"), n, &netns)?;
+            forward(&netns)?;
+            machines.push(Machine::create(netns, Ipv4Addr::new(172, 30, n, 2))?);
+        }
+        let bird = Bird::start(&router, &dir.join("router"), ROUTER)?;
+        let control = ControlPlane::start_for_kubelets(control, CONTROL.into(), &dir.join("control"))?;
+        let managers = control.start_managers()?;
+        let (group, images) = (cgroups::own()?, images::all(&dir)?);
+        for machine in &mut machines {
+            let group = format!("{group}/{}", machine.name);
+            cgroups::create(&group)?;
+            machine.start(&control, BUSYBOX, &images, &group)?;
+        }
+        let cluster = Self { _managers: managers, machines, control, bird, router };
+        let registered = until("both nodes are registered", SOON, || {
+            let nodes = cluster.kubectl(&["get", "nodes", "-o", "name"])?;
+            if nodes.lines().count() == 2 { Ok(Some(())) } else { unmet(nodes) }
+        });
+        cluster.or_logs(registered)?;
+        Ok(cluster)
+    }
+
+    /// What a user does, and the objects that say whom the nodes peer with.
+    pub fn install(&self) -> Result<()> {
+        let file = deploy().join("bulkhead.yaml");
+        self.kubectl(&["apply", "--server-side", "-f", &file.display().to_string()])?;
+        self.kubectl(&["wait", "--for=condition=Established", "crd", "--all", "--timeout=30s"])?;
+        self.control.apply(BGP)?;
+        let ready =
+            self.kubectl(&["wait", "--for=condition=Ready", "node", "--all", "--timeout=90s"]).map(drop);
+        self.or_logs(ready)
+    }
+
+    pub fn kubectl(&self, arguments: &[&str]) -> Result<String> {
+        self.control.kubectl(arguments)
+    }
+
+    /// What this prints in a pod, given as in `-n web deploy/front`.
+    pub fn exec(&self, pod: &[&str], command: &[&str]) -> Result<String> {
+        self.kubectl(&[&["exec"], pod, &["--"], command].concat())
+    }
+
+    /// The same, and on failure what everybody logged.
+    pub fn or_logs<T>(&self, result: Result<T>) -> Result<T> {
+        result.map_err(|e| Error::Unmet(format!("{e}\n{}", self.logs(25))))
+    }
+
+    pub fn logs(&self, lines: usize) -> String {
+        let pods = self.kubectl(&["get", "pods,nodes", "-A", "-o", "wide"]).unwrap_or_else(|e| e.to_string());
+        let events = self
+            .kubectl(&["get", "events", "-A", "--sort-by=.lastTimestamp"])
+            .map(|text| text.lines().rev().take(lines).map(|l| format!("{l}\n")).collect::<String>())
+            .unwrap_or_else(|e| e.to_string());
+        let daemons = self
+            .kubectl(&["logs", "-n", "bulkhead", "--prefix", "--tail=25", "-l", "app=bulkheadd"])
+            .unwrap_or_else(|e| e.to_string());
+        let machines: String = self.machines.iter().map(|m| m.logs(lines)).collect();
+        format!("{pods}\n{events}\n-- bulkheadd\n{daemons}\n{machines}")
+    }
+}
+
+/// Where the manifests are.
+pub fn deploy() -> PathBuf {
+    Path::new(env!("CARGO_MANIFEST_DIR")).join("../deploy")
+}

@@ -1,0 +1,87 @@
+//! A cluster that Bulkhead is installed in as a user would: Kubernetes' own kubelets, containerd, kube-proxy, real pods.
+//!
+//! The cases are one story and run in this order: not ready, installed, used, uninstalled.
+
+#![allow(clippy::unwrap_used, clippy::expect_used, reason = "a suite fails by panicking")]
+
+#[path = "cluster/install.rs"]
+mod install;
+#[path = "cluster/policy.rs"]
+mod policy;
+#[path = "cluster/reach.rs"]
+mod reach;
+#[path = "cluster/site.rs"]
+mod site;
+
+use bulkhead_lab::{
+    Result,
+    cluster::cgroups,
+    enter::{Ended, die_after, enter_then},
+    leftovers::Machine,
+};
+use libtest_mimic::{Arguments, Failed, Trial};
+use site::{Case, Site};
+use std::{
+    sync::{Arc, Mutex},
+    time::Duration,
+};
+
+/// Of everything; it takes a third of this on a quiet machine.
+const LIMIT: Duration = Duration::from_secs(300);
+
+fn main() -> Result<()> {
+    let mut arguments = Arguments::from_args();
+    arguments.test_threads = Some(1);
+    if arguments.list {
+        libtest_mimic::run(&arguments, trials(None)).exit();
+    }
+    let before = Machine::now()?;
+    let _inside = enter_then(|ended| afterwards(&before, ended))?;
+    die_after(LIMIT);
+    let site = Arc::new(Mutex::new(Site::start()?));
+    let conclusion = libtest_mimic::run(&arguments, trials(Some(&site)));
+    if conclusion.has_failed()
+        && let Ok(site) = site.lock()
+    {
+        eprintln!("{}", site.cluster.logs(25));
+    }
+    conclusion.exit()
+}
+
+/// Outside, when all is over: the exit code.
+fn afterwards(before: &Machine, ended: &Ended) -> i32 {
+    let cgroups = cgroups::remove(&cgroups::name(&ended.pid_namespace));
+    match cgroups.and_then(|()| before.nothing_left(ended)) {
+        Ok(()) => ended.code,
+        Err(e) => {
+            eprintln!("left on the machine: {e}");
+            1
+        }
+    }
+}
+
+fn trials(site: Option<&Arc<Mutex<Site>>>) -> Vec<Trial> {
+    let cases: [(&str, Case); 7] = [
+        ("nodes become ready by one kubectl apply, and by nothing else", install::installed),
+        ("pods of both nodes reach each other and the nodes, without NAT", reach::everybody),
+        ("the daemons of all nodes are replaced without a lost packet", reach::replaced),
+        ("kubelets probe pods of an isolated partition that lets nobody else in", policy::partition),
+        ("a network policy by label holds for pods of both nodes, and follows labels", policy::labels),
+        ("why a pod has no network stands in its events", reach::events),
+        ("uninstalled, the nodes are what they were before", install::uninstalled),
+    ];
+    cases.into_iter().map(|(name, case)| trial(name, case, site.cloned())).collect()
+}
+
+fn trial(name: &str, case: Case, site: Option<Arc<Mutex<Site>>>) -> Trial {
+    Trial::test(name, move || {
+        let site = site.ok_or("there is no site")?;
+        let mut site = site.lock().map_err(|_| "a case before this one panicked")?;
+        if site.failed {
+            return Err("a case before this one failed: see there".into());
+        }
+        let held = case(&mut site);
+        site.failed = held.is_err();
+        held.map_err(Failed::from)
+    })
+}

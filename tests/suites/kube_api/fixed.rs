@@ -1,0 +1,93 @@
+//! Fixed addresses: by reservation alone, never held twice, announced and given back with the pod.
+
+use crate::site::{Case, SOON, Site};
+use bulkhead_lab::{Pod, Result, unmet, until};
+
+pub const CASES: &[(&str, Case)] = &[
+    ("a pod with a reservation gets its address, and nobody has it twice", given),
+    ("nobody grants himself an address", refused),
+];
+
+/// Of a partition with a part kept for reservations, and a pod of this node.
+fn objects(pod: &str, annotation: &str) -> String {
+    format!(
+        "apiVersion: v1\nkind: Namespace\nmetadata: {{name: vault}}\n---\n\
+         apiVersion: bulkhead.dev/v1alpha1\nkind: Partition\nmetadata: {{name: vault}}\n\
+         spec: {{policyID: 31, namespaces: [vault], podCIDRs: [10.66.0.0/16], fixedCIDRs: [10.66.15.0/28]}}\n---\n\
+         apiVersion: v1\nkind: Pod\nmetadata: {{name: {pod}, namespace: vault, annotations: {{{annotation}}}}}\n\
+         spec: {{nodeName: node1, containers: [{{name: c, image: none}}]}}\n---\n"
+    )
+}
+
+fn reservation(name: &str, pod: &str, address: &str) -> String {
+    format!(
+        "apiVersion: bulkhead.dev/v1alpha1\nkind: IPReservation\nmetadata: {{name: {name}, namespace: vault}}\n\
+         spec: {{pod: {pod}, addresses: [{address}]}}\n---\n"
+    )
+}
+
+/// What ADD says in the end.
+fn wait_add(site: &Site, pod: &mut Pod, words: &str) -> Result<()> {
+    until(&format!("ADD says {words}"), SOON, || match pod.add(&site.node) {
+        Ok(_) if words.is_empty() => Ok(Some(())),
+        Ok(_) => unmet(format!("connected as {}", pod.v4)),
+        Err(e) if !words.is_empty() && e.to_string().contains(words) => Ok(Some(())),
+        Err(e) => unmet(e.to_string()),
+    })
+}
+
+fn block(node: &str) -> String {
+    format!(
+        "apiVersion: bulkhead.dev/v1alpha1\nkind: IPBlock\nmetadata: {{name: 10-66-15-7-32}}\n\
+         spec: {{cidr: 10.66.15.7/32, partition: vault, node: {node}}}\n"
+    )
+}
+
+fn given(site: &mut Site) -> Result<()> {
+    // The former owner's node is cut off: its claim stands.
+    let held = site.control.write("held.yaml", &block("node2"))?;
+    site.control.kubectl(&["create", "-f", &held])?;
+    let wanted = objects("db-0", "bulkhead.dev/ip: 10.66.15.7");
+    site.control.apply(&(wanted + &reservation("db", "db-0", "10.66.15.7")))?;
+    let accepted = ["wait", "-n", "vault", "ipreservation/db", "--for=condition=Accepted", "--timeout=60s"];
+    site.control.kubectl(&accepted)?;
+    let mut pod = Pod::create(0, "vault", "db-0")?;
+    wait_add(site, &mut pod, "10.66.15.7 is held by block 10.66.15.7/32 of node node2")?;
+    site.control.kubectl(&["delete", "-f", &held])?;
+    wait_add(site, &mut pod, "")?;
+    let owner = ["get", "ipblock", "10-66-15-7-32", "-o", "jsonpath={.spec.node}"];
+    let (address, owner) = (pod.v4.to_string(), site.control.kubectl(&owner)?);
+    if (address.as_str(), owner.as_str()) != ("10.66.15.7", "node1") {
+        return unmet(format!("{address}, claimed by {owner}"));
+    }
+    pod.del(&site.node)?;
+    until("the address is given back", SOON, || {
+        let left = site.control.kubectl(&["get", "ipblocks", "-o", "name"])?;
+        if left.contains("10-66-15-7-32") { unmet(left) } else { Ok(Some(())) }
+    })
+}
+
+/// Goes on from the case before.
+fn refused(site: &mut Site) -> Result<()> {
+    site.control.apply(
+        &(objects("thief", "bulkhead.dev/ip: 10.66.15.7")
+            + &reservation("outside", "other", "10.66.3.3")
+            + &reservation("twice", "other2", "10.66.15.7")),
+    )?;
+    let mut pod = Pod::create(0, "vault", "thief")?;
+    wait_add(site, &mut pod, "no IPReservation of the namespace is for pod thief")?;
+    for (name, words) in [
+        ("outside", "10.66.3.3 lies outside spec.fixedCIDRs of partition vault, which are 10.66.15.0/28"),
+        ("twice", "10.66.15.7 is given by IPReservation/vault/db already"),
+    ] {
+        let path = "jsonpath={.status.conditions[0].message}";
+        until(&format!("the status of {name}"), SOON, || {
+            let said = site.control.kubectl(&["get", "-n", "vault", "ipreservation", name, "-o", path])?;
+            if said.contains(words) { Ok(Some(())) } else { unmet(said) }
+        })?;
+    }
+    site.control.kubectl(&["delete", "-n", "vault", "ipreservations", "--all"])?;
+    site.control.kubectl(&["delete", "-n", "vault", "pods", "--all", "--force", "--grace-period=0"])?;
+    site.control.kubectl(&["delete", "partition", "vault"])?;
+    site.wait_sound()
+}

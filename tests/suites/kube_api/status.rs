@@ -1,0 +1,159 @@
+//! What nodes make of the objects, on the objects' own status; and who may say so.
+
+use crate::{
+    rights::refusal,
+    site::{Case, SOON, Site},
+};
+use bulkhead_lab::{Error, Pod, Result, unmet, until};
+use serde_json::{Value, json};
+
+pub const CASES: &[(&str, Case)] = &[
+    ("a partition says which version of it how many nodes have in force", in_force),
+    ("every kind says whether it was accepted, and why not", accepted),
+    ("a daemon's token reports for its own node alone, and writes no status", own_report),
+    ("why a pod could not be connected stands in its events", event),
+];
+
+const REPORTS: &str = "apiVersion: v1\nkind: Node\nmetadata: {name: node3}\n---\n\
+    apiVersion: bulkhead.dev/v1alpha1\nkind: NodeReport\nmetadata: {name: node3}\nspec: {version: \"0\", generation: 1}\n";
+
+fn get(site: &Site, what: &[&str]) -> Result<Value> {
+    let text = site.control.kubectl(&[&["get", "-o", "json"], what].concat())?;
+    serde_json::from_str(&text).map_err(|e| Error::Unmet(e.to_string()))
+}
+
+/// The object comes to have this in its status, as far as it is given here.
+fn wait_status(
+    site: &Site,
+    what: &[&str],
+    condition: &[(&str, &str)],
+    numbers: &[(&str, i64)],
+) -> Result<()> {
+    until(&format!("the status of {what:?}"), SOON, || {
+        let object = get(site, what)?;
+        let status = &object["status"];
+        let empty = Vec::new();
+        let conditions = status["conditions"].as_array().unwrap_or(&empty);
+        let accepted = conditions.iter().find(|c| c["type"] == "Accepted").unwrap_or(&Value::Null);
+        let of_this_version = accepted["observedGeneration"] == object["metadata"]["generation"];
+        let says =
+            |(field, words): &(&str, &str)| accepted[*field].as_str().is_some_and(|s| s.contains(words));
+        let counts = |(field, number): &(&str, i64)| status[*field] == json!(number);
+        if of_this_version && condition.iter().all(says) && numbers.iter().all(counts) {
+            Ok(Some(()))
+        } else {
+            unmet(object.to_string())
+        }
+    })
+}
+
+fn partition(name: &str, id: u16, cidr: &str) -> String {
+    format!(
+        "apiVersion: bulkhead.dev/v1alpha1\nkind: Partition\nmetadata: {{name: {name}}}\n\
+         spec: {{policyID: {id}, podCIDRs: [{cidr}]}}\n---\n"
+    )
+}
+
+fn in_force(site: &mut Site) -> Result<()> {
+    let red: &[&str] = &["partition", "red"];
+    site.control.apply(&partition("red", 11, "10.71.0.0/16"))?;
+    wait_status(
+        site,
+        red,
+        &[("status", "True"), ("reason", "Accepted")],
+        &[("observedGeneration", 1), ("nodesInForce", 1), ("nodes", 1)],
+    )?;
+    // A second node, whose daemon has seen nothing.
+    site.control.apply(REPORTS)?;
+    wait_status(site, red, &[("status", "True")], &[("nodesInForce", 1), ("nodes", 2)])?;
+    // An edit overlaps with another, and is refused: what was in force stays, and does not count for it.
+    site.control.apply(&partition("blue", 12, "10.72.0.0/16"))?;
+    wait_status(site, &["partition", "blue"], &[("status", "True")], &[("nodesInForce", 1)])?;
+    site.control.apply(&partition("red", 11, "10.72.0.0/17"))?;
+    let overlap = "spec.podCIDRs[0]: 10.72.0.0/17 overlaps 10.72.0.0/16 of Partition/blue";
+    wait_status(
+        site,
+        red,
+        &[("status", "False"), ("reason", "Refused"), ("message", overlap), ("message", "(on 1 of 2 nodes)")],
+        &[("observedGeneration", 2), ("nodesInForce", 0), ("nodes", 2)],
+    )?;
+    site.control.apply(&partition("red", 11, "10.73.0.0/16"))?;
+    wait_status(site, red, &[("status", "True")], &[("observedGeneration", 3), ("nodesInForce", 1)])?;
+    site.control.kubectl(&["delete", "nodereport,node", "node3"])?;
+    wait_status(site, red, &[("status", "True")], &[("nodes", 1)])?;
+    let table = site.control.kubectl(&["get", "partition", "red"])?;
+    site.control.kubectl(&["delete", "partition", "--all"])?;
+    if !table.contains("True") {
+        return unmet(table);
+    }
+    Ok(())
+}
+
+fn accepted(site: &mut Site) -> Result<()> {
+    site.control.apply(
+        "apiVersion: bulkhead.dev/v1alpha1\nkind: NetworkGroup\nmetadata: {name: vms}\nspec: {cidrs: [172.30.9.0/24]}\n---\n\
+         apiVersion: bulkhead.dev/v1alpha1\nkind: BandwidthClass\nmetadata: {name: low}\nspec: {rate: 1G}\n---\n\
+         apiVersion: bulkhead.dev/v1alpha1\nkind: BGPConfiguration\nmetadata: {name: default}\nspec: {asn: 65010}\n---\n\
+         apiVersion: bulkhead.dev/v1alpha1\nkind: BGPPeer\nmetadata: {name: leaf}\n\
+         spec: {node: elsewhere, peerAddress: 172.30.7.1, peerASN: 65000}\n---\n\
+         apiVersion: bulkhead.dev/v1alpha1\nkind: BGPPeer\nmetadata: {name: nobody}\n\
+         spec: {node: elsewhere, peerAddress: 172.30.7.2, peerASN: 65000, group: missing}\n---\n\
+         apiVersion: policy.networking.k8s.io/v1alpha2\nkind: ClusterNetworkPolicy\nmetadata: {name: lock}\n\
+         spec: {tier: Admin, priority: 5, subject: {namespaces: {}}, ingress: [{action: Pass, from: [{namespaces: {}}]}]}\n",
+    )?;
+    for what in [
+        ["networkgroup", "vms"],
+        ["bandwidthclass", "low"],
+        ["bgpconfiguration", "default"],
+        ["bgppeer", "leaf"],
+        ["clusternetworkpolicy", "lock"],
+    ] {
+        wait_status(site, &what, &[("status", "True"), ("reason", "Accepted")], &[])?;
+    }
+    let refused = [("status", "False"), ("reason", "Refused"), ("message", "missing")];
+    wait_status(site, &["bgppeer", "nobody"], &refused, &[])?;
+    site.control.kubectl(&["delete", "-f", &site.control.applied()]).map(drop)
+}
+
+fn own_report(site: &mut Site) -> Result<()> {
+    let token = site.daemon_kubeconfig();
+    let own = get(site, &["nodereport", "node1"])?;
+    if own["metadata"]["ownerReferences"][0]["kind"] != "Node" {
+        return unmet(format!("the report does not go with its node: {own}"));
+    }
+    let file =
+        site.control.write("foreign-report.yaml", REPORTS.split("---\n").nth(1).unwrap_or_default())?;
+    let apply = ["apply", "--server-side", "--dry-run=server", "-f", &file];
+    let said = refusal(site, &token, &apply)?;
+    if !said.contains("the daemon of node `node1` may not report for node `node3`") {
+        return unmet(said);
+    }
+    for what in ["partitions.bulkhead.dev", "bgppeers.bulkhead.dev"] {
+        let status = ["auth", "can-i", "patch", what, "--subresource=status"];
+        if site.control.kubectl_as(&token, &status).is_ok() {
+            return unmet(format!("a daemon may write the status of {what}"));
+        }
+    }
+    Ok(())
+}
+
+fn event(site: &mut Site) -> Result<()> {
+    site.control.apply(
+        "apiVersion: v1\nkind: Namespace\nmetadata: {name: greedy}\n---\n\
+         apiVersion: v1\nkind: Pod\n\
+         metadata: {name: eater, namespace: greedy, annotations: {bulkhead.dev/bandwidth-class: huge}}\n\
+         spec: {nodeName: node1, containers: [{name: c, image: none}]}\n",
+    )?;
+    let mut pod = Pod::create(0, "greedy", "eater")?;
+    let path = "jsonpath={range .items[*]}{.reason}: {.message}{\"\\n\"}{end}";
+    until("the event says which class there is not", SOON, || {
+        // Again and again, as a kubelet does it.
+        if pod.add(&site.node).is_ok() {
+            return unmet("the pod was connected");
+        }
+        let events = site.control.kubectl(&["get", "events", "-n", "greedy", "-o", path])?;
+        let told = events.lines().any(|l| l.starts_with("InvalidConfiguration: ") && l.contains("huge"));
+        if told { Ok(Some(())) } else { unmet(events) }
+    })?;
+    site.control.kubectl(&["delete", "namespace", "greedy", "--wait=false"]).map(drop)
+}
