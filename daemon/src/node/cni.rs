@@ -137,7 +137,7 @@ impl Node {
         ranges: &[IpNetwork],
     ) -> Result<Vec<IpAddr>, ErrorReply> {
         let info = self.in_force.pods.get(&format!("{}/{}", pod.namespace, pod.name));
-        let asked = info.and_then(|i| i.annotations.get(ANNOTATION_IP)).map(String::as_str);
+        let asked = info.and_then(|i| i.annotations.get(ANNOTATION_IP));
         let reservations = self.in_force.reservations.iter();
         let of_namespace = reservations.filter_map(|(key, spec)| {
             let (namespace, name) = key.split_once('/')?;

@@ -85,7 +85,7 @@ impl ServiceTable {
         if !differ && self.facts.place.node == node {
             return false;
         }
-        let zone = nodes.get(node).and_then(|n| n.labels.get(ZONE_LABEL)).cloned();
+        let zone = nodes.get(node).and_then(|n| n.labels.get(ZONE_LABEL)).map(str::to_owned);
         let addresses = |n: &NodeInfo| n.addresses.iter().copied().filter(|a| !is_link_local(*a)).collect();
         let facts = Facts {
             place: Place { node: node.into(), zone },
