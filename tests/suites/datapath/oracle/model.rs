@@ -116,7 +116,17 @@ impl<'a> Model<'a> {
             header[..2].copy_from_slice(&src_port.to_be_bytes());
             header[2..4].copy_from_slice(&dst_port.to_be_bytes());
         }
-        Some(ip(&src, &dst, key.proto, header).network())
+        let mut packet = ip(&src, &dst, key.proto, header);
+        // As the sender of a long packet may have written it.
+        if choice & 1 << 40 != 0 {
+            packet.options = vec![1; 4];
+            packet.extensions = vec![(0, vec![0, 1, 4, 0, 0, 0, 0]), (60, vec![1; 15])];
+        }
+        if choice & 3 << 40 == 3 << 40 {
+            packet.payload.resize(16, 0);
+            packet.fragment = src.contains(':').then_some((7, 0, true));
+        }
+        Some(packet.network())
     }
 
     /// At the hook of a pod, with the origin mark it comes with (into a pod), and the pod at whose interface it came in.

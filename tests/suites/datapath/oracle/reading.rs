@@ -248,7 +248,8 @@ impl Reading {
         let inner = frame.get(self.transport + 8..)?;
         let (src, dst, proto, at) = if self.v6 {
             let head = inner.get(..40).filter(|h| h[0] >> 4 == 6)?;
-            (v6_addr(&head[8..24]), v6_addr(&head[24..40]), head[6], 40)
+            let (proto, at) = behind_extensions(inner, head[6])?;
+            (v6_addr(&head[8..24]), v6_addr(&head[24..40]), proto, at)
         } else {
             let whole = |h: &&[u8]| h[0] >> 4 == 4 && h[0] & 15 >= 5 && short(h, 6) & 0x1fff == 0;
             let head = inner.get(..20).filter(whole)?;
@@ -258,6 +259,31 @@ impl Reading {
         let has_flow = !matches!(proto, PROTO_ICMP | PROTO_ICMPV6) || echo(proto, header[0]).is_some();
         (src == self.dst && has_flow).then(|| key(src, dst, ports(proto, header).0, proto))
     }
+}
+
+/// Protocol and place of the transport header in an IPv6 packet that may end anywhere; none of a later fragment.
+fn behind_extensions(packet: &[u8], mut next: u8) -> Option<(u8, usize)> {
+    let end = 40 + usize::from(short(packet, 4));
+    let (mut at, mut in_pieces) = (40, false);
+    for _ in 0..8 {
+        if ![0, 43, 44, 51, 60].contains(&next) {
+            return Some((next, at));
+        }
+        let header = packet.get(at..at + 8).filter(|_| at + 8 <= end)?;
+        let length = usize::from(header[1]);
+        at += match next {
+            44 => 8,
+            51 => (length + 2) * 4,
+            _ => (length + 1) * 8,
+        };
+        let fragment = if next == 44 { short(header, 2) & 0xfff9 } else { 0 };
+        if fragment != 0 {
+            let is_first = fragment == 1 && !in_pieces && end > at && (end - at).is_multiple_of(8);
+            in_pieces = is_first.then_some(true)?;
+        }
+        next = header[0];
+    }
+    None
 }
 
 fn key(src: Addr, dst: Addr, (src_port, dst_port): (u16, u16), proto: u8) -> FlowKey {
