@@ -35,7 +35,7 @@ struct Drain {
 
 impl Drain {
     fn left(&self, now: u64) -> u64 {
-        (self.since + self.withdraw_after).saturating_sub(now)
+        self.since.saturating_add(self.withdraw_after).saturating_sub(now)
     }
 
     fn leaving(&self, now: u64) -> Leaving {
@@ -150,6 +150,8 @@ mod tests {
         }
         // A clock that was set back withdraws nothing anew and forgets nothing.
         assert_eq!(drains.services(10), Leaving::Marked);
+        drains.command(&request(DrainScope::Services, u64::MAX), 2000);
+        assert_eq!(drains.services(u64::MAX - 1), Leaving::Marked, "never");
         drains.command(&DrainRequest { undo: true, ..request(DrainScope::Services, 60) }, 2000);
         assert_eq!(drains, Drains::default());
     }

@@ -11,6 +11,8 @@ mod demo;
 mod packet;
 mod paths;
 
+pub use bgp::{RECEIVER, receiver};
+
 use crate::{Context, Result, enter, figure::Figure, unmet};
 use std::{fs, path::Path};
 
@@ -21,7 +23,7 @@ pub struct Group {
 }
 
 pub const GROUPS: &[Group] = &[
-    Group { name: "bgp", what: "the speaker: reading UPDATEs, and holding what they say", run: bgp::run },
+    Group { name: "bgp", what: "the speaker, beside BIRD, FRR and GoBGP", run: bgp::run },
     Group { name: "cni", what: "the plugin: its size, and its own time in a call", run: cni::run },
     Group {
         name: "compile",

@@ -20,6 +20,9 @@ fn measure() -> Result<bool> {
     let Some(directory) = env::args().nth(1) else {
         return unmet("where do the results go? bulkhead-bench DIRECTORY");
     };
+    if directory == bench::RECEIVER {
+        return bench::receiver().map(|()| true);
+    }
     let only = env::var("ONLY").ok().filter(|name| !name.is_empty());
     bench::run(Path::new(&directory), only.as_deref())
 }

@@ -148,7 +148,8 @@ pub fn objects(random: &mut Random) -> Objects {
         let addresses = (0..1 + random.below(2)).map(|_| anywhere(random)).collect();
         let control_plane = random.percent(50);
         let labels = policies::pod(random).labels;
-        objects.nodes.insert(format!("node-{i}"), Arc::new(NodeInfo { addresses, control_plane, labels }));
+        let node = NodeInfo { addresses, control_plane, labels, drain_routes: None };
+        objects.nodes.insert(format!("node-{i}"), Arc::new(node));
     }
     policies::add(random, &mut objects);
     objects

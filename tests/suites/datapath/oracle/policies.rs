@@ -7,9 +7,9 @@ use super::{
 use bulkhead_api::objects::{
     ClusterEgressRule, ClusterIngressRule, ClusterNetworkPolicySpec, ClusterPolicyAction, ClusterPolicyPeer,
     ClusterPolicyPort, ClusterPolicyPortRange, ClusterPolicyPorts, ClusterPolicyProtocol,
-    ClusterPolicySubject, ClusterPolicyTier, IPBlock, IntOrString, LabelSelector, LabelSelectorRequirement,
-    NamespacedPods, NetworkPolicyEgressRule, NetworkPolicyIngressRule, NetworkPolicyPeer, NetworkPolicyPort,
-    NetworkPolicySpec, Protocol,
+    ClusterPolicySubject, ClusterPolicyTier, LabelSelector, LabelSelectorRequirement, NamespacedPods,
+    NetworkPolicyPeer, NetworkPolicyPort, NetworkPolicyRule, NetworkPolicySpec, NumberOrName, PolicyIpBlock,
+    Protocol,
 };
 use bulkhead_policy::{ContainerPort, Labels, Objects, Pod, Sourced};
 use std::{collections::BTreeSet, sync::Arc};
@@ -63,15 +63,15 @@ pub fn pod(random: &mut Random) -> Pod {
 /// Names of rules, as counters and drops have them, that ask for ports by name.
 pub fn by_named_ports(objects: &Objects) -> BTreeSet<String> {
     let mut names = BTreeSet::new();
-    let is_name = |p: &NetworkPolicyPort| matches!(p.port, Some(IntOrString::String(_)));
+    let is_name = |p: &NetworkPolicyPort| matches!(p.port, Some(NumberOrName::Name(_)));
     for (key, policy) in &objects.network_policies {
-        for (i, rule) in policy.spec.ingress.iter().flatten().enumerate() {
-            if rule.ports.iter().flatten().any(is_name) {
+        for (i, rule) in policy.spec.ingress.iter().enumerate() {
+            if rule.ports.iter().any(is_name) {
                 names.insert(format!("NetworkPolicy/{key} ingress[{i}]"));
             }
         }
-        for (i, rule) in policy.spec.egress.iter().flatten().enumerate() {
-            if rule.ports.iter().flatten().any(is_name) {
+        for (i, rule) in policy.spec.egress.iter().enumerate() {
+            if rule.ports.iter().any(is_name) {
                 names.insert(format!("NetworkPolicy/{key} egress[{i}]"));
             }
         }
@@ -106,40 +106,40 @@ fn selector(random: &mut Random) -> LabelSelector {
         let key = random.pick(&["a", "b", "kubernetes.io/metadata.name"]);
         let operator = random.pick(&["In", "NotIn", "Exists", "DoesNotExist"]);
         let values: &[&str] = if key.len() > 1 { &NAMESPACES } else { &["x", "y", "z"] };
-        let values = operator.ends_with("In").then(|| vec![random.pick(values).to_string()]);
+        let values = if operator.ends_with("In") { [random.pick(values).into()].into() } else { [].into() };
         LabelSelectorRequirement { key: key.into(), operator: operator.into(), values }
     };
     LabelSelector {
-        match_labels: maybe(random, 40, labels),
-        match_expressions: maybe(random, 30, |r| some(r, 2, requirement)),
+        match_labels: maybe(random, 40, labels).unwrap_or_default(),
+        match_expressions: maybe(random, 30, |r| some(r, 2, requirement)).unwrap_or_default().into(),
     }
 }
 
 fn network_policy(random: &mut Random) -> NetworkPolicySpec {
-    let peers = |r: &mut Random| maybe(r, 80, |r| some(r, 2, peer));
-    let ports = |r: &mut Random| maybe(r, 60, |r| some(r, 2, policy_port));
-    let ingress =
-        |r: &mut Random| some(r, 2, |r| NetworkPolicyIngressRule { from: peers(r), ports: ports(r) });
-    let egress = |r: &mut Random| some(r, 2, |r| NetworkPolicyEgressRule { to: peers(r), ports: ports(r) });
-    let types = |r: &mut Random| some(r, 2, |r| r.pick(&["Ingress", "Egress"]).to_string());
+    let rule = |r: &mut Random| NetworkPolicyRule {
+        peers: maybe(r, 80, |r| some(r, 2, peer)).unwrap_or_default().into(),
+        ports: maybe(r, 60, |r| some(r, 2, policy_port)).unwrap_or_default().into(),
+    };
+    let types = |r: &mut Random| some(r, 2, |r| r.pick(&["Ingress", "Egress"]).into());
     NetworkPolicySpec {
-        pod_selector: maybe(random, 50, selector),
-        policy_types: maybe(random, 50, types),
-        ingress: maybe(random, 70, ingress),
-        egress: maybe(random, 60, egress),
+        pod_selector: maybe(random, 50, selector).unwrap_or_default(),
+        policy_types: maybe(random, 50, types).unwrap_or_default().into(),
+        ingress: maybe(random, 70, |r| some(r, 2, rule)).unwrap_or_default().into(),
+        egress: maybe(random, 60, |r| some(r, 2, rule)).unwrap_or_default().into(),
     }
 }
 
 fn peer(random: &mut Random) -> NetworkPolicyPeer {
     if random.percent(30) {
         let block = block(random);
-        let except = block.except.iter().map(ToString::to_string).collect();
-        let ip_block = Some(IPBlock { cidr: block.cidr.to_string(), except: Some(except) });
+        let except = block.except.iter().map(|net| net.to_string().into()).collect();
+        let ip_block = Some(Box::new(PolicyIpBlock { cidr: block.cidr.to_string().into(), except }));
         return NetworkPolicyPeer { ip_block, ..NetworkPolicyPeer::default() };
     }
     let namespace_selector = maybe(random, 60, selector);
     let alone = namespace_selector.is_none();
     let pod_selector = maybe(random, if alone { 100 } else { 60 }, selector);
+    let [pod_selector, namespace_selector] = [pod_selector, namespace_selector].map(|s| s.map(Box::new));
     NetworkPolicyPeer { ip_block: None, pod_selector, namespace_selector }
 }
 
@@ -147,11 +147,11 @@ fn policy_port(random: &mut Random) -> NetworkPolicyPort {
     let (a, b) = (i32::from(port(random).max(1)), i32::from(port(random).max(1)));
     let (port, end_port) = match random.below(4) {
         0 => (None, None),
-        1 => (Some(IntOrString::Int(a)), None),
-        2 => (Some(IntOrString::Int(a.min(b))), Some(a.max(b))),
-        _ => (Some(IntOrString::String(random.pick(&NAMES).into())), None),
+        1 => (Some(NumberOrName::Number(a)), None),
+        2 => (Some(NumberOrName::Number(a.min(b))), Some(a.max(b))),
+        _ => (Some(NumberOrName::Name(random.pick(&NAMES).into())), None),
     };
-    let protocol = maybe(random, 70, |r| r.pick(&["TCP", "TCP", "UDP", "SCTP"]).to_string());
+    let protocol = maybe(random, 70, |r| r.pick(&["TCP", "TCP", "UDP", "SCTP"]).into());
     NetworkPolicyPort { protocol, port, end_port }
 }
 

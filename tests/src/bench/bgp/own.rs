@@ -2,6 +2,7 @@
 //!
 //! Bytes as a router sends them go through the codec, and through a whole neighbour; sockets are left out.
 
+use super::feed::{PACKED, few, update};
 use crate::{Result, figure::Figure, unmet};
 use bulkhead_bgp::{
     Family,
@@ -9,9 +10,8 @@ use bulkhead_bgp::{
     filter::Filter,
     fsm::{ConnId, Connection, Input, Restart, Settings, Timers},
     neighbour::{Neighbour, Policy},
-    wire::{AsPath, Attributes, Capability, Context, Framer, Message, Open, Reach, Update},
+    wire::{Attributes, Capability, Context, Framer, Message, Open},
 };
-use ipnetwork::IpNetwork;
 use nix::time::{ClockId, clock_gettime};
 use std::{fs, hint::black_box, net::IpAddr, net::Ipv4Addr, time::Duration};
 
@@ -22,8 +22,6 @@ const CONTEXT: Context = Context {
     add_path: [false; 2],
     link_local: false,
 };
-/// What fits in a message of 4,096 octets beside a few attributes.
-const PACKED: usize = 900;
 
 pub fn run() -> Result<Vec<Figure>> {
     let mut figures = vec![
@@ -48,22 +46,6 @@ fn resident() -> Result<f64> {
     let text = fs::read_to_string("/proc/self/statm")?;
     let pages = text.split(' ').nth(1).and_then(|pages| pages.parse::<f64>().ok());
     pages.map_or_else(|| unmet("no resident pages"), |pages| Ok(pages * 4096.0 / 1e6))
-}
-
-fn prefix(index: usize) -> IpNetwork {
-    let address = Ipv4Addr::from_bits(0x0100_0000 + ((index as u32) << 8));
-    IpNetwork::new(address.into(), 24).unwrap_or_else(|_| IpNetwork::from(IpAddr::V4(address)))
-}
-
-/// `each` prefixes that share one set of attributes.
-fn update(first: usize, each: usize, attributes: &Attributes) -> Vec<u8> {
-    let prefixes = (first..first + each).map(prefix).collect();
-    let reach = Reach::new(Family::Ipv4Unicast, IpAddr::from([192, 0, 2, 1]), prefixes);
-    Message::Update(Update::announce(attributes.clone(), reach)).encode(CONTEXT)
-}
-
-fn few() -> Attributes {
-    Attributes { as_path: AsPath::sequence([65020, 65030]), ..Attributes::default() }
 }
 
 /// CPU for one reading of `bytes`, in ns.
@@ -100,13 +82,7 @@ fn decode_attributes() -> Result<f64> {
 fn receive(count: usize, each: usize) -> Result<(Duration, f64)> {
     let id = ConnId(1);
     let mut neighbour = established(id);
-    let stream: Vec<u8> = (0..count)
-        .step_by(each)
-        .flat_map(|first| {
-            let attributes = Attributes { med: Some(first as u32), ..few() };
-            update(first, each.min(count - first), &attributes)
-        })
-        .collect();
+    let stream = super::feed::stream(0, count, each);
     let (memory, start) = (resident()?, cpu()?);
     for part in stream.chunks(65_536) {
         black_box(neighbour.handle(Duration::ZERO, Input::Received(id, part.to_vec())));
@@ -117,9 +93,9 @@ fn receive(count: usize, each: usize) -> Result<(Duration, f64)> {
 
 fn established(id: ConnId) -> Neighbour {
     let settings = Settings {
-        local_asn: 65010,
+        local_asn: 65020,
         router_id: Ipv4Addr::new(10, 0, 0, 10),
-        peer_asn: 65020,
+        peer_asn: 65010,
         timers: Timers { hold: 90, connect_retry: 5, send_hold: 0 },
         families: Family::ALL.to_vec(),
         restart: Restart { time: 60, restarting: false, forwarding_preserved: false },
@@ -130,7 +106,7 @@ fn established(id: ConnId) -> Neighbour {
         seed: 1,
     };
     let policy = Policy {
-        asn: 65010,
+        asn: 65020,
         remove_private_as: false,
         next_hops: NextHops::default(),
         export: Filter::ACCEPT,
@@ -141,10 +117,10 @@ fn established(id: ConnId) -> Neighbour {
     };
     let mut neighbour = Neighbour::new(settings, policy, Duration::ZERO);
     let open = Open {
-        asn: 65020,
+        asn: 65010,
         hold_time: 90,
         router_id: Ipv4Addr::new(10, 0, 0, 20),
-        capabilities: vec![Capability::Multiprotocol(Family::Ipv4Unicast), Capability::FourOctetAs(65020)],
+        capabilities: vec![Capability::Multiprotocol(Family::Ipv4Unicast), Capability::FourOctetAs(65010)],
     };
     let connection = Connection { id, local: IpAddr::from([192, 0, 2, 2]) };
     let received = |message: Message| Input::Received(id, message.encode(CONTEXT));
