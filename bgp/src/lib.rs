@@ -33,8 +33,8 @@ pub mod wire;
 
 #[cfg(feature = "tokio")]
 pub use driver::{
-    Change, Direction, LearnedFeed, LearnedRoutes, Messages, Password, PeerConfig, PeerStatus, PrefixAtPeer, Remote,
-    RouteView, Routes, Speaker, SpeakerConfig, SpeakerError, Station, StationStatus, Ttl,
+    Change, Direction, LearnedFeed, LearnedRoutes, Messages, Password, PeerConfig, PeerStatus, PrefixAtPeer,
+    Remote, RouteView, Routes, Speaker, SpeakerConfig, SpeakerError, Station, StationStatus, Ttl,
 };
 pub use export::RouteAttributes;
 pub use family::Family;

@@ -96,7 +96,8 @@ fn which(all: &Found, wanted: impl Fn(&Endpoint) -> bool) -> BTreeSet<SocketAddr
 }
 
 fn cluster(world: &World, all: &Found) -> BTreeSet<SocketAddr> {
-    let zone = world.nodes.get(NODE).and_then(|n| n.labels.get("topology.kubernetes.io/zone").map(str::to_owned));
+    let zone =
+        world.nodes.get(NODE).and_then(|n| n.labels.get("topology.kubernetes.io/zone").map(str::to_owned));
     let ready = which(all, |e| e.ready);
     if ready.is_empty() {
         return which(all, |e| e.serving && e.terminating);
@@ -191,7 +192,12 @@ fn node(n: u8) -> impl Strategy<Value = NodeInfo> {
             let labels = zone.map(|z| ("topology.kubernetes.io/zone".to_string(), z.to_string()));
             let mut addresses = vec![ip(false, 30, n)];
             addresses.extend(both.then(|| ip(true, 30, n)));
-            NodeInfo { addresses, control_plane: false, drain_routes: None, labels: labels.into_iter().collect() }
+            NodeInfo {
+                addresses,
+                control_plane: false,
+                drain_routes: None,
+                labels: labels.into_iter().collect(),
+            }
         },
     )
 }

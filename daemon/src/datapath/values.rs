@@ -3,8 +3,8 @@
 use super::sys::Plain;
 use bulkhead_ebpf_abi::{
     Addr, BackendAddr, BackendKey, Cell, Counter, Delivery, DropKey, Endpoint, Flow, FlowKey, FlowName,
-    FragmentKey, FrontendKey, FrontendValue, Identity, MemberKey, PolicyDir, PortDirectory, PortPage, RecentKey,
-    RuleCounter, Share,
+    FragmentKey, FrontendKey, FrontendValue, Identity, MemberKey, PolicyDir, PortDirectory, PortPage,
+    RecentKey, RuleCounter, Share,
 };
 
 /// A key or value handed to aya, whose trait cannot be implemented for another crate's types.

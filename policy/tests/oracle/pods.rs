@@ -21,7 +21,8 @@ pub(super) fn any_selector() -> impl Strategy<Value = LabelSelector> {
     let keys = select(vec!["a", "b", "kubernetes.io/metadata.name"]);
     let requirement = (keys, operators, values).prop_map(|(key, operator, values)| {
         let known = if key.len() > 1 { NAMESPACES } else { ["x", "y", "z"] };
-        let values = values.into_iter().filter(|_| operator.ends_with("In")).map(|n| known[n].into()).collect();
+        let values =
+            values.into_iter().filter(|_| operator.ends_with("In")).map(|n| known[n].into()).collect();
         LabelSelectorRequirement { key: key.into(), operator: operator.into(), values }
     });
     let expressions = prop_oneof![

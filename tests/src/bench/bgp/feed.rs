@@ -14,8 +14,13 @@ use std::{
     time::Duration,
 };
 
-pub const CONTEXT: Context =
-    Context { four_octet_as: true, external: true, extended_messages: false, add_path: [false; 2] };
+pub const CONTEXT: Context = Context {
+    four_octet_as: true,
+    external: true,
+    extended_messages: false,
+    add_path: [false; 2],
+    link_local: false,
+};
 /// What fits in a message of 4,096 octets beside a few attributes.
 pub const PACKED: usize = 900;
 /// The sender does not speak meanwhile.
