@@ -1,16 +1,15 @@
 //! `diff --objects`: the comparison on files alone, without a daemon.
 //!
-//! The directory stands for what is in force, as a daemon would read it; no node's own reach counts, and no connection is
-//! known.
+//! The directory stands for what is in force, as a daemon would read it; no connection is known.
 
 use bulkhead_api::messages::{DiffRequest, ObjectError, PolicyDiff};
 use bulkhead_policy::{
-    Interner, Objects, admit, changes,
+    EAGER_PARTITIONS, Interner, Local, Objects, admit, changes, compile,
     diff::{Diff, Side},
     files::{self, Snapshot},
 };
 use ipnetwork::IpNetwork;
-use std::{fs, io, net::IpAddr, path::Path};
+use std::{collections::BTreeSet, fs, io, net::IpAddr, path::Path};
 
 /// What a node's configuration says besides the objects.
 #[derive(clap::Args, Debug)]
@@ -31,6 +30,8 @@ pub enum OfflineError {
     Refused(Vec<ObjectError>),
     #[error(transparent)]
     TooLarge(#[from] bulkhead_policy::CompileError),
+    #[error("the change would not come into force: {0}")]
+    NoRoom(#[from] bulkhead_policy::NoRoom),
 }
 
 fn lines(errors: &[ObjectError]) -> String {
@@ -43,11 +44,20 @@ pub fn diff(directory: &Path, request: &DiffRequest, cluster: &Cluster) -> Resul
     let after = files::edited(&before, request).map_err(|e| OfflineError::Refused(vec![e]))?;
     let before = admitted(&Objects::default(), before, cluster)?;
     let after = admitted(&before, after, cluster)?;
+    check_room(&after)?;
     let mut interner = Interner::default();
     let mut side = |objects| Side::of(objects, &mut interner, "", &[]);
     let (was, is) = (side(&before)?, side(&after)?);
     let diff = Diff::of(&was, &is);
     Ok(PolicyDiff { changed: changes(&before, &after), changes: diff.changes, cut_connections: 0 })
+}
+
+/// Of what every node's tables hold; what a node's own pods ask besides is for its daemon to say.
+fn check_room(objects: &Objects) -> Result<(), OfflineError> {
+    let none = BTreeSet::new();
+    let partitions = (objects.partitions.len() > EAGER_PARTITIONS).then_some(&none);
+    let local = Local { node: "", pods: &[], partitions, former: None };
+    Ok(compile(objects, &mut Interner::default(), &local)?.check_room()?)
 }
 
 fn admitted(before: &Objects, snapshot: Snapshot, cluster: &Cluster) -> Result<Objects, OfflineError> {

@@ -274,4 +274,15 @@ no live connection of this node would be cut
     let wrong = diff(&ISOLATED.replace("port: 5432", "port: 543200"));
     assert_eq!(wrong.status, 2);
     assert!(wrong.err.contains("spec.ingress[0].ports[0].port"), "{}", wrong.err);
+    let cidrs =
+        (0..33_000).map(|n| format!("100.64.{}.{}/32", n / 256, n % 256)).collect::<Vec<_>>().join(", ");
+    let large = diff(&format!(
+        "apiVersion: bulkhead.dev/v1alpha1\nkind: NetworkGroup\nmetadata: {{name: many}}\nspec: {{cidrs: [{cidrs}]}}\n"
+    ));
+    assert_eq!(large.status, 2, "{}", large.err);
+    assert!(
+        large.err.contains("IDENTITY_PREFIX needs 33001 entries and has room for 32768"),
+        "{}",
+        large.err
+    );
 }

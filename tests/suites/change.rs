@@ -4,6 +4,8 @@
 mod counters;
 #[path = "change/cuts.rs"]
 mod cuts;
+#[path = "change/explained.rs"]
+mod explained;
 #[path = "change/policies.rs"]
 mod policies;
 
@@ -56,7 +58,7 @@ type Shared = Arc<Mutex<Option<Lab>>>;
 type Run = fn(&mut Lab) -> Result<()>;
 
 fn trials(lab: &Shared) -> Vec<Trial> {
-    let all: [(&str, Run); 17] = [
+    let all: [(&str, Run); 20] = [
         ("a rule counts what passed under it", counters::rules_count_what_passed),
         ("rules never hit are listed", counters::rules_never_hit_are_listed),
         (
@@ -104,6 +106,12 @@ fn trials(lab: &Shared) -> Vec<Trial> {
             "a ClusterNetworkPolicy with what is not supported is refused by field, and the rest is in force",
             cuts::an_unsupported_cluster_policy_is_refused_by_field_and_the_rest_comes_into_force,
         ),
+        ("explain has network groups at either end", explained::groups_at_either_end),
+        (
+            "explain knows that a node reaches its own pods, and which those are",
+            explained::a_node_and_its_own_pods_elsewhere,
+        ),
+        ("explain tells a policy's rule with its line", explained::a_policys_rule_with_its_line),
     ];
     all.into_iter()
         .map(|(name, run)| {

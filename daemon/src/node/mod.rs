@@ -45,8 +45,8 @@ use bulkhead_ebpf_abi::{
     Addr, Connections, ID_WORLD, IDENTITY_LOCAL_POD, Identity, RULE_FIRST_DYNAMIC, Sizes,
 };
 use bulkhead_policy::{
-    Admitted, Compiled, Interner, Local, LocalPod, NodeInfo, Objects, Sourced, admit_change, compile,
-    compile_at_once,
+    Admitted, Compiled, EAGER_PARTITIONS, Interner, Local, LocalPod, NodeInfo, Objects, Sourced,
+    admit_change, compile, compile_at_once,
 };
 use std::{
     collections::{BTreeMap, BTreeSet},
@@ -574,10 +574,6 @@ const BGP_FILE: &str = "bgp.json";
 /// What was last announced.
 const ANNOUNCED_FILE: &str = "announced.json";
 const DEFAULT_MTU: u32 = 1500;
-
-/// Up to so many partitions all have their policy in the tables, so that a pod that comes needs no generation; the rows of
-/// the tables grow with policies times classes, so beyond it only those do that pods of this node have.
-const EAGER_PARTITIONS: usize = 128;
 
 /// What this node needs of the objects; `none` is an empty set.
 fn local_of<'a>(

@@ -45,6 +45,10 @@ use std::{
 };
 pub(crate) use tiers::{TIERS, cell};
 
+/// Up to so many partitions all have their policy in a node's tables, so that a pod that comes needs no generation; the rows
+/// of the tables grow with policies times classes, so beyond it only those do that pods of the node have.
+pub const EAGER_PARTITIONS: usize = 128;
+
 /// The node that tables are for, and whose policies it needs.
 #[derive(Clone, Copy, Debug)]
 pub struct Local<'a> {

@@ -58,8 +58,8 @@ fn select_namespaces(
         let partition = Arc::make_mut(objects.partitions.get_mut(name).unwrap());
         let own = partition.spec.namespaces.clone();
         let picked = NAMESPACES.map(String::from).into_iter().filter(|namespace| {
-            let mut labels = namespaces.get(namespace).map(|l| Labels::clone(l)).unwrap_or_default();
-            labels.insert("kubernetes.io/metadata.name".into(), namespace.clone());
+            let labels = namespaces.get(namespace).map(|l| Labels::clone(l)).unwrap_or_default();
+            let labels = labels.with("kubernetes.io/metadata.name", namespace);
             let told = namespaces.contains_key(namespace) || taken.contains(namespace);
             told && !own.contains(namespace) && selector::matches(&selector, &labels)
         });

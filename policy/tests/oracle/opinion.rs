@@ -126,8 +126,8 @@ pub fn partition_of_namespace<'a>(objects: &'a Objects, namespace: &str) -> &'a 
             return name;
         }
     }
-    let mut labels = objects.namespaces.get(namespace).map(|l| Labels::clone(l)).unwrap_or_default();
-    labels.insert("kubernetes.io/metadata.name".into(), namespace.into());
+    let labels = objects.namespaces.get(namespace).map(|l| Labels::clone(l)).unwrap_or_default();
+    let labels = labels.with("kubernetes.io/metadata.name", namespace);
     for (name, partition) in &objects.partitions {
         if let Some(selector) = &partition.spec.namespace_selector
             && network_policy::picks(selector, &labels)

@@ -5,12 +5,12 @@ use bulkhead_api::messages::{DiffRequest, FileText, PolicyDiff};
 use bulkhead_lab::{Lab, Result, unmet, until, wait::until_true};
 use std::{
     io::{Read, Write},
-    net::{SocketAddr, TcpListener, TcpStream},
+    net::{Shutdown, SocketAddr, TcpListener, TcpStream},
 };
 
-const POLICY: &str = "policy.yaml";
+pub const POLICY: &str = "policy.yaml";
 /// Only pods called `front` reach payments, on one port.
-const NETWORK_POLICY: &str = "
+pub const NETWORK_POLICY: &str = "
 apiVersion: networking.k8s.io/v1
 kind: NetworkPolicy
 metadata: {name: db, namespace: payments}
@@ -59,6 +59,14 @@ impl Live {
 
     pub fn is_alive(&mut self) -> bool {
         self.caller.write_all(b"x").is_ok() && self.called.read_exact(&mut [0]).is_ok()
+    }
+}
+
+/// One end after the other: the entry is closed once it has seen both, and two processors at once may lose one.
+impl Drop for Live {
+    fn drop(&mut self) {
+        let _ = self.caller.shutdown(Shutdown::Write);
+        while matches!(self.called.read(&mut [0; 64]), Ok(1..)) {}
     }
 }
 
