@@ -4,7 +4,13 @@ use crate::prefix::Prefix;
 use bulkhead_api::objects::{IpBlockPeer, IpNetwork};
 use bulkhead_ebpf_abi::{SLOT_SCTP, SLOT_UDP};
 use serde::{Deserialize, Serialize};
-use std::{cmp::Ordering, fmt, ops::Deref, sync::Arc};
+use std::{
+    cmp::Ordering,
+    fmt,
+    hash::{Hash, Hasher},
+    ops::Deref,
+    sync::Arc,
+};
 
 /// A container port's name and what it stands for; the protocol as a slot of the port tables.
 #[derive(Clone, Debug, PartialEq, Eq, Hash, PartialOrd, Ord, Serialize, Deserialize)]
@@ -34,7 +40,7 @@ pub(crate) struct Block {
 }
 
 /// One for many: compared at a glance where it is the very same.
-#[derive(Debug, Hash, Serialize, Deserialize)]
+#[derive(Debug, Serialize, Deserialize)]
 pub(crate) struct Shared<T>(Arc<T>);
 
 impl<T> Shared<T> {
@@ -64,6 +70,12 @@ impl<T: PartialEq> PartialEq for Shared<T> {
 }
 
 impl<T: Eq> Eq for Shared<T> {}
+
+impl<T: Hash> Hash for Shared<T> {
+    fn hash<H: Hasher>(&self, state: &mut H) {
+        self.0.hash(state);
+    }
+}
 
 impl<T: Ord> PartialOrd for Shared<T> {
     fn partial_cmp(&self, other: &Self) -> Option<Ordering> {

@@ -51,8 +51,8 @@ fn rules(spec: &NetworkPolicySpec, dir: u32) -> &[NetworkPolicyRule] {
 
 fn is_peer(objects: &Objects, own_namespace: &str, peer: &NetworkPolicyPeer, packet: &Packet) -> bool {
     if let Some(block) = &peer.ip_block {
-        let holds = |text: &Box<str>| text.parse::<IpNetwork>().unwrap().contains(packet.peer);
-        return holds(&block.cidr) && !block.except.iter().any(holds);
+        let holds = |text: &str| text.parse::<IpNetwork>().unwrap().contains(packet.peer);
+        return holds(&block.cidr) && !block.except.iter().any(|e| holds(e));
     }
     let everybody = LabelSelector::default();
     let pods = peer.pod_selector.as_deref().unwrap_or(&everybody);
