@@ -31,8 +31,8 @@ fn the_objects_of_the_guide_are_accepted_as_they_stand() {
         }
     }
     assert_eq!(
-        kinds, 10,
-        "Partition, NetworkGroup, BandwidthClass, BGPConfiguration twice, BGPPeer four times, and the other one"
+        kinds, 12,
+        "Partition, NetworkGroup, BandwidthClass, BGPConfiguration twice, BGPPeer four times, Service, EndpointSlice, and the other one"
     );
     let (_, refused) = admit(&Objects::default(), snapshot.policy);
     assert!(refused.is_empty(), "{refused:?}");
