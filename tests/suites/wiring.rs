@@ -192,8 +192,8 @@ async fn failure_leaves_nothing() {
         node.del(&pod).await;
         failures += 1;
     }
-    // Discard routes, pair, pod's side, queues, endpoint, two addresses, programs, host side.
-    assert_eq!(failures, 9);
+    // Discard routes, pair, pod's side, queues, endpoint, two addresses, namespace, programs, host side.
+    assert_eq!(failures, 10);
 }
 
 async fn add_without_namespace() {

@@ -396,8 +396,12 @@ impl<N: Net, C: BlockClaims> Endpoints<N, C> {
             Ok::<_, Cause>(effect::remove(&self.store, key).await?)
         };
         sweep.await.map_err(|e| reply(code::WIRING, "cannot remove the endpoint", e.to_string()))?;
-        self.unreadable.remove(key);
+        let unreadable = self.unreadable.remove(key).is_some();
         self.free(&addresses);
+        if unreadable {
+            let removed = self.remove_namespaces(maps);
+            removed.map_err(|e| reply(code::WIRING, "cannot remove the endpoint", e.to_string()))?;
+        }
         Ok(())
     }
 }

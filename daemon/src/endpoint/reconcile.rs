@@ -203,14 +203,17 @@ impl<N: Net, C: BlockClaims> Endpoints<N, C> {
             report.ownerless.push(format!("pins of {name}"));
         }
         self.remove_entries(maps, &indexes, report)?;
-        let cookies: BTreeSet<_> = self.iter().map(|r| r.netns_cookie).collect();
-        // Of a record that cannot be read nobody knows the namespace.
-        if self.unreadable.is_empty() {
-            for cookie in maps.netns()?.difference(&cookies) {
-                maps.remove_netns(*cookie)?;
-            }
+        Ok(self.remove_namespaces(maps)?)
+    }
+
+    /// Of a record that cannot be read nobody knows the namespace: while there is one, all stay.
+    pub(super) fn remove_namespaces<M: PodMaps>(&self, maps: &mut M) -> Result<(), DatapathError> {
+        if !self.unreadable.is_empty() {
+            return Ok(());
         }
-        Ok(())
+        let known: BTreeSet<_> = self.iter().map(|r| r.netns_cookie).collect();
+        let there = maps.netns()?;
+        there.difference(&known).try_for_each(|cookie| maps.remove_netns(*cookie))
     }
 
     async fn remove_interfaces(

@@ -10,6 +10,7 @@ mod daemon;
 mod demo;
 mod packet;
 mod paths;
+mod services;
 
 pub use bgp::{RECEIVER, receiver};
 
@@ -38,6 +39,7 @@ pub const GROUPS: &[Group] = &[
     Group { name: "demo", what: "the data centre of the demo, step by step", run: demo::run },
     Group { name: "packet", what: "a packet at a hook, beside the bare look-up", run: packet::run },
     Group { name: "paths", what: "between pods of one node, beside a bridge and nftables", run: paths::run },
+    Group { name: "services", what: "a call of a service, beside a call without hooks", run: services::run },
 ];
 
 /// Measures all groups, or `only` one; prints the figures and writes them to `results.jsonl`. Whether every target is met.
