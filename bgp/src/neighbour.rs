@@ -299,7 +299,7 @@ impl Neighbour {
                     effects.extend(self.inbound.warning(self.policy.prefix_limit).map(Effect::Note));
                 }
             }
-            Event::EndOfRib(family) => self.inbound.end_of_rib(family),
+            Event::EndOfRib(family) => self.inbound.end_of_rib(now, family),
             Event::RefreshEnds(family) => self.inbound.sweep(family),
             Event::RefreshBegins(family) => self.inbound.begin_refresh(now, family),
             Event::RefreshRequested(family) => {

@@ -349,7 +349,13 @@ impl Task {
         self.monitored.tell(id, updates, &effects);
         for effect in effects {
             match effect {
-                Effect::Connect => self.connect(),
+                Effect::Connect => {
+                    if self.dial.is_some() {
+                        // The former attempt was not answered.
+                        self.search.iter().for_each(Search::doubt);
+                    }
+                    self.connect();
+                }
                 Effect::Send(id, bytes) => self.links.send(id, &bytes),
                 Effect::Close(id) => self.links.close(id),
                 Effect::Note(note) => {

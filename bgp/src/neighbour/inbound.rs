@@ -19,6 +19,10 @@ use std::time::Duration;
 /// up again, should End-of-RIB not come. RFC 7313 wants the same for the end of an answer to a refresh.
 const STALE_LIMIT: Duration = Duration::from_secs(360);
 
+/// How long routes of before a restart are kept after an End-of-RIB that came before any route. RFC 4724 section 4.2 wants them
+/// gone at once, but FRR 8.4 that begins to run says End-of-RIB first and its own routes a moment later.
+const EARLY_END: Duration = Duration::from_secs(10);
+
 #[derive(Debug)]
 pub(super) struct Inbound {
     rib: AdjRibIn,
@@ -34,6 +38,8 @@ pub(super) struct Inbound {
     warned: BTreeSet<Family>,
     /// Whose End-of-RIB came in this session.
     ended: BTreeSet<Family>,
+    /// Of which a route came in this session.
+    announced: BTreeSet<Family>,
     /// There was a session, and there is none.
     lost: bool,
 }
@@ -49,6 +55,7 @@ impl Inbound {
             long_lived: Vec::new(),
             warned: BTreeSet::new(),
             ended: BTreeSet::new(),
+            announced: BTreeSet::new(),
             lost: false,
         }
     }
@@ -100,6 +107,8 @@ impl Inbound {
     }
 
     pub fn update(&mut self, update: Update, families: &[Family]) {
+        let reach = update.announced.iter().flat_map(|announced| &announced.reach);
+        self.announced.extend(reach.map(|reach| reach.family));
         self.change(|rib, changed| rib.apply(update, families, changed));
     }
 
@@ -108,9 +117,13 @@ impl Inbound {
         self.stale_until.remove(&family);
     }
 
-    pub fn end_of_rib(&mut self, family: Family) {
+    pub fn end_of_rib(&mut self, now: Duration, family: Family) {
         self.ended.insert(family);
-        self.sweep(family);
+        if self.announced.contains(&family) || !self.rib.has_stale() {
+            self.sweep(family);
+        } else {
+            self.stale_until.insert(family, now + EARLY_END);
+        }
     }
 
     pub fn has_ended(&self, family: &Family) -> bool {
@@ -132,6 +145,7 @@ impl Inbound {
         self.long_lived.clear();
         self.warned.clear();
         self.ended.clear();
+        self.announced.clear();
         for family in Family::ALL {
             if negotiated.families.contains(&family) && negotiated.peer_kept_forwarding(family) {
                 self.stale_until.insert(family, now + STALE_LIMIT);

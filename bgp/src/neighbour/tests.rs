@@ -278,6 +278,21 @@ fn a_peer_that_returns_keeps_what_it_announces_before_its_end_of_rib() {
 }
 
 #[test]
+fn an_end_of_rib_before_any_route_leaves_the_peer_a_moment_to_say_them() {
+    let mut neighbour = lost(Some(kept(true)));
+    establish(&mut neighbour, seconds(20), 2, open(Some(kept(true))));
+    receive(&mut neighbour, seconds(20), 2, Message::Update(Update::end_of_rib(Family::Ipv4Unicast)));
+    assert_eq!(neighbour.received().len(), 2);
+    receive(&mut neighbour, seconds(23), 2, their_route("10.9.0.0/24"));
+    neighbour.handle(seconds(29), Input::TimerTick);
+    assert_eq!(neighbour.received().len(), 2);
+    assert!(neighbour.deadline().is_some_and(|at| at <= seconds(30)));
+    neighbour.handle(seconds(30), Input::TimerTick);
+    assert_eq!(neighbour.received().len(), 1, "what was not said by then is gone");
+    assert!(!neighbour.received().has_stale());
+}
+
+#[test]
 fn a_peer_that_returns_without_its_forwarding_state_loses_its_stale_routes_at_once() {
     let mut neighbour = lost(Some(kept(true)));
     establish(&mut neighbour, seconds(20), 2, open(Some(kept(false))));
