@@ -307,9 +307,7 @@ impl<N: Net, C: BlockClaims> Endpoints<N, C> {
 
     /// Packets to addresses of our blocks that no pod has must not go back to the routers they came from.
     async fn route_blocks(&mut self) -> Result<(), NetError> {
-        // A fixed address is a block of one, and its pod's own route.
-        let many = |block: &&IpNetwork| block.prefix() < if block.is_ipv4() { 32 } else { 128 };
-        let blocks: BTreeSet<_> = self.ipam.blocks().keys().filter(many).copied().collect();
+        let blocks: BTreeSet<_> = self.ipam.blocks().keys().copied().collect();
         if blocks != self.routed_blocks {
             self.net.set_blocks(&blocks).await?;
             self.routed_blocks = blocks;
