@@ -9,7 +9,8 @@ set -uo pipefail
 
 limit=${BULKHEAD_SUITE_SECONDS:-900}
 name=$(basename "$1" | sed -E 's/-[0-9a-f]{16}$//')
-labs=" bfd bgp_bfd bgp_bird bgp_learned bgp_matrix bgp_views change cni forwarding harness kube_api lab lifecycle restart vanish wiring "
+labs=" bfd bgp_bfd bgp_bird bgp_bmp bgp_drain bgp_faults bgp_guide bgp_learned bgp_lossless bgp_matrix bgp_unnumbered bgp_views
+    change cluster cni forwarding harness kube_api lab lifecycle metrics restart services vanish wiring "
 
 attempt() {
     local start=$SECONDS status
@@ -22,7 +23,7 @@ attempt() {
 
 attempt "$@" && exit 0
 status=$?
-case "$labs" in *" $name "*) ;; *) exit "$status" ;; esac
+case $labs in *[[:space:]]"$name"[[:space:]]*) ;; *) exit "$status" ;; esac
 echo "==> $name failed; a second attempt" >&2
 attempt "$@" || exit
 [ -z "${BULKHEAD_HELD_AGAIN:-}" ] || echo "$name" >> "$BULKHEAD_HELD_AGAIN"
