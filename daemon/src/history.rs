@@ -86,6 +86,8 @@ impl History {
             (info.since, info.rollback_of) = (last.since, last.rollback_of.or(info.rollback_of));
             info.changed.clone_from(&last.changed);
         }
+        // Where the pins were lost, numbers begin again: what bore this one before cannot be named any more.
+        self.generations.retain(|g| g.info.generation != generation);
         let kept = Kept { info, rules: Some(rules(objects)) };
         self.writer.write(&kept, again.is_some());
         self.generations.push(kept);
@@ -265,6 +267,31 @@ mod tests {
         let list = History::open(dir.path()).unwrap().0.list();
         assert_eq!(list.iter().map(|g| (g.generation, g.since)).collect::<Vec<_>>(), [(2, 10)]);
         assert_eq!(list[0].changed, ["+NetworkGroup/vms"]);
+    }
+
+    #[test]
+    fn a_number_that_is_given_out_again_names_the_newer_generation() {
+        let dir = tempfile::tempdir().unwrap();
+        let of = |cidr: &str| objects(&[("vms", cidr)]);
+        let [a, b, c, d] = ["10.0.0.0/8", "10.0.0.0/9", "10.0.0.0/10", "10.0.0.0/11"].map(of);
+        let (mut history, _) = History::open(dir.path()).unwrap();
+        history.record(switched(1), &Objects::default(), &a);
+        history.record(switched(2), &a, &b);
+        history.record(switched(3), &b, &c);
+        drop(history);
+        // The pins were lost: numbers begin again.
+        let (mut history, _) = History::open(dir.path()).unwrap();
+        history.record(switched(1), &c, &c);
+        history.record(switched(2), &c, &d);
+        history.record(switched(3), &d, &a);
+        let held = |history: &History| {
+            assert_eq!(history.previous(), Some(2));
+            assert_eq!(history.objects(2).unwrap().as_ref(), Some(&d));
+            assert_eq!(history.list().iter().map(|g| g.generation).collect::<Vec<_>>(), [3, 2, 1]);
+        };
+        held(&history);
+        drop(history);
+        held(&History::open(dir.path()).unwrap().0);
     }
 
     #[test]

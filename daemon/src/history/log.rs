@@ -127,6 +127,7 @@ pub fn read(dir: &Path) -> Result<Vec<(GenerationInfo, Objects)>, StoreError> {
             kept.pop();
         }
         info.objects = Vec::new();
+        kept.retain(|(other, _)| other.generation != info.generation);
         kept.push((info, objects.clone()));
     }
     for (info, objects) in &mut kept {

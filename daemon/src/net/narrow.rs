@@ -137,12 +137,14 @@ pub fn watch_narrow_routes(kernel: Kernel) -> Result<watch::Receiver<NarrowRoute
     tokio::spawn(connection);
     let (tell, told) = watch::channel(NarrowRoutes::new());
     tokio::spawn(async move {
-        // Behind the subscription: a change in between is seen as one.
+        // Behind the subscription: a change in between is seen as one. The first is told in any case: of what a daemon before
+        // this one has written nothing may be true any more.
+        let mut first = true;
         while !tell.is_closed() {
             match kernel.narrow_routes().await {
                 Ok(now) => {
                     tell.send_if_modified(|before| {
-                        let differs = *before != now;
+                        let differs = std::mem::take(&mut first) || *before != now;
                         *before = now;
                         differs
                     });

@@ -23,7 +23,7 @@ impl Node {
     }
 
     async fn connect(&mut self, request: &Attach) -> Result<Attachment, ErrorReply> {
-        let (context, placement) = self.context(request)?;
+        let (context, placement) = self.context(request).await?;
         let compiled = self.compiled.as_ref().ok_or_else(starting)?;
         let identity = |address| compiled.pod_identity(&placement, address);
         let wired = self.endpoints.add(&mut self.datapath, &context, identity, request).await;
@@ -92,7 +92,7 @@ impl Node {
         })
     }
 
-    fn context(&mut self, request: &Attach) -> Result<(PodContext, Placement), ErrorReply> {
+    async fn context(&mut self, request: &Attach) -> Result<(PodContext, Placement), ErrorReply> {
         let objects = &self.in_force.policy;
         let partition = objects.partition_of_namespace(&request.pod.namespace);
         let ranges = match objects.partitions.get(partition) {
@@ -120,7 +120,7 @@ impl Node {
             objects.partitions.get(partition).map_or(&[][..], |p| &p.spec.fixed_cidrs).to_vec();
         let fixed = self.fixed_addresses(&request.pod, partition, &fixed_ranges)?;
         let (partition, ranges) = (partition.to_string(), ranges.clone());
-        let placement = self.place_new(&request.pod, &partition)?;
+        let placement = self.place_new(&request.pod, &partition).await?;
         let policy = placement.policy;
         let PodBandwidth { limits, class: bandwidth_class, origins: _ } = bandwidth;
         Ok((
@@ -151,7 +151,7 @@ impl Node {
     }
 
     /// Where a pod that comes will stand. If the tables lack its policy, a generation that has it goes into force first.
-    fn place_new(&mut self, pod: &PodRef, partition: &str) -> Result<Placement, ErrorReply> {
+    async fn place_new(&mut self, pod: &PodRef, partition: &str) -> Result<Placement, ErrorReply> {
         let pod = LocalPod {
             namespace: pod.namespace.clone(),
             name: pod.name.clone(),
@@ -168,8 +168,9 @@ impl Node {
             details,
         };
         self.switch(self.in_force.policy.clone(), None, Some(&pod)).map_err(no_policy)?;
-        // This pod is not among them yet.
-        self.standing = None;
+        // What its policy asks makes others of pods that are here, too: their marks, policies and records follow now.
+        self.update_endpoints().await;
+        self.ask_again();
         if let Err(e) = self.datapath.settle() {
             warn!(error = %e, "cannot remove what only the former generation needed; tried again with the next change");
         }
@@ -187,7 +188,6 @@ impl Node {
         self.announce_blocks().await;
     }
 
-    /// After a pod came or went: a block may have been claimed or released.
     /// Takes what the node announces off it, or brings it back.
     pub async fn drain(&mut self, request: &DrainRequest) -> Result<Vec<DrainInfo>, ErrorReply> {
         self.bgp.drain(request)?;
@@ -196,6 +196,7 @@ impl Node {
         Ok(self.bgp.draining())
     }
 
+    /// After a pod came or went: a block may have been claimed or released.
     pub(super) async fn announce_blocks(&mut self) {
         self.announce(self.endpoints.blocks().clone()).await;
     }

@@ -40,11 +40,11 @@ impl Node {
         }
         self.switch(objects, Some(to), None).map_err(failed)?;
         self.clean = true;
-        self.history
-            .hold(Some(to))
-            .map_err(|e| failed(format!("in force, but the hold is not on disk: {e}")))?;
-        info!(to, "rolled back; the source is held");
+        let held = self.history.hold(Some(to));
+        // Whatever the disk says: it is in force.
         self.follow().await;
+        held.map_err(|e| failed(format!("in force, but the hold is not on disk: {e}")))?;
+        info!(to, "rolled back; the source is held");
         self.in_force_now()
     }
 

@@ -36,15 +36,19 @@ impl Node {
 
     /// For metrics.
     pub fn facts(&self) -> Result<metrics::Facts, ErrorReply> {
-        let observed = self.source.borrow();
+        // Not held over the walk of the connections: whoever has news waits for it.
+        let (source_ready, noticed) = {
+            let observed = self.source.borrow();
+            (observed.snapshot.is_some(), observed.noticed)
+        };
         Ok(metrics::Facts {
             status: self.status()?,
             partitions: self.partitions(),
             drops: self.drops()?,
             connections_limit: self.config.conntrack_entries,
             compile: self.compile_times.clone(),
-            source_ready: observed.snapshot.is_some(),
-            source_change: unix_seconds() as f64 - observed.noticed.elapsed().as_secs_f64().floor(),
+            source_ready,
+            source_change: unix_seconds() as f64 - noticed.elapsed().as_secs_f64().floor(),
         })
     }
 

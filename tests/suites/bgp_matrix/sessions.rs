@@ -6,7 +6,7 @@ use bulkhead_lab::bgp::site::{
     NODE, NODE6, ROUTER, ROUTER_AS, ROUTER6, Running, Site, router, routes, speaker_config,
 };
 use bulkhead_lab::bgp::{Kind, Router, Setup};
-use bulkhead_lab::{Error, Result, until};
+use bulkhead_lab::{Error, Result, link::run, until};
 use std::time::Duration;
 
 pub const ROWS: &[Row] = &[
@@ -210,8 +210,10 @@ fn half_open(site: &Site, kind: Kind) -> Result<()> {
     let since = node.peer().since;
     site.cut()?;
     drop(there);
-    site.mend()?;
+    // Else its kernel goes on to say that it has ended.
+    run(site.router.command("ss").args(["-K", "-t", "dst", NODE]))?;
     assert_eq!(node.peer().state, StateName::Established, "we hold a connection that has no other end");
+    site.mend()?;
     // It dials, and we would wait for the hold time.
     let there = kind.start(site, &Setup::default())?;
     there.wait_established()?;

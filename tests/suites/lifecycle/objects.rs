@@ -12,6 +12,10 @@ pub const CASES: &[Case] = &[
     ("a folder of objects that is gone changes nothing; made again, its changes are seen", folder_made_again),
     ("of 200 edits in a row the last is in force, whatever the ones before were", burst),
     ("2,000 files and one of 5 MB are read, and a change is still in force soon", many_and_large),
+    (
+        "a pod whose policy asks for labels makes others of pods that are here, whose marks follow",
+        newly_asked,
+    ),
     ("a partition that goes leaves its pods as strays that are counted", partition_goes),
     ("a namespace that moves leaves its pods where their addresses are", namespace_moves),
     ("a range that changes makes the pods outside it strays; the next pod is inside", range_changes),
@@ -35,6 +39,30 @@ fn until_opens(lab: &Lab, pod: usize, port: u16, open: bool) -> Result<()> {
 
 fn generation(node: &Node) -> Result<u32> {
     Ok(status(node)?.generation)
+}
+
+/// Nobody asks for `app` before the second pod comes.
+fn newly_asked(lab: &mut Lab) -> Result<()> {
+    let (asked, asking) = (index(lab, "payments/db-0"), index(lab, "web/front-0"));
+    let identity = |lab: &Lab| -> Result<u32> {
+        let all = endpoints(&lab.nodes[0])?;
+        let of = all.iter().find(|e| e.pod.name == "db-0").map(|e| e.identity);
+        of.ok_or_else(|| bulkhead_lab::Error::Unmet("the pod is not there".into()))
+    };
+    let before = generation(&lab.nodes[0])?;
+    lab.objects.write(
+        "labels.yaml",
+        "apiVersion: v1\nkind: Pod\nmetadata: {name: db-0, namespace: payments, labels: {app: db}}\n---\n\
+         apiVersion: networking.k8s.io/v1\nkind: NetworkPolicy\nmetadata: {name: from-db, namespace: web}\n\
+         spec: {podSelector: {}, ingress: [{from: [{namespaceSelector: {}, podSelector: {matchLabels: {app: db}}}]}]}\n",
+    )?;
+    until("the policy is in force", SOON, || Ok((generation(&lab.nodes[0])? != before).then_some(())))?;
+    add(lab, asked)?;
+    let nobody_asks = identity(lab)?;
+    add(lab, asking)?;
+    require(identity(lab)? != nobody_asks, "it is told apart now")?;
+    check(lab, asked)?;
+    check(lab, asking)
 }
 
 fn renamed_and_removed(lab: &mut Lab) -> Result<()> {

@@ -93,10 +93,11 @@ impl Collector {
                 self.sound(kind);
             }
             // Asked for again and again: it may be defined later.
-            Change::Undefined if self.of(kind).undefined => {}
+            Change::Undefined if self.of(kind).undefined => self.sound(kind),
             Change::Undefined if !self.of(kind).complete => {
                 self.of(kind).undefined = true;
                 self.replace(kind, Listing::new());
+                self.sound(kind);
             }
             Change::Undefined => self.broke(kind, "the API server does not know the kind any more".into()),
             Change::Failed(reason) => self.broke(kind, reason),
