@@ -54,7 +54,7 @@ cluster-down: ## The end of that cluster, without a trace
 demo: build ## A data centre on this machine, the whole job in ten steps; KEEP=1 leaves it up
 	@BULKHEAD_BIN_PATH=$(call PROGRAMS,release) $(TARGET)/release/bulkhead-demo $(if $(KEEP),--keep)
 
-test: deps ## Everything that tests: units, eBPF by test-run, the lab, interoperation with BIRD
+test: deps ## Everything that tests: units, eBPF by test-run, the lab, BGP with BIRD, FRR and GoBGP, Kubernetes
 	@SECONDS=0
 	$(MAKE) --no-print-directory kubernetes
 	$(MAKE) --no-print-directory image PROFILE=lab

@@ -31,8 +31,8 @@ fn the_objects_of_the_guide_are_accepted_as_they_stand() {
         }
     }
     assert_eq!(
-        kinds, 13,
-        "Partition, NetworkGroup, BandwidthClass, BGPConfiguration twice, BGPPeer four times, IPReservation, Service, EndpointSlice, and the other one"
+        kinds, 14,
+        "Partition, NetworkGroup, BandwidthClass, BGPConfiguration twice, BGPPeer five times, IPReservation, Service, EndpointSlice, and the other one"
     );
     let (_, refused) = admit(&Objects::default(), snapshot.policy);
     assert!(refused.is_empty(), "{refused:?}");

@@ -2,8 +2,8 @@
 //!
 //! ```text
 //! open ──▶ adopt or make maps ──▶ load programs ──▶ point pinned links to them
-//! apply ─▶ idle half: write, read back ─▶ identities: add ─▶ switch ─┐ (grace period)
-//! settle ─────────────────────────────────── identities: remove ◀────┘
+//! apply ─▶ idle half: write, read back ─▶ addresses: see `transition` ─▶ switch ─┐ (grace period)
+//! settle ──────────────────────────── addresses: what only the former half needs ◀─┘
 //! ```
 //! One daemon owns the pins. Nothing here decides what the tables say; it must never leave a moment in which a hook runs
 //! with half a generation, or an interface without its hook.
