@@ -52,7 +52,7 @@ pub struct Flow {
     /// Destination port, ICMP type or 0, in the initiator's direction: what a renewed decision asks for.
     pub service_port: u16,
     pub version: u8,
-    /// TCP: who has sent a FIN: 1 the initiator, 2 the responder.
+    /// TCP: which of FIN and RST the initiator has sent, as in its header. See [`Flow::closing`].
     pub fin: u8,
     /// The pod in whose [`Share`] it counts, by the interface whose hook made the entry.
     pub owner: u32,
@@ -62,7 +62,9 @@ pub struct Flow {
     pub begun: u32,
     /// TCP, the same bits: this end has cut the connection. The entry stays to remember who began it.
     pub cut: u8,
-    pub padding: [u8; 3],
+    /// TCP: which of FIN and RST the responder has sent.
+    pub fin_back: u8,
+    pub padding: [u8; 2],
     /// The interface by which the packet that made the entry came into the host; 0: none.
     pub entered_by: u32,
     pub reserved: [u32; 8],
@@ -77,7 +79,24 @@ impl Flow {
         }
         [(self.begun & 1) as u64, (self.begun >> 1 & 1) as u64]
     }
+
+    /// How far what both have sent (`fin`, `fin_back`) closes a TCP connection: `FLOW_CLOSING` and `FLOW_CLOSED`, or 0. Each
+    /// byte is written by packets of one direction, so of two that cross on two CPUs neither takes the other's away.
+    #[inline(always)]
+    pub const fn closing(fin: u8, fin_back: u8) -> u8 {
+        if fin | fin_back == 0 {
+            0
+        } else if (fin | fin_back) & TCP_RST != 0 || fin & fin_back & TCP_FIN != 0 {
+            FLOW_CLOSING | FLOW_CLOSED
+        } else {
+            FLOW_CLOSING
+        }
+    }
 }
+
+/// Of the flags in a TCP header.
+pub const TCP_FIN: u8 = 0x01;
+pub const TCP_RST: u8 = 0x04;
 
 pub const FLOW_VERSION: u8 = 5;
 /// The initiator is `FlowKey::low`.
@@ -212,7 +231,7 @@ impl Ages {
 
     /// Of an entry of this protocol.
     pub const fn of(&self, proto: u8, flow: &Flow) -> u64 {
-        match AgeKind::of(proto, flow.flags, flow.cut) {
+        match AgeKind::of(proto, flow.flags | Flow::closing(flow.fin, flow.fin_back), flow.cut) {
             AgeKind::Unanswered => self.unanswered,
             AgeKind::Tcp => self.tcp,
             AgeKind::Closing => self.closing,

@@ -47,6 +47,12 @@ impl Address {
         self.0[0] == 0 && self.0[1] & MAPPED_MASK == MAPPED
     }
 
+    /// `::` or `0.0.0.0`.
+    #[inline(always)]
+    pub fn is_unspecified(&self) -> bool {
+        self.0[0] == 0 && (self.0[1] == 0 || self.0[1] == MAPPED)
+    }
+
     /// Order of the bytes.
     #[inline(always)]
     pub fn is_above(&self, other: &Self) -> bool {

@@ -119,7 +119,8 @@ fn decide_on(at: &At, packet: &Packet) -> Verdict {
     let Some(flow) = CONNTRACK.get_ptr_mut(key.as_abi()) else {
         return begin(at, packet, &key, from_low, false);
     };
-    // SAFETY: a live entry; two CPUs may write it at once, which costs a count or a bit that the next packet sets again.
+    // SAFETY: a live entry; two CPUs may write it at once, which costs a count, or a bit of `flags` that the next packet sets
+    // again; how far the connection is closed stands in a byte for each direction, whatever becomes of `flags`.
     let flow = unsafe { &mut *flow };
     let forward = (flow.flags & FLOW_INITIATOR_LOW != 0) == from_low;
     let now = counters::now();
@@ -340,7 +341,7 @@ fn touch(at: &At, packet: &Packet, flow: &mut Flow, forward: bool, again: bool, 
     let mut flags = flow.flags;
     if again {
         flags &= !(FLOW_ANSWERED | FLOW_ESTABLISHED | FLOW_CLOSING | FLOW_CLOSED);
-        flow.fin = 0;
+        (flow.fin, flow.fin_back) = (0, 0);
     }
     if !forward {
         // Of TCP an answer proves nothing yet: a flood of requests under false names is answered, too.
@@ -348,9 +349,15 @@ fn touch(at: &At, packet: &Packet, flow: &mut Flow, forward: bool, again: bool, 
     } else if flags & FLOW_ANSWERED != 0 && packet.tcp_flags & (TCP_SYN | TCP_ACK) == TCP_ACK {
         flags |= FLOW_ESTABLISHED;
     }
-    if packet.tcp_flags & (TCP_FIN | TCP_RST) != 0 {
-        flags |= closing(packet, flow, forward);
+    let ends = packet.tcp_flags & (TCP_FIN | TCP_RST);
+    if ends != 0 {
+        if forward {
+            flow.fin |= ends;
+        } else {
+            flow.fin_back |= ends;
+        }
     }
+    flags |= table::closing(flow);
     if flags != flow.flags {
         flow.flags = flags;
     }
@@ -366,16 +373,6 @@ pub fn count(flow: &mut Flow, sends: bool, bytes: u32) {
         flow.packets += 1;
         flow.bytes += u64::from(bytes);
     }
-}
-
-/// Of a FIN or RST.
-#[inline(always)]
-fn closing(packet: &Packet, flow: &mut Flow, forward: bool) -> u8 {
-    if packet.tcp_flags & TCP_FIN != 0 {
-        flow.fin |= if forward { 1 } else { 2 };
-    }
-    let closed = packet.tcp_flags & TCP_RST != 0 || flow.fin == 3;
-    if closed { FLOW_CLOSING | FLOW_CLOSED } else { FLOW_CLOSING }
 }
 
 /// Of a new entry: the packet goes from low to high; another entry stands in its place; it takes the direct path.
@@ -399,14 +396,15 @@ fn open(at: &At, packet: &Packet, key: &Key, how: u32) -> Verdict {
         flags: if how & FROM_LOW != 0 { FLOW_INITIATOR_LOW } else { 0 },
         path: if how & ON_DIRECT != 0 { PATH_DIRECT } else { PATH_STACK },
         version: FLOW_VERSION,
-        fin: 0,
+        fin: packet.tcp_flags & (TCP_FIN | TCP_RST),
         origin: peer.origin(),
         owner: 0,
         serial: 0,
         tick: 0,
         begun: 1 << (at.dir & 1),
         cut: 0,
-        padding: [0; 3],
+        fin_back: 0,
+        padding: [0; 2],
         entered_by: 0,
         reserved: [0; 8],
     };
@@ -425,9 +423,7 @@ fn open(at: &At, packet: &Packet, key: &Key, how: u32) -> Verdict {
         counters::fold(flow);
         return Verdict::PASS;
     }
-    if packet.tcp_flags & (TCP_FIN | TCP_RST) != 0 {
-        flow.flags |= closing(packet, flow, true);
-    }
+    flow.flags |= table::closing(flow);
     if how & REPLACES != 0
         && let Some(old) = CONNTRACK.get_ptr_mut(key.as_abi())
     {

@@ -2,8 +2,9 @@
 //!
 //! What is remembered of first fragments stands in rings, one for each pod and kind: so many datagrams in pieces may be under
 //! way, and of one more the eldest is forgotten. So a flood of first fragments costs the pod that sends it, and a flood
-//! from elsewhere what elsewhere sends to the same pod. (The map behind them evicts by itself: should two CPUs take the same
-//! turn of a ring, the entry that none of them names is the first to go.)
+//! from elsewhere what elsewhere sends to the same pod. (The map behind them evicts by itself: where two CPUs have taken the
+//! same turn of a ring, or there is no room for more rings, the entry that no ring names goes when nobody has asked for it
+//! for long.)
 
 use crate::{
     address::Address,
@@ -91,7 +92,7 @@ pub fn remember(packet: &Packet, at: &At) -> u32 {
     }
 }
 
-/// Puts a datagram into its ring, and forgets the one that stood there; false: there is no room for rings.
+/// Puts a datagram into its ring, and forgets the one that stood there; false: there is no room for one more pod.
 #[inline(always)]
 fn enlist(key: &Key, at: &At) -> bool {
     let (owner, kind) = ring(at);
@@ -123,7 +124,9 @@ fn enlist(key: &Key, at: &At) -> bool {
         let old: &FragmentKey = unsafe { &*old };
         let _ = FRAGMENT.remove(old);
     }
-    FRAGMENT_RING.insert(slot, key.as_abi(), 0).is_ok()
+    // No room for rings: the map behind them bounds this one alone.
+    let _ = FRAGMENT_RING.insert(slot, key.as_abi(), 0);
+    true
 }
 
 /// Whose it is, and which.

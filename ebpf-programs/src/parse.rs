@@ -15,9 +15,8 @@ use bulkhead_ebpf_abi::{DROP_FRAGMENT_TINY, DROP_MALFORMED, DROP_TRUNCATED, PROT
 use core::mem::{MaybeUninit, size_of};
 use frame::{V4Frame, V6Frame};
 
-pub const TCP_FIN: u8 = 1;
+pub use bulkhead_ebpf_abi::{TCP_FIN, TCP_RST};
 pub const TCP_SYN: u8 = 2;
-pub const TCP_RST: u8 = 4;
 pub const TCP_ACK: u8 = 16;
 
 const ICMP_ECHO: u8 = 8;

@@ -133,6 +133,10 @@ fn set_peer<const V6: bool>(ctx: &SockAddrContext, to: &BackendAddr) {
 
 #[inline(always)]
 fn frontend(address: &Address, port: u16, proto: u8) -> Option<FrontendValue> {
+    // It means itself; what stands there are the node ports of all.
+    if address.is_unspecified() {
+        return None;
+    }
     let mut key = FrontendKey { address: *address.as_addr(), port, proto, reserved: 0 };
     // SAFETY: read whole; the daemon replaces entries, it never writes into them.
     if let Some(found) = unsafe { FRONTEND.get(key) } {

@@ -4,7 +4,7 @@
 
 use bulkhead_api::objects::Protocol;
 use bulkhead_policy::{
-    Named, NodeInfo,
+    Named, NodeInfo, Objects,
     service::{Endpoint, EndpointSlice, Frontend, LeftOut, Service, ServicePort, ServiceTable, SlicePort},
 };
 use proptest::prelude::*;
@@ -318,4 +318,67 @@ fn nobody_takes_a_cluster_ip_away() {
     let left: Vec<_> =
         table.left().map(|(service, left)| format!("{service} {}: {}", left.what, left.why)).collect();
     assert_eq!(left, ["ns/a 10.96.0.5:80: another service has this address and port"]);
+}
+
+/// A service and its one backend.
+fn with_backend(world: &mut World, name: &str, service: Service, backend: IpAddr) {
+    let ports =
+        service.ports.iter().map(|p| SlicePort { name: p.name.clone(), protocol: p.protocol, port: p.port });
+    let endpoint = Endpoint {
+        address: backend,
+        node: None,
+        ready: true,
+        serving: true,
+        terminating: false,
+        for_zones: vec![],
+        for_nodes: vec![],
+    };
+    let slice = EndpointSlice { service: name.into(), ports: ports.collect(), endpoints: vec![endpoint] };
+    world.slices.insert(name.into(), Arc::new(slice));
+    world.services.insert(name.into(), Arc::new(service));
+}
+
+#[test]
+fn nobody_makes_his_pods_cluster_dns() {
+    let (dns, server) = (ip(false, 96, 53), ip(false, 1, 1));
+    let port = |port| ServicePort { name: String::new(), protocol: Protocol::UDP, port, node_port: None };
+    let mut world = plain();
+    let of_dns = Service { cluster_ips: vec![dns], ports: vec![port(53)], ..Service::default() };
+    with_backend(&mut world, "kube-system/dns", of_dns, server);
+    for (n, taken) in [(2, 9), (3, 53)] {
+        let name = format!("a/thief{n}");
+        let service = Service {
+            cluster_ips: vec![ip(false, 97, n)],
+            external_ips: vec![dns],
+            ports: vec![port(taken)],
+            ..Service::default()
+        };
+        with_backend(&mut world, &name, service, ip(false, 1, n));
+    }
+    let served = |world: &World| {
+        let mut table = ServiceTable::default();
+        table.update(NODE, &world.nodes, &world.services, &world.slices);
+        let objects = Objects { cluster_dns: vec![dns], ..Objects::default() };
+        (table.find(dns, UDP, 9).is_some(), objects.with_dns_backends(&table).cluster_dns)
+    };
+    // His service is translated, as external IPs are; his pods are no DNS servers by it.
+    assert_eq!(served(&world), (true, vec![dns, server]));
+    // Not even where there is no DNS.
+    world.services.remove("kube-system/dns");
+    assert_eq!(served(&world), (true, vec![dns]));
+}
+
+#[test]
+fn a_call_of_no_address_is_no_call_of_a_node_port() {
+    let mut world = plain();
+    let ports =
+        vec![ServicePort { name: String::new(), protocol: Protocol::TCP, port: 80, node_port: Some(30000) }];
+    let service = Service { ports, ..Service::clone(&world.services["ns/s1"]) };
+    world.services.insert("ns/s1".into(), Arc::new(service));
+    let mut table = ServiceTable::default();
+    table.update(NODE, &world.nodes, &world.services, &world.slices);
+    assert!(table.find(ip(false, 30, 1), TCP, 30000).is_some());
+    for own in ["0.0.0.0", "::", "::ffff:0.0.0.0"] {
+        assert!(table.find(own.parse().unwrap(), TCP, 30000).is_none(), "{own}");
+    }
 }

@@ -24,6 +24,8 @@ mod decisions;
 mod direct;
 #[path = "datapath/fragments.rs"]
 mod fragments;
+#[path = "datapath/frontends.rs"]
+mod frontends;
 #[path = "datapath/generations.rs"]
 mod generations;
 #[path = "datapath/icmp.rs"]
@@ -83,6 +85,7 @@ fn main() -> ExitCode {
         adoption::trials(),
         interfaces::trials(),
         paged::trials(),
+        frontends::trials(),
         oracle::trials(),
         room::trials(),
     ];

@@ -92,7 +92,8 @@ impl Datapath {
         Ok(())
     }
 
-    /// Removes sets that no frontend names any more, once no call is left that may look into them.
+    /// Removes sets that no frontend names any more, once no call is left that may look into them. All are tried; what
+    /// could not be removed is left for the next time.
     pub fn settle_services(&mut self) -> Result<(), DatapathError> {
         if self.services.known.as_ref().is_none_or(|k| k.sets.left() == 0) {
             return Ok(());
@@ -100,10 +101,15 @@ impl Datapath {
         self.grace_period()?;
         let services = &mut self.services;
         let Some(known) = services.known.as_mut() else { return Ok(()) };
+        let (mut unremoved, mut first) = (Vec::new(), Ok(()));
         for (set, backends) in known.sets.take_left() {
-            remove_set(&mut services.backends, &mut services.members, set, &backends)?;
+            if let Err(error) = remove_set(&mut services.backends, &mut services.members, set, &backends) {
+                first = first.and(Err(error));
+                unremoved.push((set, backends));
+            }
         }
-        Ok(())
+        known.sets.put_back(unremoved);
+        first
     }
 }
 

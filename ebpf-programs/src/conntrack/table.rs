@@ -32,6 +32,7 @@ use bulkhead_ebpf_abi::{
 use core::{
     intrinsics::{AtomicOrdering, atomic_xadd},
     mem::size_of,
+    ptr::read_volatile,
 };
 
 /// Old entries that a new one looks at, and that a refusal looks at in the hope of room.
@@ -97,10 +98,19 @@ fn age(kind: AgeKind) -> u64 {
     }
 }
 
+/// As told by what both ends have sent, whatever flags another CPU has written meanwhile.
+#[inline(always)]
+pub fn closing(flow: &Flow) -> u8 {
+    // SAFETY: bytes of a live entry; read anew, since another CPU may have written one.
+    let (fin, fin_back) =
+        unsafe { (read_volatile(&raw const flow.fin), read_volatile(&raw const flow.fin_back)) };
+    Flow::closing(fin, fin_back)
+}
+
 /// A function of its own: the ages of all kinds would take the stack of whoever asks.
 #[inline(never)]
 pub fn is_dead(flow: &Flow, proto: u8, now: u64) -> bool {
-    now.saturating_sub(flow.last_seen) > age(AgeKind::of(proto, flow.flags, flow.cut))
+    now.saturating_sub(flow.last_seen) > age(AgeKind::of(proto, flow.flags | closing(flow), flow.cut))
 }
 
 /// Removes an entry, and leaves what it counted to its rules. Its share is given back by the one whose removal succeeds,

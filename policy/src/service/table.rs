@@ -18,6 +18,8 @@ const ZONE_LABEL: &str = "topology.kubernetes.io/zone";
 /// Why a frontend that a service claims is not its own.
 const TAKEN: &str = "another service has this address and port";
 
+const DNS_PORT: u16 = 53;
+
 /// What decides between two claims.
 type Claimant = (Stands, String);
 
@@ -139,6 +141,10 @@ impl ServiceTable {
 
     /// As a connection of a pod of this node finds it: by its own address, else as a node's port.
     pub fn find(&self, address: IpAddr, proto: u8, port: u16) -> Option<&Frontend> {
+        // It means itself; what stands there are the node ports of all.
+        if address.to_canonical().is_unspecified() {
+            return None;
+        }
         let key = |address| FrontendKey { address, port, proto, reserved: 0 };
         self.frontend(&key(Addr::from_ip(address))).or_else(|| {
             let is_node = self.facts.nodes.values().flatten().any(|a| *a == address);
@@ -156,13 +162,16 @@ impl ServiceTable {
         self.facts.nodes.values().flatten().map(|a| Addr::from_ip(*a)).collect()
     }
 
-    /// Addresses of the backends of all that stands at this address.
-    pub fn behind(&self, address: IpAddr) -> BTreeSet<IpAddr> {
+    /// Addresses of the backends of the service that has this address as its cluster IP and answers DNS there. What else
+    /// anybody has put at the address, by an external IP at another port, makes nobody a DNS server.
+    pub fn dns_behind(&self, address: IpAddr) -> BTreeSet<IpAddr> {
         let address = Addr::from_ip(address);
         let key = |port| FrontendKey { address, port, proto: 0, reserved: 0 };
         let last = FrontendKey { proto: u8::MAX, reserved: u8::MAX, ..key(u16::MAX) };
-        let of_address = self.claims.range(key(0)..=last).filter_map(|(_, claims)| claims.values().next());
-        of_address.flat_map(|f| f.backends.iter().map(|b| b.ip())).collect()
+        let in_force =
+            self.claims.range(key(0)..=last).filter_map(|(key, claims)| Some((key, claims.values().next()?)));
+        let dns = in_force.filter(|(key, f)| key.port == DNS_PORT && f.stands == Stands::ClusterIp);
+        dns.flat_map(|(_, f)| f.backends.iter().map(|b| b.ip())).collect()
     }
 
     /// What is not translated, by service.
@@ -200,7 +209,7 @@ impl Objects {
     /// With the backends of the services at the addresses that answer cluster DNS: packets carry theirs.
     #[must_use]
     pub fn with_dns_backends(mut self, services: &ServiceTable) -> Self {
-        let behind: BTreeSet<_> = self.cluster_dns.iter().flat_map(|a| services.behind(*a)).collect();
+        let behind: BTreeSet<_> = self.cluster_dns.iter().flat_map(|a| services.dns_behind(*a)).collect();
         let new: Vec<_> = behind.into_iter().filter(|a| !self.cluster_dns.contains(a)).collect();
         self.cluster_dns.extend(new);
         self

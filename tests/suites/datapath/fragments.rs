@@ -5,6 +5,7 @@ use crate::{
     packet::{Packet, SYN, icmp, tcp, udp},
     rules::{Port, Rules},
 };
+use aya::maps::{HashMap, Map, MapData, MapError};
 use bulkhead_daemon::datapath::Hook;
 use bulkhead_ebpf_abi::{
     DROP_FRAGMENT, DROP_FRAGMENT_TINY, DROP_MALFORMED, DROP_POLICY, FRAGMENTS_PER_RING, RULE_DEFAULT_DENY,
@@ -23,6 +24,7 @@ crate::trials! {
     a_flood_of_first_pieces_harms_the_pod_that_sends_it_and_no_other,
     a_flood_of_first_pieces_from_outside_harms_no_pods_datagram,
     a_first_piece_that_comes_twice_takes_one_place,
+    full_rings_drop_no_pods_datagram,
     an_atomic_fragment_is_a_whole_packet,
     fragments_that_cannot_be_are_malformed,
     echo_in_fragments_is_one_flow,
@@ -183,6 +185,29 @@ fn a_first_piece_that_comes_twice_takes_one_place() {
             assert_eq!(node.send(A, &whole.fragment(RING, 0, 1480)).end, End::Next);
         }
         assert_eq!(node.send(A, &whole.fragment(1, 1480, 3008)).end, End::Next);
+    }
+}
+
+fn full_rings_drop_no_pods_datagram() {
+    let node = to_vm();
+    let pinned = MapData::from_pin(node.pins.join("maps/FRAGMENT_RING")).expect("a map");
+    let mut rings: HashMap<_, [u32; 3], [u8; 40]> =
+        Map::from_map_data(pinned).expect("a map").try_into().expect("a hash");
+    // As pods that flood fill them.
+    let mut places = (0..).map(|n: u32| [1_000_000 + n / FRAGMENTS_PER_RING, 0, n % FRAGMENTS_PER_RING]);
+    loop {
+        match rings.insert(places.next().expect("a place"), [0; 40], 0) {
+            Ok(()) => {}
+            Err(MapError::SyscallError(e)) if e.io_error.raw_os_error() == Some(libc::E2BIG) => break,
+            // See `counted`.
+            Err(MapError::SyscallError(e)) if e.io_error.raw_os_error() == Some(libc::ENOMEM) => {}
+            Err(e) => panic!("{e}"),
+        }
+    }
+    for f in FAMILIES {
+        let whole = datagram(f, 53);
+        assert_eq!(node.send(A, &whole.fragment(9, 0, 1480)).end, End::Next);
+        assert_eq!(node.send(A, &whole.fragment(9, 1480, 3008)).end, End::Next);
     }
 }
 

@@ -6,20 +6,24 @@ use crate::{
     packet::{ACK, FIN, Packet, RST, SYN, TCP, UDP, icmp, sctp, tcp, udp},
     rules::{Port, Rules, SIZES},
 };
-use aya::programs::SchedClassifier;
+use aya::{
+    maps::{HashMap, Map, MapData},
+    programs::SchedClassifier,
+};
 use bulkhead_daemon::datapath::{Datapath, Hook, PodMaps};
 use bulkhead_ebpf_abi::{
-    Addr, Ages, Connections, DROP_CONNTRACK_FULL, DROP_CONNTRACK_SHARE, DROP_REVOKED, ORIGIN_SHIFT,
-    RULE_DEFAULT_DENY, RULE_NONE,
+    Addr, Ages, Connections, DROP_CONNTRACK_FULL, DROP_CONNTRACK_SHARE, DROP_REVOKED, FLOW_CLOSED,
+    FLOW_CLOSING, Flow, FlowKey, ORIGIN_SHIFT, RULE_DEFAULT_DENY, RULE_NONE,
 };
 use bulkhead_lab::bpf::{self, Input};
-use std::{collections::BTreeSet, os::fd::AsFd, path::Path, thread::sleep, time::Duration};
+use std::{collections::BTreeSet, mem::offset_of, os::fd::AsFd, path::Path, thread::sleep, time::Duration};
 
 crate::trials! {
     room:
     an_hour_of_churn_without_a_daemon_does_not_fill_the_table,
     an_hour_of_churn_of_every_kind_leaves_nothing_behind,
     an_entry_past_its_age_is_none,
+    what_both_ends_have_sent_closes_a_connection_whatever_became_of_its_flags,
     a_cut_connection_stays_refused_and_gives_its_share_back_soon,
     established_flows_outlive_a_flood_from_their_own_pod_and_new_ones_are_refused,
     a_flood_from_one_pod_locks_no_other_out,
@@ -261,6 +265,83 @@ fn an_entry_past_its_age_is_none() {
     assert_eq!(node.send(A, &request).end, End::Next);
     assert_eq!(node.deliver(A, &reply, VM).end, End::Next);
     assert!(node.flow((V4.a, 5), (V4.vm, 53), UDP).is_some());
+}
+
+/// As where another CPU has written back the flags it had read before.
+fn lose_flags(node: &Node, fin: Option<u8>) {
+    let pinned = MapData::from_pin(node.pins.join("maps/CONNTRACK")).expect("a pinned map");
+    let mut map: HashMap<_, [u8; size_of::<FlowKey>()], [u8; size_of::<Flow>()]> =
+        Map::from_map_data(pinned).expect("a map").try_into().expect("a hash");
+    let entries: Vec<_> = map.iter().map(|e| e.expect("an entry")).collect();
+    for (key, mut flow) in entries {
+        flow[offset_of!(Flow, flags)] &= !(FLOW_CLOSING | FLOW_CLOSED);
+        if let Some(fin) = fin {
+            flow[offset_of!(Flow, fin)] = fin;
+        }
+        map.insert(key, flow, 0).expect("written");
+    }
+}
+
+/// One way or the other of pod a's connection from `port`: whether pod a sends it, and flags of TCP.
+fn pass(node: &Node, port: u16, (forth, flags): (bool, u8)) {
+    let end = if forth {
+        node.send(A, &tcp((V4.a, port), (V4.vm, 80), flags)).end
+    } else {
+        node.deliver(A, &tcp((V4.vm, 80), (V4.a, port), flags), VM).end
+    };
+    assert_eq!(end, End::Next);
+}
+
+fn what_both_ends_have_sent_closes_a_connection_whatever_became_of_its_flags() {
+    const CLOSED: u8 = FLOW_CLOSING | FLOW_CLOSED;
+    const FORTH: bool = true;
+    const BACK: bool = false;
+    let ways: [(u16, &[_], _); 5] = [
+        (1, &[(FORTH, FIN | ACK)], FLOW_CLOSING),
+        (2, &[(BACK, FIN | ACK)], FLOW_CLOSING),
+        (3, &[(FORTH, FIN | ACK), (BACK, FIN | ACK)], CLOSED),
+        (4, &[(FORTH, RST)], CLOSED),
+        (5, &[(BACK, RST)], CLOSED),
+    ];
+    let entry = |node: &Node, port| node.flow((V4.a, port), (V4.vm, 80), TCP);
+    let stage = |node: &Node, port| entry(node, port).expect("an entry").flags & CLOSED;
+    let end_all = |node: &Node| {
+        for (port, ends, expected) in ways {
+            assert_eq!(connect(node, port), End::Next);
+            ends.iter().for_each(|end| pass(node, port, *end));
+            assert_eq!(stage(node, port), expected, "{ends:?}");
+        }
+    };
+    let mut node = Node::with_room(rules(), ROOM);
+    end_all(&node);
+    lose_flags(&node, None);
+    // Another generation asks about each connection anew.
+    node.apply(&rules());
+    for (port, ends, expected) in ways {
+        assert_eq!(stage(&node, port), 0, "{ends:?}");
+        pass(&node, port, (FORTH, ACK));
+        assert_eq!(stage(&node, port), expected, "{ends:?}");
+        // Begun again it is open.
+        pass(&node, port, (FORTH, SYN));
+        assert_eq!(stage(&node, port), 0, "{ends:?}");
+    }
+    // Of a daemon before: 2 was the responder's FIN, 3 both ends'.
+    for fin in [1, 2, 3] {
+        lose_flags(&node, Some(fin));
+        pass(&node, 1, (FORTH, ACK));
+        assert_eq!(stage(&node, 1), FLOW_CLOSING, "{fin}");
+    }
+    // And where no packet comes any more.
+    let ages = Ages { closing: 200_000_000, closed: 200_000_000, ..LASTING };
+    let node = Node::with_room(rules(), Connections { ages, ..ROOM });
+    end_all(&node);
+    lose_flags(&node, None);
+    sleep(Duration::from_millis(400));
+    assert_eq!(node.datapath.flow_count().expect("count"), 0);
+    for port in 6..12 {
+        assert_eq!(connect(&node, port), End::Next);
+    }
+    assert!(ways.iter().all(|(port, ..)| entry(&node, *port).is_none()), "what is dead is removed");
 }
 
 fn established_flows_outlive_a_flood_from_their_own_pod_and_new_ones_are_refused() {

@@ -45,6 +45,14 @@ fn node_ports(site: &mut Site) -> Result<()> {
         }
         site.until_answered_by(CLIENT, at(1, v6), &[NEAR, FAR])?;
     }
+    // Whoever calls no address at all means itself.
+    for own in ["0.0.0.0", "::"] {
+        let own = SocketAddr::new(own.parse().expect("an address"), NODE_PORT);
+        require(
+            site.call_error(CLIENT, own)?.kind() == ErrorKind::ConnectionRefused,
+            &format!("a node port answers at {own}"),
+        )?;
+    }
     // No node has the address of a pod.
     let pod = SocketAddr::new(site.address(NEAR, false)?, NODE_PORT);
     require(site.call_error(CLIENT, pod)?.kind() == ErrorKind::ConnectionRefused, "a pod is no node")

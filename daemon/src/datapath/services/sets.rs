@@ -91,6 +91,14 @@ impl Sets {
         };
         gone.into_iter().filter_map(take).collect()
     }
+
+    /// Those of them that could not be removed: they are left as before, but may not be whole, so nobody finds them.
+    pub fn put_back(&mut self, sets: Vec<(u32, Vec<BackendAddr>)>) {
+        for (set, backends) in sets {
+            self.all.insert(set, Set { content: (backends, false), named: 0 });
+            self.left.insert(set);
+        }
+    }
 }
 
 /// Service, port, protocol.
@@ -151,6 +159,20 @@ mod tests {
         assert_eq!(sets.take_left(), [(set, vec![backend(1)])]);
         assert_eq!(sets.find(&[backend(1)], false), None);
         assert_ne!(sets.next(), set);
+    }
+
+    #[test]
+    fn a_set_that_could_not_be_removed_is_left_and_not_found() {
+        let mut sets = Sets::default();
+        sets.found(7, vec![backend(1)], false);
+        let taken = sets.take_left();
+        sets.put_back(taken);
+        assert_eq!((sets.left(), sets.find(&[backend(1)], false)), (1, None));
+        // Another with the same backends is another's.
+        sets.found(8, vec![backend(1)], false);
+        sets.name(8);
+        assert_eq!(sets.take_left(), [(7, vec![backend(1)])]);
+        assert_eq!((sets.left(), sets.find(&[backend(1)], false)), (0, Some(8)));
     }
 
     #[test]
