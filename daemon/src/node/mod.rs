@@ -68,6 +68,8 @@ pub struct Node {
     endpoints: Endpoints<Kernel, Claims>,
     interner: Interner,
     in_force: Snapshot,
+    /// When blocks that were given back without an answer are tried again.
+    release_at: Instant,
     /// Whether an admission found no fault in the objects in force.
     clean: bool,
     history: History,
@@ -167,6 +169,7 @@ impl Node {
             endpoints,
             interner: known.unwrap_or_default(),
             in_force,
+            release_at: Instant::now(),
             clean: false,
             history,
             compiled: None,
@@ -309,6 +312,7 @@ impl Node {
     pub async fn look_after(&mut self) {
         self.replay_queued().await;
         self.look_after_services();
+        self.look_after_blocks().await;
         let moved = match self.net.uplinks(&self.config.uplinks).await {
             Ok(now) if now != self.uplinks => self.follow_uplinks(now),
             Ok(_) => false,
