@@ -72,6 +72,10 @@ impl Filter {
         matching.and_then(|index| self.rules.get(index)).map_or(self.otherwise, |rule| rule.accept)
     }
 
+    pub fn accepts_nothing(&self) -> bool {
+        !self.otherwise && self.rules.iter().all(|rule| !rule.accept)
+    }
+
     pub fn change(&self, matching: Option<usize>, attributes: &mut Attributes) {
         if let Some(rule) = matching.and_then(|index| self.rules.get(index)) {
             rule.set.apply(attributes);

@@ -3,6 +3,7 @@
 //! Stopping is restarting: [`Bgp::stop`] closes the sessions without a word, and the routers keep the routes until the
 //! next daemon has announced them again. Withdrawal is [`Bgp::drain`], or a block that is released.
 
+mod drained;
 mod meaning;
 mod reader;
 pub mod why;
@@ -20,9 +21,10 @@ use crate::{
 };
 use bulkhead_api::messages::{DrainInfo, DrainRequest, DrainScope, ErrorReply, ObjectError, code};
 use bulkhead_bgp::{
-    Password, PeerConfig, PeerStatus, Speaker, SpeakerConfig, StationStatus, fsm::StateName,
+    Family, Password, PeerConfig, PeerStatus, Speaker, SpeakerConfig, StationStatus, fsm::StateName,
     neighbour::Leaving,
 };
+use drained::Drained;
 use ipnetwork::IpNetwork;
 use meaning::Md5;
 use std::{
@@ -59,9 +61,7 @@ pub struct Bgp {
     md5: Md5,
     /// As they were last given to the speaker, but for what is drained.
     peers: BTreeMap<String, PeerConfig>,
-    /// What is to go another way, and the file that remembers it.
-    drains: Drains,
-    drains_file: PathBuf,
+    drains: Drained,
     /// What comes of services, of blocks and of each peer, as it was last told to the speaker.
     leaving: (Leaving, Leaving, BTreeMap<String, Leaving>),
     /// Why there is no speaker though there should be one, or a peer less.
@@ -77,11 +77,7 @@ impl Bgp {
         kernel: Kernel,
         forwarding_preserved: bool,
     ) -> Self {
-        let drains_file = announced.with_file_name(DRAINS_FILE);
-        let drains = store::read_json(&drains_file).unwrap_or_else(|e| {
-            error!(error = %e, "cannot read what is drained: nothing is");
-            None
-        });
+        let drains = Drained::open(announced.with_file_name(DRAINS_FILE));
         Self {
             node,
             uplink,
@@ -94,8 +90,7 @@ impl Bgp {
             learning: Learning::start(kernel),
             starts: 0,
             peers: BTreeMap::new(),
-            drains: drains.unwrap_or_default(),
-            drains_file,
+            drains,
             leaving: (Leaving::No, Leaving::No, BTreeMap::new()),
             errors: Vec::new(),
         }
@@ -166,7 +161,10 @@ impl Bgp {
             read_password,
         );
         let mut peers = self.keep_known(peers);
-        self.annotate(info.and_then(|i| i.drain_routes.as_deref()));
+        // Of a node that nothing is known of, nothing is undone.
+        if let Some(info) = info {
+            self.drains.annotate(info.drain_routes.as_deref(), unix_seconds());
+        }
         let now = unix_seconds();
         self.leaving = self.leaving_now(now).await;
         let (services, blocks_leaving, of_peers) = &self.leaving;
@@ -265,45 +263,50 @@ impl Bgp {
                     format!("there are: {known}"),
                 ));
             }
-            if names.is_empty() || self.peers.keys().all(|peer| names.contains(peer)) {
+            let lost = self.only_way_among(names);
+            if names.is_empty() || (lost.is_some() && !request.undo) {
+                let carry = lost
+                    .map(|family| format!("no other carries {}: ", reader::family_name(&family)))
+                    .unwrap_or_default();
                 return Err(invalid(
                     "a node keeps one way out".into(),
-                    format!("of its peers ({known}) name some, and not all: or ask for everything"),
+                    format!("{carry}of its peers ({known}) name some, and not all: or ask for everything"),
                 ));
             }
         }
-        self.drains.command(request, unix_seconds());
-        self.remember_drains().map_err(|e| ErrorReply {
+        self.drains.command(request, unix_seconds()).map_err(|e| ErrorReply {
             code: code::IO_FAILURE,
-            msg: "this could not be remembered, and would be forgotten with the daemon's end".into(),
+            msg: "nothing has changed: this could not be remembered, and would be forgotten with the daemon's end".into(),
             details: e.to_string(),
         })
     }
 
-    fn annotate(&mut self, text: Option<&str>) {
-        let before = self.drains.clone();
-        self.drains.annotate(text, unix_seconds());
-        if before != self.drains
-            && let Err(e) = self.remember_drains()
-        {
-            error!(error = %e, "cannot remember what is drained");
-        }
-    }
-
-    fn remember_drains(&self) -> Result<(), store::StoreError> {
-        store::write_json(&self.drains_file, &self.drains)
+    /// A family of these peers that no peer carries that stays.
+    fn only_way_among(&self, names: &[String]) -> Option<Family> {
+        let now = unix_seconds();
+        let stays = |name: &String| !names.contains(name) && self.drains.annotated(name, now) == Leaving::No;
+        let others = self.peers.values().filter(|peer| stays(&peer.name)).flat_map(|peer| &peer.families);
+        let gone =
+            self.peers.values().filter(|peer| names.contains(&peer.name)).flat_map(|peer| &peer.families);
+        drain::uncarried(gone.copied(), others.copied())
     }
 
     async fn leaving_now(&self, now: u64) -> (Leaving, Leaving, BTreeMap<String, Leaving>) {
         let statuses = match &self.speaker {
-            Some((speaker, _)) if self.drains != Drains::default() => speaker.peers().await,
+            Some((speaker, _)) if *self.drains != Drains::default() => speaker.peers().await,
             _ => Vec::new(),
         };
-        let wanted = |name: &str| self.drains.peer(name, now, true) != Leaving::No;
-        // One out of a range has the range's name in front.
-        let range = |peer: &PeerStatus| peer.name.split('[').next().unwrap_or_default().to_owned();
-        let other = statuses.iter().any(|peer| peer.state == StateName::Established && !wanted(&range(peer)));
-        let of_peers = self.peers.keys().map(|name| (name.clone(), self.drains.peer(name, now, other)));
+        let stays = |name: &str| self.drains.peer(name, now, true) == Leaving::No;
+        let established = || statuses.iter().filter(|peer| peer.state == StateName::Established);
+        let others = established().filter(|peer| stays(configured(peer))).flat_map(|peer| &peer.families);
+        let others: Vec<Family> = others.copied().collect();
+        let of_peers = self.peers.iter().map(|(name, config)| {
+            let own: Vec<&[Family]> =
+                established().filter(|peer| configured(peer) == name).map(|p| &*p.families).collect();
+            let own = if own.is_empty() { config.families.clone() } else { own.concat() };
+            let other = drain::uncarried(own.into_iter(), others.iter().copied()).is_none();
+            (name.clone(), self.drains.peer(name, now, other))
+        });
         (self.drains.services(now), self.drains.blocks(now), of_peers.collect())
     }
 
@@ -345,6 +348,11 @@ impl Bgp {
 
 /// What is drained, beside what is announced.
 const DRAINS_FILE: &str = "drains.json";
+
+/// The name of the object that the peer comes of: one out of a range has the range's name in front.
+fn configured(peer: &PeerStatus) -> &str {
+    peer.name.split('[').next().unwrap_or_default()
+}
 
 fn unix_seconds() -> u64 {
     SystemTime::now().duration_since(UNIX_EPOCH).map_or(0, |d| d.as_secs())

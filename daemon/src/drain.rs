@@ -8,7 +8,7 @@
 
 use crate::announce::Routes;
 use bulkhead_api::messages::{DrainInfo, DrainRequest, DrainScope};
-use bulkhead_bgp::{export::GRACEFUL_SHUTDOWN, neighbour::Leaving};
+use bulkhead_bgp::{Family, export::GRACEFUL_SHUTDOWN, neighbour::Leaving};
 use serde::{Deserialize, Serialize};
 
 /// Of an annotation, which says no time.
@@ -85,7 +85,7 @@ impl Drains {
         self.furthest(now, |what| *what == DrainScope::All)
     }
 
-    /// What comes of this peer. `other`: there is another session that the routes go by; without one they are not withdrawn.
+    /// What comes of this peer. `other`: each family of it goes by another session too, which stays; else nothing is withdrawn.
     pub fn peer(&self, name: &str, now: u64, other: bool) -> Leaving {
         let is_of =
             |what: &DrainScope| matches!(what, DrainScope::Peers(names) if names.iter().any(|n| n == name));
@@ -93,6 +93,11 @@ impl Drains {
             Leaving::Withdrawn if !other => Leaving::Marked,
             leaving => leaving,
         }
+    }
+
+    /// The same of the annotation alone.
+    pub fn annotated(&self, name: &str, now: u64) -> Leaving {
+        Self { command: None, annotation: self.annotation.clone() }.peer(name, now, true)
     }
 
     fn furthest(&self, now: u64, concerns: impl Fn(&DrainScope) -> bool) -> Leaving {
@@ -114,6 +119,14 @@ fn scope(text: &str) -> Option<DrainScope> {
         ["true"] => Some(DrainScope::Services),
         _ => Some(DrainScope::Peers(names)),
     }
+}
+
+/// The first of the families that is to be left and that none carries of those that stay.
+pub fn uncarried(
+    mut left: impl Iterator<Item = Family>,
+    stay: impl Iterator<Item = Family> + Clone,
+) -> Option<Family> {
+    left.find(|family| !stay.clone().any(|other| other == *family))
 }
 
 /// The routes as far as they are left.
@@ -170,6 +183,29 @@ mod tests {
         assert_eq!(drains.peer("leaf-a", 1010, true), Leaving::Withdrawn);
         assert_eq!(drains.peer("leaf-a", 1010, false), Leaving::Marked);
         assert_eq!(drains.peer("leaf-b", 1010, true), Leaving::No);
+    }
+
+    #[test]
+    fn a_session_of_one_family_is_no_other_way_for_the_other() {
+        let (v4, v6) = ([Family::Ipv4Unicast], [Family::Ipv6Unicast]);
+        let uncarried =
+            |left: &[Family], stay: &[Family]| uncarried(left.iter().copied(), stay.iter().copied());
+        assert_eq!(uncarried(&v4, &v6), Some(Family::Ipv4Unicast));
+        assert_eq!(uncarried(&Family::ALL, &v4), Some(Family::Ipv6Unicast));
+        assert_eq!(uncarried(&v4, &[]), Some(Family::Ipv4Unicast));
+        assert_eq!(uncarried(&v4, &Family::ALL), None);
+        assert_eq!(uncarried(&Family::ALL, &[v6, v4].concat()), None, "one each");
+    }
+
+    #[test]
+    fn a_peer_that_the_annotation_drains_is_known_beside_the_command() {
+        let mut drains = Drains::default();
+        drains.annotate(Some("leaf-a"), 1000);
+        drains.command(&request(DrainScope::Peers(vec!["leaf-b".into()]), 0), 1000);
+        assert_eq!(
+            (drains.annotated("leaf-a", 1000), drains.annotated("leaf-b", 1000)),
+            (Leaving::Marked, Leaving::No)
+        );
     }
 
     #[test]

@@ -234,8 +234,7 @@ impl Task {
 
     async fn everything_was_said(&self) -> bool {
         let Some(following) = &self.following else { return false };
-        let learning = following.speaker.peers().await.iter().any(|peer| peer.learning);
-        !learning || following.since.elapsed() >= HOLD
+        following.since.elapsed() >= HOLD || !following.speaker.is_learning().await
     }
 
     /// Makes what the kernel has what is wanted.

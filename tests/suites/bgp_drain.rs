@@ -14,6 +14,7 @@ use std::fs;
 type Test = fn(&mut Rack) -> Result<()>;
 
 const SERVICES: &str = "10.96.0.0/16";
+const IPV6: &str = "ipv6 { import all; export none; };";
 const OTHER: &str = "172.31.9.3";
 /// RFC 8326, as routers write it.
 const LEAVING: &str = "65535:0";
@@ -21,9 +22,10 @@ const LEAVING: &str = "65535:0";
 fn main() -> Result<()> {
     let arguments = Arguments::from_args();
     let _inside = enter()?;
-    let tests: [(&str, Test); 5] = [
+    let tests: [(&str, Test); 6] = [
         ("services are marked, then withdrawn, over a restart too, and come back; blocks stay", services),
         ("one of two uplinks is marked, then left, and taken again when it is the last", one_uplink),
+        ("a router of one family is no other way for the other", half_a_way),
         ("the node's annotation drains, and its end brings everything back", annotation),
         ("everything goes at once where that is asked for", everything),
         ("what would take the last way is refused", refused),
@@ -112,7 +114,7 @@ fn services(rack: &mut Rack) -> Result<()> {
 
 fn one_uplink(rack: &mut Rack) -> Result<()> {
     let router = leaf(rack)?;
-    let spine = spine(rack)?;
+    let spine = spine(rack, IPV6)?;
     router.wait_seen(BLOCK)?;
     spine.wait_established(&["node"], DEADLINE)?;
     drain(rack, &["--peer", "leaf", "--withdraw-after", "8"])?;
@@ -132,15 +134,34 @@ fn one_uplink(rack: &mut Rack) -> Result<()> {
 }
 
 /// A second router at the same cable; the first has its port, so that it alone dials.
-fn spine(rack: &Rack) -> Result<Bird> {
-    rack.router.ip(&format!("address add {OTHER}/24 dev downlink"))?;
+fn spine(rack: &Rack, ipv6: &str) -> Result<Bird> {
+    rack.router.ip(&format!("address replace {OTHER}/24 dev downlink"))?;
     let configuration = format!(
         "log stderr all;\nrouter id {OTHER};\nprotocol device {{}}\n\
          protocol bgp node {{ local {OTHER} port 1179 as {ROUTER_AS}; neighbor {NODE} as {NODE_AS};\n\
          connect delay time 1; connect retry time 2; error wait time 1, 2; graceful restart off;\n\
-         ipv4 {{ import all; export none; }}; }}\n"
+         ipv4 {{ import all; export none; }}; {ipv6} }}\n"
     );
     Bird::start(&rack.router, &rack.dir.join("spine"), &configuration)
+}
+
+/// The other router has no IPv6: it is no other way for that.
+fn half_a_way(rack: &mut Rack) -> Result<()> {
+    let router = leaf(rack)?;
+    let spine = spine(rack, "")?;
+    router.wait_seen(BLOCK6)?;
+    spine.wait_established(&["node"], DEADLINE)?;
+    drain(rack, &["--peer", "leaf", "--withdraw-after", "0"])?;
+    [BLOCK, BLOCK6].iter().try_for_each(|prefix| wait_marked(router.as_ref(), prefix, true))?;
+    let told: Vec<BgpPeerInfo> = rack.node.get("/v1/bgp/peers")?;
+    assert!(
+        told.iter().any(|peer| peer.name == "leaf" && peer.advertised == 3),
+        "nothing is withdrawn: {told:?}"
+    );
+    drop(spine);
+    let spine = self::spine(rack, IPV6)?;
+    spine.wait_established(&["node"], DEADLINE)?;
+    [BLOCK, BLOCK6, SERVICES].iter().try_for_each(|prefix| router.wait_gone(prefix))
 }
 
 fn annotation(rack: &mut Rack) -> Result<()> {

@@ -135,7 +135,7 @@ pub struct BGPConfigurationSpec {
     /// Service ranges that every node announces, besides the `serviceCIDRs` of partitions with `bgp.advertiseServices`. A
     /// router that has several nodes for a range spreads connections over them.
     #[serde(rename = "advertiseServiceCIDRs", default, skip_serializing_if = "Vec::is_empty")]
-    #[schemars(schema_with = "schema::ranges")]
+    #[schemars(schema_with = "schema::service_ranges")]
     pub advertise_service_cidrs: Vec<IpNetwork>,
     /// RFC 1997 communities on every service range.
     #[serde(default, skip_serializing_if = "Vec::is_empty")]

@@ -56,7 +56,7 @@ pub struct PartitionSpec {
     pub fixed_cidrs: Vec<IpNetwork>,
     /// Service ranges of the partition: for announcement and explain, never for the verdict.
     #[serde(rename = "serviceCIDRs", default, skip_serializing_if = "Vec::is_empty")]
-    #[schemars(schema_with = "schema::ranges")]
+    #[schemars(schema_with = "schema::service_ranges")]
     pub service_cidrs: Vec<IpNetwork>,
     #[serde(default)]
     pub isolation: Isolation,

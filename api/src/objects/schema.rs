@@ -53,6 +53,15 @@ pub fn ranges(_: &mut SchemaGenerator) -> Schema {
     json_schema!({"type": "array", "items": strict_cidr(), "maxItems": 64})
 }
 
+/// What is announced of them draws everybody's traffic: no default route.
+pub fn service_ranges(_: &mut SchemaGenerator) -> Schema {
+    let no_default = json!([{
+        "rule": "!self.exists(range, isCIDR(range) && cidr(range).prefixLength() == 0)",
+        "message": "holds a default route: name the services' own ranges",
+    }]);
+    json_schema!({"type": "array", "items": strict_cidr(), "maxItems": 64, "x-kubernetes-validations": no_default})
+}
+
 /// Of a network group.
 pub fn many_cidrs(_: &mut SchemaGenerator) -> Schema {
     json_schema!({"type": "array", "items": strict_cidr(), "maxItems": 8192})

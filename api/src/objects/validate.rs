@@ -56,6 +56,11 @@ pub fn check_partition(name: &str, spec: &PartitionSpec) -> Vec<FieldError> {
         }
     }
     errors.cidrs("spec.serviceCIDRs", &spec.service_cidrs);
+    for (i, _) in spec.service_cidrs.iter().enumerate().filter(|(_, range)| range.prefix() == 0) {
+        let message =
+            "is a default route, which `bgp.advertiseServices` would announce: name the services' own ranges";
+        errors.add(format!("spec.serviceCIDRs[{i}]"), message.into());
+    }
     for (i, rule) in spec.ingress.iter().enumerate() {
         errors.peers(&format!("spec.ingress[{i}].from"), &rule.from);
         errors.ports(&format!("spec.ingress[{i}].ports"), &rule.ports);
@@ -277,6 +282,22 @@ mod tests {
         for name in ["web", "web-1", "a.b", "0"] {
             assert!(!bad(name), "{name}");
         }
+    }
+
+    #[test]
+    fn a_default_route_is_no_service_range() {
+        let fields = |range: &str| -> Vec<String> {
+            let spec = PartitionSpec {
+                policy_id: 1,
+                pod_cidrs: vec!["10.64.0.0/16".parse().unwrap()],
+                service_cidrs: vec!["10.96.0.0/16".parse().unwrap(), range.parse().unwrap()],
+                ..PartitionSpec::default()
+            };
+            check_partition("web", &spec).into_iter().map(|e| e.field).collect()
+        };
+        assert_eq!(fields("0.0.0.0/0"), ["spec.serviceCIDRs[1]"]);
+        assert_eq!(fields("::/0"), ["spec.serviceCIDRs[1]"]);
+        assert_eq!(fields("fd00:96::/112"), [""; 0]);
     }
 
     #[test]

@@ -196,6 +196,13 @@ impl Speaker {
         self.ask(Command::Status).await
     }
 
+    /// Whether more may be learned without anything having changed at a peer: one has not said everything yet, a range that
+    /// is learned from has nobody yet, or there is no peer at all.
+    pub async fn is_learning(&self) -> bool {
+        let waits = self.inner.peers.lock().waits_for_somebody();
+        waits || self.peers().await.iter().any(|peer| peer.learning)
+    }
+
     /// What the peers were sent and hold, or what they sent us, under no policy; of one peer, or of all. By prefix, and at
     /// most `limit`.
     pub async fn routes(&self, direction: Direction, peer: Option<&str>, limit: usize) -> Routes {
@@ -394,6 +401,19 @@ pub(super) struct Table {
     ranges: Vec<PeerConfig>,
     /// Whose keys the listening sockets have.
     passwords: BTreeSet<(IpAddr, u8)>,
+}
+
+impl Table {
+    /// Who is learned from may come from a range that nobody has connected from so far.
+    fn waits_for_somebody(&self) -> bool {
+        let is_of = |range: &PeerConfig, peer: &PeerHandle| {
+            range.member(peer.config.address()).name == peer.config.name
+        };
+        let is_empty = |range: &PeerConfig| !self.peers.values().any(|peer| is_of(range, peer));
+        let learns = |range: &&PeerConfig| range.shutdown.is_none() && !range.import.accepts_nothing();
+        let nobody = self.peers.is_empty() && self.ranges.is_empty();
+        nobody || self.ranges.iter().filter(learns).any(is_empty)
+    }
 }
 
 #[derive(Debug)]

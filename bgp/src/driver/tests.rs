@@ -393,6 +393,35 @@ async fn whoever_connects_out_of_a_range_becomes_a_peer_of_its_own() {
 }
 
 #[tokio::test]
+async fn a_range_that_is_learned_from_is_waited_for_and_so_is_the_first_peer() {
+    let address = free_address().await;
+    let speaker = speaker(vec![address]).await;
+    assert!(speaker.is_learning().await, "there may be peers still");
+    let range = |import: Filter| PeerConfig {
+        families: vec![Family::Ipv4Unicast],
+        import,
+        ..PeerConfig::new("rack", Remote::Range("127.0.0.0/30".parse().unwrap()), 65020)
+    };
+    speaker.set_peers(vec![range(Filter::REJECT)]);
+    assert!(!speaker.is_learning().await, "no import rule");
+    speaker.set_peers(vec![PeerConfig { shutdown: Some("moving".to_owned()), ..range(Filter::ACCEPT) }]);
+    assert!(!speaker.is_learning().await, "nobody may come");
+    speaker.set_peers(vec![range(Filter::ACCEPT)]);
+    assert!(speaker.is_learning().await, "nobody has come");
+    let stream = TcpStream::connect(address).await.unwrap();
+    let mut session = Session { stream, framer: Framer::default() };
+    session.establish().await;
+    assert!(speaker.is_learning().await, "it has not said everything");
+    session.send(Message::Update(Update::end_of_rib(Family::Ipv4Unicast))).await;
+    within(async {
+        while speaker.is_learning().await {
+            tokio::time::sleep(Duration::from_millis(20)).await;
+        }
+    })
+    .await;
+}
+
+#[tokio::test]
 async fn what_peers_announce_is_learned_through_their_filters_and_goes_with_them() {
     let (router, speaker) = (Router::new().await, speaker(Vec::new()).await);
     let mut feed = speaker.follow_learned();

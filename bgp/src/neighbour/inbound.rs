@@ -222,7 +222,7 @@ impl Inbound {
     }
 
     pub fn learns_nothing(&self) -> bool {
-        !self.import.otherwise && self.import.rules.iter().all(|rule| !rule.accept)
+        self.import.accepts_nothing()
     }
 
     /// The path as the import filter leaves it.

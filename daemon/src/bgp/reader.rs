@@ -163,7 +163,7 @@ fn extended(value: u64) -> String {
     }
 }
 
-fn family_name(family: &Family) -> String {
+pub(super) fn family_name(family: &Family) -> String {
     match family {
         Family::Ipv4Unicast => "IPv4".into(),
         Family::Ipv6Unicast => "IPv6".into(),

@@ -267,6 +267,23 @@ impl<N: Net, C: BlockClaims> Endpoints<N, C> {
     /// Gives blocks without pods back; their discard routes go too.
     pub async fn release_empty_blocks(&mut self) -> Result<Vec<IpNetwork>, ErrorReply> {
         let released = self.ipam.release_empty_blocks().await;
+        self.after_release(released).await
+    }
+
+    /// Tries again to give back what is not known to be given back.
+    pub async fn release_leaving(&mut self) -> Result<Vec<IpNetwork>, ErrorReply> {
+        let released = self.ipam.release_leaving().await;
+        self.after_release(released).await
+    }
+
+    pub fn is_leaving(&self) -> bool {
+        self.ipam.is_leaving()
+    }
+
+    async fn after_release(
+        &mut self,
+        released: Result<Vec<IpNetwork>, ClaimError>,
+    ) -> Result<Vec<IpNetwork>, ErrorReply> {
         self.route_blocks()
             .await
             .map_err(|e| reply(code::WIRING, "cannot set discard routes", e.to_string()))?;

@@ -17,6 +17,7 @@ pub use kept::Claims;
 pub use objects::ClaimObjects;
 
 use bulkhead_api::objects::IPBlockSpec;
+use futures_util::future::join_all;
 use ipnetwork::IpNetwork;
 use std::{collections::BTreeMap, fmt, net::IpAddr};
 
@@ -53,6 +54,8 @@ pub struct Ipam<C> {
     allocator: Allocator,
     claims: C,
     node: String,
+    /// Given back, though nobody knows whether that got through: another node may have them. With their partitions.
+    leaving: BTreeMap<IpNetwork, String>,
 }
 
 impl<C: BlockClaims> Ipam<C> {
@@ -63,7 +66,7 @@ impl<C: BlockClaims> Ipam<C> {
         for block in claims.of_node(node).await? {
             allocator.add_block(&block.partition, block.cidr);
         }
-        Ok(Self { allocator, claims, node: node.into() })
+        Ok(Self { allocator, claims, node: node.into(), leaving: BTreeMap::new() })
     }
 
     /// Exactly these addresses; all or none. Each is claimed as a block of its own, so that nobody else can have it until
@@ -89,14 +92,17 @@ impl<C: BlockClaims> Ipam<C> {
             let spec = IPBlockSpec { cidr, partition: partition.into(), node: self.node.clone() };
             let holder = |blocks: Vec<IPBlockSpec>| blocks.into_iter().find(|b| overlap(b.cidr, cidr));
             let mut held = holder(self.claims.list().await?);
-            if held.is_none() && self.claims.claim(&spec).await? == Claim::Taken {
+            // Ours may be one that is leaving.
+            if held.as_ref().is_none_or(|held| *held == spec)
+                && self.claims.claim(&spec).await? == Claim::Taken
+            {
                 held = holder(self.claims.list().await?).or(Some(spec.clone()));
             }
             if let Some(block) = held.filter(|held| *held != spec) {
                 let holder = format!("block {} of node {}", block.cidr, block.node);
                 return Err(IpamError::Held { address, holder });
             }
-            self.allocator.add_block(partition, cidr);
+            self.add_block(partition, cidr);
         }
         self.allocator.restore(address);
         Ok(())
@@ -148,8 +154,14 @@ impl<C: BlockClaims> Ipam<C> {
                     ranges: ranges.to_vec(),
                 });
             };
-            self.allocator.add_block(partition, block);
+            self.add_block(partition, block);
         }
+    }
+
+    /// One that was claimed just now.
+    fn add_block(&mut self, partition: &str, block: IpNetwork) {
+        self.leaving.remove(&block);
+        self.allocator.add_block(partition, block);
     }
 
     /// The first block in order that nobody has. `None`: there is none left.
@@ -166,7 +178,9 @@ impl<C: BlockClaims> Ipam<C> {
                 return false;
             }
             // Claimed blocks do not overlap each other: the last that begins at or before our end decides.
-            taken.range(..=block.broadcast()).next_back().is_none_or(|(_, t)| t.broadcast() < block.network())
+            let last = taken.range(..=block.broadcast()).next_back();
+            let comes_back = self.leaving.get(block).is_some_and(|p| p == partition);
+            last.is_none_or(|(_, t)| t.broadcast() < block.network() || (comes_back && t == block))
         };
         let mine = self.allocator.blocks();
         for block in ranges.iter().flat_map(|r| blocks_of(*r)).filter(free).filter(|b| !mine.contains_key(b))
@@ -205,15 +219,44 @@ impl<C: BlockClaims> Ipam<C> {
 
     /// Gives back the blocks that hold no address. Explicit, because a block that stays claimed costs nothing and spares
     /// the routers a withdrawal and an announcement each time the last pod goes.
+    ///
+    /// # Errors
+    /// The first of the claims' errors. A block is none of this node's from here on, whatever is known of its claim:
+    /// see [`Self::release_leaving`].
     pub async fn release_empty_blocks(&mut self) -> Result<Vec<IpNetwork>, ClaimError> {
-        let mut released = Vec::new();
         for (block, partition) in self.allocator.empty_blocks() {
-            let spec = IPBlockSpec { cidr: block, partition, node: self.node.clone() };
-            self.claims.release(&spec).await?;
             self.allocator.remove_block(block);
-            released.push(block);
+            self.leaving.insert(block, partition);
         }
-        Ok(released)
+        self.release_leaving().await
+    }
+
+    /// Whether [`Self::release_leaving`] has something to do.
+    pub fn is_leaving(&self) -> bool {
+        !self.leaving.is_empty()
+    }
+
+    /// Tries again what is not known to be given back. All at once: what does not answer is waited for once.
+    pub async fn release_leaving(&mut self) -> Result<Vec<IpNetwork>, ClaimError> {
+        let spec = |(block, partition): (&IpNetwork, &String)| IPBlockSpec {
+            cidr: *block,
+            partition: partition.clone(),
+            node: self.node.clone(),
+        };
+        let specs: Vec<IPBlockSpec> = self.leaving.iter().map(spec).collect();
+        let answers = join_all(specs.iter().map(|spec| self.claims.release(spec))).await;
+        let (mut released, mut failed) = (Vec::new(), None);
+        for (spec, answer) in specs.iter().zip(answers) {
+            match answer {
+                // Another node's: ours went, and its answer did not come.
+                Ok(()) | Err(ClaimError::NotOurs { .. }) => {
+                    self.leaving.remove(&spec.cidr);
+                    released.push(spec.cidr);
+                }
+                Err(error) => failed = failed.or(Some(error)),
+            }
+        }
+        failed.map_or(Ok(released), Err)
     }
 }
 
@@ -359,6 +402,103 @@ mod tests {
         assert!(one.take("web", &fixed).await.is_err());
         one.release_empty_blocks().await.unwrap();
         two.take("web", &fixed[..1]).await.unwrap();
+    }
+
+    /// Real claims, with one block whose release is never heard of again: on its way there, or back.
+    struct Lossy {
+        claims: ClaimFiles,
+        block: IpNetwork,
+        /// 0: nothing is lost, 1: the answer, 2: the request.
+        loses: std::sync::atomic::AtomicU8,
+    }
+
+    impl BlockClaims for Lossy {
+        async fn claim(&self, block: &IPBlockSpec) -> Result<Claim, ClaimError> {
+            self.claims.claim(block).await
+        }
+
+        async fn release(&self, block: &IPBlockSpec) -> Result<(), ClaimError> {
+            let loses = self.loses.load(std::sync::atomic::Ordering::Relaxed);
+            if block.cidr != self.block || loses != 2 {
+                self.claims.release(block).await?;
+            }
+            if block.cidr != self.block || loses == 0 {
+                return Ok(());
+            }
+            Err(ClaimError::Api { what: "IPBlock".into(), reason: "no answer".into() })
+        }
+
+        async fn tidy(&self, node: &str) -> Result<(), ClaimError> {
+            self.claims.tidy(node).await
+        }
+
+        async fn list(&self) -> Result<Vec<IPBlockSpec>, ClaimError> {
+            self.claims.list().await
+        }
+
+        async fn of_node(&self, node: &str) -> Result<Vec<IPBlockSpec>, ClaimError> {
+            self.claims.of_node(node).await
+        }
+    }
+
+    /// Two blocks of one node, of which the first is released without an answer.
+    async fn unanswered(dir: &Path, loses: u8) -> Ipam<Lossy> {
+        let claims = ClaimFiles::new(dir.into()).unwrap();
+        let lossy = Lossy { claims, block: nets(&["10.1.0.0/26"])[0], loses: loses.into() };
+        let mut one = Ipam::load(lossy, "n1").await.unwrap();
+        let mut addresses = one.allocate("web", &nets(&["10.1.0.0/24"]), &[]).await.unwrap();
+        addresses.extend(one.allocate("pay", &nets(&["10.2.0.0/26"]), &[]).await.unwrap());
+        addresses.into_iter().for_each(|a| one.free(a));
+        one.release_empty_blocks().await.unwrap_err();
+        assert_eq!(*one.blocks(), BTreeMap::new(), "nothing that may be another's is announced");
+        assert!(
+            !dir.join(format!("{}.yaml", block_name(nets(&["10.2.0.0/26"])[0]))).exists(),
+            "the others go on"
+        );
+        one.claims.loses = 0.into();
+        one
+    }
+
+    #[tokio::test]
+    async fn a_block_that_was_released_without_an_answer_is_another_nodes() {
+        let dir = tempfile::tempdir().unwrap();
+        let mut one = unanswered(dir.path(), 1).await;
+        let mut two = node(dir.path(), "n2").await;
+        let ranges = nets(&["10.1.0.0/24"]);
+        let theirs = two.allocate("web", &ranges, &[]).await.unwrap();
+        let ours = one.allocate("web", &ranges, &[]).await.unwrap();
+        assert_eq!(theirs, ["10.1.0.1".parse::<IpAddr>().unwrap()]);
+        assert_eq!(ours, ["10.1.0.64".parse::<IpAddr>().unwrap()]);
+        assert_eq!(one.release_leaving().await.unwrap(), nets(&["10.1.0.0/26"]));
+        assert_eq!(node(dir.path(), "n2").await.blocks().len(), 1, "their claim stands");
+    }
+
+    #[tokio::test]
+    async fn a_block_whose_release_was_lost_is_tried_again_or_claimed_anew() {
+        for used_again in [false, true] {
+            let dir = tempfile::tempdir().unwrap();
+            let mut one = unanswered(dir.path(), 2).await;
+            if used_again {
+                let address = one.allocate("web", &nets(&["10.1.0.0/24"]), &[]).await.unwrap();
+                assert_eq!(address, ["10.1.0.1".parse::<IpAddr>().unwrap()]);
+            }
+            assert_eq!(one.release_leaving().await.unwrap().len(), usize::from(!used_again));
+            assert_eq!(node(dir.path(), "n1").await.blocks().len(), usize::from(used_again));
+        }
+    }
+
+    #[tokio::test]
+    async fn a_fixed_address_whose_release_was_lost_is_claimed_anew() {
+        let dir = tempfile::tempdir().unwrap();
+        let fixed: IpAddr = "10.1.0.7".parse().unwrap();
+        let claims = ClaimFiles::new(dir.path().into()).unwrap();
+        let mut one = Ipam::load(Lossy { claims, block: fixed.into(), loses: 1.into() }, "n1").await.unwrap();
+        one.take("web", &[fixed]).await.unwrap();
+        one.free(fixed);
+        one.release_empty_blocks().await.unwrap_err();
+        one.take("web", &[fixed]).await.unwrap();
+        assert_eq!(one.release_leaving().await.unwrap(), []);
+        assert!(node(dir.path(), "n2").await.take("web", &[fixed]).await.is_err());
     }
 
     #[tokio::test]

@@ -8,8 +8,15 @@ use bulkhead_api::{
 };
 use bulkhead_policy::{LocalPod, Placement};
 use ipnetwork::IpNetwork;
-use std::{collections::BTreeMap, net::IpAddr};
+use std::{
+    collections::BTreeMap,
+    net::IpAddr,
+    time::{Duration, Instant},
+};
 use tracing::{info, warn};
+
+/// Other pods wait while an API server that does not answer is asked.
+const RELEASE_AGAIN: Duration = Duration::from_secs(30);
 
 impl Node {
     pub async fn add(&mut self, request: &Attach) -> Result<Attachment, ErrorReply> {
@@ -183,9 +190,21 @@ impl Node {
     async fn release_blocks(&mut self) {
         self.announce(self.endpoints.blocks_in_use()).await;
         if let Err(e) = self.endpoints.release_empty_blocks().await {
-            warn!(error = %e, "a block without pods stays claimed");
+            warn!(error = %e, "a block without pods is not known to be given back; tried again");
+            self.release_at = Instant::now() + RELEASE_AGAIN;
         }
         self.announce_blocks().await;
+    }
+
+    /// What was given back and not answered. Others wait meanwhile, so not all the time.
+    pub(super) async fn look_after_blocks(&mut self) {
+        if !self.endpoints.is_leaving() || Instant::now() < self.release_at {
+            return;
+        }
+        match self.endpoints.release_leaving().await {
+            Ok(released) => info!(?released, "blocks without pods are given back"),
+            Err(_) => self.release_at = Instant::now() + RELEASE_AGAIN,
+        }
     }
 
     /// Takes what the node announces off it, or brings it back.

@@ -9,6 +9,7 @@ mod cni;
 mod diff;
 mod explain;
 mod explain_service;
+mod own;
 mod rollback;
 mod services;
 mod uninstall;
@@ -68,6 +69,9 @@ pub struct Node {
     endpoints: Endpoints<Kernel, Claims>,
     interner: Interner,
     in_force: Snapshot,
+    own: own::OwnNode,
+    /// When blocks that were given back without an answer are tried again.
+    release_at: Instant,
     /// Whether an admission found no fault in the objects in force.
     clean: bool,
     history: History,
@@ -129,6 +133,7 @@ impl Node {
         // Nothing is touched before all that can be refused is read.
         let (history, policy) = History::open(&config.state_dir)?;
         let bgp_objects = store::read_json(&config.state_dir.join(BGP_FILE))?;
+        let own = own::OwnNode::open(&config.state_dir)?;
         let known: Option<Interner> = store::read_json(&config.state_dir.join(INTERNER_FILE))?;
         let net = Kernel::open()?;
         let uplinks = net.uplinks(&config.uplinks).await?;
@@ -152,12 +157,9 @@ impl Node {
         let bfd = config.bfd_socket.clone();
         let bgp = Bgp::new(config.node.clone(), sources(&uplinks), announced, bfd, net.clone(), forwarding);
         let (bgp_peers, bgp_configuration) = bgp_objects.unwrap_or_default();
-        let in_force = Snapshot {
-            policy: policy.unwrap_or_default(),
-            bgp_peers,
-            bgp: bgp_configuration,
-            ..Snapshot::default()
-        };
+        let mut policy = policy.unwrap_or_default();
+        policy.nodes.extend(own.known().map(|info| (config.node.clone(), info)));
+        let in_force = Snapshot { policy, bgp_peers, bgp: bgp_configuration, ..Snapshot::default() };
         Ok(Self {
             config,
             net,
@@ -167,6 +169,8 @@ impl Node {
             endpoints,
             interner: known.unwrap_or_default(),
             in_force,
+            own,
+            release_at: Instant::now(),
             clean: false,
             history,
             compiled: None,
@@ -230,6 +234,9 @@ impl Node {
         let mut refused = observed.errors;
         let mut failed = Vec::new();
         let policy = std::mem::take(&mut snapshot.policy);
+        if let Some(info) = policy.nodes.get(&self.config.node) {
+            self.own.told(info);
+        }
         let candidate = self.with_own_addresses(self.unless_held(policy));
         // Packets carry the addresses of the backends, and so must the policy on cluster DNS.
         self.services.follow(&self.config.node, &candidate.nodes, &snapshot);
@@ -309,6 +316,7 @@ impl Node {
     pub async fn look_after(&mut self) {
         self.replay_queued().await;
         self.look_after_services();
+        self.look_after_blocks().await;
         let moved = match self.net.uplinks(&self.config.uplinks).await {
             Ok(now) if now != self.uplinks => self.follow_uplinks(now),
             Ok(_) => false,

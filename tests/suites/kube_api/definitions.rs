@@ -16,6 +16,12 @@ const REFUSED: &[(&str, &str, &str, &str)] = &[
     ("Partition", "bad", "{policyID: 1}", "spec.podCIDRs|is empty"),
     ("Partition", "bad", "{policyID: 1, podCIDRs: [10.1.0.0/33]}", "spec.podCIDRs[0]|is not a CIDR"),
     ("Partition", "bad", "{policyID: 1, podCIDRs: [10.1.2.0/16]}", "has bits set beyond its prefix"),
+    (
+        "Partition",
+        "bad",
+        "{policyID: 1, podCIDRs: [10.1.0.0/16], serviceCIDRs: [10.96.0.0/16, \"::/0\"]}",
+        "spec.serviceCIDRs|holds a default route",
+    ),
     ("Partition", "default", "{policyID: 1, podCIDRs: [10.1.0.0/16]}", "`default` is the partition of all"),
     (
         "Partition",

@@ -1,7 +1,7 @@
 //! The API server as source: what is applied comes into force, and what is in force stays when the API server goes.
 
 use crate::site::{Case, SOON, Site};
-use bulkhead_api::messages::{FrontendInfo, Services};
+use bulkhead_api::messages::{BgpPeerInfo, FrontendInfo, Services};
 use bulkhead_lab::{Result, unmet, until};
 use nix::{
     sys::signal::{Signal, kill},
@@ -153,6 +153,13 @@ fn compacted(site: &mut Site) -> Result<()> {
 fn away(site: &mut Site) -> Result<()> {
     site.control.apply(&red_calls_blue(8080))?;
     site.wait_allowed(RED, BLUE, 8080, true)?;
+    // Chosen by the node's labels, and left by its annotation.
+    let node = site.node.name.clone();
+    site.control.kubectl(&["label", "node", &node, "rack=1"])?;
+    site.control.kubectl(&["annotate", "node", &node, "bulkhead.dev/drain-routes=true"])?;
+    site.control.apply(PEER)?;
+    wait_peer(site)?;
+    until("the annotation drains", SOON, || Ok((!site.status()?.draining.is_empty()).then_some(())))?;
     site.control.kill_apiserver()?;
     site.wait_told("cannot watch Partition objects")?;
     let before = site.status()?.generation;
@@ -161,6 +168,10 @@ fn away(site: &mut Site) -> Result<()> {
     site.wait_told("waiting for the API server to list")?;
     if site.status()?.generation != before {
         return unmet("another generation is in force, though nobody told of objects");
+    }
+    wait_peer(site)?;
+    if site.status()?.draining.is_empty() {
+        return unmet("what the annotation drains is not drained any more");
     }
     if site.node.get::<serde_json::Value>("/v1/cni/status").is_ok() {
         return unmet("a pod would be wired under a policy that is not known");
@@ -171,6 +182,19 @@ fn away(site: &mut Site) -> Result<()> {
     })?;
     site.wait_allowed(RED, BLUE, 8080, true)?;
     site.wait_sound()?;
-    site.control.kubectl(&["delete", "partition", "--all"])?;
+    site.control.kubectl(&["delete", "partition,bgppeer,bgpconfiguration", "--all"])?;
+    site.control.kubectl(&["annotate", "node", &node, "bulkhead.dev/drain-routes-"])?;
     site.wait_allowed(RED, BLUE, 9999, true)
+}
+
+const PEER: &str = "apiVersion: bulkhead.dev/v1alpha1\nkind: BGPConfiguration\nmetadata: {name: default}\n\
+    spec: {asn: 65010}\n---\n\
+    apiVersion: bulkhead.dev/v1alpha1\nkind: BGPPeer\nmetadata: {name: leaf}\n\
+    spec: {peerAddress: 192.0.2.1, peerASN: 65020, nodeSelector: {matchLabels: {rack: '1'}}}\n";
+
+fn wait_peer(site: &Site) -> Result<()> {
+    until("the node has its peer", SOON, || {
+        let peers: Vec<BgpPeerInfo> = site.node.get("/v1/bgp/peers")?;
+        Ok(peers.iter().any(|peer| peer.name == "leaf").then_some(()))
+    })
 }
