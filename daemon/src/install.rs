@@ -46,6 +46,7 @@ pub struct Installer {
     state_dir: PathBuf,
     /// The failure that was told last.
     told: Option<String>,
+    installed: bool,
 }
 
 impl Installer {
@@ -55,15 +56,28 @@ impl Installer {
             socket: config.socket.clone(),
             state_dir: config.state_dir.clone(),
             told: None,
+            installed: false,
         }
     }
 
-    /// To be called now and then. `ready`: an ADD would work. What was put in place stays also when it would not.
+    /// Whether there is anything to keep in place at all.
+    pub fn is_wanted(&self) -> bool {
+        self.to.is_some()
+    }
+
+    /// Whether the kubelet still waits for it: then each change may be what makes an ADD work.
+    pub fn is_awaited(&self) -> bool {
+        self.is_wanted() && !self.installed
+    }
+
+    /// To be called now and then; it reads files, so nobody may wait for it. `ready`: an ADD would work. What was put in place
+    /// stays also when it would not.
     pub fn look_after(&mut self, ready: bool) {
         let Some(to) = self.to.as_ref().filter(|_| ready) else { return };
         match install(to, Daemon { socket: &self.socket, state_dir: &self.state_dir }) {
             Ok(written) => {
                 self.told = None;
+                self.installed = true;
                 if written {
                     info!(plugin = %to.bin_dir.display(), configuration = %to.conf_dir.display(), "CNI installed");
                 }

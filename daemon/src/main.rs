@@ -155,11 +155,12 @@ async fn run(config: Config) -> Result<OwnedMutexGuard<Node>, Box<dyn Error>> {
                 changed?;
                 let latest = observed.borrow_and_update().clone();
                 let whole = std::mem::take(&mut first);
-                {
+                let ready = {
                     let mut node = node.lock().await;
                     node.apply(latest).await;
-                    installer.look_after(node.available().is_ok());
-                }
+                    installer.is_awaited() && node.available().is_ok()
+                };
+                installer.look_after(ready);
                 if whole {
                     memory::give_back();
                 }
@@ -170,11 +171,12 @@ async fn run(config: Config) -> Result<OwnedMutexGuard<Node>, Box<dyn Error>> {
                 node.lock().await.set_narrow_routes(&latest);
             }
             _ = interval.tick() => {
-                {
+                let ready = {
                     let mut node = node.lock().await;
                     node.look_after().await;
-                    installer.look_after(node.available().is_ok());
-                }
+                    installer.is_wanted() && node.available().is_ok()
+                };
+                installer.look_after(ready);
                 if let Some(address) = metrics_address.filter(|_| exporter.is_none()) {
                     match metrics::serve(address, node.clone()).await {
                         Ok(task) => exporter = Some(task),
