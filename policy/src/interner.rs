@@ -9,14 +9,11 @@
 //! nothing. After that, numbers of identities and policies (indices of bounded tables) are given out again, lowest first;
 //! numbers of rules never are, because counters and connections may hold them for as long as they live.
 
-use crate::atom::Atom;
+use crate::{atom::Atom, compile::Map};
 use bulkhead_ebpf_abi::{ID_FIRST_DYNAMIC, RULE_FIRST_DYNAMIC};
 use imbl::{OrdMap, OrdSet};
 use serde::{Deserialize, Deserializer, Serialize, Serializer, ser::SerializeStruct};
-use std::{
-    collections::{BTreeSet, HashMap},
-    sync::Arc,
-};
+use std::{collections::BTreeSet, sync::Arc};
 
 /// Switches that an unused number outlives.
 pub const KEPT_GENERATIONS: u64 = 2;
@@ -25,8 +22,8 @@ pub const KEPT_GENERATIONS: u64 = 2;
 pub(crate) type Meaning = Arc<[Atom]>;
 
 /// On disk every atom stands once: identities name them by their place in the list.
-#[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
-#[serde(try_from = "Written", into = "Written")]
+#[derive(Clone, Debug, PartialEq, Deserialize)]
+#[serde(try_from = "Written")]
 pub struct Interner {
     switches: u64,
     identities: Numbers<Meaning>,
@@ -87,6 +84,15 @@ impl Interner {
         self.identities.asked = asked.identities;
         self.policies.asked = asked.policies;
         self.rules.asked = asked.rules;
+    }
+
+    /// What the last compile that succeeded asks for.
+    pub(crate) fn asks(&self) -> Asked {
+        Asked {
+            identities: self.identities.asked.clone(),
+            policies: self.policies.asked.clone(),
+            rules: self.rules.asked.clone(),
+        }
     }
 
     pub(crate) fn identity(&mut self, atoms: &[Atom]) -> Result<u32, Exhausted> {
@@ -204,7 +210,7 @@ impl<K: Ord + Clone> Numbers<K> {
     }
 }
 
-#[derive(Serialize, Deserialize)]
+#[derive(Deserialize)]
 struct Written {
     /// None of them: of a daemon that wrote them out with each identity.
     #[serde(default)]
@@ -214,27 +220,34 @@ struct Written {
     rules: Numbers<Arc<str>>,
 }
 
-#[derive(Clone, Debug, PartialEq, Eq, PartialOrd, Ord, Serialize, Deserialize)]
+#[derive(Clone, Debug, PartialEq, Eq, PartialOrd, Ord, Deserialize)]
 #[serde(untagged)]
 enum AtomOrPlace {
     Place(u32),
     Atom(Atom),
 }
 
-impl From<Interner> for Written {
-    fn from(interner: Interner) -> Self {
-        let Interner { switches: _, identities, policies, rules } = interner;
-        let (mut atoms, mut places) = (Vec::new(), HashMap::new());
-        let mut place = |atom: &Atom| {
-            let place = *places.entry(atom.glance()).or_insert_with(|| {
-                atoms.push(atom.clone());
+/// As [`Written`]; of what is there already nothing is copied.
+impl Serialize for Interner {
+    fn serialize<S: Serializer>(&self, serializer: S) -> Result<S::Ok, S::Error> {
+        let (mut atoms, mut places) = (Vec::new(), Map::default());
+        let mut place = |atom| {
+            *places.entry(Atom::glance(atom)).or_insert_with(|| {
+                atoms.push(atom);
                 // Beyond 2³² there is no memory for them.
                 atoms.len() as u32 - 1
-            });
-            AtomOrPlace::Place(place)
+            })
         };
-        let identities = identities.with_keys(|meaning| meaning.iter().map(&mut place).collect());
-        Self { atoms, identities, policies, rules }
+        let taken = self.identities.by_number.iter();
+        let taken: Vec<(u32, Vec<u32>)> =
+            taken.map(|(number, meaning)| (*number, meaning.iter().map(&mut place).collect())).collect();
+        let identities = WrittenNumbers { next: self.identities.next, free: &self.identities.free, taken };
+        let mut written = serializer.serialize_struct("Interner", 4)?;
+        written.serialize_field("atoms", &atoms)?;
+        written.serialize_field("identities", &identities)?;
+        written.serialize_field("policies", &self.policies.written())?;
+        written.serialize_field("rules", &self.rules.written())?;
+        written.end()
     }
 }
 
@@ -269,13 +282,16 @@ impl TryFrom<Written> for Interner {
 
 /// `next` and the pairs: JSON has no keys but strings. Who asks for what is not of the disk: after a restart all that is
 /// known counts as in use until the first switch.
-impl<K: Ord + Clone + Serialize> Serialize for Numbers<K> {
-    fn serialize<S: Serializer>(&self, serializer: S) -> Result<S::Ok, S::Error> {
-        let mut numbers = serializer.serialize_struct("Numbers", 3)?;
-        numbers.serialize_field("next", &self.next)?;
-        numbers.serialize_field("free", &self.free)?;
-        numbers.serialize_field("taken", &self.by_number.iter().collect::<Vec<_>>())?;
-        numbers.end()
+#[derive(Serialize)]
+struct WrittenNumbers<'a, T> {
+    next: u32,
+    free: &'a OrdSet<u32>,
+    taken: Vec<T>,
+}
+
+impl<K: Ord + Clone> Numbers<K> {
+    fn written(&self) -> WrittenNumbers<'_, (&u32, &K)> {
+        WrittenNumbers { next: self.next, free: &self.free, taken: self.by_number.iter().collect() }
     }
 }
 

@@ -100,7 +100,7 @@ pub struct ContainerPort {
 }
 
 /// A pod of the node that tables are for.
-#[derive(Clone, Debug, PartialEq, Eq)]
+#[derive(Clone, Debug, PartialEq, Eq, PartialOrd, Ord)]
 pub struct LocalPod {
     pub namespace: String,
     pub name: String,

@@ -14,12 +14,12 @@ pub struct RuleEntry {
     pub file: Option<String>,
 }
 
-/// The rules in force, the built-in ones, and those that went out of force not long ago.
+/// The rules in force, the built-in ones, and those that went out of force not long ago. A clone shares them.
 #[derive(Clone, Debug, PartialEq)]
 pub struct RuleBook {
     /// Written in objects, under policies that the tables hold.
-    in_force: BTreeMap<u32, Arc<RuleEntry>>,
-    others: BTreeMap<u32, RuleEntry>,
+    in_force: Arc<BTreeMap<u32, Arc<RuleEntry>>>,
+    others: Arc<BTreeMap<u32, RuleEntry>>,
 }
 
 const BUILT_IN: [(u32, &str); 8] = [
@@ -44,7 +44,7 @@ impl RuleBook {
             BUILT_IN.iter().map(|(number, name)| (*number, entry(name))).collect();
         let kept = numbers.rules().iter().filter(|(number, _)| !in_force.contains_key(number));
         others.extend(kept.map(|(number, name)| (*number, entry(name))));
-        Self { in_force, others }
+        Self { in_force: Arc::new(in_force), others: Arc::new(others) }
     }
 
     pub fn get(&self, number: u32) -> Option<&RuleEntry> {

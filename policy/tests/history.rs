@@ -210,3 +210,36 @@ fn numbers_of_what_is_gone_leave_few_gaps_in_the_tables() {
     let [_, last] = &after(&history)[4];
     assert!(classes(last) <= needed + needed / 4 + 64, "{} classes where {needed} are needed", classes(last));
 }
+
+/// A list that is moved is written whole, and all lists have as many classes: where one moves all do.
+#[test]
+fn identities_that_come_one_by_one_seldom_move_what_is_in_the_tables() {
+    let peers: Vec<String> =
+        (0..800).map(|n| format!("{{podSelector: {{matchLabels: {{app: a{n}}}}}}}")).collect();
+    let mut objects = web_with("");
+    add_network_policy(
+        &mut objects,
+        "web/peers",
+        &format!("podSelector: {{}}\ningress: [{{from: [{}]}}]", peers.join(", ")),
+    );
+    let mut come = |n: usize| {
+        let address = format!("10.65.{}.{}", n / 250, 1 + n % 250);
+        add_pod(&mut objects, &format!("web/a{n}"), &address, &format!("labels: {{app: a{n}}}"));
+        objects.clone()
+    };
+    let first = (0..600).map(&mut come).last();
+    let history: Vec<Objects> = first.into_iter().chain((600..670).map(&mut come)).collect();
+    let mut interner = Interner::default();
+    let mut former: Option<Compiled> = None;
+    let mut places = Vec::new();
+    for objects in &history {
+        let pods = [local(objects, "web/a0")];
+        let local = Local { pods: &pods, former: former.as_ref(), ..HERE };
+        let compiled = compile(objects, &mut interner, &local).unwrap();
+        interner.switched();
+        places.push(compiled.tables.policies.iter().flatten().map(|p| p.row_base).collect::<Vec<_>>());
+        former = Some(compiled);
+    }
+    places.dedup();
+    assert_eq!(places.len(), 1);
+}

@@ -10,8 +10,8 @@
 //! Of the former compile all stays that this one would make again: the base where the addresses are the same, and the
 //! entries of all pods but those that something they depend on has changed for.
 
-use super::{CompileError, Local, addresses::Addresses, pods::Pods, selection::Selections};
-use crate::{Interner, Objects, atom::Atom, interner::Meaning, prefix::Prefix};
+use super::{Asked, CompileError, Local, addresses::Addresses, pods::Pods};
+use crate::{Interner, LocalPod, Objects, atom::Atom, interner::Meaning, prefix::Prefix};
 use bulkhead_api::objects::DEFAULT_PARTITION;
 use bulkhead_ebpf_abi::{Addr, ID_WORLD, IDENTITY_LOCAL_NODE, Identity};
 use imbl::OrdMap;
@@ -74,11 +74,17 @@ impl Base {
     }
 }
 
+/// What selectors see of pods of this node.
+pub(crate) type Facts = BTreeMap<LocalPod, Arc<[Atom]>>;
+
 /// Who is who, and the numbers in use.
 #[derive(Clone, Debug, PartialEq)]
 pub(crate) struct Identities {
     pub base: Arc<Base>,
     pub pods: Pods,
+    pub facts: Arc<Facts>,
+    /// Numbers that pods with these facts have or may get.
+    of_local: Arc<BTreeSet<u32>>,
     pub asked: Arc<[u32]>,
 }
 
@@ -87,7 +93,7 @@ impl Identities {
         objects: &Objects,
         local: &Local<'_>,
         addresses: Option<Addresses>,
-        asked: &Selections,
+        asked: &Arc<Asked>,
         numbers: &mut Interner,
     ) -> Result<Self, CompileError> {
         let former = local.former;
@@ -97,32 +103,48 @@ impl Identities {
         };
         let mut pods = former.map_or_else(Pods::default, |f| f.identities.pods.clone());
         pods.follow_ports(former.map(|f| &f.objects), objects);
-        pods.follow(objects, former, &base, asked, numbers)?;
-        let mut used = base.numbers.clone();
-        used.extend(pods.identities());
-        used.extend(of_local(objects, local, &base, asked, numbers)?);
-        used.remove(&ID_WORLD);
-        Ok(Self { base, pods, asked: used.into_iter().collect() })
+        pods.follow(objects, former, &base, &asked.selections, numbers)?;
+        let facts = facts(objects, local, asked);
+        let known = former.filter(|f| Arc::ptr_eq(&f.identities.base, &base) && *f.identities.facts == facts);
+        let (facts, of_local) = match known {
+            Some(former) => (former.identities.facts.clone(), former.identities.of_local.clone()),
+            None => {
+                let of_local = of_local(&facts, &base, numbers)?;
+                (Arc::new(facts), Arc::new(of_local))
+            }
+        };
+        let all = base.numbers.iter().copied().chain(pods.identities()).chain(of_local.iter().copied());
+        let mut used: Vec<u32> = all.filter(|id| *id != ID_WORLD).collect();
+        used.sort_unstable();
+        used.dedup();
+        Ok(Self { base, pods, facts, of_local, asked: used.into() })
     }
 }
 
+/// Of a pod of which nothing has changed, nor of what is asked, they are the former's.
+fn facts(objects: &Objects, local: &Local<'_>, asked: &Arc<Asked>) -> Facts {
+    let former =
+        local.former.filter(|f| Arc::ptr_eq(&f.asked, asked) && f.objects.namespaces == objects.namespaces);
+    let of = |pod: &LocalPod| {
+        let key = pod.key();
+        let known = former.filter(|f| f.objects.pods.get(&key) == objects.pods.get(&key));
+        let known = known.and_then(|f| f.identities.facts.get(pod));
+        let new = || asked.selections.within(objects, &pod.namespace).facts(objects.pod(&key)).into();
+        (pod.clone(), known.cloned().unwrap_or_else(new))
+    };
+    local.pods.iter().map(of).collect()
+}
+
 /// Pods of this node, at whatever address of their partition's ranges they may have or get.
-fn of_local(
-    objects: &Objects,
-    local: &Local<'_>,
-    base: &Base,
-    asked: &Selections,
-    numbers: &mut Interner,
-) -> Result<BTreeSet<u32>, CompileError> {
-    let facts = |pod: &crate::LocalPod| asked.within(objects, &pod.namespace).facts(objects.pod(&pod.key()));
-    let seen: BTreeSet<(&str, Vec<Atom>)> =
-        local.pods.iter().map(|pod| (pod.partition.as_str(), facts(pod))).collect();
+fn of_local(facts: &Facts, base: &Base, numbers: &mut Interner) -> Result<BTreeSet<u32>, CompileError> {
+    let seen: BTreeSet<(&str, &[Atom])> =
+        facts.iter().map(|(pod, facts)| (pod.partition.as_str(), &**facts)).collect();
     let mut used = BTreeSet::new();
     for (name, facts) in seen {
         let there = base.variants.contains_key(name);
         let name = if there { name } else { DEFAULT_PARTITION };
         for of_prefix in base.variants.get(name).into_iter().flatten() {
-            used.insert(number(numbers, &joined(of_prefix, &facts, None))?);
+            used.insert(number(numbers, &joined(of_prefix, facts, None))?);
         }
     }
     Ok(used)

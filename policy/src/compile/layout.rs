@@ -10,17 +10,22 @@ use super::{
     port_table::{PAGE, PortTable},
     ports::Run,
     rows::{Row, Rows},
-    spans::{Hashed, Spans, write},
+    spans::{Hashed, Map, Spans, write},
 };
 use crate::tables::Tables;
-use bulkhead_ebpf_abi::{Cell, DIR_EGRESS, DIR_INGRESS, PORT_SLOTS, PolicyDir, PortDirectory, PortPage};
+use bulkhead_ebpf_abi::{
+    Cell, DIR_EGRESS, DIR_INGRESS, PORT_SLOTS, PolicyDir, PortDirectory, PortPage, Sizes,
+};
 use std::{
-    collections::{BTreeMap, BTreeSet, HashMap},
+    collections::{BTreeMap, BTreeSet},
     sync::Arc,
 };
 
-/// A list of rows has room for so many more classes than it needs, at most.
-const ROOM: u32 = 32;
+/// A list of rows that is placed has room for an eighth more classes than it needs: where new ones make it outgrow its place
+/// all others do, too, and the whole table is written.
+fn roomy(classes: u32) -> u32 {
+    (classes + classes / 8).next_multiple_of(32)
+}
 
 #[derive(Debug, Default, PartialEq)]
 pub(crate) struct Layout {
@@ -71,7 +76,7 @@ impl Layout {
     ) -> Option<Self> {
         let was = former.map(|f| &f.tables);
         let all = || rows.values();
-        let by_runs: HashMap<&Hashed<Vec<Run>>, &PortTable> =
+        let by_runs: Map<&Hashed<Vec<Run>>, &PortTable> =
             all().map(|r| (&r.port_table.runs, &*r.port_table)).collect();
         let pages = all().flat_map(|r| &r.port_table.pages).map(|page| (page.clone(), 1));
         let pages = Spans::of(former.map(|f| &f.pages), pages)?;
@@ -79,9 +84,12 @@ impl Layout {
         let port_tables = Spans::of(former.map(|f| &f.port_tables), port_tables)?;
         let cells = all().flat_map(|r| &r.rows).map(|row| (row.clone(), row.len() as u32));
         let cells = Spans::of(former.map(|f| &f.cells), cells)?;
-        let lists =
-            rows.iter().map(|(key, rows)| (*key, (rows.of_class.len() as u32).next_multiple_of(ROOM)));
-        let lists = Spans::of(former.map(|f| &f.lists), lists)?;
+        let lists = || rows.iter().map(|(key, rows)| (*key, rows.of_class.len() as u32));
+        let mut placed = Spans::with_room(former.map(|f| &f.lists), lists(), roomy)?;
+        if placed.end() > Sizes::DEFAULT.rows as usize {
+            placed = Spans::of(None, lists())?;
+        }
+        let lists = placed;
         let page_kept = |page: &Hashed<PortPage>| pages.kept(former.map(|f| &f.pages), page);
         let table_kept = |runs: &Hashed<Vec<Run>>| {
             port_tables.kept(former.map(|f| &f.port_tables), runs)

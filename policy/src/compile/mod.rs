@@ -13,6 +13,7 @@ mod classes;
 mod cluster_policy;
 mod identities;
 mod layout;
+mod needs;
 mod network_policy;
 mod place;
 mod pods;
@@ -25,20 +26,21 @@ mod selection;
 mod spans;
 mod tiers;
 
-use crate::{Interner, LocalPod, Objects, atom::Atom, interner::Asked, rulebook::RuleBook, tables::Tables};
+use crate::{Interner, LocalPod, Objects, atom::Atom, interner, rulebook::RuleBook, tables::Tables};
 use addresses::Addresses;
-use bulkhead_api::objects::DEFAULT_PARTITION;
 use bulkhead_ebpf_abi::{Addr, Identity};
 use classes::Classes;
 use identities::Identities;
 pub(crate) use identities::partition as partition_of;
 use imbl::OrdMap;
 use layout::Layout;
+use needs::{Asked, Keys, Subjects, ask, keys};
 pub use place::Placement;
 pub(crate) use policy::Policy;
 use policy::{Judged, PolicyKey};
 pub(crate) use rules::{Rule, Verdict};
 use selection::Selections;
+pub(crate) use spans::Map;
 use std::{
     collections::{BTreeMap, BTreeSet},
     sync::Arc,
@@ -77,13 +79,14 @@ pub struct Compiled {
     /// The rules behind the tables, for people.
     pub(crate) lists: BTreeMap<(u32, u32), Arc<Policy>>,
     numbers: BTreeMap<PolicyKey, u32>,
+    subjects: Subjects,
     /// Of these, the ones that were needed for themselves.
     needed: BTreeSet<PolicyKey>,
-    asked: Arc<Selections>,
+    asked: Arc<Asked>,
     identities: Identities,
     /// What was compiled, and what it was made of: the next compile looks at what differs.
     objects: Objects,
-    blocks: BTreeSet<Atom>,
+    blocks: Arc<BTreeSet<Atom>>,
     judged: BTreeMap<PolicyKey, Arc<Judged>>,
     classes: Arc<Classes>,
     layout: Arc<Layout>,
@@ -148,14 +151,15 @@ fn compile_keys(
     objects: &Objects,
     interner: &mut Interner,
     local: &Local<'_>,
-    Keys { needed, all }: Keys,
+    Keys { subjects, needed, all }: Keys,
 ) -> Result<Compiled, CompileError> {
     let mut numbers = interner.clone();
     let judges = Judges::of(objects, &mut numbers, local, all)?;
     let policies: Vec<Arc<Policy>> = judges.policies().collect();
     let classes = Classes::of(&policies, numbers.identities(), local.former.map(|f| &f.classes));
     let layout = Layout::of(policies, &classes, local.former.map(|f| &f.layout))?;
-    let compiled = judges.into_compiled(objects, numbers.clone(), needed, classes, layout);
+    let compiled = judges.into_compiled(objects, numbers.clone(), local.former, classes, layout);
+    let compiled = Compiled { subjects, needed, ..compiled };
     *interner = numbers;
     Ok(compiled)
 }
@@ -174,13 +178,13 @@ pub(crate) fn without_tables<'a>(
     let judges = Judges::of(objects, interner, &local, keys.iter().cloned().collect())?;
     let numbers = keys.iter().filter_map(|key| judges.judged.get(key)).map(|j| j.number()).collect();
     let (classes, layout) = (Arc::default(), Arc::default());
-    Ok((judges.into_compiled(objects, interner.clone(), BTreeSet::new(), classes, layout), numbers))
+    Ok((judges.into_compiled(objects, interner.clone(), None, classes, layout), numbers))
 }
 
 /// The policies as lists of rules, and everybody they can tell apart.
 struct Judges {
-    asked: Selections,
-    blocks: BTreeSet<Atom>,
+    asked: Arc<Asked>,
+    blocks: Arc<BTreeSet<Atom>>,
     identities: Identities,
     judged: BTreeMap<PolicyKey, Arc<Judged>>,
 }
@@ -192,14 +196,18 @@ impl Judges {
         local: &Local<'_>,
         keys: BTreeSet<PolicyKey>,
     ) -> Result<Self, CompileError> {
-        let (asked, blocks) = ask(objects, &keys);
-        let addresses = changed_addresses(objects, local, &asked, &blocks);
+        let (asked, blocks) = ask(objects, &keys, local.former);
+        let addresses = changed_addresses(objects, local, &asked.selections, &blocks);
         let identities = Identities::of(objects, local, addresses, &asked, numbers)?;
-        let judged = judged(objects, keys, &asked, &identities, local.former, numbers)?;
-        numbers.asked(Asked {
-            identities: identities.asked.clone(),
-            policies: judged.values().map(|j| j.number()).collect::<BTreeSet<_>>().into_iter().collect(),
-            rules: judged.values().flat_map(|j| j.rules()).collect::<BTreeSet<_>>().into_iter().collect(),
+        let judged = judged(objects, keys, &asked.selections, &identities, local.former, numbers)?;
+        let identities_asked = identities.asked.clone();
+        numbers.asked(match local.former.filter(|f| f.has_judged(&judged)) {
+            Some(former) => interner::Asked { identities: identities_asked, ..former.interner.asks() },
+            None => interner::Asked {
+                identities: identities_asked,
+                policies: ascending(judged.values().map(|j| j.number())),
+                rules: ascending(judged.values().flat_map(|j| j.rules())),
+            },
         });
         Ok(Self { asked, blocks, identities, judged })
     }
@@ -213,7 +221,7 @@ impl Judges {
         self,
         objects: &Objects,
         interner: Interner,
-        needed: BTreeSet<PolicyKey>,
+        former: Option<&Compiled>,
         classes: Arc<Classes>,
         layout: Arc<Layout>,
     ) -> Compiled {
@@ -222,17 +230,23 @@ impl Judges {
         let numbers: BTreeMap<PolicyKey, u32> =
             judged.iter().map(|(key, j)| (key.clone(), j.number())).collect();
         let plain = numbers.iter().filter(|(key, _)| key.is_plain());
+        let named = former.filter(|f| f.has_judged(&judged) && f.interner.rules() == interner.rules());
+        let rules = named.map_or_else(
+            || RuleBook::new(judged.values().flat_map(|j| &j.book), &interner),
+            |f| f.rules.clone(),
+        );
         Compiled {
             tables: layout.tables.clone(),
             prefixes: identities.base.prefixes.clone(),
             exact: identities.pods.exact.clone(),
-            rules: RuleBook::new(judged.values().flat_map(|j| &j.book), &interner),
+            rules,
             policies: plain.map(|(key, number)| (key.partition.clone(), *number)).collect(),
             pod_identities: identities.base.of_partitions.clone(),
             lists,
             numbers,
-            needed,
-            asked: Arc::new(asked),
+            subjects: Subjects::new(),
+            needed: BTreeSet::new(),
+            asked,
             identities,
             objects: objects.clone(),
             blocks,
@@ -245,6 +259,12 @@ impl Judges {
 }
 
 impl Compiled {
+    /// Whether these are the very same rules.
+    fn has_judged(&self, judged: &BTreeMap<PolicyKey, Arc<Judged>>) -> bool {
+        let same = |((a, x), (b, y)): (_, (_, _))| a == b && Arc::ptr_eq(x, y);
+        self.judged.len() == judged.len() && self.judged.iter().zip(judged).all(same)
+    }
+
     /// What an identity stands for; nothing for the world.
     pub(crate) fn meaning(&self, identity: u32) -> &[Atom] {
         self.interner.identities().get(&identity).map_or(&[], |atoms| atoms)
@@ -259,8 +279,8 @@ fn changed_addresses(
     blocks: &BTreeSet<Atom>,
 ) -> Option<Addresses> {
     let same = local.former.is_some_and(|former| {
-        former.blocks == *blocks
-            && former.asked.same_nodes(asked)
+        *former.blocks == *blocks
+            && former.asked.selections.same_nodes(asked)
             && addresses::same_addresses(&former.objects, objects)
     });
     (!same).then(|| Addresses::of(objects, local.node, asked, blocks))
@@ -290,43 +310,9 @@ fn judged(
     Ok(all)
 }
 
-fn is_there(objects: &Objects, partition: &str) -> bool {
-    partition == DEFAULT_PARTITION || objects.partitions.contains_key(partition)
-}
-
-struct Keys {
-    /// What the node needs; the default partition's always.
-    needed: BTreeSet<PolicyKey>,
-    /// And what its pods have until they are told.
-    all: BTreeSet<PolicyKey>,
-}
-
-fn keys(objects: &Objects, local: &Local<'_>) -> Keys {
-    let wanted = |name: &&String| local.partitions.is_none_or(|p| p.contains(*name));
-    let names = objects.partitions.keys().filter(wanted).map(String::as_str).chain([DEFAULT_PARTITION]);
-    let of_pods = local.pods.iter().map(|pod| PolicyKey::of(objects, pod));
-    let needed: BTreeSet<PolicyKey> = names.map(PolicyKey::plain).chain(of_pods).collect();
-    let former = local.former.iter().flat_map(|f| &f.needed).filter(|k| is_there(objects, &k.partition));
-    let all = needed.iter().chain(former).cloned().collect();
-    Keys { needed, all }
-}
-
-/// What these policies ask of pods and addresses.
-fn ask(objects: &Objects, keys: &BTreeSet<PolicyKey>) -> (Selections, BTreeSet<Atom>) {
-    let (mut selections, mut blocks) = (Selections::default(), BTreeSet::new());
-    let policies: BTreeSet<&String> = keys.iter().flat_map(|k| &k.network_policies).collect();
-    for key in policies {
-        let Some(policy) = objects.network_policies.get(key) else { continue };
-        let namespace = key.split_once('/').map_or("", |(namespace, _)| namespace);
-        network_policy::ask(namespace, &policy.spec, &mut selections, &mut blocks);
-    }
-    for partition in keys.iter().map(|k| &k.partition).collect::<BTreeSet<_>>() {
-        let partition = objects.partitions.get(partition);
-        blocks.extend(partition.iter().flat_map(|p| rules::blocks(&p.spec)));
-    }
-    let policies: BTreeSet<&String> = keys.iter().flat_map(|k| &k.cluster_policies).collect();
-    for policy in policies.into_iter().filter_map(|name| objects.cluster_network_policies.get(name)) {
-        cluster_policy::ask(&policy.spec, &mut selections, &mut blocks);
-    }
-    (selections, blocks)
+fn ascending(numbers: impl Iterator<Item = u32>) -> Arc<[u32]> {
+    let mut all: Vec<u32> = numbers.collect();
+    all.sort_unstable();
+    all.dedup();
+    all.into()
 }

@@ -8,14 +8,14 @@ use super::{
 use crate::{LocalPod, Objects, atom::Atom, interner::Meaning};
 use bulkhead_api::objects::DEFAULT_PARTITION;
 use bulkhead_ebpf_abi::{Addr, ID_WORLD};
-use std::net::IpAddr;
+use std::{net::IpAddr, sync::Arc};
 
 /// A pod's policy, and what decides its identity besides its address.
 #[derive(Clone, Debug, PartialEq)]
 pub struct Placement {
     pub policy: u32,
     partition: String,
-    facts: Vec<Atom>,
+    facts: Arc<[Atom]>,
 }
 
 impl Compiled {
@@ -26,7 +26,12 @@ impl Compiled {
         let variants = &self.identities.base.variants;
         let there = variants.contains_key(&pod.partition);
         let partition = if there { pod.partition.as_str() } else { DEFAULT_PARTITION };
-        let facts = self.asked.within(objects, &pod.namespace).facts(objects.pod(&pod.key()));
+        let facts = match self.identities.facts.get(pod) {
+            Some(facts) => facts.clone(),
+            None => {
+                self.asked.selections.within(objects, &pod.namespace).facts(objects.pod(&pod.key())).into()
+            }
+        };
         let known = |of_prefix: &Meaning| self.number(&joined(of_prefix, &facts, None)).is_some();
         let all_known = variants.get(partition)?.iter().all(known);
         all_known.then(|| Placement { policy, partition: partition.into(), facts })
@@ -34,7 +39,8 @@ impl Compiled {
 
     /// The policy that judges the pod, if it was compiled.
     pub(crate) fn policy_of(&self, objects: &Objects, pod: &LocalPod) -> Option<u32> {
-        self.numbers.get(&PolicyKey::of(objects, pod)).copied()
+        let own = self.subjects.get(pod).cloned().unwrap_or_else(|| PolicyKey::of(objects, pod));
+        self.numbers.get(&own).copied()
     }
 
     /// The identity of a pod's address: what rules see of the address where it lies in the partition's range, else (a

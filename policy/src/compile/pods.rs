@@ -95,8 +95,8 @@ impl Pods {
         asked: &Selections,
         dirty: &mut BTreeSet<Addr>,
     ) {
-        let selectors = asked.unlike(&former.asked);
-        let all = asked.port_names() != former.asked.port_names()
+        let selectors = asked.unlike(&former.asked.selections);
+        let all = asked.port_names() != former.asked.selections.port_names()
             || former.objects.partitions.diff(&objects.partitions).any(|item| places_others(&item));
         let namespaces: BTreeSet<&str> = former
             .objects

@@ -2,10 +2,9 @@
 
 use super::{
     ports::{PortClasses, Run},
-    spans::Hashed,
+    spans::{Hashed, Map},
 };
 use bulkhead_ebpf_abi::{PORT_SLOTS, PortPage};
-use std::collections::HashMap;
 
 pub(crate) const PAGE: usize = 256;
 
@@ -22,7 +21,7 @@ impl PortTable {
     pub fn of(ports: &PortClasses) -> Self {
         let mut table =
             Self { runs: Hashed::new(ports.runs.clone()), pages: Vec::new(), of_ports: Vec::new() };
-        let mut uniform: HashMap<u16, u32> = HashMap::new();
+        let mut uniform: Map<u16, u32> = Map::default();
         for slot in 0..PORT_SLOTS {
             let runs: Vec<Run> = ports.runs.iter().filter(|r| r.slot == slot).copied().collect();
             let mut run = 0;

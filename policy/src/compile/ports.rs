@@ -6,9 +6,10 @@
 use super::{
     CompileError,
     rules::{PortRange, Rule},
+    spans::Map,
 };
 use bulkhead_ebpf_abi::PORT_SLOTS;
-use std::collections::{BTreeMap, BTreeSet, HashMap};
+use std::collections::{BTreeMap, BTreeSet};
 
 /// From `first` of `slot` up to the next run of the slot: this class. Every slot has a run that begins at 0.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
@@ -27,7 +28,7 @@ pub(crate) struct PortClasses {
 
 impl PortClasses {
     pub fn of(partition: &str, rules: &[Rule]) -> Result<Self, CompileError> {
-        let mut classes: HashMap<Vec<usize>, u16> = HashMap::new();
+        let mut classes: Map<Vec<usize>, u16> = Map::default();
         let mut result = Self { runs: Vec::new(), matched: Vec::new() };
         for slot in 0..PORT_SLOTS {
             let ends = ends(slot, rules);

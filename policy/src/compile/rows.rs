@@ -7,15 +7,12 @@ use super::{
     port_table::PortTable,
     ports::PortClasses,
     rules::Rule,
-    spans::Hashed,
+    spans::{Hashed, Map},
     tiers::{self, TIERS},
 };
 use crate::atom::Atom;
 use bulkhead_ebpf_abi::Cell;
-use std::{
-    collections::{BTreeSet, HashMap},
-    sync::Arc,
-};
+use std::{collections::BTreeSet, sync::Arc};
 
 pub(crate) type Row = Hashed<Vec<Cell>>;
 
@@ -45,9 +42,14 @@ impl Rows {
             of_class: Vec::new(),
             asked: Arc::default(),
         };
-        let asked: BTreeSet<&Atom> = maker.by_atom.keys().copied().collect();
-        let touched: BTreeSet<usize> = asked.iter().flat_map(|a| classes.having(a)).copied().collect();
+        // Rule by rule to the classes that have what it asks for: a class is asked nothing.
+        let mut matched: Vec<Vec<usize>> = vec![Vec::new(); classes.atoms.len()];
+        for (atom, rules) in &maker.by_atom {
+            classes.having(atom).iter().for_each(|class| matched[*class].extend(rules));
+        }
+        let touched = matched.into_iter().enumerate().filter(|(_, rules)| !rules.is_empty());
         rows.fill(&maker, classes, touched);
+        let asked: BTreeSet<&Atom> = maker.by_atom.keys().copied().collect();
         rows.asked = asked.into_iter().cloned().collect();
         rows.shrink();
         Ok(rows)
@@ -63,7 +65,8 @@ impl Rows {
         }
         let mut rows = self.clone();
         let maker = RowMaker::new(&self.policy, &self.ports);
-        rows.fill(&maker, classes, changed.iter().filter(concerns).copied());
+        let touched = changed.iter().filter(concerns).map(|class| (*class, maker.asking(meaning(*class))));
+        rows.fill(&maker, classes, touched);
         rows.drop_unused();
         rows.shrink();
         Some(rows)
@@ -79,12 +82,18 @@ impl Rows {
         self.of_class.shrink_to_fit();
     }
 
-    fn fill(&mut self, maker: &RowMaker<'_>, classes: &Classes, of: impl IntoIterator<Item = usize>) {
-        let mut known: HashMap<Vec<usize>, u32> = HashMap::new();
-        let mut index: HashMap<Row, u32> = self.rows.iter().cloned().zip(0..).collect();
-        for class in of {
+    /// `touched`: classes with the rules that ask for something they have, in any order.
+    fn fill(
+        &mut self,
+        maker: &RowMaker<'_>,
+        classes: &Classes,
+        touched: impl Iterator<Item = (usize, Vec<usize>)>,
+    ) {
+        let mut known: Map<Vec<usize>, u32> = Map::default();
+        let mut index: Map<Row, u32> = self.rows.iter().cloned().zip(0..).collect();
+        for (class, asking) in touched {
             let atoms = classes.atoms.get(class).and_then(Option::as_deref).unwrap_or_default();
-            let matched = maker.matched_by(atoms);
+            let matched = maker.matched_by(atoms, asking);
             let row = *known.entry(matched).or_insert_with_key(|matched| {
                 let row = Row::new(maker.make(matched));
                 *index.entry(row).or_insert_with_key(|row| {
@@ -128,12 +137,12 @@ pub(super) struct RowMaker<'a> {
     audit: bool,
     ports: &'a PortClasses,
     /// Rules that ask for an atom, by the atom.
-    pub by_atom: HashMap<&'a Atom, Vec<usize>>,
+    pub by_atom: Map<&'a Atom, Vec<usize>>,
 }
 
 impl<'a> RowMaker<'a> {
     pub fn new(policy: &'a Policy, ports: &'a PortClasses) -> Self {
-        let mut by_atom: HashMap<&Atom, Vec<usize>> = HashMap::new();
+        let mut by_atom: Map<&Atom, Vec<usize>> = Map::default();
         for (i, rule) in policy.rules.iter().enumerate() {
             for atom in rule.peers.iter().flatten() {
                 by_atom.entry(atom).or_default().push(i);
@@ -142,12 +151,17 @@ impl<'a> RowMaker<'a> {
         Self { rules: &policy.rules, audit: policy.audit(), ports, by_atom }
     }
 
-    /// Indices of the rules that ask for these atoms, ascending.
-    pub fn matched_by(&self, atoms: &[Atom]) -> Vec<usize> {
-        let any: BTreeSet<usize> =
-            atoms.iter().filter_map(|a| self.by_atom.get(a)).flatten().copied().collect();
-        let has = |i: &usize| self.rules[*i].requires.as_ref().is_none_or(|r| atoms.contains(r));
-        any.into_iter().filter(has).collect()
+    /// Indices of the rules that ask for any of these atoms; one may come more than once.
+    fn asking(&self, atoms: &[Atom]) -> Vec<usize> {
+        atoms.iter().filter_map(|a| self.by_atom.get(a)).flatten().copied().collect()
+    }
+
+    /// Of the rules that ask for any of these atoms those that match, ascending.
+    fn matched_by(&self, atoms: &[Atom], mut asking: Vec<usize>) -> Vec<usize> {
+        asking.sort_unstable();
+        asking.dedup();
+        asking.retain(|i| self.rules[*i].requires.as_ref().is_none_or(|r| atoms.contains(r)));
+        asking
     }
 
     /// `by_peer`: the rules whose peers ask for this class; those for any peer match besides.

@@ -3,11 +3,16 @@
 //! What has a place keeps it, what is new takes the first gap that is large enough, and where gaps would be most of the
 //! table, all are placed anew.
 
+use foldhash::fast::FixedState;
 use std::{
-    collections::HashMap,
-    hash::{DefaultHasher, Hash, Hasher},
+    collections::{HashMap, HashSet},
+    hash::{BuildHasher, Hash, Hasher},
     sync::Arc,
 };
+
+/// Quick: keys are made of what this compiler itself puts together, a few thousand in each change.
+pub(crate) type Map<K, V> = HashMap<K, V, FixedState>;
+type Set<K> = HashSet<K, FixedState>;
 
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 struct Span {
@@ -17,7 +22,7 @@ struct Span {
 
 #[derive(Clone, Debug, PartialEq)]
 pub(crate) struct Spans<K: Hash + Eq> {
-    spans: HashMap<K, Span>,
+    spans: Map<K, Span>,
     end: u32,
 }
 
@@ -26,35 +31,39 @@ const SLACK: u64 = 1024;
 
 impl<K: Hash + Eq> Default for Spans<K> {
     fn default() -> Self {
-        Self { spans: HashMap::new(), end: 0 }
+        Self { spans: Map::default(), end: 0 }
     }
 }
 
 impl<K: Hash + Eq + Clone> Spans<K> {
     /// A span for each of these, which may come more than once. None: beyond 32 bits.
     pub fn of(former: Option<&Self>, wanted: impl Iterator<Item = (K, u32)>) -> Option<Self> {
-        let mut lengths: HashMap<K, u32> = HashMap::new();
-        let mut order = Vec::new();
-        for (key, length) in wanted {
-            if lengths.insert(key.clone(), length).is_none() {
-                order.push((key, length));
-            }
-        }
+        Self::with_room(former, wanted, |length| length)
+    }
+
+    /// As [`Self::of`], for what grows: a span that is new, or has become too short, is `roomy(length)` long.
+    pub fn with_room(
+        former: Option<&Self>,
+        wanted: impl Iterator<Item = (K, u32)>,
+        roomy: impl Fn(u32) -> u32,
+    ) -> Option<Self> {
+        let mut seen: Set<K> = Set::default();
+        let order: Vec<(K, u32)> = wanted.filter(|(key, _)| seen.insert(key.clone())).collect();
         let used: u64 = order.iter().map(|(_, length)| u64::from(*length)).sum();
-        let placed = Self::place(former, &order)?;
+        let placed = Self::place(former, &order, &roomy)?;
         if former.is_some() && u64::from(placed.end) > 2 * used + SLACK {
-            return Self::place(None, &order);
+            return Self::place(None, &order, &roomy);
         }
         Some(placed)
     }
 
-    fn place(former: Option<&Self>, wanted: &[(K, u32)]) -> Option<Self> {
-        let mut spans = HashMap::with_capacity(wanted.len());
+    fn place(former: Option<&Self>, wanted: &[(K, u32)], roomy: impl Fn(u32) -> u32) -> Option<Self> {
+        let mut spans = Map::with_capacity_and_hasher(wanted.len(), Default::default());
         let mut new = Vec::new();
         for (key, length) in wanted {
             match former.and_then(|f| f.spans.get(key)).filter(|s| s.length >= *length) {
                 Some(span) => drop(spans.insert(key.clone(), *span)),
-                None => new.push((key, *length)),
+                None => new.push((key, roomy(*length))),
             }
         }
         let (mut gaps, mut end) = gaps(spans.values().copied());
@@ -140,9 +149,7 @@ pub(crate) struct Hashed<T> {
 
 impl<T: Hash> Hashed<T> {
     pub fn new(value: T) -> Self {
-        let mut hasher = DefaultHasher::new();
-        value.hash(&mut hasher);
-        Self { hash: hasher.finish(), value: Arc::new(value) }
+        Self { hash: FixedState::default().hash_one(&value), value: Arc::new(value) }
     }
 }
 
@@ -171,5 +178,23 @@ impl<T: Eq> Eq for Hashed<T> {}
 impl<T> Hash for Hashed<T> {
     fn hash<H: Hasher>(&self, state: &mut H) {
         state.write_u64(self.hash);
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn what_grows_keeps_its_place_as_long_as_its_room_lasts() {
+        let of = |former: Option<&Spans<u32>>, lengths: [u32; 2]| {
+            Spans::with_room(former, (0..).zip(lengths), |length| length + 4).unwrap()
+        };
+        let first = of(None, [10, 10]);
+        assert_eq!((first.at(&0), first.at(&1), first.end()), (0, 14, 28));
+        let grown = of(Some(&first), [14, 11]);
+        assert!(grown.kept(Some(&first), &0) && grown.kept(Some(&first), &1));
+        let moved = of(Some(&grown), [15, 11]);
+        assert_eq!((moved.at(&0), moved.at(&1), moved.end()), (28, 14, 47));
     }
 }
