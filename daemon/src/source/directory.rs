@@ -5,23 +5,21 @@
 //! file is on disk, so that a new daemon knows it too. Names that begin with a dot or do not end in `.yaml`, `.yml` or
 //! `.json` are passed over. What a change costs grows with the files that it touches, not with those that are there.
 
-use super::{Object, Observed, Snapshot, parse};
+mod follow;
+
+pub use follow::watch;
+
+use super::{Object, Snapshot, parse};
 use crate::store::{self, StoreError};
 use bulkhead_api::messages::ObjectError;
 use bulkhead_policy::files::{self, Kind, is_object_file};
-use notify::{
-    EventKind, RecursiveMode, Watcher,
-    event::{AccessKind, AccessMode, ModifyKind},
-};
 use std::{
     collections::{BTreeMap, BTreeSet},
     fs, io, mem,
     os::unix::fs::MetadataExt,
     path::{Path, PathBuf},
-    sync::Arc,
-    time::{Duration, Instant, SystemTime, UNIX_EPOCH},
+    time::{Duration, SystemTime, UNIX_EPOCH},
 };
-use tokio::sync::{mpsc, watch};
 use tracing::warn;
 
 /// Looks at the directory also without an event: a network file system has none.
@@ -45,7 +43,7 @@ pub struct Directory {
     /// Where the last readable version of each file is kept, in a file of its name.
     memory: PathBuf,
     files: BTreeMap<String, File>,
-    /// Files whose last readable version could not be written down yet.
+    /// Files whose last readable version is not written down yet.
     unwritten: BTreeSet<String>,
     /// Of all files, but for what stands twice.
     snapshot: Snapshot,
@@ -68,37 +66,38 @@ impl Directory {
         Ok(directory)
     }
 
-    /// Reads what has changed; says whether anything had.
+    /// Reads what has changed; says whether anything had. [`Self::remember`] must follow.
     ///
     /// # Errors
     /// When the directory itself cannot be listed; what was known stays.
     pub fn scan(&mut self) -> io::Result<bool> {
-        let mut present = BTreeSet::new();
-        let mut changed = BTreeMap::new();
+        let mut names: BTreeSet<String> = self.files.keys().cloned().collect();
         for entry in fs::read_dir(&self.path)? {
-            let entry = entry?;
-            let Some(name) = entry.file_name().to_str().map(str::to_string) else { continue };
-            if !is_object_file(&name) {
-                continue;
-            }
-            if let Some(before) = self.scan_file(&name, &entry.path()) {
-                changed.insert(name.clone(), before);
-            }
-            present.insert(name);
+            names.extend(entry?.file_name().to_str().map(str::to_string));
         }
-        let gone: Vec<String> = self.files.keys().filter(|name| !present.contains(*name)).cloned().collect();
-        for name in gone {
-            if let Some(file) = self.files.remove(&name) {
-                changed.insert(name, file.objects);
-            }
+        Ok(self.look_at(names))
+    }
+
+    /// As [`Self::scan`], of these files alone.
+    pub fn look_at(&mut self, names: BTreeSet<String>) -> bool {
+        let mut changed = BTreeMap::new();
+        for name in names.into_iter().filter(|name| is_object_file(name)) {
+            let path = self.path.join(&name);
+            let is_gone = |e: &io::Error| e.kind() == io::ErrorKind::NotFound;
+            let before = if fs::symlink_metadata(&path).is_err_and(|e| is_gone(&e)) {
+                self.files.remove(&name).map(|file| file.objects)
+            } else {
+                self.scan_file(&name, &path)
+            };
+            changed.extend(before.map(|before| (name, before)));
         }
-        self.remember(changed.keys().cloned());
+        self.unwritten.extend(changed.keys().cloned());
         let followed = changed.is_empty()
             || self.twice.is_empty() && changed.iter().all(|(name, before)| self.follow(name, before));
         if !followed {
             self.rebuild();
         }
-        Ok(!changed.is_empty())
+        !changed.is_empty()
     }
 
     /// What the file held before makes room for what it holds now. False where that needs a look at all files: an object
@@ -128,9 +127,10 @@ impl Directory {
         (self.snapshot, self.twice) = files::snapshot(files);
     }
 
-    /// Of the files named, and of those that could not be written before.
-    fn remember(&mut self, changed: impl Iterator<Item = String>) {
-        self.unwritten.extend(changed);
+    /// Writes down what was read since, and what could not be written before. It waits for the disk: whoever is to hear of a
+    /// change hears of it first. A daemon that is killed in between reads the file again; only one that has broken meanwhile
+    /// has the objects of the version before.
+    pub fn remember(&mut self) {
         if self.unwritten.is_empty() {
             return;
         }
@@ -191,53 +191,6 @@ impl Directory {
     }
 }
 
-/// Reads the directory now, and again after every change, until the receiver is gone.
-///
-/// # Errors
-/// When the directory cannot be listed or watched at the start.
-pub fn watch(path: &Path, memory: &Path) -> io::Result<watch::Receiver<Observed>> {
-    let (wake, mut woken) = mpsc::channel::<()>(1);
-    let mut watcher = notify::recommended_watcher(move |event: notify::Result<notify::Event>| {
-        if event.map_or(true, |e| is_finished_change(&e.kind)) {
-            // Full: a scan is due already.
-            let _ = wake.try_send(());
-        }
-    })
-    .map_err(io::Error::other)?;
-    watcher.watch(path, RecursiveMode::NonRecursive).map_err(io::Error::other)?;
-    let mut directory = Directory::open(path, memory).map_err(io::Error::other)?;
-    directory.scan()?;
-    let (sender, receiver) = watch::channel(observe(&directory));
-    let mut watched = identity(path);
-    tokio::spawn(async move {
-        loop {
-            tokio::select! {
-                _ = woken.recv() => {}
-                () = tokio::time::sleep(RESCAN) => {}
-                () = sender.closed() => return,
-            }
-            // Another folder under the same name: the kernel still watches the one that went.
-            let now = identity(&directory.path);
-            if now.is_some() && now != watched {
-                // It knows nothing any more of a folder that is gone.
-                let _ = watcher.unwatch(&directory.path);
-                match watcher.watch(&directory.path, RecursiveMode::NonRecursive) {
-                    Ok(()) => watched = now,
-                    Err(e) => warn!(path = %directory.path.display(), error = %e, "cannot watch the objects"),
-                }
-            }
-            match directory.scan() {
-                Ok(true) => drop(sender.send_replace(observe(&directory))),
-                Ok(false) => {}
-                Err(e) => {
-                    warn!(path = %directory.path.display(), error = %e, "cannot list the objects; what is in force stays")
-                }
-            }
-        }
-    });
-    Ok(receiver)
-}
-
 /// The objects in the memory that those before have already, where they are the same.
 fn shared(objects: Vec<Object>, before: &[Object]) -> Vec<Object> {
     let known: BTreeMap<_, _> = before.iter().map(|object| (object.id(), object)).collect();
@@ -256,33 +209,19 @@ fn is_recent(changed: i64) -> bool {
     now.abs_diff(changed.unsigned_abs()) < RESCAN.as_secs()
 }
 
-/// Which folder this is, whatever it is called.
-fn identity(path: &Path) -> Option<(u64, u64)> {
-    fs::metadata(path).ok().map(|m| (m.dev(), m.ino()))
-}
-
-fn observe(directory: &Directory) -> Observed {
-    let noticed = Instant::now();
-    let (snapshot, errors) = directory.snapshot();
-    Observed { snapshot: Some(snapshot), errors, versions: Arc::default(), noticed }
-}
-
-fn is_finished_change(kind: &EventKind) -> bool {
-    matches!(
-        kind,
-        EventKind::Access(AccessKind::Close(AccessMode::Write))
-            | EventKind::Modify(ModifyKind::Name(_))
-            | EventKind::Remove(_)
-            | EventKind::Other
-    )
-}
-
 #[cfg(test)]
 mod tests {
     use super::*;
     use std::sync::Arc;
 
     const GROUP: &str = "apiVersion: bulkhead.dev/v1alpha1\nkind: NetworkGroup\nmetadata: {name: vms}\nspec: {cidrs: [10.0.0.0/8]}\n";
+
+    /// What a daemon has read and written down.
+    fn remembered(dir: &Path, memory: &Path) {
+        let mut directory = Directory::open(dir, memory).unwrap();
+        directory.scan().unwrap();
+        directory.remember();
+    }
 
     fn names(directory: &Directory) -> Vec<String> {
         directory.snapshot().0.policy.network_groups.keys().cloned().collect()
@@ -340,7 +279,7 @@ mod tests {
         let (dir, state) = (tempfile::tempdir().unwrap(), tempfile::tempdir().unwrap());
         let (file, memory) = (dir.path().join("vms.yaml"), state.path().join("objects"));
         fs::write(&file, GROUP).unwrap();
-        Directory::open(dir.path(), &memory).unwrap().scan().unwrap();
+        remembered(dir.path(), &memory);
         fs::write(&file, "kind: [").unwrap();
         let mut restarted = Directory::open(dir.path(), &memory).unwrap();
         restarted.scan().unwrap();
@@ -360,8 +299,10 @@ mod tests {
             ..Directory::open(dir.path(), state.path().join("none")).unwrap()
         };
         assert!(directory.scan().unwrap());
+        directory.remember();
         fs::remove_file(&memory).unwrap();
         assert!(!directory.scan().unwrap(), "the file is as it was");
+        directory.remember();
         fs::write(&file, "kind: [").unwrap();
         let mut restarted = Directory::open(dir.path(), &memory).unwrap();
         restarted.scan().unwrap();
@@ -373,7 +314,7 @@ mod tests {
         let (dir, state) = (tempfile::tempdir().unwrap(), tempfile::tempdir().unwrap());
         let memory = state.path().join("objects");
         fs::write(dir.path().join("vms.yaml"), GROUP).unwrap();
-        Directory::open(dir.path(), &memory).unwrap().scan().unwrap();
+        remembered(dir.path(), &memory);
         let mut directory = Directory::open(dir.path(), &memory).unwrap();
         directory.scan().unwrap();
         let Object::NetworkGroup(_, kept) = &directory.files["vms.yaml"].objects[0] else { panic!() };
@@ -434,7 +375,13 @@ mod tests {
                     fs::File::options().write(true).open(&file).unwrap().set_modified(changed).unwrap();
                 }
             }
-            directory.scan().unwrap();
+            // Now all are looked at, now the one that an event names.
+            let name = file.file_name().unwrap().to_str().unwrap().to_string();
+            match next(2) {
+                0 => drop(directory.scan().unwrap()),
+                _ => drop(directory.look_at([name].into())),
+            }
+            directory.remember();
             let followed = directory.snapshot();
             directory.rebuild();
             assert_eq!(followed, directory.snapshot(), "step {step}");
@@ -443,15 +390,5 @@ mod tests {
             assert_eq!(known.snapshot, directory.snapshot, "step {step}, on disk");
         }
         assert!((50..350).contains(&twice), "{twice} steps with an object that stands twice");
-    }
-
-    #[tokio::test]
-    async fn a_written_file_is_observed_without_a_rescan() {
-        let dir = tempfile::tempdir().unwrap();
-        let state = tempfile::tempdir().unwrap();
-        let mut observed = watch(dir.path(), &state.path().join("objects")).unwrap();
-        fs::write(dir.path().join("vms.yaml"), GROUP).unwrap();
-        tokio::time::timeout(RESCAN / 2, observed.changed()).await.unwrap().unwrap();
-        assert!(observed.borrow().snapshot.as_ref().unwrap().policy.network_groups.contains_key("vms"));
     }
 }
