@@ -149,6 +149,8 @@ async fn run(config: Config) -> Result<OwnedMutexGuard<Node>, Box<dyn Error>> {
     observed.mark_changed();
     let mut interval = tokio::time::interval(INTERVAL);
     let mut first = true;
+    // Of those that there were when memory was given back last.
+    let mut compiles = 0;
     loop {
         tokio::select! {
             changed = observed.changed() => {
@@ -171,12 +173,15 @@ async fn run(config: Config) -> Result<OwnedMutexGuard<Node>, Box<dyn Error>> {
                 node.lock().await.set_narrow_routes(&latest);
             }
             _ = interval.tick() => {
-                let ready = {
+                let (ready, compiled) = {
                     let mut node = node.lock().await;
                     node.look_after().await;
-                    installer.is_wanted() && node.available().is_ok()
+                    (installer.is_wanted() && node.available().is_ok(), node.compiles())
                 };
                 installer.look_after(ready);
+                if std::mem::replace(&mut compiles, compiled) != compiled {
+                    memory::give_back();
+                }
                 if let Some(address) = metrics_address.filter(|_| exporter.is_none()) {
                     match metrics::serve(address, node.clone()).await {
                         Ok(task) => exporter = Some(task),

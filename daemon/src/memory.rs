@@ -9,7 +9,7 @@ pub fn share_between_threads() {
     }
 }
 
-/// Returns to the system what reading a whole cluster's objects left behind. It looks at the whole heap: for rare occasions.
+/// Returns to the system what reading objects and compiling them left behind. It looks at the whole heap: not for each change.
 pub fn give_back() {
     #[cfg(target_env = "gnu")]
     // SAFETY: takes a number.

@@ -206,9 +206,12 @@ pub fn write_json<T: Serialize + ?Sized>(path: &Path, value: &T) -> Result<(), S
     write_text(path, serde_json::to_vec_pretty(value))
 }
 
-/// As [`write_json`], of what is large and nobody reads.
-pub fn write_dense_json<T: Serialize + ?Sized>(path: &Path, value: &T) -> Result<(), StoreError> {
-    write_text(path, serde_json::to_vec(value))
+/// Writes whole what speaks of the kernel's maps: it outlives the process, as they do, and like them not the machine. So
+/// nobody waits for the disk. Dense: it is large, and nobody reads it.
+pub fn write_beside_maps<T: Serialize>(path: &Path, value: &T) -> Result<(), StoreError> {
+    let mut staged = Staged::default();
+    staged.write(path.into(), value)?;
+    staged.rename()
 }
 
 fn write_text(path: &Path, text: serde_json::Result<Vec<u8>>) -> Result<(), StoreError> {
@@ -273,11 +276,16 @@ impl Staged {
             }
             _ => nix::unistd::syncfs(&folder).map_err(|e| at(dir)(e.into()))?,
         }
+        self.rename()?;
+        folder.sync_all().map_err(at(dir))
+    }
+
+    fn rename(&mut self) -> Result<(), StoreError> {
         while let Some((temporary, path)) = self.0.last() {
             fs::rename(temporary, path).map_err(at(path))?;
             self.0.pop();
         }
-        folder.sync_all().map_err(at(dir))
+        Ok(())
     }
 }
 

@@ -122,6 +122,12 @@ fn service_shapes() -> Vec<Shape> {
 }
 
 impl Datapath {
+    /// Whether a daemon before us has left maps there, of whatever layout.
+    pub fn is_pinned(pin_dir: &Path) -> bool {
+        // Not found for sure is none; what cannot be looked at may be there.
+        Pins::new(pin_dir).map("ABI").try_exists().unwrap_or(true)
+    }
+
     /// Loads the programs on the maps pinned under `pin_dir`, or on new ones, and points pinned links to them.
     ///
     /// # Errors

@@ -87,8 +87,9 @@ impl Node {
     /// is not known yet would be wired as what it is not.
     fn knows(&self, pod: &PodRef) -> Result<(), ErrorReply> {
         let in_cluster = matches!(self.config.origin(), Ok(Origin::Kubernetes(_)));
-        let known = self.in_force.pods.contains_key(&format!("{}/{}", pod.namespace, pod.name))
-            && self.in_force.policy.namespaces.contains_key(&pod.namespace);
+        let objects = &self.in_force.policy;
+        let known = objects.pods.contains_key(&format!("{}/{}", pod.namespace, pod.name))
+            && objects.namespaces.contains_key(&pod.namespace);
         if known || !in_cluster {
             return Ok(());
         }
@@ -143,8 +144,8 @@ impl Node {
         partition: &str,
         ranges: &[IpNetwork],
     ) -> Result<Vec<IpAddr>, ErrorReply> {
-        let info = self.in_force.pods.get(&format!("{}/{}", pod.namespace, pod.name));
-        let asked = info.and_then(|i| i.annotations.get(ANNOTATION_IP));
+        let annotations = self.in_force.annotations.get(&format!("{}/{}", pod.namespace, pod.name));
+        let asked = annotations.and_then(|all| all.get(ANNOTATION_IP));
         let reservations = self.in_force.reservations.iter();
         let of_namespace = reservations.filter_map(|(key, spec)| {
             let (namespace, name) = key.split_once('/')?;

@@ -134,7 +134,8 @@ impl Node {
         let (history, policy) = History::open(&config.state_dir)?;
         let bgp_objects = store::read_json(&config.state_dir.join(BGP_FILE))?;
         let own = own::OwnNode::open(&config.state_dir)?;
-        let known: Option<Interner> = store::read_json(&config.state_dir.join(INTERNER_FILE))?;
+        let pinned = Datapath::is_pinned(&config.pin_dir);
+        let known = numbers(store::read_json(&config.state_dir.join(INTERNER_FILE)), pinned)?;
         let net = Kernel::open()?;
         let uplinks = net.uplinks(&config.uplinks).await?;
         let room = Connections::of(config.conntrack_entries);
@@ -257,7 +258,7 @@ impl Node {
             }
         }
         self.clean |= clean && !changed;
-        self.in_force.pods = snapshot.pods;
+        self.in_force.annotations = snapshot.annotations;
         self.in_force.services = snapshot.services;
         self.in_force.endpoint_slices = snapshot.endpoint_slices;
         refused.extend(reservation::faults(&self.in_force.policy, &snapshot.reservations));
@@ -310,6 +311,11 @@ impl Node {
     fn errors(&self) -> Vec<ObjectError> {
         let services = self.services.errors().to_vec();
         [&self.refused, &self.failed, self.bgp.errors(), &services].into_iter().flatten().cloned().collect()
+    }
+
+    /// How many there were, of which each leaves memory behind.
+    pub fn compiles(&self) -> u64 {
+        self.compile_times.count()
     }
 
     /// To be called now and then: carries out queued DELs, follows the uplinks' addresses, tries again what failed.
@@ -419,7 +425,7 @@ impl Node {
         self.compile_times.observe(began.elapsed().as_secs_f64());
         // On disk first: a successor must read the numbers in the kernel as we do.
         if !interner.says_the_same(&self.interner) || self.compiled.is_none() {
-            store::write_dense_json(&self.config.state_dir.join(INTERNER_FILE), &interner)
+            store::write_beside_maps(&self.config.state_dir.join(INTERNER_FILE), &interner)
                 .map_err(|e| e.to_string())?;
         }
         self.interner = interner;
@@ -540,8 +546,8 @@ impl Node {
     ) -> Result<PodBandwidth, ObjectError> {
         let objects = &self.in_force.policy;
         let of_partition = objects.partitions.get(partition).and_then(|p| p.spec.bandwidth.as_ref());
-        let info = self.in_force.pods.get(&format!("{}/{}", pod.namespace, pod.name));
-        let annotation = info.and_then(|i| i.annotations.get(ANNOTATION_BANDWIDTH_CLASS));
+        let annotations = self.in_force.annotations.get(&format!("{}/{}", pod.namespace, pod.name));
+        let annotation = annotations.and_then(|all| all.get(ANNOTATION_BANDWIDTH_CLASS));
         pod_bandwidth(&objects.bandwidth_classes, of_partition, annotation, runtime)
             .map_err(|e| ObjectError { object: Some(format!("Pod/{}/{}", pod.namespace, pod.name)), ..e })
     }
@@ -572,6 +578,18 @@ impl Node {
     /// Closes the BGP sessions as a restart does; the datapath stays.
     pub async fn stop(&mut self) {
         self.bgp.stop().await;
+    }
+}
+
+/// Numbers that cannot be read: the machine went down while they were written, and took with it the maps that they are of.
+/// Where there are maps it is something else, and to begin anew would give their entries other meanings.
+fn numbers(read: Result<Option<Interner>, StoreError>, pinned: bool) -> Result<Option<Interner>, StoreError> {
+    match read {
+        Err(error @ StoreError::Forgotten { .. }) if !pinned => {
+            warn!(%error, "numbers of maps that are gone: they begin anew");
+            Ok(None)
+        }
+        read => read,
     }
 }
 
@@ -655,4 +673,22 @@ fn pod_error(pod: &PodRef, message: String) -> ObjectError {
 
 fn unix_seconds() -> u64 {
     SystemTime::now().duration_since(UNIX_EPOCH).map_or(0, |d| d.as_secs())
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn numbers_that_were_torn_are_begun_anew_only_where_no_map_has_them() {
+        let dir = tempfile::tempdir().unwrap();
+        let file = dir.path().join(INTERNER_FILE);
+        let read = |pinned| numbers(store::read_json(&file), pinned);
+        store::write_beside_maps(&file, &Interner::default()).unwrap();
+        assert!(read(true).unwrap().is_some() && read(false).unwrap().is_some());
+        // As a file system leaves it whose power failed before it wrote what was renamed.
+        std::fs::write(&file, "").unwrap();
+        assert!(read(false).unwrap().is_none());
+        read(true).unwrap_err();
+    }
 }

@@ -43,7 +43,7 @@ pub enum Object {
     IpReservation(String, Arc<IPReservationSpec>),
     Namespace(String, Arc<Labels>),
     /// By `namespace/name`.
-    Pod(String, Arc<PodInfo>),
+    Pod(String, PodInfo),
     /// By `namespace/name`.
     NetworkPolicy(String, Arc<Sourced<NetworkPolicySpec>>),
     ClusterNetworkPolicy(String, Arc<Sourced<ClusterNetworkPolicySpec>>),
@@ -268,7 +268,7 @@ pub fn typed(
         ("v1", "Pod") => {
             let pod = read::<v1::Pod>(value)?;
             let key = format!("{}/{name}", namespace_of(&pod.metadata));
-            Object::Pod(key, Arc::new(pod::info(pod)?))
+            Object::Pod(key, pod::info(pod)?)
         }
         ("networking.k8s.io/v1", "NetworkPolicy") => {
             let policy = strict::<NetworkPolicy>(value)?;

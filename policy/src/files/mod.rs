@@ -26,8 +26,8 @@ use std::{collections::BTreeMap, sync::Arc};
 #[derive(Clone, Debug, PartialEq, Default)]
 pub struct Snapshot {
     pub policy: Objects,
-    /// By `namespace/name`.
-    pub pods: Named<PodInfo>,
+    /// Those of our own that pods have, by `namespace/name`.
+    pub annotations: Named<Labels>,
     pub bgp_peers: BTreeMap<String, Sourced<BGPPeerSpec>>,
     pub bgp: Option<Sourced<BGPConfigurationSpec>>,
     /// By `namespace/name`.
@@ -48,8 +48,11 @@ impl Snapshot {
             Object::IpReservation(key, o) => drop(self.reservations.insert(key, o)),
             Object::Namespace(name, labels) => drop(self.policy.namespaces.insert(name, labels)),
             Object::Pod(key, pod) => {
-                self.policy.pods.insert(key.clone(), pod.policy.clone());
-                self.pods.insert(key, pod);
+                match pod.annotations.is_empty() {
+                    true => drop(self.annotations.remove(&key)),
+                    false => drop(self.annotations.insert(key.clone(), Arc::new(pod.annotations))),
+                }
+                self.policy.pods.insert(key, pod.policy);
             }
             Object::NetworkPolicy(key, o) => drop(self.policy.network_policies.insert(key, o)),
             Object::ClusterNetworkPolicy(name, o) => {
@@ -72,7 +75,11 @@ impl Snapshot {
             Object::BgpConfiguration(_, o) => self.bgp.as_ref() == Some(&**o),
             Object::IpReservation(key, o) => self.reservations.get(key) == Some(o),
             Object::Namespace(name, labels) => policy.namespaces.get(name) == Some(labels),
-            Object::Pod(key, pod) => self.pods.get(key) == Some(pod),
+            Object::Pod(key, pod) => {
+                let annotations =
+                    self.annotations.get(key).map_or(&Labels::default(), |a| a) == &pod.annotations;
+                annotations && policy.pods.get(key) == Some(&pod.policy)
+            }
             Object::NetworkPolicy(key, o) => policy.network_policies.get(key) == Some(o),
             Object::ClusterNetworkPolicy(name, o) => policy.cluster_network_policies.get(name) == Some(o),
             Object::Node(name, node) => policy.nodes.get(name) == Some(node),
@@ -91,7 +98,7 @@ impl Snapshot {
             Kind::BgpConfiguration => self.bgp.is_some(),
             Kind::IpReservation => self.reservations.contains_key(name),
             Kind::Namespace => self.policy.namespaces.contains_key(name),
-            Kind::Pod => self.pods.contains_key(name),
+            Kind::Pod => self.policy.pods.contains_key(name),
             Kind::NetworkPolicy => self.policy.network_policies.contains_key(name),
             Kind::ClusterNetworkPolicy => self.policy.cluster_network_policies.contains_key(name),
             Kind::Node => self.policy.nodes.contains_key(name),
@@ -112,7 +119,7 @@ impl Snapshot {
             Kind::Namespace => drop(self.policy.namespaces.remove(name)),
             Kind::Pod => {
                 self.policy.pods.remove(name);
-                self.pods.remove(name);
+                self.annotations.remove(name);
             }
             Kind::NetworkPolicy => drop(self.policy.network_policies.remove(name)),
             Kind::ClusterNetworkPolicy => drop(self.policy.cluster_network_policies.remove(name)),
@@ -134,8 +141,9 @@ pub fn edited(before: &Snapshot, request: &DiffRequest) -> Result<Snapshot, Obje
         let Objects { namespaces, pods, nodes, default_pod_cidrs, cluster_dns, .. } = after.policy;
         let policy =
             Objects { namespaces, pods, nodes, default_pod_cidrs, cluster_dns, ..Objects::default() };
-        let Snapshot { pods, services, endpoint_slices, reservations, .. } = after;
-        after = Snapshot { policy, pods, services, endpoint_slices, reservations, ..Snapshot::default() };
+        let Snapshot { annotations, services, endpoint_slices, reservations, .. } = after;
+        after =
+            Snapshot { policy, annotations, services, endpoint_slices, reservations, ..Snapshot::default() };
     }
     for file in &request.files {
         parse(&file.name, &file.text)?.into_iter().for_each(|object| after.insert(object));
@@ -155,6 +163,7 @@ pub fn edited(before: &Snapshot, request: &DiffRequest) -> Result<Snapshot, Obje
 
 #[derive(Clone, Debug, PartialEq, Eq, Default, Serialize, Deserialize)]
 pub struct PodInfo {
+    /// Ours alone.
     pub annotations: Labels,
     /// What rules can see of it.
     #[serde(flatten)]
@@ -196,7 +205,8 @@ mod tests {
     use bulkhead_api::messages::FileText;
 
     const OBJECTS: &str = "apiVersion: v1\nkind: Namespace\nmetadata: {name: web}\n---\napiVersion: v1\nkind: Pod\n\
-        metadata: {name: a, namespace: web}\n---\napiVersion: v1\nkind: Pod\nmetadata: {name: b, namespace: web}\n---\n\
+        metadata: {name: a, namespace: web}\n---\napiVersion: v1\nkind: Pod\nmetadata: {name: b, namespace: web, \
+        annotations: {bulkhead.dev/ip: 10.0.0.9, other.dev/x: other}}\n---\n\
         apiVersion: bulkhead.dev/v1alpha1\nkind: NetworkGroup\nmetadata: {name: vms}\nspec: {cidrs: [10.0.0.0/8]}\n";
 
     #[test]
@@ -204,7 +214,7 @@ mod tests {
         let mut snapshot = Snapshot::default();
         let objects = parse("a.yaml", OBJECTS).unwrap();
         objects.iter().cloned().for_each(|o| snapshot.insert(o));
-        assert_eq!((snapshot.pods.len(), snapshot.policy.pods.len()), (2, 2));
+        assert_eq!((snapshot.annotations.len(), snapshot.policy.pods.len()), (1, 2));
         objects.iter().for_each(|o| {
             let (kind, name) = o.id();
             snapshot.remove(kind, name);
@@ -218,10 +228,10 @@ mod tests {
         parse("a.yaml", OBJECTS).unwrap().into_iter().for_each(|o| snapshot.insert(o));
         let before = snapshot.clone();
         snapshot.remove(Kind::Pod, "web/b");
-        assert!(Arc::ptr_eq(&before.pods["web/a"], &snapshot.pods["web/a"]));
-        assert!(Arc::ptr_eq(&before.pods["web/a"].policy, &snapshot.policy.pods["web/a"]));
+        assert!(Arc::ptr_eq(&before.policy.pods["web/a"], &snapshot.policy.pods["web/a"]));
         assert!(before.policy.namespaces.ptr_eq(&snapshot.policy.namespaces));
-        assert_eq!((before.pods.len(), snapshot.pods.len()), (2, 1));
+        assert_eq!((before.policy.pods.len(), snapshot.policy.pods.len()), (2, 1));
+        assert_eq!(before.annotations["web/b"].iter().collect::<Vec<_>>(), [("bulkhead.dev/ip", "10.0.0.9")]);
     }
 
     #[test]

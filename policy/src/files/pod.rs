@@ -6,6 +6,8 @@ use bulkhead_api::objects::Protocol;
 use k8s_openapi::api::core::v1;
 use std::{net::IpAddr, sync::Arc};
 
+/// How annotations begin that say something to us.
+const OWN: &str = "bulkhead.dev/";
 /// Phases in which a pod has no network any more: its addresses may be another's.
 const ENDED: [&str; 2] = ["Succeeded", "Failed"];
 
@@ -19,7 +21,9 @@ pub fn info(pod: v1::Pod) -> Result<PodInfo, FieldError> {
         node: spec.node_name,
         host_network,
     });
-    Ok(PodInfo { annotations: pod.metadata.annotations.unwrap_or_default().into(), policy })
+    let annotations = pod.metadata.annotations.unwrap_or_default().into_iter();
+    let annotations = annotations.filter(|(key, _)| key.starts_with(OWN)).collect();
+    Ok(PodInfo { annotations, policy })
 }
 
 fn addresses(status: v1::PodStatus) -> Result<Vec<IpAddr>, FieldError> {

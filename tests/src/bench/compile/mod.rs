@@ -84,7 +84,7 @@ impl Bench {
         let compiled = compile(&objects, &mut interner, &local).or_else(|e| unmet(e.to_string()))?;
         let new = !interner.says_the_same(&self.interner);
         if new {
-            store::write_dense_json(&self.numbers, &interner).or_else(|e| unmet(e.to_string()))?;
+            store::write_beside_maps(&self.numbers, &interner).or_else(|e| unmet(e.to_string()))?;
         }
         let Compiled { tables, prefixes, exact, .. } = &compiled;
         let wanted = Generation { tables, prefixes, exact };
