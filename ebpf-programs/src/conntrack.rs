@@ -55,7 +55,7 @@ pub struct At {
     pub via: Via,
 }
 
-/// Without it every decision is a no: generation 0 has no tables.
+/// To be read once for each packet. Without it every decision is a no: generation 0 has no tables.
 #[inline(always)]
 pub fn live_generation() -> u32 {
     GENERATION.get(0).copied().unwrap_or(0)
@@ -64,10 +64,10 @@ pub fn live_generation() -> u32 {
 impl At {
     /// A packet of the pod at this interface, by the stack.
     #[inline(always)]
-    pub fn new(ctx: &TcContext, policy: u32, dir: u32) -> Self {
+    pub fn new(ctx: &TcContext, generation: u32, policy: u32, dir: u32) -> Self {
         Self {
             policy,
-            generation: live_generation(),
+            generation,
             dir,
             origin: origin::read(ctx),
             entered_by: skb::ingress_ifindex(ctx),

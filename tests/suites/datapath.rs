@@ -11,6 +11,8 @@ mod packet;
 mod rules;
 #[path = "datapath/sandbox.rs"]
 mod sandbox;
+#[path = "datapath/traffic.rs"]
+mod traffic;
 
 #[path = "datapath/adoption.rs"]
 mod adoption;
@@ -34,6 +36,8 @@ mod icmp;
 mod interfaces;
 #[path = "datapath/known.rs"]
 mod known;
+#[path = "datapath/live.rs"]
+mod live;
 #[path = "datapath/oracle.rs"]
 mod oracle;
 #[path = "datapath/origins.rs"]
@@ -77,6 +81,7 @@ fn main() -> ExitCode {
         connections::trials(),
         counted::trials(),
         known::trials(),
+        live::trials(),
         icmp::trials(),
         fragments::trials(),
         origins::trials(),

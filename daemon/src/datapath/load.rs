@@ -2,6 +2,7 @@
 
 use super::{
     Datapath, DatapathError, MapTables, OBJECT,
+    apply::After,
     connections::load_forget,
     direct::{Narrow, Ranges},
     generation::Half,
@@ -11,7 +12,6 @@ use super::{
     services::{self, Services},
     sys,
     table::{Table, typed},
-    transition::Entries,
     values::Raw,
 };
 use aya::{
@@ -201,7 +201,8 @@ impl Datapath {
             identities: Identities::default(),
             shadow: [fresh(), fresh()],
             barrier,
-            pending: adopted.then(Entries::default),
+            pending: adopted.then(After::default),
+            before: None,
             object,
         };
         datapath.identities = datapath.read_identities()?;

@@ -94,7 +94,7 @@ impl Kernel {
             let endpoint = Endpoint {
                 ipv4: pod.addresses[0],
                 ipv6: pod.addresses[1],
-                policy: pod.policy,
+                policies: [pod.policy; 2],
                 identity_v4: pod.identities[0],
                 identity_v6: pod.identities[1],
                 ifb_ifindex: 0,
