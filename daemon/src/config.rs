@@ -5,6 +5,7 @@ use serde::Deserialize;
 use std::{
     fs, io,
     net::{IpAddr, SocketAddr},
+    ops::RangeInclusive,
     path::{Path, PathBuf},
 };
 
@@ -124,6 +125,9 @@ fn pin_dir() -> PathBuf {
 fn conntrack_entries() -> u32 {
     131_072
 }
+/// Fewer would leave a pod no share, and its rings no place.
+const CONNTRACK_ENTRIES: RangeInclusive<u32> = 1024..=16_777_216;
+
 fn log() -> String {
     "info".into()
 }
@@ -162,6 +166,14 @@ impl Config {
             );
         }
         config.origin()?;
+        if !CONNTRACK_ENTRIES.contains(&config.conntrack_entries) {
+            return Err(format!(
+                "`conntrackEntries` is {}: give a number of connections from {} to {}; each takes some 250 bytes",
+                config.conntrack_entries,
+                CONNTRACK_ENTRIES.start(),
+                CONNTRACK_ENTRIES.end()
+            ));
+        }
         Ok(config)
     }
 }
@@ -169,6 +181,20 @@ impl Config {
 #[cfg(test)]
 mod tests {
     use super::*;
+
+    #[test]
+    fn room_for_connections_is_within_bounds() {
+        let parse = |entries: &str| {
+            Config::parse(&format!("node: n1\nobjects: /o\nblocks: /b\nconntrackEntries: {entries}\n"))
+        };
+        for good in [1024, 2048, 16_777_216] {
+            assert_eq!(parse(&good.to_string()).unwrap().conntrack_entries, good);
+        }
+        for bad in ["0", "1023", "16777217", "-1", "many"] {
+            let error = parse(bad).unwrap_err();
+            assert!(error.contains("conntrackEntries") || error.contains("line 4"), "{bad}: {error}");
+        }
+    }
 
     #[test]
     fn a_short_configuration_gets_the_defaults() {

@@ -9,9 +9,9 @@ pub struct Endpoint {
     /// All zero where the pod has no address of the family.
     pub ipv4: Addr,
     pub ipv6: Addr,
-    /// Row of `POLICY`; stable over generations.
-    pub policy: u32,
-    /// Of its addresses: a rule may tell the two apart.
+    /// Row of `POLICY` in each half: a pod gets another policy with the generation that says so.
+    pub policies: [u32; 2],
+    /// Of its addresses: a rule may tell the two apart. What it sends is marked with them.
     pub identity_v4: u32,
     pub identity_v6: u32,
     /// The `ifb` that paces what leaves the pod; 0: none.
@@ -33,7 +33,8 @@ pub const ENDPOINT_PACED: u16 = 1;
 pub struct Delivery {
     /// Host side of its interface.
     pub ifindex: u32,
-    pub policy: u32,
+    /// As in [`Endpoint`].
+    pub policies: [u32; 2],
     /// Destination and source of the frame, as the host's stack would write them.
     pub macs: [[u8; 6]; 2],
     pub mtu: u16,
@@ -41,9 +42,34 @@ pub struct Delivery {
     pub flags: u16,
 }
 
+impl Endpoint {
+    /// By which it is judged in this generation.
+    #[inline(always)]
+    pub const fn policy(&self, generation: u32) -> u32 {
+        of_half(&self.policies, generation)
+    }
+}
+
+#[inline(always)]
+const fn of_half(policies: &[u32; 2], generation: u32) -> u32 {
+    if generation & 1 == 0 { policies[0] } else { policies[1] }
+}
+
 impl Delivery {
+    /// As of [`Endpoint`].
+    #[inline(always)]
+    pub const fn policy(&self, generation: u32) -> u32 {
+        of_half(&self.policies, generation)
+    }
+
     pub const fn to(ifindex: u32, pod: &Endpoint) -> Self {
-        Self { ifindex, policy: pod.policy, macs: [pod.mac, pod.host_mac], mtu: pod.mtu, flags: pod.flags }
+        Self {
+            ifindex,
+            policies: pod.policies,
+            macs: [pod.mac, pod.host_mac],
+            mtu: pod.mtu,
+            flags: pod.flags,
+        }
     }
 }
 
@@ -51,4 +77,4 @@ impl Delivery {
 pub const DIRECT_NO: u32 = 0;
 pub const DIRECT_YES: u32 = 1;
 
-assert_size!(Endpoint = 64, Delivery = 24);
+assert_size!(Endpoint = 68, Delivery = 28);

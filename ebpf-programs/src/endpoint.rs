@@ -26,11 +26,12 @@ pub fn from_pod(ctx: &TcContext) -> i32 {
     };
     let ethertype = skb::ethertype(ctx);
     if ethertype == skb::ETHERTYPE_ARP {
-        return to_stack(ctx, pod, arp::from_pod(ctx, pod));
+        return to_stack(ctx, pod, conntrack::live_generation(), arp::from_pod(ctx, pod));
     }
-    match known::sent(ctx, pod, ethertype) {
+    let generation = conntrack::live_generation();
+    match known::sent(ctx, pod, ethertype, generation) {
         known::UNKNOWN => {}
-        NEXT => return to_stack(ctx, pod, Verdict::PASS),
+        NEXT => return to_stack(ctx, pod, generation, Verdict::PASS),
         redirected => return redirected,
     }
     let mut room = MaybeUninit::uninit();
@@ -39,24 +40,24 @@ pub fn from_pod(ctx: &TcContext) -> i32 {
     // Of the ethertype, which the verifier follows: of `packet.ipv6` it knows only that it is some byte.
     let ipv6 = ethertype == skb::ETHERTYPE_IPV6;
     if !checked.passes() || checked.is_settled() {
-        return to_stack(ctx, pod, checked);
+        return to_stack(ctx, pod, generation, checked);
     }
     // One for all ways from here: the stack has no room for more.
-    let mut at = At::new(ctx, pod.policy, DIR_EGRESS);
+    let mut at = At::new(ctx, generation, pod.policy(generation), DIR_EGRESS);
     if packet.dst == packet.src {
         at.origin = ORIGIN_ITSELF;
     }
     if forward::is_plain(ctx, packet, ipv6) && !forward::is_paced(pod) {
         return forward::from_pod(ctx, &mut at, packet, ipv6);
     }
-    to_stack(ctx, pod, decide(ctx, &at, packet))
+    to_stack(ctx, pod, generation, decide(ctx, &at, packet))
 }
 
 /// The ifb's queue paces; it hands the packet back to this interface, behind this hook, mark and all.
 #[inline(always)]
-fn to_stack(ctx: &TcContext, pod: &Endpoint, verdict: Verdict) -> i32 {
+fn to_stack(ctx: &TcContext, pod: &Endpoint, generation: u32, verdict: Verdict) -> i32 {
     if !verdict.passes() {
-        return counters::drop(verdict, pod.policy, DIR_EGRESS, skb::len(ctx));
+        return counters::drop(verdict, pod.policy(generation), DIR_EGRESS, skb::len(ctx));
     }
     match pod.ifb_ifindex {
         0 => NEXT,
@@ -95,12 +96,16 @@ pub fn to_pod(ctx: &TcContext) -> i32 {
     let Some(pod) = kept::endpoint(skb::ifindex(ctx)) else {
         return unwired(ctx, DIR_INGRESS);
     };
-    let verdict = inbound(ctx, pod);
-    if verdict.passes() { NEXT } else { counters::drop(verdict, pod.policy, DIR_INGRESS, skb::len(ctx)) }
+    let generation = conntrack::live_generation();
+    let verdict = inbound(ctx, pod, generation);
+    if verdict.passes() {
+        return NEXT;
+    }
+    counters::drop(verdict, pod.policy(generation), DIR_INGRESS, skb::len(ctx))
 }
 
 #[inline(always)]
-fn inbound(ctx: &TcContext, pod: &Endpoint) -> Verdict {
+fn inbound(ctx: &TcContext, pod: &Endpoint, generation: u32) -> Verdict {
     let ethertype = skb::ethertype(ctx);
     match ethertype {
         skb::ETHERTYPE_IPV4 | skb::ETHERTYPE_IPV6 => {}
@@ -108,7 +113,7 @@ fn inbound(ctx: &TcContext, pod: &Endpoint) -> Verdict {
         skb::ETHERTYPE_ARP => return Verdict::PASS,
         _ => return Verdict::drop(DROP_NOT_IP),
     }
-    if known::received(ctx, ethertype) {
+    if known::received(ctx, ethertype, generation) {
         return Verdict::PASS;
     }
     let mut room = MaybeUninit::uninit();
@@ -121,7 +126,8 @@ fn inbound(ctx: &TcContext, pod: &Endpoint) -> Verdict {
         return Verdict::PASS;
     }
     let own = if ethertype == skb::ETHERTYPE_IPV6 { pod.identity_v6 } else { pod.identity_v4 };
-    let at = At { origin: origin::at_pod(ctx, own, packet.part), ..At::new(ctx, pod.policy, DIR_INGRESS) };
+    let at = At::new(ctx, generation, pod.policy(generation), DIR_INGRESS);
+    let at = At { origin: origin::at_pod(ctx, own, packet.part), ..at };
     decide(ctx, &at, packet)
 }
 

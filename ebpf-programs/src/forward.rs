@@ -73,10 +73,10 @@ fn to_local(ctx: &TcContext, at: &mut At, to: &Delivery, packet: &Packet, ipv6: 
         return NEXT;
     }
     if !verdict.is_settled() {
-        (at.policy, at.dir, at.owner) = (to.policy, DIR_INGRESS, to.ifindex);
+        (at.policy, at.dir, at.owner) = (to.policy(at.generation), DIR_INGRESS, to.ifindex);
         let verdict = conntrack::admit(ctx, at, packet);
         if !verdict.passes() {
-            return counters::drop(verdict, to.policy, DIR_INGRESS, at.bytes);
+            return counters::drop(verdict, at.policy, DIR_INGRESS, at.bytes);
         }
     }
     deliver(ctx, to, &Leg::of(packet), u32::from(ipv6))
@@ -100,10 +100,12 @@ pub fn from_uplink(ctx: &TcContext, to: &Delivery, packet: &mut Packet, ethertyp
     if parse::parse(ctx, packet, ethertype) != 0 || !is_plain(ctx, packet, ipv6) {
         return NEXT;
     }
-    let at = At { owner: to.ifindex, via: Via::Uplink, ..At::new(ctx, to.policy, DIR_INGRESS) };
+    let generation = conntrack::live_generation();
+    let at = At::new(ctx, generation, to.policy(generation), DIR_INGRESS);
+    let at = At { owner: to.ifindex, via: Via::Uplink, ..at };
     let verdict = conntrack::admit(ctx, &at, packet);
     if !verdict.passes() {
-        return counters::drop(verdict, to.policy, DIR_INGRESS, at.bytes);
+        return counters::drop(verdict, at.policy, DIR_INGRESS, at.bytes);
     }
     if verdict.is_direct() { deliver(ctx, to, &Leg::of(packet), u32::from(ipv6)) } else { NEXT }
 }

@@ -28,14 +28,13 @@ pub const UNKNOWN: i32 = -2;
 
 /// A packet that the pod sends: what becomes of it, its origin marked; or [`UNKNOWN`].
 #[inline(never)]
-pub fn sent(ctx: &TcContext, pod: &Endpoint, ethertype: u16) -> i32 {
+pub fn sent(ctx: &TcContext, pod: &Endpoint, ethertype: u16, generation: u32) -> i32 {
     let ipv6 = ethertype == skb::ETHERTYPE_IPV6;
     let Some(frame) = Frame::read(ctx, ethertype) else { return UNKNOWN };
     if !source::has_mac(pod, &frame.src_mac) || frame.src != source::address(pod, ipv6) {
         return UNKNOWN;
     }
     let Some((flow, forward)) = entry(&frame) else { return UNKNOWN };
-    let generation = conntrack::live_generation();
     let [egress, ingress] = flow.generations;
     let here = if forward { egress } else { ingress };
     if here != generation || !is_settled(flow, frame.proto, forward) {
@@ -71,11 +70,11 @@ pub fn sent(ctx: &TcContext, pod: &Endpoint, ethertype: u16) -> i32 {
 
 /// A packet for the pod, from the stack.
 #[inline(never)]
-pub fn received(ctx: &TcContext, ethertype: u16) -> bool {
+pub fn received(ctx: &TcContext, ethertype: u16, generation: u32) -> bool {
     let Some(frame) = Frame::read(ctx, ethertype) else { return false };
     let Some((flow, forward)) = entry(&frame) else { return false };
     let end = if forward { DIR_INGRESS } else { DIR_EGRESS };
-    let passes = flow.generations[end as usize] == conntrack::live_generation()
+    let passes = flow.generations[end as usize] == generation
         && flow.path == PATH_STACK
         && is_settled(flow, frame.proto, forward)
         && conntrack::see(flow, kind_of(flow, frame.proto));

@@ -11,6 +11,8 @@ mod packet;
 mod rules;
 #[path = "datapath/sandbox.rs"]
 mod sandbox;
+#[path = "datapath/traffic.rs"]
+mod traffic;
 
 #[path = "datapath/adoption.rs"]
 mod adoption;
@@ -34,6 +36,8 @@ mod icmp;
 mod interfaces;
 #[path = "datapath/known.rs"]
 mod known;
+#[path = "datapath/live.rs"]
+mod live;
 #[path = "datapath/oracle.rs"]
 mod oracle;
 #[path = "datapath/origins.rs"]
@@ -42,6 +46,8 @@ mod origins;
 mod paged;
 #[path = "datapath/parsing.rs"]
 mod parsing;
+#[path = "datapath/processors.rs"]
+mod processors;
 #[path = "datapath/room.rs"]
 mod room;
 #[path = "datapath/sources.rs"]
@@ -77,6 +83,8 @@ fn main() -> ExitCode {
         connections::trials(),
         counted::trials(),
         known::trials(),
+        live::trials(),
+        processors::trials(),
         icmp::trials(),
         fragments::trials(),
         origins::trials(),

@@ -68,7 +68,7 @@ type Tampering = fn(&mut FakeMaps);
 
 const MAP_TAMPERINGS: [(Tampering, &str); 4] = [
     (|maps| maps.endpoints.clear(), "endpoint entry is None"),
-    (|maps| maps.endpoints.values_mut().for_each(|e| e.policy = 9), "endpoint entry is Some"),
+    (|maps| maps.endpoints.values_mut().for_each(|e| e.policies = [9; 2]), "endpoint entry is Some"),
     (|maps| maps.addresses.values_mut().for_each(|i| i.id = 9), "identity of"),
     (|maps| maps.attached.clear(), "no programs attached"),
 ];

@@ -2,6 +2,7 @@
 
 use super::{
     Datapath, DatapathError, MapTables, OBJECT,
+    apply::After,
     connections::load_forget,
     direct::{Narrow, Ranges},
     generation::Half,
@@ -11,7 +12,6 @@ use super::{
     services::{self, Services},
     sys,
     table::{Table, typed},
-    transition::Entries,
     values::Raw,
 };
 use aya::{
@@ -89,6 +89,7 @@ fn shapes(sizes: &Sizes, connections: &Connections) -> Vec<Shape> {
         shape::<[u8; 20], u32>("DIRECT", DIRECT_PREFIXES),
         shape::<[u8; 20], u32>("NARROW", NARROW_PREFIXES),
         shape::<u32, u32>("NARROWEST", 1),
+        shape::<u32, u32>("ORIGIN_TURN", sizes.identities),
         shape::<u32, u32>("CLASS", halves(sizes.identities)),
         shape::<u32, PolicyDir>("POLICY", halves(sizes.policies.saturating_mul(2))),
         shape::<u32, PortDirectory>("PORT_DIR", halves(sizes.port_tables.saturating_mul(PORT_SLOTS))),
@@ -185,6 +186,7 @@ impl Datapath {
             prefixes: take(o, "IDENTITY_PREFIX")?,
             endpoints: take(o, "ENDPOINT")?,
             endpoint_epoch: take(o, "ENDPOINT_EPOCH")?,
+            origin_turns: take(o, "ORIGIN_TURN")?,
             local: take(o, "LOCAL")?,
             direct: Ranges::new(take(o, "DIRECT")?),
             narrow: Narrow { routes: Ranges::new(take(o, "NARROW")?), narrowest: take(o, "NARROWEST")? },
@@ -207,7 +209,8 @@ impl Datapath {
             identities: Identities::default(),
             shadow: [fresh(), fresh()],
             barrier,
-            pending: adopted.then(Entries::default),
+            pending: adopted.then(After::default),
+            before: None,
             object,
         };
         datapath.identities = datapath.read_identities()?;
@@ -234,10 +237,11 @@ fn adoptable(pins: &Pins, shapes: &[Shape]) -> Result<bool, DatapathError> {
     for shape in shapes.iter().copied().chain(services) {
         let info = MapInfo::from_pin(pins.map(shape.name))
             .map_err(|source| DatapathError::Map { what: format!("pinned map {}", shape.name), source })?;
+        let room = if shape.name == "CONNTRACK" { "room for (`conntrackEntries`)" } else { "room for" };
         for (what, found, needed) in [
             ("key size", info.key_size(), shape.key as u32),
             ("value size", info.value_size(), shape.value as u32),
-            ("room for entries", info.max_entries(), shape.entries),
+            (room, info.max_entries(), shape.entries),
         ] {
             if found != needed {
                 return Err(DatapathError::Incompatible { map: shape.name, what, found, needed });

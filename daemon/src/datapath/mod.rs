@@ -2,14 +2,16 @@
 //!
 //! ```text
 //! open ──▶ adopt or make maps ──▶ load programs ──▶ point pinned links to them
-//! apply ─▶ idle half: write, read back ─▶ addresses: see `transition` ─▶ switch ─┐ (grace period)
-//! settle ──────────────────────────── addresses: what only the former half needs ◀─┘
+//! apply ─▶ idle half: write, read back ─▶ addresses: see `transition`, pods: see `endpoints` ─▶ switch ─┐ (grace period)
+//! settle ───────────────────────── addresses and pods: what only the former half needs goes ◀───────────┘
 //! ```
 //! One daemon owns the pins. Nothing here decides what the tables say; it must never leave a moment in which a hook runs
 //! with half a generation, or an interface without its hook.
 
+mod apply;
 mod connections;
 mod direct;
+mod endpoints;
 mod generation;
 mod identities;
 mod links;
@@ -24,6 +26,8 @@ mod table;
 mod transition;
 mod values;
 
+pub use apply::Prepared;
+pub use endpoints::Placed;
 pub use generation::Generation;
 pub use identities::{Exact, Identities, Prefix, Prefixes};
 pub use links::Hook;
@@ -43,7 +47,6 @@ use std::{
     path::PathBuf,
 };
 use table::{HashMap, Table};
-use transition::Entries;
 use values::Raw;
 
 /// The eBPF object that build.rs made.
@@ -127,6 +130,8 @@ pub struct Datapath {
     endpoints: HashMap<u32, Endpoint>,
     /// Tells the hooks to read anew what they keep of `endpoints`.
     endpoint_epoch: aya::maps::Array<aya::maps::MapData, u32>,
+    /// Tells connections which number of an identity has been given out again since.
+    origin_turns: aya::maps::Array<aya::maps::MapData, u32>,
     local: HashMap<Addr, Delivery>,
     direct: direct::Ranges,
     narrow: direct::Narrow,
@@ -145,7 +150,9 @@ pub struct Datapath {
     shadow: [Option<generation::Half>; 2],
     barrier: sys::Barrier,
     /// What follows the last switch once no packet is left in the generation before.
-    pending: Option<Entries>,
+    pending: Option<apply::After>,
+    /// How it was before the switch that is prepared, or could not be.
+    before: Option<apply::Before>,
 }
 
 /// The tables of generations.

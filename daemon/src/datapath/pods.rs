@@ -12,21 +12,13 @@ use std::{
 
 impl PodMaps for Datapath {
     fn set_endpoint(&mut self, ifindex: u32, endpoint: &Endpoint) -> Result<(), DatapathError> {
-        self.endpoints.insert(Raw(ifindex), Raw(*endpoint), 0).map_err(|source| DatapathError::Map {
-            what: format!("endpoint of interface {ifindex}"),
-            source,
-        })?;
-        let delivery = Delivery::to(ifindex, endpoint);
-        for address in addresses(endpoint) {
-            self.local.insert(Raw(address), Raw(delivery), 0).map_err(|source| DatapathError::Map {
-                what: format!("delivery to {}", address.to_ip()),
-                source,
-            })?;
-        }
-        self.endpoints_changed()
+        // Whoever is decided by the former half still has the policy of that.
+        self.come_to_rest()?;
+        self.write_endpoints(&[(ifindex, *endpoint)])
     }
 
     fn remove_endpoint(&mut self, ifindex: u32) -> Result<(), DatapathError> {
+        self.leave_endpoint(ifindex);
         // The entry last: until then the next attempt finds the addresses.
         self.remove_deliveries(ifindex)?;
         absent_is_fine(self.endpoints.remove(&Raw(ifindex))).map_err(|source| DatapathError::Map {
@@ -43,16 +35,17 @@ impl PodMaps for Datapath {
             return Err(DatapathError::TooLarge { table: "CLASS", needed, room });
         }
         let addr = Addr::from_ip(address);
-        if self.will_have(addr, identity) {
+        self.come_to_rest()?;
+        if self.identities.exact.get(&addr) == Some(&identity) {
             return Ok(());
         }
-        self.leave_to_wiring(addr);
+        self.give_out([identity.id].into())?;
         self.set_exact(addr, identity)
     }
 
     fn remove_address(&mut self, address: IpAddr) -> Result<(), DatapathError> {
         let addr = Addr::from_ip(address);
-        self.leave_to_wiring(addr);
+        self.leave_address(addr);
         self.remove_exact(addr)
     }
 
@@ -109,11 +102,7 @@ impl PodMaps for Datapath {
     }
 
     fn endpoints(&self) -> Result<BTreeMap<u32, Endpoint>, DatapathError> {
-        self.endpoints
-            .iter()
-            .map(|entry| entry.map(|(Raw(ifindex), Raw(endpoint))| (ifindex, endpoint)))
-            .collect::<Result<_, _>>()
-            .map_err(|source| DatapathError::Map { what: "reading endpoints".into(), source })
+        self.read_endpoints()
     }
 
     fn address(&self, address: IpAddr) -> Result<Option<Identity>, DatapathError> {
@@ -145,6 +134,32 @@ impl PodMaps for Datapath {
 }
 
 impl Datapath {
+    pub(super) fn read_endpoints(&self) -> Result<BTreeMap<u32, Endpoint>, DatapathError> {
+        self.endpoints
+            .iter()
+            .map(|entry| entry.map(|(Raw(ifindex), Raw(endpoint))| (ifindex, endpoint)))
+            .collect::<Result<_, _>>()
+            .map_err(|source| DatapathError::Map { what: "reading endpoints".into(), source })
+    }
+
+    /// And the ways to their pods.
+    pub(super) fn write_endpoints(&mut self, endpoints: &[(u32, Endpoint)]) -> Result<(), DatapathError> {
+        for (ifindex, endpoint) in endpoints {
+            self.endpoints.insert(Raw(*ifindex), Raw(*endpoint), 0).map_err(|source| DatapathError::Map {
+                what: format!("endpoint of interface {ifindex}"),
+                source,
+            })?;
+            let delivery = Delivery::to(*ifindex, endpoint);
+            for address in addresses(endpoint) {
+                self.local.insert(Raw(address), Raw(delivery), 0).map_err(|source| DatapathError::Map {
+                    what: format!("delivery to {}", address.to_ip()),
+                    source,
+                })?;
+            }
+        }
+        if endpoints.is_empty() { Ok(()) } else { self.endpoints_changed() }
+    }
+
     /// Behind every change of an endpoint: on return each packet meets the new one.
     fn endpoints_changed(&mut self) -> Result<(), DatapathError> {
         let failed = |source| DatapathError::Map { what: "telling the hooks of an endpoint".into(), source };

@@ -214,7 +214,7 @@ impl<N: Net, C: BlockClaims> Endpoints<N, C> {
         }
         let record = EndpointRecord { policy, identities, ..entry.record.clone() };
         if let Some(wired) = entry.wired {
-            reconcile::program(maps, &record, wired)?;
+            reconcile::program(maps, &record, &record.endpoint(wired.ifb_ifindex), wired)?;
         }
         effect::save(&self.store, &key, &record).await?;
         // Only now: what failed half way must not look done.

@@ -12,7 +12,7 @@ use crate::{
     store::{Key, StoreError},
 };
 use bulkhead_api::messages::{AttachmentId, ErrorReply};
-use bulkhead_ebpf_abi::Endpoint;
+use bulkhead_ebpf_abi::{Addr, Endpoint, Identity};
 use std::collections::{BTreeMap, BTreeSet};
 
 /// What a start found and did.
@@ -32,6 +32,7 @@ struct Seen {
     links: BTreeMap<String, Link>,
     routes: BTreeSet<OwnRoute>,
     pins: BTreeSet<String>,
+    endpoints: BTreeMap<u32, Endpoint>,
 }
 
 impl<N: Net, C: BlockClaims> Endpoints<N, C> {
@@ -44,8 +45,9 @@ impl<N: Net, C: BlockClaims> Endpoints<N, C> {
         let mut report = Reconciled::default();
         self.replay_pending(maps, &mut report).await?;
         let links = self.net.list().await?.into_iter().map(|l| (l.name.clone(), l)).collect();
-        let seen = Seen { links, routes: self.net.list_routes().await?, pins: maps.attached()? };
-        self.remember_unreadable(&seen, &maps.endpoints()?);
+        let routes = self.net.list_routes().await?;
+        let seen = Seen { links, routes, pins: maps.attached()?, endpoints: maps.endpoints()? };
+        self.remember_unreadable(&seen);
         for key in self.entries.keys().cloned().collect::<Vec<_>>() {
             let Some(entry) = self.entries.get_mut(&key) else { continue };
             let link = seen.links.get(&entry.record.host_interface);
@@ -122,11 +124,11 @@ impl<N: Net, C: BlockClaims> Endpoints<N, C> {
     }
 
     /// Addresses of pods whose records cannot be read are known by their routes and by the maps.
-    fn remember_unreadable(&mut self, seen: &Seen, endpoints: &BTreeMap<u32, Endpoint>) {
+    fn remember_unreadable(&mut self, seen: &Seen) {
         for (key, addresses) in &mut self.unreadable {
             let Some(link) = seen.links.get(&Names::of(key.as_str()).host) else { continue };
             let routed = seen.routes.iter().filter(|r| r.ifindex == Some(link.index)).map(|r| r.dst.ip());
-            let entry = endpoints.get(&link.index);
+            let entry = seen.endpoints.get(&link.index);
             let mapped = entry.into_iter().flat_map(|e| [e.ipv4, e.ipv6]).map(|a| a.to_ip());
             let all: BTreeSet<_> = routed.chain(mapped.filter(|a| !a.is_unspecified())).collect();
             all.iter().for_each(|a| self.ipam.restore(*a));
@@ -160,7 +162,8 @@ impl<N: Net, C: BlockClaims> Endpoints<N, C> {
             // Wired by a daemon that did not ask. Where the namespace is gone there is nobody to call a service.
             record.netns_cookie = self.net.netns_cookie(&record.netns).await.unwrap_or(0);
         }
-        program(maps, record, wired)?;
+        let standing = seen.endpoints.get(&link.index).filter(|_| record == before);
+        program(maps, record, &standing_as(record.endpoint(wired.ifb_ifindex), standing), wired)?;
         *known = Some(wired);
         if !seen.pins.contains(&record.host_interface) {
             maps.attach_pod(&record.host_interface, link.index)?;
@@ -273,17 +276,30 @@ impl<N: Net, C: BlockClaims> Endpoints<N, C> {
     }
 }
 
-/// The maps as the record says.
+/// A daemon that died behind a switch has not recorded how its pods stand in that generation: the maps know.
+fn standing_as(pod: Endpoint, standing: Option<&Endpoint>) -> Endpoint {
+    match standing.filter(|s| (s.ipv4, s.ipv6) == (pod.ipv4, pod.ipv6)) {
+        Some(Endpoint { policies, identity_v4, identity_v6, .. }) => {
+            Endpoint { policies: *policies, identity_v4: *identity_v4, identity_v6: *identity_v6, ..pod }
+        }
+        None => pod,
+    }
+}
+
+/// The maps as the record says, and `pod`, which follows from it.
 pub(super) fn program<M: PodMaps>(
     maps: &mut M,
     record: &EndpointRecord,
+    pod: &Endpoint,
     wired: Wired,
 ) -> Result<(), DatapathError> {
     for (address, entry) in record.identity_entries() {
-        maps.set_address(address, entry)?;
+        let addr = Addr::from_ip(address);
+        let id = if addr == pod.ipv4 { pod.identity_v4 } else { pod.identity_v6 };
+        maps.set_address(address, Identity { id, ..entry })?;
     }
     if record.netns_cookie != 0 {
         maps.set_netns(record.netns_cookie)?;
     }
-    maps.set_endpoint(wired.host_ifindex, &record.endpoint(wired.ifb_ifindex))
+    maps.set_endpoint(wired.host_ifindex, pod)
 }

@@ -135,7 +135,7 @@ impl EndpointRecord {
         Endpoint {
             ipv4: of(Family::V4),
             ipv6: of(Family::V6),
-            policy: self.policy,
+            policies: [self.policy; 2],
             identity_v4: identity_of(of(Family::V4)),
             identity_v6: identity_of(of(Family::V6)),
             ifb_ifindex,

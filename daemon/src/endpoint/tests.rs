@@ -183,7 +183,7 @@ async fn identity_and_limits_change_live_and_on_disk() {
     node.endpoints.set_limits(&mut maps, &id, Limits::default(), None).await.unwrap();
     node.fake.with(|s| {
         let entry = s.endpoints.values().next().unwrap();
-        assert_eq!((entry.policy, entry.ifb_ifindex), (4, 0));
+        assert_eq!((entry.policies, entry.ifb_ifindex), ([4; 2], 0));
         assert_eq!((entry.identity_v4, entry.identity_v6), (18, 19));
         assert_eq!(s.addresses.values().map(|i| i.id).collect::<Vec<_>>(), [18, 19]);
         assert_eq!(s.links.len(), 1, "the ifb is gone");
@@ -207,7 +207,7 @@ async fn a_change_of_identity_that_failed_half_way_is_done_by_the_next_attempt()
         node.endpoints.set_identity(&mut maps, &id, 4, |_| 18).await.unwrap();
         node.fake.with(|s| {
             let entry = s.endpoints.values().next().unwrap();
-            assert_eq!((entry.policy, entry.identity_v4), (4, 18), "{step}");
+            assert_eq!((entry.policies, entry.identity_v4), ([4; 2], 18), "{step}");
             assert!(s.addresses.values().all(|i| i.id == 18), "{step}");
         });
         let again = load(node.dir.path(), &node.fake).await;
@@ -241,7 +241,27 @@ async fn a_start_gives_pods_what_the_controller_says_now() {
     assert_eq!((report.adopted, report.ownerless), (1, vec![format!("interface {}", ifb(&node))]));
     node.fake.with(|s| {
         let entry = s.endpoints.values().next().unwrap();
-        assert_eq!((entry.policy, entry.ifb_ifindex), (9, 0));
+        assert_eq!((entry.policies, entry.ifb_ifindex), ([9; 2], 0));
+    });
+}
+
+/// A daemon that dies behind a switch has not written down yet what pods are by it.
+#[tokio::test]
+async fn until_it_has_a_policy_of_its_own_a_start_leaves_pods_as_they_stand_in_the_maps() {
+    let mut node = Node::new().await;
+    node.add("a").await.unwrap();
+    let standing = node.fake.with(|s| {
+        s.addresses.values_mut().for_each(|i| i.id = 23);
+        let entry = s.endpoints.values_mut().next().unwrap();
+        (entry.policies, entry.identity_v4, entry.identity_v6) = ([3, 9], 23, 23);
+        *entry
+    });
+    let mut maps = node.fake.clone();
+    node.endpoints = load(node.dir.path(), &node.fake).await;
+    assert_eq!(node.endpoints.reconcile(&mut maps, |_| None).await.unwrap().adopted, 1);
+    node.fake.with(|s| {
+        assert_eq!(s.endpoints.values().collect::<Vec<_>>(), [&standing]);
+        assert!(s.addresses.values().all(|i| i.id == 23));
     });
 }
 

@@ -177,11 +177,7 @@ impl Node {
         };
         self.switch(self.in_force.policy.clone(), None, Some(&pod)).map_err(no_policy)?;
         // What its policy asks makes others of pods that are here, too: their marks, policies and records follow now.
-        self.update_endpoints().await;
-        self.ask_again();
-        if let Err(e) = self.datapath.settle() {
-            warn!(error = %e, "cannot remove what only the former generation needed; tried again with the next change");
-        }
+        self.settle().await;
         let placement = self.compiled.as_ref().and_then(|c| c.place(&self.in_force.policy, &pod));
         placement.ok_or_else(|| no_policy("the tables lack it".into()))
     }

@@ -22,7 +22,7 @@ use crate::{
     bandwidth::{PodBandwidth, pod_bandwidth},
     bgp::Bgp,
     config::Config,
-    datapath::{Datapath, DatapathError, Generation},
+    datapath::{Datapath, DatapathError, Generation, Placed},
     endpoint::{Cause, EndpointRecord, Endpoints, LoadError, NodeNet},
     history::{History, Switched},
     ipam::{ClaimError, Claims},
@@ -42,9 +42,7 @@ use bulkhead_api::{
     messages::{AttachmentId, ErrorReply, ObjectError, PodRef, RuntimeBandwidth, code},
     objects::{ANNOTATION_BANDWIDTH_CLASS, BGPConfigurationSpec, BGPPeerSpec, NodeReportSpec},
 };
-use bulkhead_ebpf_abi::{
-    Addr, Connections, ID_WORLD, IDENTITY_LOCAL_POD, Identity, RULE_FIRST_DYNAMIC, Sizes,
-};
+use bulkhead_ebpf_abi::{Addr, Connections, ID_WORLD, RULE_FIRST_DYNAMIC, Sizes};
 use bulkhead_policy::{
     Admitted, Compiled, EAGER_PARTITIONS, Interner, Local, LocalPod, NodeInfo, Objects, Sourced,
     admit_change, compile, compile_at_once,
@@ -88,8 +86,6 @@ pub struct Node {
     pub bgp: Bgp,
     services: services::Services,
     generation_since: u64,
-    /// Pods have other policies than their connections were admitted by.
-    to_ask_again: bool,
     last_change_millis: u64,
     compile_times: Histogram,
     /// What is in force, for whoever tells the cluster.
@@ -182,7 +178,6 @@ impl Node {
             bgp,
             services: services::Services::default(),
             generation_since: 0,
-            to_ask_again: false,
             last_change_millis: 0,
             compile_times: Histogram::new(COMPILE_BOUNDS),
             reports: watch::Sender::default(),
@@ -357,12 +352,16 @@ impl Node {
         if let Err(e) = self.set_direct() {
             self.failed.push(ObjectError { file: None, object: None, field: None, message: e.to_string() });
         }
-        self.update_endpoints().await;
-        self.ask_again();
         self.announce_blocks().await;
+        self.settle().await;
+    }
+
+    /// Ends the former generation; records and limits of pods are of the new one from then on.
+    pub(super) async fn settle(&mut self) {
         if let Err(e) = self.datapath.settle() {
             warn!(error = %e, "cannot remove what only the former generation needed; tried again with the next change");
         }
+        self.update_endpoints().await;
     }
 
     /// Pods' ranges are routed as they are, by what this plugin is; of other addresses only the configuration knows.
@@ -409,7 +408,8 @@ impl Node {
     /// Compiles and switches the whole node to the result, and remembers it. `coming`: a pod that is about to be wired.
     ///
     /// Where only facts have changed and the tables know everybody already, a pod that came or was labelled anew is an entry
-    /// in the map of identities, and no generation.
+    /// in the map of identities, and no generation; unless a pod of this node gets another policy by it, which its connections
+    /// are asked about.
     fn switch(
         &mut self,
         objects: Objects,
@@ -432,20 +432,21 @@ impl Node {
         let wanted =
             Generation { tables: &compiled.tables, prefixes: &compiled.prefixes, exact: &compiled.exact };
         let same_tables = self.compiled.as_ref().is_some_and(|c| c.tables == compiled.tables);
-        if same_tables && rollback_of.is_none() && objects.same_rules(&self.in_force.policy) {
+        let standing = self.standing(&compiled, &objects);
+        let pods = standing.values().flat_map(Standing::places).collect();
+        let same = same_tables && rollback_of.is_none() && objects.same_rules(&self.in_force.policy);
+        if same && self.datapath.have_policies(&pods).map_err(|e| e.to_string())? {
             self.datapath.follow(&wanted).map_err(|e| e.to_string())?;
             (self.compiled, self.in_force.policy, self.standing) = (Some(compiled), objects, None);
             return Ok(());
         }
-        let standing = self.standing(&compiled, &objects);
-        let identities = standing.values().flat_map(|s| s.entries()).collect();
-        let applied = match self.datapath.apply_with(&wanted, &identities) {
+        let applied = match self.datapath.apply_with(&wanted, &pods) {
             // What has kept its place over many changes leaves gaps; made at once it may fit.
             Err(DatapathError::TooLarge { .. }) if self.compiled.is_some() => {
                 compiled =
                     compile_at_once(&objects, &mut self.interner, &local).map_err(|e| e.to_string())?;
                 let Compiled { tables, prefixes, exact, .. } = &compiled;
-                self.datapath.apply_with(&Generation { tables, prefixes, exact }, &identities)
+                self.datapath.apply_with(&Generation { tables, prefixes, exact }, &pods)
             }
             applied => applied,
         };
@@ -483,25 +484,6 @@ impl Node {
         }
     }
 
-    /// A pod's hooks learn of its other policy behind the switch; what they admitted in between is asked about again.
-    fn ask_again(&mut self) {
-        if !self.to_ask_again {
-            return;
-        }
-        match self.datapath.ask_again() {
-            Ok(generation) => {
-                self.to_ask_again = false;
-                let switched = Switched { generation, since: self.generation_since, rollback_of: None };
-                let objects = &self.in_force.policy;
-                self.history.record(switched, objects, objects);
-            }
-            Err(e) => {
-                let message = e.to_string();
-                self.failed.push(ObjectError { file: None, object: None, field: None, message });
-            }
-        }
-    }
-
     /// Brings every pod's policy, identity and limits in line with the objects in force.
     async fn update_endpoints(&mut self) {
         let Some(compiled) = &self.compiled else { return };
@@ -516,9 +498,11 @@ impl Node {
             if let Some(Standing { policy, identities }) = stands {
                 let identity = |address| identities.get(&address).copied().unwrap_or(ID_WORLD);
                 let policy = *policy;
-                match self.endpoints.set_identity(&mut self.datapath, &record.id, policy, identity).await {
-                    Ok(()) => self.to_ask_again |= policy != record.policy,
-                    Err(e) => failed.push(pod_error(&record.pod, e.to_string())),
+                let set = self.endpoints.set_identity(&mut self.datapath, &record.id, policy, identity).await;
+                if let Err(e) = set {
+                    failed.push(pod_error(&record.pod, e.to_string()));
+                    // Its limits are written with what is recorded of it.
+                    continue;
                 }
             }
             let bandwidth = match self.bandwidth(&record.pod, &record.partition, record.runtime_bandwidth) {
@@ -625,11 +609,11 @@ impl Standing {
         record.addresses.iter().all(|address| self.identities.contains_key(address))
     }
 
-    fn entries(&self) -> impl Iterator<Item = (Addr, Identity)> {
-        let entry = |(address, id): (&IpAddr, &u32)| {
-            (Addr::from_ip(*address), Identity { id: *id, flags: IDENTITY_LOCAL_POD })
+    fn places(&self) -> impl Iterator<Item = (Addr, Placed)> {
+        let place = |(address, identity): (&IpAddr, &u32)| {
+            (Addr::from_ip(*address), Placed { identity: *identity, policy: self.policy })
         };
-        self.identities.iter().map(entry)
+        self.identities.iter().map(place)
     }
 }
 

@@ -109,7 +109,7 @@ fn a_policy_that_no_generation_wrote_denies() {
         assert_eq!(end, End::Drop(DROP_POLICY, RULE_NONE));
     }
     let mut endpoint = node.datapath.endpoints().expect("endpoints")[&ifindex("pod-a")];
-    endpoint.policy = SIZES.policies;
+    endpoint.policies = [SIZES.policies; 2];
     node.datapath.set_endpoint(ifindex("pod-a"), &endpoint).expect("endpoint");
     let end = node.send(A, &tcp((V4.a, 1), (V4.vm, 80), SYN)).end;
     assert_eq!(end, End::Drop(DROP_POLICY, RULE_NONE));

@@ -1,14 +1,14 @@
 //! One store changes the whole node; live connections are asked about again.
 
 use crate::{
-    node::{A, B, End, FAMILIES, NODE, Node, POLICY_A, POLICY_B, V4, VM, WORLD, addr, ifindex},
+    node::{A, B, End, FAMILIES, NODE, Node, POLICY_A, POLICY_B, V4, VM, WORLD, addr},
     packet::{ACK, Packet, SYN, TCP, icmp, tcp, udp},
-    rules::{Port, Rules, SIZES},
+    rules::{CLASSES, Port, Rules, SIZES},
 };
 use aya::maps::{Array, HashMap, Map, MapData};
-use bulkhead_daemon::datapath::{DatapathError, Generation, Identities, PodMaps};
+use bulkhead_daemon::datapath::{DatapathError, Generation, Identities, Placed, PodMaps};
 use bulkhead_ebpf_abi::{
-    Cell, DROP_POLICY, DROP_REVOKED, Endpoint, IDENTITY_LOCAL_POD, Identity, ORIGIN_NONE, RULE_DEFAULT_DENY,
+    Cell, DROP_POLICY, DROP_REVOKED, IDENTITY_LOCAL_POD, Identity, ORIGIN_NONE, RULE_DEFAULT_DENY,
 };
 use bulkhead_lab::bpf;
 use std::{os::fd::AsFd, sync::Arc};
@@ -32,6 +32,8 @@ crate::trials! {
     a_table_that_refuses_a_write_leaves_the_running_generation_in_force,
     shrinking_tables_leave_nothing_behind,
     identities_come_before_the_switch_and_go_behind_it,
+    what_was_written_for_a_generation_that_is_refused_is_taken_back,
+    what_is_prepared_and_not_switched_to_is_taken_back_by_the_next,
     until_the_switch_a_number_given_out_again_means_what_its_address_meant,
     a_pods_own_entry_is_not_the_generations_to_change,
 }
@@ -197,16 +199,16 @@ fn a_connection_is_asked_about_again_by_the_policy_that_its_pod_has_now() {
     for f in FAMILIES {
         assert_eq!(node.send(A, &tcp((f.a, 5), (f.vm, 80), SYN)).end, End::Next);
     }
-    // Behind the switch: policy 3 allows nothing.
-    let index = ifindex("pod-a");
-    let pod = node.datapath.endpoints().expect("endpoints")[&index];
-    node.datapath.set_endpoint(index, &Endpoint { policy: 3, ..pod }).expect("endpoint");
-    assert_eq!(node.datapath.ask_again().expect("renumbered"), generation + 2);
+    // The same tables; policy 3 allows nothing.
+    let pods = FAMILIES.map(|f| (addr(f.a), Placed { identity: A, policy: 3 })).into();
+    assert!(!node.datapath.have_policies(&pods).expect("endpoints"));
+    let tables = a_to_b().tables();
+    let same = Generation { tables: &tables, prefixes: &node.prefixes, exact: &node.exact };
+    assert_eq!(node.datapath.apply_with(&same, &pods).expect("applied"), generation + 1);
+    assert!(node.datapath.have_policies(&pods).expect("endpoints"));
     for f in FAMILIES {
         assert_eq!(node.send(A, &tcp((f.a, 5), (f.vm, 80), ACK)).end, CUT);
     }
-    // The next one goes on from there.
-    assert_eq!(node.apply(&a_to_b()), generation + 3);
 }
 
 /// As if so many had been in force.
@@ -291,24 +293,42 @@ fn is_in_force(node: &Node) {
     assert_eq!(node.send(A, &tcp((V4.a, 5), ("10.7.0.1", 80), SYN)).end, DENIED);
 }
 
+/// The map of addresses, without room for another.
+struct Full {
+    map: HashMap<MapData, [u8; 16], [u8; 8]>,
+    entries: u16,
+}
+
+impl Full {
+    fn of(node: &Node) -> Self {
+        let mut map: HashMap<_, [u8; 16], [u8; 8]> =
+            Map::HashMap(pinned(node, "IDENTITY_EXACT")).try_into().expect("a hash map");
+        let entries = (0..).position(|n| map.insert(strange(n), [0; 8], 0).is_err()).expect("an end");
+        Self { map, entries: entries as u16 }
+    }
+
+    fn make_room(mut self) {
+        (0..self.entries).for_each(|n| self.map.remove(&strange(n)).expect("removed"));
+    }
+}
+
+fn strange(n: u16) -> [u8; 16] {
+    [[0xee; 14].as_slice(), &n.to_be_bytes()].concat().try_into().expect("sixteen")
+}
+
 fn a_full_map_of_addresses_leaves_the_running_generation_in_force_until_there_is_room() {
     const KIND: u32 = 35;
     let mut node = Node::new(a_to_b());
     // Rules, an identity and an address that are new.
     node.exact.insert(addr("10.7.0.1"), Identity { id: KIND, flags: 0 });
     let next = Rules::none().egress(POLICY_A, VM, Port::Udp53, 73).egress(POLICY_A, KIND, Port::Tcp80, 74);
-    let mut map: HashMap<_, [u8; 16], [u8; 8]> =
-        Map::HashMap(pinned(&node, "IDENTITY_EXACT")).try_into().expect("a hash map");
-    let strange = |n: u16| [[0xee; 14].as_slice(), &n.to_be_bytes()].concat().try_into().expect("sixteen");
-    let full = (0..).position(|n| map.insert(strange(n), [0; 8], 0).is_err()).expect("an end") as u16;
+    let full = Full::of(&node);
     for _ in 0..2 {
         let refused = refusal(&mut node, &next).to_string();
         assert!(refused.contains("IDENTITY_EXACT") && refused.contains("10.7.0.1"), "{refused}");
         is_in_force(&node);
     }
-    for n in 0..full {
-        map.remove(&strange(n)).expect("removed");
-    }
+    full.make_room();
     assert_eq!(node.apply(&next), 2);
     assert_eq!(node.send(A, &udp((V4.a, 5), (V4.vm, 53))).end, End::Next);
     assert_eq!(node.send(A, &tcp((V4.a, 6), ("10.7.0.1", 80), SYN)).end, End::Next);
@@ -325,19 +345,59 @@ fn a_table_that_refuses_a_write_leaves_the_running_generation_in_force() {
     }
 }
 
-/// The switch alone is refused: all before it has been done.
+/// The compile in force has no class for the number, which the refused one gave to the vm: it may give it to somebody else.
+fn what_was_written_for_a_generation_that_is_refused_is_taken_back() {
+    const NUMBER: u32 = CLASSES + 5;
+    let mut node = Node::new(a_to_b());
+    let somebody = "198.51.100.1";
+    node.exact.insert(addr(V4.vm), Identity { id: NUMBER, flags: 0 });
+    let full = Full::of(&node);
+    let refused = refusal(&mut node, &Rules::none().egress(POLICY_A, VM, Port::Udp53, 73)).to_string();
+    assert!(refused.contains("IDENTITY_EXACT"), "{refused}");
+    full.make_room();
+    is_in_force(&node);
+    node.exact.remove(&addr(V4.vm));
+    node.exact.insert(addr(somebody), Identity { id: NUMBER, flags: 0 });
+    let tables = a_to_b().tables();
+    let generation = Generation { tables: &tables, prefixes: &node.prefixes, exact: &node.exact };
+    node.datapath.follow(&generation).expect("followed");
+    assert_eq!(node.send(A, &tcp((V4.a, 5), (somebody, 80), SYN)).end, DENIED);
+    is_in_force(&node);
+}
+
+fn what_is_prepared_and_not_switched_to_is_taken_back_by_the_next() {
+    let mut node = Node::new(a_to_b());
+    let before = node.datapath.read_identities().expect("identities");
+    let endpoints = node.datapath.endpoints().expect("endpoints");
+    let (prefixes, mut exact) = (Default::default(), node.exact.clone());
+    exact.insert(addr(V4.vm), Identity { id: CLASSES + 5, flags: 0 });
+    let pods = FAMILIES.map(|f| (addr(f.a), Placed { identity: CLASSES + 6, policy: 3 })).into();
+    let tables = Rules::none().tables();
+    let other = Generation { tables: &tables, prefixes: &prefixes, exact: &exact };
+    node.datapath.prepare(&other, &pods).expect("prepared");
+    is_in_force(&node);
+    assert_ne!(node.datapath.read_identities().expect("identities"), before);
+    assert_ne!(node.datapath.endpoints().expect("endpoints"), endpoints);
+    let tables = a_to_b().tables();
+    let same = Generation { tables: &tables, prefixes: &node.prefixes, exact: &node.exact };
+    node.datapath.follow(&same).expect("followed");
+    assert_eq!(node.datapath.read_identities().expect("identities"), before);
+    assert_eq!(node.datapath.endpoints().expect("endpoints"), endpoints);
+    is_in_force(&node);
+}
+
 fn until_the_switch_a_number_given_out_again_means_what_its_address_meant() {
     // In the running generation one of them may be called, whoever it was, and the other may not.
     const CALLED: u32 = 35;
     const REFUSED: u32 = 36;
     let rules = Rules::none().egress(POLICY_A, VM, Port::Tcp80, 70).egress(POLICY_A, CALLED, Port::Tcp80, 71);
     let mut node = Node::new(rules);
-    bpf::freeze(pinned(&node, "GENERATION").fd().as_fd()).expect("frozen");
     for (address, id) in [(V4.world, CALLED), (V4.vm, REFUSED)] {
         node.exact.insert(addr(address), Identity { id, flags: 0 });
     }
-    let refused = refusal(&mut node, &Rules::none()).to_string();
-    assert!(refused.contains("switching the generation"), "{refused}");
+    let tables = Rules::none().tables();
+    let next = Generation { tables: &tables, prefixes: &node.prefixes, exact: &node.exact };
+    node.datapath.prepare(&next, &[].into()).expect("prepared");
     let ids = [V4.world, V4.vm].map(|a| node.datapath.address(a.parse().expect("an address")).expect("read"));
     assert_eq!(ids.map(|i| i.expect("an entry").id), [CALLED, REFUSED]);
     assert_eq!(node.send(A, &tcp((V4.a, 5), (V4.world, 80), SYN)).end, DENIED);

@@ -176,7 +176,7 @@ fn a_changed_endpoint_is_known_to_the_next_packet() {
     assert_eq!(node.send(A, &request).end, End::Next);
     let index = ifindex("pod-a");
     let pod = node.datapath.endpoints().expect("endpoints")[&index];
-    node.datapath.set_endpoint(index, &Endpoint { policy: POLICY_B, ..pod }).expect("endpoint");
+    node.datapath.set_endpoint(index, &Endpoint { policies: [POLICY_B; 2], ..pod }).expect("endpoint");
     let other = tcp((V4.a, 10), (V4.vm, 80), SYN);
     assert_eq!(node.send(A, &other).end, End::Drop(DROP_POLICY, RULE_DEFAULT_DENY));
     let moved = Endpoint { ipv4: addr("10.0.1.99"), ..pod };

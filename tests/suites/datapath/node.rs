@@ -171,7 +171,7 @@ impl Node {
             let endpoint = Endpoint {
                 ipv4: addr(v4),
                 ipv6: addr(v6),
-                policy,
+                policies: [policy; 2],
                 identity_v4: identity,
                 identity_v6: identity,
                 ifb_ifindex,

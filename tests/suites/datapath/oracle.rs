@@ -1,7 +1,8 @@
 //! Kernel against user space: random objects are compiled and put in force; random packets must meet the verdict and
 //! the rule that `Compiled::evaluate` names.
 //!
-//! `BULKHEAD_SEED` repeats a run; a failure prints its seed.
+//! Each run draws other packets; a failure prints its seed, which `BULKHEAD_SEED` repeats. What has ever failed is in
+//! `oracle.regressions`, where a failure adds itself, and is run first.
 
 #[path = "oracle/frames.rs"]
 mod frames;
@@ -15,6 +16,8 @@ mod policies;
 mod random;
 #[path = "oracle/reading.rs"]
 mod reading;
+#[path = "oracle/seeds.rs"]
+mod seeds;
 
 use crate::{
     node::{MAC_A, MAC_B, ifindex},
@@ -34,9 +37,9 @@ use bulkhead_policy::{Compiled, Interner, Local, LocalPod, Objects, admit, compi
 use frames::Site;
 use model::{AUDITED, Expected, Model, Pod};
 use random::Random;
+use seeds::Failed;
 use std::{
     collections::{BTreeMap, BTreeSet},
-    env,
     net::IpAddr,
     sync::Arc,
 };
@@ -51,7 +54,6 @@ const PACKETS: usize = 120_000;
 const PER_CLUSTER: usize = 500;
 /// Clusters that one after the other are in force on one set of maps.
 const PER_NODE: usize = 30;
-const SEED: u64 = 0xb01c_4ead;
 
 const SIZES: Sizes =
     Sizes { identities: 8192, policies: 64, port_tables: 64, port_pages: 1024, rows: 8192, cells: 32_768 };
@@ -94,7 +96,7 @@ impl Kernel {
             let endpoint = Endpoint {
                 ipv4: pod.addresses[0],
                 ipv6: pod.addresses[1],
-                policy: pod.policy,
+                policies: [pod.policy; 2],
                 identity_v4: pod.identities[0],
                 identity_v6: pod.identities[1],
                 ifb_ifindex: 0,
@@ -272,14 +274,17 @@ fn placed(pods: &[LocalPod; 2], objects: &Objects, compiled: &Compiled) -> [Pod;
 }
 
 fn random_packets_meet_the_verdict_and_the_rule_that_user_space_names() {
-    let seed = env::var("BULKHEAD_SEED").map_or(SEED, |s| s.parse().expect("BULKHEAD_SEED is a number"));
+    for Failed { seed, first } in seeds::failed() {
+        node(seed, first, &mut BTreeMap::new());
+    }
+    let seed = seeds::of_this_run();
     let mut seen = BTreeMap::new();
     let mut packets = 0;
     for first in (0..).step_by(PER_NODE) {
         if packets >= PACKETS {
             break;
         }
-        packets += node(seed, first, &mut seen);
+        packets += seeds::kept(Failed { seed, first }, || node(seed, first, &mut seen));
     }
     println!("{packets} packets, seed {seed}: {seen:?}");
     for what in KINDS {

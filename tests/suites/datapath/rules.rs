@@ -68,9 +68,17 @@ impl Rules {
     }
 
     /// Denied, and by which rule.
-    pub fn egress_denied(mut self, policy: u32, peer: u32, port: Port, rule: u32) -> Self {
+    pub fn egress_denied(self, policy: u32, peer: u32, port: Port, rule: u32) -> Self {
+        self.denied(policy, DIR_EGRESS, peer, port, rule)
+    }
+
+    pub fn ingress_denied(self, policy: u32, peer: u32, port: Port, rule: u32) -> Self {
+        self.denied(policy, DIR_INGRESS, peer, port, rule)
+    }
+
+    fn denied(mut self, policy: u32, dir: u32, peer: u32, port: Port, rule: u32) -> Self {
         let cell = Cell { rule, verdict: VERDICT_DENY, flags: 0, reserved: 0 };
-        self.cells.insert((policy, DIR_EGRESS, peer, port), cell);
+        self.cells.insert((policy, dir, peer, port), cell);
         self
     }
 

@@ -1,15 +1,17 @@
 //! Generations are switched while packets are on their way, on two CPUs at once.
 
 use crate::{
-    node::{B, MAC_A, Node, POLICY_A, V4, VM, WORLD, addr, ifindex},
+    node::{B, MAC_A, Node, POLICY_A, POLICY_B, V4, VM, WORLD, addr, ifindex},
     packet::icmp,
     rules::{CLASSES, Port, Rules},
+    traffic::{Stream, meanwhile},
 };
-use aya::{maps::MapData, programs::SchedClassifier};
-use bulkhead_daemon::datapath::Generation;
-use bulkhead_ebpf_abi::{DROP_POLICY, IDENTITY_LOCAL_POD, Identity};
+use aya::maps::MapData;
+use bulkhead_daemon::datapath::{Generation, Hook, Placed};
+use bulkhead_ebpf_abi::{DROP_POLICY, DROP_REVOKED, DropKey, Identity};
 use bulkhead_lab::bpf::{self, Input, instruction};
 use std::{
+    collections::BTreeSet,
     os::fd::{AsFd, AsRawFd, OwnedFd},
     sync::atomic::{AtomicBool, Ordering},
     thread,
@@ -23,7 +25,7 @@ crate::trials! {
     the_half_that_a_packet_reads_is_written_only_when_it_has_left,
 }
 
-const SWITCHES: u32 = 150;
+pub const SWITCHES: u32 = 150;
 /// Packets of one test-run.
 const RUNS: u32 = 500;
 
@@ -100,49 +102,56 @@ fn a_pod_of_the_node_that_becomes_another_with_the_rules_is_never_one_under_the_
         let id = B + n % 2;
         let tables = generation_of(n, id).tables();
         let generation = Generation { tables: &tables, prefixes: &node.prefixes, exact: &node.exact };
-        let pods = [(addr(V4.b), Identity { id, flags: IDENTITY_LOCAL_POD })].into();
+        let pods = [(addr(V4.b), Placed { identity: id, policy: POLICY_B })].into();
         node.datapath.apply_with(&generation, &pods).expect("applied");
     };
     apply(&mut node, 0);
     switch_under_packets(node, V4.b, apply);
 }
 
-/// Packets that all generations allow, and packets that all deny, from two CPUs.
+/// Packets that all generations allow, and packets that all deny, from two processors.
 fn switch_under_packets(mut node: Node, to: &str, apply: impl Fn(&mut Node, u32)) {
     // Neither begins a connection: each of them is decided.
-    let frames = [0, 3].map(|kind| icmp(V4.a, to, kind, 5, &[]).with_mac(MAC_A).frame());
-    let path = node.pins.join("programs/from_pod");
-    let over = AtomicBool::new(false);
-    let refused = thread::scope(|scope| {
-        let send = |frame: &[u8], expected: i32| {
-            let program = SchedClassifier::from_pin(&path).expect("a pinned program");
-            let program = program.fd().expect("loaded");
-            let input = Input { frame, mark: 0, ifindex: ifindex("pod-a") };
-            let mut runs = 0u64;
-            while !over.load(Ordering::Relaxed) {
-                let (said, _) = bpf::run(program.as_fd(), &input, RUNS).expect("a test-run");
-                assert_eq!(said, expected, "after {runs} packets");
-                runs += u64::from(RUNS);
-            }
-            runs
-        };
-        let [reply, unreachable] = &frames;
-        let allowed = scope.spawn(move || send(reply, -1));
-        let denied = scope.spawn(move || send(unreachable, 2));
-        for n in 1..=SWITCHES {
-            apply(&mut node, n);
-        }
-        over.store(true, Ordering::Relaxed);
-        assert!(allowed.join().expect("what all generations allow passes") > 10_000);
-        denied.join().expect("what all generations deny is dropped")
+    let streams = [(0, true), (3, false)].map(|(kind, passes)| {
+        let packet = icmp(V4.a, to, kind, 5, &[]).with_mac(MAC_A);
+        vec![Stream::new(Hook::FromPod, "pod-a", 0, &packet, passes).repeated(RUNS)]
     });
+    switch_under(&mut node, &streams, |_, policy| policy == POLICY_A, apply);
+}
+
+/// Switches from generation to generation, and looks at what was dropped meanwhile: each packet by the rule of a generation
+/// for the vm, and by a policy that a pod has in that generation.
+pub fn switch_under(
+    node: &mut Node,
+    streams: &[Vec<Stream>; 2],
+    has: impl Fn(u32, u32) -> bool,
+    apply: impl Fn(&mut Node, u32),
+) {
+    let sum = |node: &Node| {
+        let drops = node.datapath.drops().expect("drops");
+        drops.iter().map(|(_, counter)| counter.packets).sum::<u64>()
+    };
+    let before = sum(node);
+    let sent = meanwhile(node, streams, |node| (1..=SWITCHES).for_each(|n| apply(node, n)));
     let drops = node.datapath.drops().expect("drops");
-    let right = |rule: u32| rule >= 1000 && rule % 10 == 1;
-    let mistaken: Vec<_> =
-        drops.iter().filter(|(key, _)| key.reason != DROP_POLICY || !right(key.rule)).collect();
+    let right = |key: &DropKey| {
+        let generation = key.rule.wrapping_sub(1000) / 10;
+        [DROP_POLICY, DROP_REVOKED].contains(&key.reason)
+            && key.rule >= 1000
+            && key.rule % 10 == 1
+            && has(generation, key.policy)
+    };
+    let mistaken: Vec<_> = drops.iter().filter(|(key, _)| !right(key)).collect();
     assert!(mistaken.is_empty(), "{mistaken:?}");
-    assert!(drops.len() > SWITCHES as usize / 4, "packets met {} generations only", drops.len());
-    assert_eq!(drops.iter().map(|(_, counter)| counter.packets).sum::<u64>(), refused);
+    let met: BTreeSet<u32> = drops.iter().map(|(key, _)| key.rule).collect();
+    assert!(met.len() > SWITCHES as usize / 4, "packets met {} generations only", met.len());
+    let all = streams.iter().flatten().zip(sent.iter().flatten());
+    for (stream, sent) in all.clone() {
+        let least = u64::from(SWITCHES / 4 * stream.repeat);
+        assert!(*sent > least, "{sent} packets only at {:?}", stream.hook);
+    }
+    let refused: u64 = all.filter(|(stream, _)| !stream.passes).map(|(_, sent)| sent).sum();
+    assert_eq!(sum(node) - before, refused);
 }
 
 /// A packet that takes its time: reads the generation once, then the cell of its half (`at`) twice, and says whether it was

@@ -230,13 +230,14 @@ pub fn is_as_from_scratch(lab: &Lab, n: usize) -> Result<()> {
 /// The policy of a pod's hooks, which is that of the way to it.
 fn policy_of(kernel: &Kernel, pod: &LocalPod) -> Result<u32> {
     let Some(address) = pod.addresses.first() else { return unmet("a pod without an address") };
-    let Some([ifindex, policy, ..]) = kernel.local.get(&Addr::from_ip(*address).0) else {
+    let Some([ifindex, even, odd, ..]) = kernel.local.get(&Addr::from_ip(*address).0) else {
         return unmet(format!("no way to {}", pod.key()));
     };
-    // `Endpoint::policy`, behind two addresses.
-    let at_hook = kernel.endpoints.get(ifindex).map(|words| words[8]);
-    require(at_hook == Some(*policy), &format!("{} has {at_hook:?}, the way to it {policy}", pod.key()))?;
-    Ok(*policy)
+    // `Endpoint::policies`, behind two addresses.
+    let at_hook = kernel.endpoints.get(ifindex).map(|words| [words[8], words[9]]);
+    let way = [*even, *odd];
+    require(at_hook == Some(way), &format!("{} has {at_hook:?}, the way to it {way:?}", pod.key()))?;
+    Ok(way[kernel.half as usize])
 }
 
 /// There are ways to the pods and to nobody else. Of addresses the maps may know more than is wanted: a generation also

@@ -1,7 +1,8 @@
 //! Starts that must not be, each with a message that says what, where and what to do; nothing in force is loosened by them.
 
 use crate::support::*;
-use bulkhead_lab::{Lab, Node, Result, enter::BPFFS, link::run, unmet, until};
+use aya::maps::MapInfo;
+use bulkhead_lab::{Error, Lab, Node, Result, enter::BPFFS, link::run, unmet, until};
 use std::{fs, path::Path, process::Command};
 
 pub const CASES: &[Case] = &[
@@ -20,6 +21,10 @@ pub const CASES: &[Case] = &[
     ("an uplink that gets its IPv6 address late announces IPv6 then", late_ipv6),
     ("port 179 taken is told; BGP starts once it is free", port_taken),
     ("a configuration that is wrong is refused by file and key", wrong_configuration),
+    (
+        "the room for connections is as configured; another one is refused, and what is in force stays",
+        room_for_connections,
+    ),
 ];
 
 fn second_daemon(lab: &mut Lab) -> Result<()> {
@@ -229,6 +234,39 @@ fn port_taken(lab: &mut Lab) -> Result<()> {
     drop(squatter);
     until_content(&lab.nodes[0])?;
     lab.bird.wait_established(&["n1v4", "n1v6"], LATER)
+}
+
+fn room_for_connections(lab: &mut Lab) -> Result<()> {
+    let pod = index(lab, "payments/db-0");
+    add(lab, pod)?;
+    let room = |node: &Node, map: &str| -> Result<u32> {
+        let info = MapInfo::from_pin(node.pins().join("maps").join(map));
+        Ok(info.map_err(|e| Error::Unmet(format!("{map}: {e}")))?.max_entries())
+    };
+    require(room(&lab.nodes[0], "CONNTRACK")? == 131_072, "the default")?;
+    lab.nodes[0].stop_daemon()?;
+    reconfigure(&lab.nodes[0], "log: info", "log: info\nconntrackEntries: 65536")?;
+    let said = fails_to_start(&lab.nodes[0], &[])?;
+    contains(&said, &["CONNTRACK", "conntrackEntries", "131072", "65536", "former sizes", "--uninstall"])?;
+    still_closed(lab, pod)?;
+    reconfigure(&lab.nodes[0], "conntrackEntries: 65536", "conntrackEntries: 0")?;
+    contains(&fails_to_start(&lab.nodes[0], &[])?, &["bulkheadd.yaml", "conntrackEntries", "1024"])?;
+    still_closed(lab, pod)?;
+    require(room(&lab.nodes[0], "CONNTRACK")? == 131_072, "what is in force stays")?;
+    reconfigure(&lab.nodes[0], "conntrackEntries: 0", "conntrackEntries: 131072")?;
+    lab.nodes[0].start_daemon()?;
+    check(lab, pod)?;
+    // From the beginning, as the message says.
+    lab.pods[pod].del(&lab.nodes[0])?;
+    lab.nodes[0].stop_daemon()?;
+    let (code, said) = daemon_run(&lab.nodes[0], &["--uninstall"])?;
+    require(code == Some(0), &said)?;
+    reconfigure(&lab.nodes[0], "conntrackEntries: 131072", "conntrackEntries: 65536")?;
+    lab.nodes[0].start_daemon()?;
+    require(room(&lab.nodes[0], "CONNTRACK")? == 65_536, "as configured")?;
+    add(lab, pod)?;
+    check(lab, pod)?;
+    still_closed(lab, pod)
 }
 
 fn wrong_configuration(lab: &mut Lab) -> Result<()> {

@@ -72,7 +72,7 @@ impl World {
             let endpoint = Endpoint {
                 ipv4: own(&V4, n),
                 ipv6: own(&V6, n),
-                policy: POLICY,
+                policies: [POLICY; 2],
                 identity_v4: OWN,
                 identity_v6: OWN,
                 ifb_ifindex: 0,
