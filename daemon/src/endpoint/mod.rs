@@ -348,7 +348,7 @@ impl<N: Net, C: BlockClaims> Endpoints<N, C> {
             let details = format!("{} is the name of {other}'s too", record.host_interface);
             return Err(reply(code::WIRING, "interface name is taken", details));
         }
-        let effects = plan(&record, self.node.sources);
+        let effects = self.plan(&record);
         let mut world = World { net: &self.net, maps, store: &self.store, key: &key };
         match effect::run(&effects, &mut world).await {
             Ok(wired) => {
@@ -381,7 +381,8 @@ impl<N: Net, C: BlockClaims> Endpoints<N, C> {
                 Wired { host_ifindex: link.map_or(0, |l| l.index), ..Wired::default() }
             }
         };
-        let effects = plan(&entry.record, self.node.sources);
+        let record = entry.record.clone();
+        let effects = self.plan(&record);
         let mut world = World { net: &self.net, maps, store: &self.store, key };
         let errors = effect::undo(&effects, &mut world, wired).await;
         if errors.is_empty() {
@@ -407,6 +408,16 @@ impl<N: Net, C: BlockClaims> Endpoints<N, C> {
             }
             if !addresses.is_empty() {
                 maps.forget_flows(&addresses)?;
+    /// As [`plan`]. What the pod's network namespace needs is there already, and stays, where it has another attachment.
+    fn plan(&self, record: &EndpointRecord) -> Vec<Effect> {
+        let mut effects = plan(record, self.node.sources);
+        let shares = |r: &EndpointRecord| r.id != record.id && r.netns_cookie == record.netns_cookie;
+        if self.entries.values().any(|e| e.wired.is_some() && shares(&e.record)) {
+            effects.retain(|effect| !matches!(effect, Effect::SetNetns(_)));
+        }
+        effects
+    }
+
             }
             Ok::<_, Cause>(effect::remove(&self.store, key).await?)
         };

@@ -6,7 +6,7 @@ use bulkhead_api::{
     messages::{Attach, Attachment, Check, Detach, DrainInfo, DrainRequest, ErrorReply, Gc, PodRef, code},
     objects::{ANNOTATION_IP, DEFAULT_PARTITION},
 };
-use bulkhead_policy::{LocalPod, Placement};
+use bulkhead_policy::{LocalPod, Placement, files::PodUid};
 use ipnetwork::IpNetwork;
 use std::{
     collections::BTreeMap,
@@ -84,10 +84,12 @@ impl Node {
     }
 
     /// In a cluster a pod and its namespace decide by labels and annotations, and may be older here than they are: one that
-    /// is not known yet would be wired as what it is not.
+    /// is not known yet, or only by one of its name that was there before, would be wired as what it is not.
     fn knows(&self, pod: &PodRef) -> Result<(), ErrorReply> {
         let in_cluster = matches!(self.config.origin(), Ok(Origin::Kubernetes(_)));
-        let known = self.in_force.pods.contains_key(&format!("{}/{}", pod.namespace, pod.name))
+        let uid = pod.uid.as_deref().and_then(PodUid::parse);
+        let of_name = self.in_force.pods.get(&format!("{}/{}", pod.namespace, pod.name));
+        let known = of_name.is_some_and(|info| uid.is_none() || info.uid.is_none() || info.uid == uid)
             && self.in_force.policy.namespaces.contains_key(&pod.namespace);
         if known || !in_cluster {
             return Ok(());

@@ -9,6 +9,7 @@ mod pod;
 mod service;
 
 pub use document::{Kind, Object, parse, typed};
+pub use pod::PodUid;
 
 use crate::{
     Labels, Named, Objects, Pod, Sourced,
@@ -155,6 +156,9 @@ pub fn edited(before: &Snapshot, request: &DiffRequest) -> Result<Snapshot, Obje
 
 #[derive(Clone, Debug, PartialEq, Eq, Default, Serialize, Deserialize)]
 pub struct PodInfo {
+    /// Of a name that was given again this is another one.
+    #[serde(default)]
+    pub uid: Option<PodUid>,
     pub annotations: Labels,
     /// What rules can see of it.
     #[serde(flatten)]

@@ -4,7 +4,24 @@ use super::{PodInfo, document::FieldError};
 use crate::{ContainerPort, Pod};
 use bulkhead_api::objects::Protocol;
 use k8s_openapi::api::core::v1;
+use serde::{Deserialize, Serialize};
 use std::{net::IpAddr, sync::Arc};
+
+/// Of a pod that a kubelet has from a file: the uid that it goes by there, and which the runtime is told.
+const ANNOTATION_STATIC: &str = "kubernetes.io/config.hash";
+
+/// A pod's uid, 128 bits in hexadecimal digits however they are grouped.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub struct PodUid(u64, u64);
+
+impl PodUid {
+    /// `None`: it is of another form, and no two such are told apart.
+    pub fn parse(text: &str) -> Option<Self> {
+        let digits: String = text.chars().filter(|c| *c != '-').collect();
+        let number = u128::from_str_radix(&digits, 16).ok().filter(|_| digits.len() == 32)?;
+        Some(Self((number >> 64) as u64, number as u64))
+    }
+}
 
 /// Phases in which a pod has no network any more: its addresses may be another's.
 const ENDED: [&str; 2] = ["Succeeded", "Failed"];
@@ -19,7 +36,9 @@ pub fn info(pod: v1::Pod) -> Result<PodInfo, FieldError> {
         node: spec.node_name,
         host_network,
     });
-    Ok(PodInfo { annotations: pod.metadata.annotations.unwrap_or_default().into(), policy })
+    let annotations = pod.metadata.annotations.unwrap_or_default();
+    let uid = annotations.get(ANNOTATION_STATIC).or(pod.metadata.uid.as_ref());
+    Ok(PodInfo { uid: uid.and_then(|uid| PodUid::parse(uid)), annotations: annotations.into(), policy })
 }
 
 fn addresses(status: v1::PodStatus) -> Result<Vec<IpAddr>, FieldError> {
@@ -69,4 +88,23 @@ fn ports(spec: &v1::PodSpec) -> Result<Vec<ContainerPort>, FieldError> {
     }
     ports.shrink_to_fit();
     Ok(ports)
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use serde_json::json;
+
+    fn uid(metadata: serde_json::Value) -> Option<PodUid> {
+        info(serde_json::from_value(json!({"metadata": metadata})).unwrap()).unwrap().uid
+    }
+
+    #[test]
+    fn a_pod_of_a_file_goes_by_the_uid_that_its_runtime_is_told() {
+        let (api, of_file) = ("0b9d3b5e-7a54-4c9c-9d2c-0a1b2c3d4e5f", "6f1ed002ab5595859014ebf0951522d9");
+        assert_eq!(uid(json!({"name": "a", "uid": api})), PodUid::parse(api));
+        let mirror = json!({"name": "a", "uid": api, "annotations": {ANNOTATION_STATIC: of_file}});
+        assert!(uid(mirror) == PodUid::parse(of_file) && PodUid::parse(of_file).is_some());
+        assert_eq!(uid(json!({"name": "a", "uid": "made by hand"})), None);
+    }
 }
