@@ -21,11 +21,11 @@ pub use record::{EndpointRecord, FromNode, NodeNet, PodContext};
 
 use crate::{
     datapath::PodMaps,
-    ipam::{BlockClaims, ClaimError, Ipam, IpamError},
+    ipam::{BlockClaims, ClaimError, Ipam, IpamError, Kept, Lost},
     net::{Limits, Names, Net, NetError},
     store::{Key, Store, StoreError},
 };
-use bulkhead_api::messages::{Attach, Attachment, AttachmentId, Check, Detach, ErrorReply, Gc, code};
+use bulkhead_api::messages::{Attach, Attachment, AttachmentId, Check, Detach, ErrorReply, Gc, PodRef, code};
 use effect::World;
 use ipnetwork::IpNetwork;
 use std::{
@@ -280,6 +280,22 @@ impl<N: Net, C: BlockClaims> Endpoints<N, C> {
         self.ipam.is_leaving()
     }
 
+    /// Claims again what the cluster does not have any more of this node's claims; what cannot be had again is lost, and its
+    /// discard routes go.
+    pub async fn keep_claims(&mut self, told: &BTreeSet<IpNetwork>) -> Result<Kept, NetError> {
+        let kept = self.ipam.keep(told).await;
+        self.route_blocks().await?;
+        Ok(kept)
+    }
+
+    /// Blocks that were this node's, and its pods in them.
+    pub fn lost(&self) -> impl Iterator<Item = (IpNetwork, &Lost, Vec<&PodRef>)> {
+        self.ipam.lost().iter().map(|(block, lost)| {
+            let has = |r: &&EndpointRecord| r.addresses.iter().any(|a| block.contains(*a));
+            (*block, lost, self.iter().filter(has).map(|r| &r.pod).collect())
+        })
+    }
+
     async fn after_release(
         &mut self,
         released: Result<Vec<IpNetwork>, ClaimError>,
@@ -392,6 +408,16 @@ impl<N: Net, C: BlockClaims> Endpoints<N, C> {
         Err(reply(code::WIRING, "cannot remove the endpoint", errors.join("; ")))
     }
 
+    /// As [`plan`]. What the pod's network namespace needs is there already, and stays, where it has another attachment.
+    fn plan(&self, record: &EndpointRecord) -> Vec<Effect> {
+        let mut effects = plan(record, self.node.sources);
+        let shares = |r: &EndpointRecord| r.id != record.id && r.netns_cookie == record.netns_cookie;
+        if self.entries.values().any(|e| e.wired.is_some() && shares(&e.record)) {
+            effects.retain(|effect| !matches!(effect, Effect::SetNetns(_)));
+        }
+        effects
+    }
+
     /// Removes what may be left under a name that has no readable record.
     async fn sweep<M: PodMaps>(&mut self, maps: &mut M, key: &Key) -> Result<(), ErrorReply> {
         let names = Names::of(key.as_str());
@@ -408,16 +434,6 @@ impl<N: Net, C: BlockClaims> Endpoints<N, C> {
             }
             if !addresses.is_empty() {
                 maps.forget_flows(&addresses)?;
-    /// As [`plan`]. What the pod's network namespace needs is there already, and stays, where it has another attachment.
-    fn plan(&self, record: &EndpointRecord) -> Vec<Effect> {
-        let mut effects = plan(record, self.node.sources);
-        let shares = |r: &EndpointRecord| r.id != record.id && r.netns_cookie == record.netns_cookie;
-        if self.entries.values().any(|e| e.wired.is_some() && shares(&e.record)) {
-            effects.retain(|effect| !matches!(effect, Effect::SetNetns(_)));
-        }
-        effects
-    }
-
             }
             Ok::<_, Cause>(effect::remove(&self.store, key).await?)
         };

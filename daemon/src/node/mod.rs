@@ -5,6 +5,7 @@
 //!    a refusal, a failed compile or a failed write leaves what was in force where it was
 //! ```
 
+mod claims;
 mod cni;
 mod diff;
 mod explain;
@@ -73,6 +74,7 @@ pub struct Node {
     /// When blocks that were given back without an answer are tried again.
     release_at: Instant,
     /// Whether an admission found no fault in the objects in force.
+    claims: claims::Claimed,
     clean: bool,
     history: History,
     /// None until the first generation of this process is live.
@@ -173,6 +175,7 @@ impl Node {
             release_at: Instant::now(),
             clean: false,
             history,
+            claims: claims::Claimed::default(),
             compiled: None,
             standing: None,
             adopted: forwarding,
@@ -309,7 +312,8 @@ impl Node {
     /// Everything that people must be told.
     fn errors(&self) -> Vec<ObjectError> {
         let services = self.services.errors().to_vec();
-        [&self.refused, &self.failed, self.bgp.errors(), &services].into_iter().flatten().cloned().collect()
+        let others = [&self.refused, &self.failed, self.bgp.errors(), &services].into_iter().flatten();
+        others.cloned().chain(self.lost_blocks()).collect()
     }
 
     /// To be called now and then: carries out queued DELs, follows the uplinks' addresses, tries again what failed.
@@ -331,6 +335,7 @@ impl Node {
         }
     }
 
+        self.look_after_claims().await;
     /// An uplink got an address late, or was made anew.
     fn follow_uplinks(&mut self, now: Vec<Uplink>) -> bool {
         for uplink in &now {
