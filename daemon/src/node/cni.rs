@@ -26,7 +26,21 @@ impl Node {
         if let Err(error) = &connected {
             self.events.not_connected(&request.pod, error);
         }
+        self.tell_room(&request.pod, connected.as_ref().err());
         connected
+    }
+
+    /// Whether the pod's partition had an address for it.
+    fn tell_room(&mut self, pod: &PodRef, error: Option<&ErrorReply>) {
+        let partition = self.in_force.policy.partition_of_namespace(&pod.namespace);
+        match error {
+            None => self.waiting.connected(partition),
+            Some(error) if error.code == code::NO_ADDRESS => {
+                self.waiting.failed(partition, format!("{}/{}", pod.namespace, pod.name), &error.details);
+            }
+            Some(_) => return,
+        }
+        self.report_waiting();
     }
 
     async fn connect(&mut self, request: &Attach) -> Result<Attachment, ErrorReply> {

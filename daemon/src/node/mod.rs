@@ -15,6 +15,7 @@ mod rollback;
 mod services;
 mod uninstall;
 mod views;
+mod waiting;
 
 pub use uninstall::uninstall;
 
@@ -73,8 +74,8 @@ pub struct Node {
     own: own::OwnNode,
     /// When blocks that were given back without an answer are tried again.
     release_at: Instant,
-    /// Whether an admission found no fault in the objects in force.
     claims: claims::Claimed,
+    /// Whether an admission found no fault in the objects in force.
     clean: bool,
     history: History,
     /// None until the first generation of this process is live.
@@ -96,6 +97,7 @@ pub struct Node {
     compile_times: Histogram,
     /// What is in force, for whoever tells the cluster.
     reports: watch::Sender<NodeReportSpec>,
+    waiting: waiting::Waiting,
     events: PodEvents,
 }
 
@@ -173,9 +175,9 @@ impl Node {
             in_force,
             own,
             release_at: Instant::now(),
+            claims: claims::Claimed::default(),
             clean: false,
             history,
-            claims: claims::Claimed::default(),
             compiled: None,
             standing: None,
             adopted: forwarding,
@@ -188,6 +190,7 @@ impl Node {
             last_change_millis: 0,
             compile_times: Histogram::new(COMPILE_BOUNDS),
             reports: watch::Sender::default(),
+            waiting: waiting::Waiting::default(),
             events: PodEvents::default(),
         })
     }
@@ -273,6 +276,8 @@ impl Node {
         // Behind all that pods wait for.
         self.write_services();
         self.report(&observed.versions, taken);
+        self.waiting.keep(|pod| self.in_force.pods.contains_key(pod));
+        self.report_waiting();
         for error in self.errors().iter().filter(|e| !told.contains(e)) {
             warn!("refused: {error}");
         }
@@ -287,6 +292,15 @@ impl Node {
             let report = report(told, versions, &errors, taken, generation);
             let changed = *told != report;
             *told = report;
+            changed
+        });
+    }
+
+    fn report_waiting(&self) {
+        let exhausted = self.waiting.told();
+        self.reports.send_if_modified(|told| {
+            let changed = told.exhausted != exhausted;
+            told.exhausted = exhausted;
             changed
         });
     }
@@ -321,6 +335,7 @@ impl Node {
         self.replay_queued().await;
         self.look_after_services();
         self.look_after_blocks().await;
+        self.look_after_claims().await;
         let moved = match self.net.uplinks(&self.config.uplinks).await {
             Ok(now) if now != self.uplinks => self.follow_uplinks(now),
             Ok(_) => false,
@@ -335,7 +350,6 @@ impl Node {
         }
     }
 
-        self.look_after_claims().await;
     /// An uplink got an address late, or was made anew.
     fn follow_uplinks(&mut self, now: Vec<Uplink>) -> bool {
         for uplink in &now {
