@@ -27,6 +27,7 @@ pub fn watch_claims(client: Client, node: &str) -> ToldClaims {
     let watcher = watcher::watcher(Api::<AddressBlock>::all(client), config);
     let mut events = Box::pin(watcher.default_backoff().reflect(writer));
     tokio::spawn(async move {
+        let mut warned = None;
         loop {
             let event = tokio::select! {
                 event = events.next() => event,
@@ -36,10 +37,17 @@ pub fn watch_claims(client: Client, node: &str) -> ToldClaims {
                 None => return,
                 Some(Ok(Event::Init | Event::InitApply(_))) => {}
                 Some(Ok(_)) => {
+                    warned = None;
                     let claimed = store.state().iter().map(|block| block.spec.cidr).collect();
                     sender.send_replace(Some(claimed));
                 }
-                Some(Err(e)) => warn!(error = broken(&e), "cannot watch this node's IPBlocks; begun anew"),
+                Some(Err(e)) => {
+                    let reason = broken(&e);
+                    if warned.as_ref() != Some(&reason) {
+                        warn!(error = reason, "cannot watch this node's IPBlocks; begun anew");
+                    }
+                    warned = Some(reason);
+                }
             }
         }
     });
