@@ -3,7 +3,7 @@
 use bulkhead_daemon::{
     config::{Config, Origin},
     install::{self, Installer},
-    ipam::{ClaimFiles, ClaimObjects, Claims},
+    ipam::{ClaimFiles, ClaimObjects, Claims, watch_claims},
     memory, metrics,
     node::{Node, uninstall},
     pod_events::PodEvents,
@@ -141,6 +141,7 @@ async fn run(config: Config) -> Result<OwnedMutexGuard<Node>, Box<dyn Error>> {
     let mut narrow_routes = node.watch_narrow_routes()?;
     if let Some(client) = client {
         node.set_events(PodEvents::publish(client.clone(), name.clone()));
+        node.set_claims(watch_claims(client.clone(), &name));
         tokio::spawn(report::publish(client, name, node.reports()));
     }
     let node = Arc::new(Mutex::new(node));

@@ -1,4 +1,4 @@
-//! Events on pods that could not be connected: `kubectl describe pod` says why, beside what the runtime makes of it.
+//! Events on pods that could not be connected, or whose address is lost: `kubectl describe pod` says why, beside what the runtime makes of it.
 
 use crate::source::kubernetes::reason;
 use bulkhead_api::messages::{ErrorReply, PodRef, code};
@@ -17,7 +17,7 @@ const NOTE: usize = 1000;
 
 /// Where the node tells of them. Never waits; without an API server nobody listens.
 #[derive(Clone, Debug, Default)]
-pub struct PodEvents(Option<mpsc::Sender<(PodRef, ErrorReply)>>);
+pub struct PodEvents(Option<mpsc::Sender<(PodRef, Event)>>);
 
 impl PodEvents {
     /// A task publishes what is told until the last of these is gone.
@@ -26,8 +26,8 @@ impl PodEvents {
         let recorder =
             Recorder::new(client, Reporter { controller: "bulkheadd".into(), instance: Some(node) });
         tokio::spawn(async move {
-            while let Some((pod, error)) = received.recv().await {
-                if let Err(e) = recorder.publish(&event(&error), &reference(pod)).await {
+            while let Some((pod, event)) = received.recv().await {
+                if let Err(e) = recorder.publish(&event, &reference(pod)).await {
                     debug!(error = reason(&e), "an event of a pod is lost");
                 }
             }
@@ -36,8 +36,17 @@ impl PodEvents {
     }
 
     pub fn not_connected(&self, pod: &PodRef, error: &ErrorReply) {
+        self.tell(pod, not_connected(error));
+    }
+
+    /// Its address is another node's.
+    pub fn address_lost(&self, pod: &PodRef, why: &str) {
+        self.tell(pod, warning("AddressLost", "Keep", why));
+    }
+
+    fn tell(&self, pod: &PodRef, event: Event) {
         if let Some(sender) = &self.0 {
-            let _ = sender.try_send((pod.clone(), error.clone()));
+            let _ = sender.try_send((pod.clone(), event));
         }
     }
 }
@@ -54,7 +63,7 @@ fn reference(pod: PodRef) -> ObjectReference {
 }
 
 /// Errors of one reason are counted in one event.
-fn event(error: &ErrorReply) -> Event {
+fn not_connected(error: &ErrorReply) -> Event {
     let reason = match error.code {
         code::NO_ADDRESS => "NoAddress",
         code::INVALID_CONFIG => "InvalidConfiguration",
@@ -66,11 +75,15 @@ fn event(error: &ErrorReply) -> Event {
     } else {
         format!("{}: {}", error.msg, error.details)
     };
+    warning(reason, "Connect", &note)
+}
+
+fn warning(reason: &str, action: &str, note: &str) -> Event {
     Event {
         type_: EventType::Warning,
         reason: reason.into(),
         note: Some(note.chars().take(NOTE).collect()),
-        action: "Connect".into(),
+        action: action.into(),
         secondary: None,
     }
 }
@@ -83,7 +96,7 @@ mod tests {
     fn a_long_reason_is_cut_to_what_an_event_may_hold() {
         let error =
             ErrorReply { code: code::NO_ADDRESS, msg: "no address".into(), details: "é".repeat(2000) };
-        let event = event(&error);
+        let event = not_connected(&error);
         assert_eq!(event.reason, "NoAddress");
         assert_eq!(event.note.map(|n| n.chars().count()), Some(NOTE));
     }

@@ -56,7 +56,8 @@ pub fn report(
     refused.sort();
     refused.dedup();
     refused.truncate(REFUSALS);
-    NodeReportSpec { version: env!("CARGO_PKG_VERSION").into(), generation, in_force, refused }
+    let exhausted = before.exhausted.clone();
+    NodeReportSpec { version: env!("CARGO_PKG_VERSION").into(), generation, in_force, refused, exhausted }
 }
 
 /// Keeps the object as the node says, until the node is gone.

@@ -32,7 +32,7 @@ pub use compile::{CompileError, Compiled, EAGER_PARTITIONS, Local, Placement, co
 pub use evaluate::Decision;
 pub use explain::{Flow, explain, judged};
 pub use interner::{Interner, KEPT_GENERATIONS};
-pub use objects::{ContainerPort, LocalPod, Named, NodeInfo, Objects, Pod, RuleLines, Sourced};
+pub use objects::{ContainerPort, LocalPod, Named, NodeInfo, Objects, Pod, PodUid, RuleLines, Sourced};
 pub use parts::{GroupPart, group_parts};
 pub use room::NoRoom;
 pub use rulebook::{RuleBook, RuleEntry};

@@ -78,10 +78,25 @@ pub struct NodeInfo {
     pub drain_routes: Option<String>,
 }
 
-/// What rules can see of a pod.
+/// A pod's uid, 128 bits in hexadecimal digits however they are grouped.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub struct PodUid(u64, u64);
+
+impl PodUid {
+    /// `None`: it is of another form, and no two such are told apart.
+    pub fn parse(text: &str) -> Option<Self> {
+        let digits: String = text.chars().filter(|c| *c != '-').collect();
+        let number = u128::from_str_radix(&digits, 16).ok().filter(|_| digits.len() == 32)?;
+        Some(Self((number >> 64) as u64, number as u64))
+    }
+}
+
+/// What rules can see of a pod, and which one of its name it is.
 #[derive(Clone, Debug, PartialEq, Eq, Default, Serialize, Deserialize)]
 #[serde(default, rename_all = "camelCase")]
 pub struct Pod {
+    /// Of a name that was given again this is another one.
+    pub uid: Option<PodUid>,
     pub labels: Labels,
     pub addresses: Vec<IpAddr>,
     pub node: Option<String>,

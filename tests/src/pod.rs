@@ -27,6 +27,8 @@ pub struct Pod {
     /// Index of its node.
     pub node: usize,
     container: String,
+    /// Of its object, where the runtime was told.
+    pub uid: Option<String>,
     /// What the runtime keeps for CHECK and DEL.
     result: Value,
 }
@@ -70,6 +72,7 @@ impl Pod {
             v6: Ipv6Addr::UNSPECIFIED,
             node,
             container: format!("{namespace}-{name}-sandbox"),
+            uid: None,
             result: Value::Null,
         })
     }
@@ -162,8 +165,9 @@ impl Pod {
     }
 
     fn arguments(&self) -> String {
+        let uid = self.uid.as_ref().map(|uid| format!(";K8S_POD_UID={uid}")).unwrap_or_default();
         format!(
-            "IgnoreUnknown=1;K8S_POD_NAMESPACE={};K8S_POD_NAME={};K8S_POD_INFRA_CONTAINER_ID={}",
+            "IgnoreUnknown=1;K8S_POD_NAMESPACE={};K8S_POD_NAME={};K8S_POD_INFRA_CONTAINER_ID={}{uid}",
             self.namespace, self.name, self.container
         )
     }

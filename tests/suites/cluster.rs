@@ -4,12 +4,16 @@
 
 #![allow(clippy::unwrap_used, clippy::expect_used, reason = "a suite fails by panicking")]
 
+#[path = "cluster/fixed.rs"]
+mod fixed;
 #[path = "cluster/install.rs"]
 mod install;
 #[path = "cluster/policy.rs"]
 mod policy;
 #[path = "cluster/reach.rs"]
 mod reach;
+#[path = "cluster/services.rs"]
+mod services;
 #[path = "cluster/site.rs"]
 mod site;
 
@@ -27,7 +31,7 @@ use std::{
 };
 
 /// Of everything; it takes a third of this on a quiet machine.
-const LIMIT: Duration = Duration::from_secs(300);
+const LIMIT: Duration = Duration::from_secs(600);
 
 fn main() -> Result<()> {
     let mut arguments = Arguments::from_args();
@@ -61,13 +65,26 @@ fn afterwards(before: &Machine, ended: &Ended) -> i32 {
 }
 
 fn trials(site: Option<&Arc<Mutex<Site>>>) -> Vec<Trial> {
-    let cases: [(&str, Case); 7] = [
+    let cases: [(&str, Case); 14] = [
         ("nodes become ready by one kubectl apply, and by nothing else", install::installed),
         ("pods of both nodes reach each other and the nodes, without NAT", reach::everybody),
+        ("pods call services, and are seen as who they are", services::of_pods),
+        ("nodes and others call services, by kube-proxy in both of its modes", services::of_others),
+        ("policy judges the backend, whoever has translated the service", services::judged),
+        ("pods call services where no kube-proxy runs", services::without_proxy),
         ("the daemons of all nodes are replaced without a lost packet", reach::replaced),
         ("kubelets probe pods of an isolated partition that lets nobody else in", policy::partition),
         ("a network policy by label holds for pods of both nodes, and follows labels", policy::labels),
+        (
+            "a running pod's bandwidth follows its annotation, as far as its partition allows",
+            policy::bandwidth,
+        ),
         ("why a pod has no network stands in its events", reach::events),
+        (
+            "a fixed address follows its pod from a node that is cut off, once that node is deleted",
+            fixed::follows,
+        ),
+        ("a node that comes back does not take the address from its new owner", fixed::returned),
         ("uninstalled, the nodes are what they were before", install::uninstalled),
     ];
     cases.into_iter().map(|(name, case)| trial(name, case, site.cloned())).collect()

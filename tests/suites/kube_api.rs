@@ -9,6 +9,8 @@
 
 #[path = "kube_api/blocks.rs"]
 mod blocks;
+#[path = "kube_api/claims.rs"]
+mod claims;
 #[path = "kube_api/definitions.rs"]
 mod definitions;
 #[path = "kube_api/fixed.rs"]
@@ -46,10 +48,17 @@ fn main() -> Result<()> {
 }
 
 fn trials(site: Option<&Arc<Mutex<Site>>>) -> Vec<Trial> {
-    let cases =
-        [definitions::CASES, rights::CASES, source::CASES, status::CASES, blocks::CASES, fixed::CASES]
-            .into_iter()
-            .flatten();
+    let cases = [
+        definitions::CASES,
+        rights::CASES,
+        source::CASES,
+        status::CASES,
+        blocks::CASES,
+        claims::CASES,
+        fixed::CASES,
+    ]
+    .into_iter()
+    .flatten();
     cases.map(|(name, case)| trial(name, *case, site.cloned())).collect()
 }
 

@@ -21,6 +21,7 @@ use std::collections::BTreeMap;
         printcolumn(name = "Version", json_path = ".spec.version", type_ = "string"),
         printcolumn(name = "Generation", json_path = ".spec.generation", type_ = "integer"),
         printcolumn(name = "Refused", json_path = ".spec.refused[*].object", type_ = "string"),
+        printcolumn(name = "Exhausted", json_path = ".spec.exhausted[*].partition", type_ = "string"),
         printcolumn(name = "Age", json_path = ".metadata.creationTimestamp", type_ = "date"),
     )
 )]
@@ -36,6 +37,19 @@ pub struct NodeReportSpec {
     /// Versions that this node did not take over.
     #[serde(default)]
     pub refused: Vec<Refusal>,
+    /// Partitions that have no free address for pods of this node.
+    #[serde(default, skip_serializing_if = "Vec::is_empty")]
+    pub exhausted: Vec<Exhausted>,
+}
+
+#[derive(Clone, Debug, PartialEq, Eq, PartialOrd, Ord, Serialize, Deserialize, JsonSchema)]
+#[serde(rename_all = "camelCase")]
+pub struct Exhausted {
+    pub partition: String,
+    /// That wait for an address.
+    pub pods: i32,
+    /// Why the first of them has none.
+    pub message: String,
 }
 
 #[derive(Clone, Debug, PartialEq, Eq, PartialOrd, Ord, Serialize, Deserialize, JsonSchema)]

@@ -6,6 +6,8 @@ use serde::{Deserialize, Serialize};
 
 /// Condition: the object can be put into force as it stands, or why not.
 pub const ACCEPTED: &str = "Accepted";
+/// Condition of a partition: no pod waits for an address of it, or how many do and why.
+pub const ADDRESSES_AVAILABLE: &str = "AddressesAvailable";
 
 #[derive(Clone, Debug, PartialEq, Default, Serialize, Deserialize, JsonSchema)]
 #[serde(rename_all = "camelCase")]

@@ -1,6 +1,6 @@
 //! From the reports of all nodes to the status of one object. Pure.
 
-use bulkhead_api::objects::{ACCEPTED, NodeReportSpec, Refusal};
+use bulkhead_api::objects::{ACCEPTED, ADDRESSES_AVAILABLE, NodeReportSpec, Refusal};
 use k8s_openapi::{
     apimachinery::pkg::apis::meta::v1::{Condition, Time},
     jiff::Timestamp,
@@ -17,18 +17,35 @@ pub struct Summary<'a> {
     /// That refused it, and what the first of them says.
     refused: usize,
     refusal: Option<&'a Refusal>,
+    without_address: WithoutAddress<'a>,
+}
+
+/// Pods that wait for an address of a partition.
+#[derive(Debug, Default, PartialEq)]
+struct WithoutAddress<'a> {
+    pods: i32,
+    nodes: usize,
+    /// Of the first of these nodes.
+    why: &'a str,
 }
 
 impl<'a> Summary<'a> {
     /// `object` as in `Partition/web`.
     pub fn of(object: &str, generation: i64, reports: impl Iterator<Item = &'a NodeReportSpec>) -> Self {
-        let mut summary = Self { in_force: 0, nodes: 0, refused: 0, refusal: None };
+        let without_address = WithoutAddress::default();
+        let mut summary = Self { in_force: 0, nodes: 0, refused: 0, refusal: None, without_address };
+        let partition = object.strip_prefix("Partition/");
         for report in reports {
             summary.nodes += 1;
             summary.in_force += usize::from(report.in_force.get(object) == Some(&generation));
             let refusal = report.refused.iter().find(|r| r.object == object && r.generation == generation);
             summary.refused += usize::from(refusal.is_some());
             summary.refusal = summary.refusal.or(refusal);
+            if let Some(one) = report.exhausted.iter().find(|e| Some(e.partition.as_str()) == partition) {
+                let of = &mut summary.without_address;
+                (of.pods, of.nodes) = (of.pods.saturating_add(one.pods), of.nodes + 1);
+                of.why = if of.why.is_empty() { &one.message } else { of.why };
+            }
         }
         summary
     }
@@ -51,25 +68,44 @@ impl<'a> Summary<'a> {
         }
     }
 
+    /// As [`Self::verdict`], of the partition's addresses.
+    fn room(&self) -> (&'static str, &'static str, String) {
+        let WithoutAddress { pods, nodes, why } = self.without_address;
+        if nodes == 0 {
+            return ("True", "Available", String::new());
+        }
+        let (pods, nodes) = (counted(pods, "pod"), counted(nodes as u64, "node"));
+        ("False", "Exhausted", format!("{pods} on {nodes} without an address: {why}"))
+    }
+
     pub fn accepted(&self) -> &'static str {
         self.verdict().0
     }
 }
 
-/// The status to stand in the place of `now`. `counted`: with the numbers of nodes.
-pub fn status(summary: &Summary<'_>, generation: i64, counted: bool, now: &Value, at: Timestamp) -> Value {
-    let (status, reason, message) = summary.verdict();
-    let before = accepted(now).filter(|c| c.status == status);
-    let condition = Condition {
-        type_: ACCEPTED.into(),
-        status: status.into(),
-        reason: reason.into(),
-        message,
-        observed_generation: Some(generation),
-        last_transition_time: before.map_or(Time(at), |c| c.last_transition_time),
+/// The status to stand in the place of `now`. `of_partition`: with the numbers of nodes, and whether there are addresses.
+pub fn status(
+    summary: &Summary<'_>,
+    generation: i64,
+    of_partition: bool,
+    now: &Value,
+    at: Timestamp,
+) -> Value {
+    let condition = |type_: &str, (status, reason, message): (&str, &str, String)| {
+        let before = found(now, type_).filter(|c| c.status == status);
+        Condition {
+            type_: type_.into(),
+            status: status.into(),
+            reason: reason.into(),
+            message,
+            observed_generation: Some(generation),
+            last_transition_time: before.map_or(Time(at), |c| c.last_transition_time),
+        }
     };
-    let mut wanted = json!({"conditions": [condition]});
-    if counted {
+    let mut wanted = json!({"conditions": [condition(ACCEPTED, summary.verdict())]});
+    if of_partition {
+        wanted["conditions"] =
+            json!([condition(ACCEPTED, summary.verdict()), condition(ADDRESSES_AVAILABLE, summary.room())]);
         wanted["observedGeneration"] = generation.into();
         wanted["nodesInForce"] = summary.in_force.into();
         wanted["nodes"] = summary.nodes.into();
@@ -82,19 +118,29 @@ pub fn differs(now: &Value, wanted: &Value) -> bool {
     let number = |field: &str| now[field].as_i64() != wanted[field].as_i64();
     let numbers =
         ["observedGeneration", "nodesInForce", "nodes"].into_iter().filter(|f| !wanted[*f].is_null());
-    accepted(now) != accepted(wanted) || numbers.into_iter().any(number)
+    let condition = |type_: &str| found(now, type_) != found(wanted, type_);
+    let types = [ACCEPTED, ADDRESSES_AVAILABLE].into_iter().filter(|t| found(wanted, t).is_some());
+    types.into_iter().any(condition) || numbers.into_iter().any(number)
 }
 
-fn accepted(status: &Value) -> Option<Condition> {
+/// The condition of this type.
+fn found(status: &Value, type_: &str) -> Option<Condition> {
     let conditions = status["conditions"].as_array()?;
-    let ours = conditions.iter().find(|c| c["type"] == ACCEPTED)?;
+    let ours = conditions.iter().find(|c| c["type"] == type_)?;
     serde_json::from_value(ours.clone()).ok()
+}
+
+/// `1 pod`, `3 pods`.
+fn counted(number: impl Copy + Into<i128>, what: &str) -> String {
+    let number = number.into();
+    format!("{number} {what}{}", if number == 1 { "" } else { "s" })
 }
 
 #[cfg(test)]
 #[allow(clippy::unwrap_used, reason = "a test fails by panicking")]
 mod tests {
     use super::*;
+    use bulkhead_api::objects::Exhausted;
 
     const WEB: &str = "Partition/web";
 
@@ -152,6 +198,22 @@ mod tests {
         let reports = [report(3, &[]), report(0, &[])];
         let third = status(&Summary::of(WEB, 3, reports.iter()), 3, true, &first, at(3));
         assert!(differs(&first, &third));
-        assert_eq!(accepted(&third).unwrap().last_transition_time, Time(at(1)));
+        assert_eq!(found(&third, ACCEPTED).unwrap().last_transition_time, Time(at(1)));
+    }
+
+    #[test]
+    fn pods_without_an_address_are_counted_until_there_are_none() {
+        let short = |pods: i32| NodeReportSpec {
+            exhausted: vec![Exhausted { partition: "web".into(), pods, message: "full".into() }],
+            ..report(3, &[])
+        };
+        let room = |reports: &[NodeReportSpec]| found(&of(reports, 3), ADDRESSES_AVAILABLE).unwrap();
+        let (none, some) = (room(&[report(3, &[])]), room(&[short(2), report(3, &[]), short(1)]));
+        assert_eq!((none.status.as_str(), none.reason.as_str()), ("True", "Available"));
+        assert_eq!((some.status.as_str(), some.reason.as_str()), ("False", "Exhausted"));
+        assert_eq!(some.message, "3 pods on 2 nodes without an address: full");
+        assert!(differs(&of(&[short(2)], 3), &of(&[short(1)], 3)));
+        let other = Summary::of("Partition/pay", 3, [short(2)].iter().map(|r| r as &NodeReportSpec)).room();
+        assert_eq!(other.0, "True");
     }
 }

@@ -21,11 +21,11 @@ pub use record::{EndpointRecord, FromNode, NodeNet, PodContext};
 
 use crate::{
     datapath::PodMaps,
-    ipam::{BlockClaims, ClaimError, Ipam, IpamError},
+    ipam::{BlockClaims, ClaimError, Ipam, IpamError, Kept, Lost},
     net::{Limits, Names, Net, NetError},
     store::{Key, Store, StoreError},
 };
-use bulkhead_api::messages::{Attach, Attachment, AttachmentId, Check, Detach, ErrorReply, Gc, code};
+use bulkhead_api::messages::{Attach, Attachment, AttachmentId, Check, Detach, ErrorReply, Gc, PodRef, code};
 use effect::World;
 use ipnetwork::IpNetwork;
 use std::{
@@ -280,6 +280,22 @@ impl<N: Net, C: BlockClaims> Endpoints<N, C> {
         self.ipam.is_leaving()
     }
 
+    /// Claims again what the cluster does not have any more of this node's claims; what cannot be had again is lost, and its
+    /// discard routes go.
+    pub async fn keep_claims(&mut self, told: &BTreeSet<IpNetwork>) -> Result<Kept, NetError> {
+        let kept = self.ipam.keep(told).await;
+        self.route_blocks().await?;
+        Ok(kept)
+    }
+
+    /// Blocks that were this node's, and its pods in them.
+    pub fn lost(&self) -> impl Iterator<Item = (IpNetwork, &Lost, Vec<&PodRef>)> {
+        self.ipam.lost().iter().map(|(block, lost)| {
+            let has = |r: &&EndpointRecord| r.addresses.iter().any(|a| block.contains(*a));
+            (*block, lost, self.iter().filter(has).map(|r| &r.pod).collect())
+        })
+    }
+
     async fn after_release(
         &mut self,
         released: Result<Vec<IpNetwork>, ClaimError>,
@@ -348,7 +364,7 @@ impl<N: Net, C: BlockClaims> Endpoints<N, C> {
             let details = format!("{} is the name of {other}'s too", record.host_interface);
             return Err(reply(code::WIRING, "interface name is taken", details));
         }
-        let effects = plan(&record, self.node.sources);
+        let effects = self.plan(&record);
         let mut world = World { net: &self.net, maps, store: &self.store, key: &key };
         match effect::run(&effects, &mut world).await {
             Ok(wired) => {
@@ -381,7 +397,8 @@ impl<N: Net, C: BlockClaims> Endpoints<N, C> {
                 Wired { host_ifindex: link.map_or(0, |l| l.index), ..Wired::default() }
             }
         };
-        let effects = plan(&entry.record, self.node.sources);
+        let record = entry.record.clone();
+        let effects = self.plan(&record);
         let mut world = World { net: &self.net, maps, store: &self.store, key };
         let errors = effect::undo(&effects, &mut world, wired).await;
         if errors.is_empty() {
@@ -389,6 +406,16 @@ impl<N: Net, C: BlockClaims> Endpoints<N, C> {
         }
         let errors: Vec<_> = errors.iter().map(ToString::to_string).collect();
         Err(reply(code::WIRING, "cannot remove the endpoint", errors.join("; ")))
+    }
+
+    /// As [`plan`]. What the pod's network namespace needs is there already, and stays, where it has another attachment.
+    fn plan(&self, record: &EndpointRecord) -> Vec<Effect> {
+        let mut effects = plan(record, self.node.sources);
+        let shares = |r: &EndpointRecord| r.id != record.id && r.netns_cookie == record.netns_cookie;
+        if self.entries.values().any(|e| e.wired.is_some() && shares(&e.record)) {
+            effects.retain(|effect| !matches!(effect, Effect::SetNetns(_)));
+        }
+        effects
     }
 
     /// Removes what may be left under a name that has no readable record.

@@ -104,6 +104,25 @@ async fn a_pod_loses_its_interface_before_it_loses_its_policy() {
 }
 
 #[tokio::test]
+async fn of_two_attachments_in_one_namespace_the_one_that_goes_leaves_the_other_its_services() {
+    let mut node = Node::new().await;
+    node.add("a").await.unwrap();
+    let mut second = attach("a");
+    second.id.ifname = "net1".into();
+    node.endpoints.add(&mut node.fake.clone(), &context(), |_| 17, &second).await.unwrap();
+    node.del("a").await.unwrap();
+    assert_eq!(node.fake.with(|s| s.netns.len()), 1);
+    // One that comes and fails takes nothing either.
+    node.fake.with(|s| s.failing.extend(["open"]));
+    node.add("a").await.unwrap_err();
+    assert_eq!(node.fake.with(|s| s.netns.len()), 1);
+    node.fake.with(|s| s.failing.clear());
+    let detach = Detach { id: second.id, netns: None };
+    node.endpoints.del(&mut node.fake.clone(), &detach).await.unwrap();
+    node.assert_nothing_left();
+}
+
+#[tokio::test]
 async fn whichever_effect_fails_everything_is_undone() {
     for step in STEPS {
         let mut node = Node::new().await;

@@ -127,10 +127,13 @@ impl Allocator {
         }
     }
 
+    pub fn is_any_used(&self, block: IpNetwork) -> bool {
+        self.used.range(block.network()..=block.broadcast()).next().is_some()
+    }
+
     pub fn empty_blocks(&self) -> Vec<(IpNetwork, String)> {
-        let is_empty =
-            |block: &IpNetwork| self.used.range(block.network()..=block.broadcast()).next().is_none();
-        self.blocks.iter().filter(|(b, _)| is_empty(b)).map(|(b, p)| (*b, p.clone())).collect()
+        let empty = self.blocks.iter().filter(|(block, _)| !self.is_any_used(**block));
+        empty.map(|(block, partition)| (*block, partition.clone())).collect()
     }
 }
 

@@ -3,6 +3,7 @@
 //! [`ClaimFiles`] is the standalone form: one YAML file a block, in a directory that the nodes share. In a cluster the objects
 //! are the API server's (`ClaimObjects`).
 
+use super::allocator::overlap;
 use bulkhead_api::objects::{API_VERSION, IPBlockSpec, block_name};
 use serde::{Deserialize, Serialize};
 use std::{
@@ -14,10 +15,12 @@ use std::{
 };
 
 const KIND: &str = "IPBlock";
+/// Locked by who claims.
+const TURN: &str = ".lock";
 
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Claim {
-    /// The block is this node's (also where it was before).
+    /// The block is this node's (also where it was before), and no other claim overlaps it.
     Won,
     /// Another node or partition has it.
     Taken,
@@ -31,6 +34,8 @@ pub enum ClaimError {
     Unreadable { path: PathBuf, reason: String },
     #[error("{claim}: is claimed by node {found}, not by {node}")]
     NotOurs { claim: String, found: String, node: String },
+    #[error("Node/{0}: the cluster has no such node, so nothing can be claimed for it")]
+    NoNode(String),
     #[error("{what}: {reason}")]
     Api { what: String, reason: String },
 }
@@ -46,6 +51,8 @@ pub trait BlockClaims {
     fn list(&self) -> impl Future<Output = Result<Vec<IPBlockSpec>, ClaimError>> + Send;
     /// Of this node, as far as can be known now.
     fn of_node(&self, node: &str) -> impl Future<Output = Result<Vec<IPBlockSpec>, ClaimError>> + Send;
+    /// What this node had claimed when it was last known, whatever has become of it.
+    fn remembered(&self) -> Vec<IPBlockSpec>;
 }
 
 #[derive(Serialize, Deserialize)]
@@ -77,6 +84,27 @@ impl ClaimFiles {
 
     fn path(&self, block: &IPBlockSpec) -> PathBuf {
         self.dir.join(format!("{}.yaml", block_name(block.cidr)))
+    }
+
+    fn read_all(&self) -> Result<Vec<IPBlockSpec>, ClaimError> {
+        let io_error = |source| ClaimError::Io { path: self.dir.clone(), source };
+        let mut blocks = Vec::new();
+        for entry in fs::read_dir(&self.dir).map_err(io_error)? {
+            let path = entry.map_err(io_error)?.path();
+            let hidden = path.file_name().is_some_and(|n| n.as_encoded_bytes().starts_with(b"."));
+            if path.extension() == Some(OsStr::new("yaml")) && !hidden {
+                blocks.extend(read(&path)?);
+            }
+        }
+        Ok(blocks)
+    }
+
+    /// Held until it is dropped.
+    fn turn(&self) -> Result<File, ClaimError> {
+        let path = self.dir.join(TURN);
+        let file = File::options().create(true).append(true).open(&path);
+        let locked = file.and_then(|file| file.lock().map(|()| file));
+        locked.map_err(|source| ClaimError::Io { path, source })
     }
 
     /// The file appears under its name with its whole content, or not at all: `link` does not replace.
@@ -132,6 +160,11 @@ fn read(path: &Path) -> Result<Option<IPBlockSpec>, ClaimError> {
 impl BlockClaims for ClaimFiles {
     async fn claim(&self, block: &IPBlockSpec) -> Result<Claim, ClaimError> {
         let path = self.path(block);
+        // Claims that overlap under different names are told apart by looking, so nobody may come in between.
+        let _turn = self.turn()?;
+        if self.read_all()?.iter().any(|b| b.cidr != block.cidr && overlap(b.cidr, block.cidr)) {
+            return Ok(Claim::Taken);
+        }
         match self.create(block) {
             Ok(Claim::Taken) if read(&path)?.as_ref() == Some(block) => Ok(Claim::Won),
             result => result.map_err(|source| ClaimError::Io { path, source }),
@@ -164,22 +197,18 @@ impl BlockClaims for ClaimFiles {
     }
 
     async fn list(&self) -> Result<Vec<IPBlockSpec>, ClaimError> {
-        let io_error = |source| ClaimError::Io { path: self.dir.clone(), source };
-        let mut blocks = Vec::new();
-        for entry in fs::read_dir(&self.dir).map_err(io_error)? {
-            let path = entry.map_err(io_error)?.path();
-            let hidden = path.file_name().is_some_and(|n| n.as_encoded_bytes().starts_with(b"."));
-            if path.extension() == Some(OsStr::new("yaml")) && !hidden {
-                blocks.extend(read(&path)?);
-            }
-        }
-        Ok(blocks)
+        self.read_all()
     }
 
     async fn of_node(&self, node: &str) -> Result<Vec<IPBlockSpec>, ClaimError> {
         let mut blocks = self.list().await?;
         blocks.retain(|b| b.node == node);
         Ok(blocks)
+    }
+
+    /// Nobody but its node removes a file.
+    fn remembered(&self) -> Vec<IPBlockSpec> {
+        Vec::new()
     }
 }
 
@@ -203,7 +232,8 @@ mod tests {
             assert!(text.contains(line), "{text}");
         }
         assert_eq!(claims.list().await.unwrap(), [block("n1")]);
-        assert_eq!(fs::read_dir(dir.path()).unwrap().count(), 1, "no temporary stays");
+        let stays = fs::read_dir(dir.path()).unwrap().filter(|e| e.as_ref().unwrap().file_name() != TURN);
+        assert_eq!(stays.count(), 1, "no temporary stays");
     }
 
     #[tokio::test]
@@ -213,6 +243,17 @@ mod tests {
         claims.claim(&block("n1")).await.unwrap();
         assert_eq!(claims.claim(&block("n1")).await.unwrap(), Claim::Won);
         assert_eq!(claims.claim(&block("n2")).await.unwrap(), Claim::Taken);
+    }
+
+    #[tokio::test]
+    async fn what_overlaps_a_claim_under_another_name_is_taken() {
+        let dir = tempfile::tempdir().unwrap();
+        let claims = ClaimFiles::new(dir.path().into()).unwrap();
+        let of = |cidr: &str, node: &str| IPBlockSpec { cidr: cidr.parse().unwrap(), ..block(node) };
+        claims.claim(&of("10.1.0.7/32", "n1")).await.unwrap();
+        assert_eq!(claims.claim(&block("n2")).await.unwrap(), Claim::Taken);
+        assert_eq!(claims.claim(&of("10.1.0.64/26", "n2")).await.unwrap(), Claim::Won);
+        assert_eq!(claims.claim(&of("10.1.0.64/27", "n1")).await.unwrap(), Claim::Taken);
     }
 
     #[tokio::test]

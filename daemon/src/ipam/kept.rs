@@ -47,4 +47,11 @@ impl BlockClaims for Claims {
             Self::Objects(objects) => objects.of_node(node).await,
         }
     }
+
+    fn remembered(&self) -> Vec<IPBlockSpec> {
+        match self {
+            Self::Files(files) => files.remembered(),
+            Self::Objects(objects) => objects.remembered(),
+        }
+    }
 }

@@ -8,18 +8,26 @@
 
 mod allocator;
 mod claims;
+mod keep;
 mod kept;
 mod objects;
+mod told;
 
 pub use allocator::{Allocator, Family, blocks_of, overlap};
 pub use claims::{BlockClaims, Claim, ClaimError, ClaimFiles};
+pub use keep::{Kept, Lost};
 pub use kept::Claims;
 pub use objects::ClaimObjects;
+pub use told::{ToldClaims, watch_claims};
 
 use bulkhead_api::objects::IPBlockSpec;
 use futures_util::future::join_all;
 use ipnetwork::IpNetwork;
-use std::{collections::BTreeMap, fmt, net::IpAddr};
+use std::{
+    collections::{BTreeMap, BTreeSet},
+    fmt,
+    net::IpAddr,
+};
 
 #[derive(Debug, thiserror::Error)]
 pub enum IpamError {
@@ -56,6 +64,10 @@ pub struct Ipam<C> {
     node: String,
     /// Given back, though nobody knows whether that got through: another node may have them. With their partitions.
     leaving: BTreeMap<IpNetwork, String>,
+    /// Were this node's, and hold addresses of its pods.
+    lost: BTreeMap<IpNetwork, Lost>,
+    /// Blocks of which nobody could say whether they are this node's still: they give no address.
+    unsure: BTreeSet<IpNetwork>,
 }
 
 impl<C: BlockClaims> Ipam<C> {
@@ -63,10 +75,16 @@ impl<C: BlockClaims> Ipam<C> {
     pub async fn load(claims: C, node: &str) -> Result<Self, ClaimError> {
         claims.tidy(node).await?;
         let mut allocator = Allocator::default();
-        for block in claims.of_node(node).await? {
+        let claimed = claims.of_node(node).await?;
+        // What was taken away while no daemon looked is claimed again with the first [`Self::keep`].
+        let mut gone = claims.remembered();
+        gone.retain(|block| !claimed.iter().any(|c| c.cidr == block.cidr));
+        let unsure = gone.iter().map(|block| block.cidr).collect();
+        for block in claimed.into_iter().chain(gone) {
             allocator.add_block(&block.partition, block.cidr);
         }
-        Ok(Self { allocator, claims, node: node.into(), leaving: BTreeMap::new() })
+        let (leaving, lost) = Default::default();
+        Ok(Self { allocator, claims, node: node.into(), leaving, lost, unsure })
     }
 
     /// Exactly these addresses; all or none. Each is claimed as a block of its own, so that nobody else can have it until
@@ -88,7 +106,7 @@ impl<C: BlockClaims> Ipam<C> {
             return Err(IpamError::Held { address, holder: "another pod of this node".into() });
         }
         let cidr = IpNetwork::from(address);
-        if !self.allocator.blocks().contains_key(&cidr) {
+        if !self.allocator.blocks().contains_key(&cidr) || self.unsure.contains(&cidr) {
             let spec = IPBlockSpec { cidr, partition: partition.into(), node: self.node.clone() };
             let holder = |blocks: Vec<IPBlockSpec>| blocks.into_iter().find(|b| overlap(b.cidr, cidr));
             let mut held = holder(self.claims.list().await?);
@@ -142,11 +160,12 @@ impl<C: BlockClaims> Ipam<C> {
         ranges: &[IpNetwork],
         fixed: &[IpNetwork],
     ) -> Result<IpAddr, IpamError> {
+        let kept_free: Vec<_> = fixed.iter().chain(&self.unsure).copied().collect();
         loop {
-            if let Some(address) = self.allocator.allocate(partition, ranges, fixed) {
+            if let Some(address) = self.allocator.allocate(partition, ranges, &kept_free) {
                 return Ok(address);
             }
-            let block = self.claim_next(partition, ranges, fixed).await?;
+            let block = self.claim_next(partition, ranges, &kept_free).await?;
             let Some(block) = block else {
                 return Err(IpamError::Exhausted {
                     partition: partition.into(),
@@ -161,6 +180,8 @@ impl<C: BlockClaims> Ipam<C> {
     /// One that was claimed just now.
     fn add_block(&mut self, partition: &str, block: IpNetwork) {
         self.leaving.remove(&block);
+        self.lost.remove(&block);
+        self.unsure.remove(&block);
         self.allocator.add_block(partition, block);
     }
 
@@ -224,8 +245,10 @@ impl<C: BlockClaims> Ipam<C> {
     /// The first of the claims' errors. A block is none of this node's from here on, whatever is known of its claim:
     /// see [`Self::release_leaving`].
     pub async fn release_empty_blocks(&mut self) -> Result<Vec<IpNetwork>, ClaimError> {
+        self.forget_lost();
         for (block, partition) in self.allocator.empty_blocks() {
             self.allocator.remove_block(block);
+            self.unsure.remove(&block);
             self.leaving.insert(block, partition);
         }
         self.release_leaving().await
@@ -438,6 +461,10 @@ mod tests {
 
         async fn of_node(&self, node: &str) -> Result<Vec<IPBlockSpec>, ClaimError> {
             self.claims.of_node(node).await
+        }
+
+        fn remembered(&self) -> Vec<IPBlockSpec> {
+            self.claims.remembered()
         }
     }
 

@@ -1,9 +1,13 @@
-//! Claims as `IPBlock` objects: the API server lets one of a name be made, so making it is the lock.
+//! Claims as `IPBlock` objects: the API server lets one of a name be made, so making it is the lock. Of two that overlap under
+//! different names the later one gives way.
 //!
 //! A block belongs to its node's `Node` object, with which the cluster's garbage collector removes it. What this node has
 //! claimed is remembered on disk, so that a daemon that starts while the API server is away still knows its blocks.
 
-use super::claims::{BlockClaims, Claim, ClaimError};
+use super::{
+    allocator::overlap,
+    claims::{BlockClaims, Claim, ClaimError},
+};
 use crate::{source::kubernetes::reason, store};
 use bulkhead_api::objects::{AddressBlock, IPBlockSpec, block_name};
 use k8s_openapi::{api::core::v1::Node, apimachinery::pkg::apis::meta::v1::OwnerReference};
@@ -34,7 +38,8 @@ impl ClaimObjects {
     }
 
     async fn owner(&self, node: &str) -> Result<OwnerReference, ClaimError> {
-        let object = ask(&format!("Node/{node}"), self.nodes.get(node)).await?;
+        let object = ask(&format!("Node/{node}"), self.nodes.get_opt(node)).await?;
+        let object = object.ok_or_else(|| ClaimError::NoNode(node.into()))?;
         Ok(OwnerReference {
             api_version: "v1".into(),
             kind: "Node".into(),
@@ -42,6 +47,32 @@ impl ClaimObjects {
             uid: object.uid().unwrap_or_default(),
             ..OwnerReference::default()
         })
+    }
+
+    async fn all(&self) -> Result<Vec<AddressBlock>, ClaimError> {
+        let mut blocks = Vec::new();
+        let mut page = ListParams::default().limit(PAGE);
+        loop {
+            let list = ask("IPBlocks", self.blocks.list(&page)).await?;
+            blocks.extend(list.items);
+            match list.metadata.continue_.filter(|token| !token.is_empty()) {
+                Some(token) => page = page.continue_token(&token),
+                None => return Ok(blocks),
+            }
+        }
+    }
+
+    /// That very object, and no other node's that took its name meanwhile.
+    async fn delete(&self, block: &AddressBlock) -> Result<(), ClaimError> {
+        let name = block.name_any();
+        let what = format!("IPBlock/{name}");
+        let preconditions = Preconditions { uid: block.uid(), resource_version: block.resource_version() };
+        let delete = DeleteParams { preconditions: Some(preconditions), ..DeleteParams::default() };
+        match asked(&what, self.blocks.delete(&name, &delete)).await? {
+            Ok(_) => Ok(()),
+            Err(e) if has_code(&e, NOT_FOUND) => Ok(()),
+            Err(e) => Err(refused(&what, &e)),
+        }
     }
 
     /// Reads, changes and writes what is remembered.
@@ -63,16 +94,18 @@ impl BlockClaims for ClaimObjects {
         let mut object = AddressBlock::new(&name, block.clone());
         object.metadata.owner_references = Some(vec![self.owner(&block.node).await?]);
         let what = format!("IPBlock/{name}");
-        let won = match asked(&what, self.blocks.create(&PostParams::default(), &object)).await? {
-            Ok(_) => true,
+        let ours = match asked(&what, self.blocks.create(&PostParams::default(), &object)).await? {
+            Ok(created) => Some(created),
             // Also when our own request came through and its answer did not.
             Err(e) if has_code(&e, CONFLICT) => {
                 let found = ask(&what, self.blocks.get_opt(&name)).await?;
-                found.is_some_and(|found| found.spec == *block)
+                found.filter(|found| found.spec == *block)
             }
             Err(e) => return Err(refused(&what, &e)),
         };
-        if !won {
+        let Some(ours) = ours else { return Ok(Claim::Taken) };
+        if comes_later(&ours, &self.all().await?) {
+            self.delete(&ours).await?;
             return Ok(Claim::Taken);
         }
         self.remember(|blocks| {
@@ -93,15 +126,7 @@ impl BlockClaims for ClaimObjects {
                     node: block.node.clone(),
                 });
             }
-            // That very object, and no other node's that took its name meanwhile.
-            let preconditions =
-                Preconditions { uid: found.uid(), resource_version: found.resource_version() };
-            let delete = DeleteParams { preconditions: Some(preconditions), ..DeleteParams::default() };
-            match asked(&what, self.blocks.delete(&name, &delete)).await? {
-                Ok(_) => {}
-                Err(e) if has_code(&e, NOT_FOUND) => {}
-                Err(e) => return Err(refused(&what, &e)),
-            }
+            self.delete(&found).await?;
         }
         self.remember(|blocks| blocks.retain(|b| b.cidr != block.cidr));
         Ok(())
@@ -113,23 +138,18 @@ impl BlockClaims for ClaimObjects {
     }
 
     async fn list(&self) -> Result<Vec<IPBlockSpec>, ClaimError> {
-        let mut blocks = Vec::new();
-        let mut page = ListParams::default().limit(PAGE);
-        loop {
-            let list = ask("IPBlocks", self.blocks.list(&page)).await?;
-            blocks.extend(list.items.into_iter().map(|block| block.spec));
-            match list.metadata.continue_.filter(|token| !token.is_empty()) {
-                Some(token) => page = page.continue_token(&token),
-                None => return Ok(blocks),
-            }
-        }
+        Ok(self.all().await?.into_iter().map(|block| block.spec).collect())
     }
 
     async fn of_node(&self, node: &str) -> Result<Vec<IPBlockSpec>, ClaimError> {
         match self.list().await {
             Ok(mut blocks) => {
                 blocks.retain(|b| b.node == node);
-                self.remember(|known| known.clone_from(&blocks));
+                // Those that are remembered and gone stay: see `Ipam::load`.
+                self.remember(|known| {
+                    known.retain(|k| !blocks.iter().any(|b| b.cidr == k.cidr));
+                    known.extend_from_slice(&blocks);
+                });
                 Ok(blocks)
             }
             Err(error) => {
@@ -143,6 +163,21 @@ impl BlockClaims for ClaimObjects {
             }
         }
     }
+
+    fn remembered(&self) -> Vec<IPBlockSpec> {
+        store::read_json(&self.memory).ok().flatten().unwrap_or_default()
+    }
+}
+
+/// Whether a claim that overlaps `ours` was there before it. Claims of different sizes have different names, so that creating
+/// is no lock between them: nodes may differ for a moment on what `fixedCIDRs` is. Whoever lists after creating sees all
+/// that came before him. Claims are never changed, so that their versions say in which order they were made; times would
+/// not: two may have the same, and two API servers different clocks.
+fn comes_later(ours: &AddressBlock, all: &[AddressBlock]) -> bool {
+    let version = |block: &AddressBlock| block.resource_version()?.parse::<u64>().ok();
+    let own = version(ours);
+    let others = all.iter().filter(|other| other.name_any() != ours.name_any());
+    others.filter(|other| overlap(other.spec.cidr, ours.spec.cidr)).any(|other| version(other) <= own)
 }
 
 fn has_code(error: &kube::Error, code: u16) -> bool {

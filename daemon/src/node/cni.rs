@@ -6,7 +6,7 @@ use bulkhead_api::{
     messages::{Attach, Attachment, Check, Detach, DrainInfo, DrainRequest, ErrorReply, Gc, PodRef, code},
     objects::{ANNOTATION_IP, DEFAULT_PARTITION},
 };
-use bulkhead_policy::{LocalPod, Placement};
+use bulkhead_policy::{LocalPod, Placement, PodUid};
 use ipnetwork::IpNetwork;
 use std::{
     collections::BTreeMap,
@@ -26,7 +26,21 @@ impl Node {
         if let Err(error) = &connected {
             self.events.not_connected(&request.pod, error);
         }
+        self.tell_room(&request.pod, connected.as_ref().err());
         connected
+    }
+
+    /// Whether the pod's partition had an address for it.
+    fn tell_room(&mut self, pod: &PodRef, error: Option<&ErrorReply>) {
+        let partition = self.in_force.policy.partition_of_namespace(&pod.namespace);
+        match error {
+            None => self.waiting.connected(partition),
+            Some(error) if error.code == code::NO_ADDRESS => {
+                self.waiting.failed(partition, format!("{}/{}", pod.namespace, pod.name), &error.details);
+            }
+            Some(_) => return,
+        }
+        self.report_waiting();
     }
 
     async fn connect(&mut self, request: &Attach) -> Result<Attachment, ErrorReply> {
@@ -84,11 +98,13 @@ impl Node {
     }
 
     /// In a cluster a pod and its namespace decide by labels and annotations, and may be older here than they are: one that
-    /// is not known yet would be wired as what it is not.
+    /// is not known yet, or only by one of its name that was there before, would be wired as what it is not.
     fn knows(&self, pod: &PodRef) -> Result<(), ErrorReply> {
         let in_cluster = matches!(self.config.origin(), Ok(Origin::Kubernetes(_)));
+        let uid = pod.uid.as_deref().and_then(PodUid::parse);
         let objects = &self.in_force.policy;
-        let known = objects.pods.contains_key(&format!("{}/{}", pod.namespace, pod.name))
+        let of_name = objects.pods.get(&format!("{}/{}", pod.namespace, pod.name));
+        let known = of_name.is_some_and(|known| uid.is_none() || known.uid.is_none() || known.uid == uid)
             && objects.namespaces.contains_key(&pod.namespace);
         if known || !in_cluster {
             return Ok(());

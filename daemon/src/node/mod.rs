@@ -5,6 +5,7 @@
 //!    a refusal, a failed compile or a failed write leaves what was in force where it was
 //! ```
 
+mod claims;
 mod cni;
 mod diff;
 mod explain;
@@ -14,6 +15,7 @@ mod rollback;
 mod services;
 mod uninstall;
 mod views;
+mod waiting;
 
 pub use uninstall::uninstall;
 
@@ -70,6 +72,7 @@ pub struct Node {
     own: own::OwnNode,
     /// When blocks that were given back without an answer are tried again.
     release_at: Instant,
+    claims: claims::Claimed,
     /// Whether an admission found no fault in the objects in force.
     clean: bool,
     history: History,
@@ -90,6 +93,7 @@ pub struct Node {
     compile_times: Histogram,
     /// What is in force, for whoever tells the cluster.
     reports: watch::Sender<NodeReportSpec>,
+    waiting: waiting::Waiting,
     events: PodEvents,
 }
 
@@ -168,6 +172,7 @@ impl Node {
             in_force,
             own,
             release_at: Instant::now(),
+            claims: claims::Claimed::default(),
             clean: false,
             history,
             compiled: None,
@@ -181,6 +186,7 @@ impl Node {
             last_change_millis: 0,
             compile_times: Histogram::new(COMPILE_BOUNDS),
             reports: watch::Sender::default(),
+            waiting: waiting::Waiting::default(),
             events: PodEvents::default(),
         })
     }
@@ -266,6 +272,8 @@ impl Node {
         // Behind all that pods wait for.
         self.write_services();
         self.report(&observed.versions, taken);
+        self.waiting.keep(|pod| self.in_force.policy.pods.contains_key(pod));
+        self.report_waiting();
         for error in self.errors().iter().filter(|e| !told.contains(e)) {
             warn!("refused: {error}");
         }
@@ -280,6 +288,15 @@ impl Node {
             let report = report(told, versions, &errors, taken, generation);
             let changed = *told != report;
             *told = report;
+            changed
+        });
+    }
+
+    fn report_waiting(&self) {
+        let exhausted = self.waiting.told();
+        self.reports.send_if_modified(|told| {
+            let changed = told.exhausted != exhausted;
+            told.exhausted = exhausted;
             changed
         });
     }
@@ -305,7 +322,8 @@ impl Node {
     /// Everything that people must be told.
     fn errors(&self) -> Vec<ObjectError> {
         let services = self.services.errors().to_vec();
-        [&self.refused, &self.failed, self.bgp.errors(), &services].into_iter().flatten().cloned().collect()
+        let others = [&self.refused, &self.failed, self.bgp.errors(), &services].into_iter().flatten();
+        others.cloned().chain(self.lost_blocks()).collect()
     }
 
     /// How many there were, of which each leaves memory behind.
@@ -318,6 +336,7 @@ impl Node {
         self.replay_queued().await;
         self.look_after_services();
         self.look_after_blocks().await;
+        self.look_after_claims().await;
         let moved = match self.net.uplinks(&self.config.uplinks).await {
             Ok(now) if now != self.uplinks => self.follow_uplinks(now),
             Ok(_) => false,

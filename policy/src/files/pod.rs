@@ -1,10 +1,13 @@
 //! A Pod object: what rules and limits can see of it.
 
 use super::{PodInfo, document::FieldError};
-use crate::{ContainerPort, Pod};
+use crate::{ContainerPort, Pod, PodUid};
 use bulkhead_api::objects::Protocol;
 use k8s_openapi::api::core::v1;
 use std::{net::IpAddr, sync::Arc};
+
+/// Of a pod that a kubelet has from a file: the uid that it goes by there, and which the runtime is told.
+const ANNOTATION_STATIC: &str = "kubernetes.io/config.hash";
 
 /// How annotations begin that say something to us.
 const OWN: &str = "bulkhead.dev/";
@@ -12,17 +15,20 @@ const OWN: &str = "bulkhead.dev/";
 const ENDED: [&str; 2] = ["Succeeded", "Failed"];
 
 pub fn info(pod: v1::Pod) -> Result<PodInfo, FieldError> {
+    let annotations = pod.metadata.annotations.unwrap_or_default();
+    let uid = annotations.get(ANNOTATION_STATIC).or(pod.metadata.uid.as_ref());
+    let uid = uid.and_then(|uid| PodUid::parse(uid));
     let spec = pod.spec.unwrap_or_default();
     let host_network = spec.host_network.unwrap_or_default();
     let policy = Arc::new(Pod {
+        uid,
         labels: pod.metadata.labels.unwrap_or_default().into(),
         addresses: pod.status.map_or_else(|| Ok(Vec::new()), addresses)?,
         ports: ports(&spec)?,
         node: spec.node_name,
         host_network,
     });
-    let annotations = pod.metadata.annotations.unwrap_or_default().into_iter();
-    let annotations = annotations.filter(|(key, _)| key.starts_with(OWN)).collect();
+    let annotations = annotations.into_iter().filter(|(key, _)| key.starts_with(OWN)).collect();
     Ok(PodInfo { annotations, policy })
 }
 
@@ -73,4 +79,23 @@ fn ports(spec: &v1::PodSpec) -> Result<Vec<ContainerPort>, FieldError> {
     }
     ports.shrink_to_fit();
     Ok(ports)
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use serde_json::json;
+
+    fn uid(metadata: serde_json::Value) -> Option<PodUid> {
+        info(serde_json::from_value(json!({"metadata": metadata})).unwrap()).unwrap().policy.uid
+    }
+
+    #[test]
+    fn a_pod_of_a_file_goes_by_the_uid_that_its_runtime_is_told() {
+        let (api, of_file) = ("0b9d3b5e-7a54-4c9c-9d2c-0a1b2c3d4e5f", "6f1ed002ab5595859014ebf0951522d9");
+        assert_eq!(uid(json!({"name": "a", "uid": api})), PodUid::parse(api));
+        let mirror = json!({"name": "a", "uid": api, "annotations": {ANNOTATION_STATIC: of_file}});
+        assert!(uid(mirror) == PodUid::parse(of_file) && PodUid::parse(of_file).is_some());
+        assert_eq!(uid(json!({"name": "a", "uid": "made by hand"})), None);
+    }
 }

@@ -62,7 +62,7 @@ pub(super) fn any_pods() -> impl Strategy<Value = Named<Pod>> {
     let node = prop::option::weighted(0.9, (1..4).prop_map(|i| format!("node-{i}")));
     let pod = (any_labels(), addresses, host_network, ports, node).prop_map(
         |(labels, addresses, host_network, ports, node)| {
-            Arc::new(Pod { labels, addresses, node, host_network, ports })
+            Arc::new(Pod { uid: None, labels, addresses, node, host_network, ports })
         },
     );
     let key = (select(NAMESPACES.to_vec()), 0..4).prop_map(|(namespace, i)| format!("{namespace}/pod-{i}"));

@@ -4,6 +4,7 @@
 //! own with a layer of the lab over them, `/run` and the bpffs are new: what is installed on a node is installed in the lab.
 //! cgroups cannot be layered: each kubelet has a root of its own, see [`super::cgroups`].
 
+use super::cgroups;
 use crate::{
     Context, Error, Netns, Result,
     enter::WORK,
@@ -40,19 +41,21 @@ pub struct Machine {
     pub name: String,
     pub netns: Netns,
     pub v4: Ipv4Addr,
+    /// Of kube-proxy.
+    proxy_mode: &'static str,
     dir: PathBuf,
     mounts: Option<File>,
-    /// Holds the mount namespace first, then kube-proxy, kubelet, containerd.
-    processes: Vec<Child>,
+    /// By name: who holds the mount namespace first, then containerd, kubelet, kube-proxy.
+    processes: Vec<(&'static str, Child)>,
 }
 
 impl Machine {
     /// Makes the namespaces, and starts nothing.
-    pub fn create(netns: Netns, v4: Ipv4Addr) -> Result<Self> {
+    pub fn create(netns: Netns, v4: Ipv4Addr, proxy_mode: &'static str) -> Result<Self> {
         let name = netns.name().to_string();
         let dir = Path::new(WORK).join(&name);
         fs::create_dir_all(&dir).during(|| dir.display().to_string())?;
-        let mut machine = Self { name, netns, v4, dir, mounts: None, processes: Vec::new() };
+        let mut machine = Self { name, netns, v4, proxy_mode, dir, mounts: None, processes: Vec::new() };
         let furnished = machine.dir.join("furnished");
         let script = machine.write("furnish.sh", &furnish(&machine.dir, &furnished))?;
         let mut holder = machine.netns.command("unshare");
@@ -66,7 +69,7 @@ impl Machine {
             return Err(Error::Command { command: "furnish.sh".into(), status, stderr });
         }
         machine.mounts = Some(File::open(format!("/proc/{}/ns/mnt", holder.id()))?);
-        machine.processes.push(holder);
+        machine.processes.push(("furnish.sh", holder));
         Ok(machine)
     }
 
@@ -84,6 +87,22 @@ impl Machine {
         }
         self.start_kubelet(control, cgroup)?;
         self.start_proxy(control)
+    }
+
+    /// As after the machine's own restart, but its containers live on: it registers the node anew where that is gone.
+    pub fn restart_kubelet(&mut self, control: &ControlPlane) -> Result<()> {
+        self.kill("kubelet")?;
+        let group = format!("{}/{}", cgroups::own()?, self.name);
+        self.start_kubelet(control, &group)
+    }
+
+    /// Kills this program of its own; what it has set up stays.
+    pub fn kill(&mut self, name: &str) -> Result<()> {
+        for (_, mut process) in self.processes.extract_if(.., |(of, _)| *of == name) {
+            process.kill()?;
+            process.wait()?;
+        }
+        Ok(())
     }
 
     /// A command on this machine: in its network and its file systems.
@@ -158,13 +177,13 @@ impl Machine {
         self.spawn(command, "kubelet")
     }
 
-    fn start_proxy(&mut self, control: &ControlPlane) -> Result<()> {
+    pub fn start_proxy(&mut self, control: &ControlPlane) -> Result<()> {
         let configuration = json!({
             "apiVersion": "kubeproxy.config.k8s.io/v1alpha1",
             "kind": "KubeProxyConfiguration",
             "clientConnection": {"kubeconfig": control.admin()},
             "hostnameOverride": self.name,
-            "mode": "nftables",
+            "mode": self.proxy_mode,
             // Of the whole machine.
             "conntrack": {"maxPerCore": 0, "min": 0, "tcpEstablishedTimeout": "0s", "tcpCloseWaitTimeout": "0s"},
         });
@@ -174,8 +193,8 @@ impl Machine {
         self.spawn(command, "kube-proxy")
     }
 
-    fn spawn(&mut self, command: Command, name: &str) -> Result<()> {
-        self.processes.push(start(command, &self.log(name))?);
+    fn spawn(&mut self, command: Command, name: &'static str) -> Result<()> {
+        self.processes.push((name, start(command, &self.log(name))?));
         Ok(())
     }
 
@@ -198,7 +217,7 @@ impl Machine {
 
 impl Drop for Machine {
     fn drop(&mut self) {
-        while let Some(mut process) = self.processes.pop() {
+        while let Some((_, mut process)) = self.processes.pop() {
             let _ = process.kill();
             let _ = process.wait();
         }

@@ -31,6 +31,8 @@ use std::{
 };
 
 const CONTROL: Ipv4Addr = Ipv4Addr::new(172, 30, 8, 2);
+/// Of kube-proxy: each node has another.
+const PROXY_MODES: [&str; 2] = ["nftables", "iptables"];
 const BGP: &str = include_str!("../../lab/objects/bgp.yaml");
 /// For what kubelets, controllers and daemons do by themselves, on a busy machine.
 pub const SOON: Duration = Duration::from_secs(90);
@@ -53,11 +55,11 @@ impl Cluster {
         let control = namespace("control")?;
         cable(&router, "c", 8, &control)?;
         let mut machines = Vec::new();
-        for n in 1..=2u8 {
+        for (n, proxy_mode) in (1u8..).zip(PROXY_MODES) {
             let netns = namespace(&format!("node{n}"))?;
             cable(&router, &format!("n{n}"), n, &netns)?;
             forward(&netns)?;
-            machines.push(Machine::create(netns, Ipv4Addr::new(172, 30, n, 2))?);
+            machines.push(Machine::create(netns, Ipv4Addr::new(172, 30, n, 2), proxy_mode)?);
         }
         let bird = Bird::start(&router, &dir.join("router"), ROUTER)?;
         let control = ControlPlane::start_for_kubelets(control, CONTROL.into(), &dir.join("control"))?;

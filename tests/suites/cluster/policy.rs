@@ -4,7 +4,7 @@ use crate::{
     reach::{NODES, PODS},
     site::{Pod, Site},
 };
-use bulkhead_lab::Result;
+use bulkhead_lab::{Result, cluster::SOON, unmet, until};
 
 const LEDGERS: [Pod; 2] = [
     Pod { namespace: "payments", name: "ledger1", node: "node1", host: false, role: "ledger" },
@@ -57,4 +57,51 @@ pub fn labels(site: &mut Site) -> Result<()> {
     site.wait_reached(db1, db2, true)?;
     site.cluster.kubectl(&["delete", "networkpolicy", "-n", "shop", "db"])?;
     site.wait_reached(db2, db1, true)
+}
+
+/// The bandwidth of a pod follows its annotation while it runs, as far as its partition allows.
+pub fn bandwidth(site: &mut Site) -> Result<()> {
+    let [ledger1, _] = &LEDGERS;
+    let kubectl = |arguments: &[&str]| site.cluster.kubectl(arguments);
+    let bandwidth = r#"{"spec": {"bandwidth": {"allowedClasses": ["low", "management"]}}}"#;
+    kubectl(&["patch", "partition", "payments", "--type=merge", "-p", bandwidth])?;
+    let class = |class: &str| {
+        let class = format!("bulkhead.dev/bandwidth-class{class}");
+        kubectl(&["annotate", "--overwrite", "pod", "-n", ledger1.namespace, ledger1.name, &class])
+    };
+    let paced = |words: &str| {
+        until(&format!("the pod is paced: {words}"), SOON, || {
+            let queues = site.cluster.machines[0].run("tc", &["qdisc", "show"])?;
+            let tbf = queues.lines().filter(|l| l.contains("tbf")).collect::<Vec<_>>().join("\n");
+            let holds = if words.is_empty() { tbf.is_empty() } else { tbf.contains(words) };
+            if holds { Ok(Some(())) } else { unmet(tbf) }
+        })
+    };
+    paced("")?;
+    class("=management")?;
+    paced("rate 500Mbit")?;
+    class("=low")?;
+    paced("rate 1Gbit")?;
+    class("=high")?;
+    let daemon = [
+        "get",
+        "pod",
+        "-n",
+        "bulkhead",
+        "-l",
+        "app=bulkheadd",
+        "--field-selector=spec.nodeName=node1",
+        "-o",
+        "name",
+    ];
+    let daemon = kubectl(&daemon)?;
+    until("the class that is not allowed is refused", SOON, || {
+        let status =
+            site.cluster.exec(&["-n", "bulkhead", daemon.trim()], &["/usr/bin/bulkhead", "status"])?;
+        let told = status.contains("payments/ledger1") && status.contains("high");
+        if told { Ok(Some(())) } else { unmet(status) }
+    })?;
+    paced("rate 1Gbit")?;
+    class("-")?;
+    paced("")
 }

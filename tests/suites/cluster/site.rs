@@ -4,6 +4,7 @@ use bulkhead_lab::{
     Result,
     cluster::{BUSYBOX, Cluster, SOON},
     lab::Baseline,
+    link::run,
     unmet, until,
 };
 
@@ -28,8 +29,8 @@ pub struct Pod {
     pub role: &'static str,
 }
 
-/// Prints the caller's address.
-const WHO: &str = "#!/bin/busybox sh\\necho\\necho \\$REMOTE_ADDR\\n";
+/// Prints the pod's name and the caller's address.
+const WHO: &str = "#!/bin/busybox sh\\necho\\necho NAME \\$REMOTE_ADDR\\n";
 pub const PORT: u16 = 8080;
 
 impl Site {
@@ -58,17 +59,20 @@ impl Site {
 
     /// As whom `from` is seen at each of these addresses; `-` where nobody answers.
     pub fn call(&self, from: &Pod, to: &[String]) -> Result<Vec<String>> {
-        // busybox's wget looks for a resolver that a static program cannot have.
-        let script = format!(
-            "b=/bin/busybox; for a in {}; do \
-             r=$(printf 'GET /cgi-bin/who HTTP/1.0\\r\\n\\r\\n' | $b nc -w 2 $a {PORT} 2>/dev/null | $b tail -n 1); \
-             echo ${{r:--}}; done",
-            to.join(" ")
-        );
+        let to: Vec<_> = to.iter().map(|address| (address.as_str(), PORT)).collect();
+        Ok(self.ask(from, &to)?.into_iter().map(|answer| answer.seen).collect())
+    }
+
+    /// Who answers `from` at each of these addresses and ports, one after the other.
+    pub fn ask(&self, from: &Pod, to: &[(&str, u16)]) -> Result<Vec<Answer>> {
         let pod = ["-n", from.namespace, from.name];
-        let said = self.cluster.exec(&pod, &["/bin/busybox", "sh", "-c", &script])?;
-        // An IPv6 socket's view of IPv4.
-        Ok(said.lines().map(|l| l.trim_start_matches("[::ffff:").trim_end_matches(']').to_string()).collect())
+        self.cluster.exec(&pod, &["/bin/busybox", "sh", "-c", &asking(to)]).map(|said| answers(&said))
+    }
+
+    /// The same from outside of the cluster: as the router.
+    pub fn ask_from_outside(&self, to: &[(&str, u16)]) -> Result<Vec<Answer>> {
+        let mut command = self.cluster.router.command("/bin/busybox");
+        run(command.args(["sh", "-c", &asking(to)])).map(|said| answers(&said))
     }
 
     /// It comes to be so that `from` reaches `to`, or does not.
@@ -81,16 +85,57 @@ impl Site {
     }
 }
 
+/// One who answered.
+#[derive(Debug, PartialEq, Eq)]
+pub struct Answer {
+    /// `-`: nobody did.
+    pub name: String,
+    /// Whom it was asked by, as it saw him.
+    pub seen: String,
+}
+
+/// busybox's wget looks for a resolver that a static program cannot have.
+fn asking(to: &[(&str, u16)]) -> String {
+    let ask = |(address, port): &(&str, u16)| {
+        format!(
+            "r=$(printf 'GET /cgi-bin/who HTTP/1.0\\r\\n\\r\\n' | $b nc -w 2 {address} {port} 2>/dev/null | $b tail -n 1); \
+             echo ${{r:-- -}}; "
+        )
+    };
+    format!("b=/bin/busybox; {}", to.iter().map(ask).collect::<String>())
+}
+
+fn answers(said: &str) -> Vec<Answer> {
+    // An IPv6 socket's view of IPv4.
+    let plain = |address: &str| address.trim_start_matches("[::ffff:").trim_end_matches(']').to_string();
+    let one = |line: &str| {
+        let (name, seen) = line.split_once(' ').unwrap_or((line, "-"));
+        Answer { name: name.into(), seen: plain(seen) }
+    };
+    said.lines().map(one).collect()
+}
+
 impl Pod {
     fn manifest(&self) -> String {
         let Self { namespace, name, node, host, role } = self;
         format!(
-            "---\napiVersion: v1\nkind: Pod\nmetadata: {{name: {name}, namespace: {namespace}, labels: {{role: {role}}}}}\n\
-             spec:\n  hostNetwork: {host}\n  nodeSelector: {{kubernetes.io/hostname: {node}}}\n  terminationGracePeriodSeconds: 1\n  \
-             containers:\n  - name: main\n    image: {BUSYBOX}\n    imagePullPolicy: Never\n    \
-             command: [/bin/busybox, sh, -c]\n    \
-             args: ['b=/bin/busybox; $b mkdir -p /www/cgi-bin; printf \"{WHO}\" > /www/cgi-bin/who; $b chmod 755 /www/cgi-bin/who; exec $b httpd -f -p {PORT} -h /www']\n    \
-             readinessProbe: {{httpGet: {{path: /cgi-bin/who, port: {PORT}}}, periodSeconds: 1}}\n"
+            "---\napiVersion: v1\nkind: Pod\nmetadata: {{name: {name}, namespace: {namespace}, labels: {{role: {role}, name: {name}}}}}\n\
+             spec:\n  hostNetwork: {host}\n  nodeSelector: {{kubernetes.io/hostname: {node}}}\n{}",
+            specification(name, "  ")
         )
     }
+}
+
+/// Of a pod that answers with this name and who asks; the environment of its shell is filled in.
+pub fn specification(name: &str, indent: &str) -> String {
+    let who = WHO.replace("NAME", name);
+    format!(
+        "terminationGracePeriodSeconds: 1\ncontainers:\n- name: main\n  image: {BUSYBOX}\n  imagePullPolicy: Never\n  \
+         command: [/bin/busybox, sh, -c]\n  env: [{{name: NODE, valueFrom: {{fieldRef: {{fieldPath: spec.nodeName}}}}}}]\n  \
+         args: ['b=/bin/busybox; $b mkdir -p /www/cgi-bin; printf \"{who}\" > /www/cgi-bin/who; $b chmod 755 /www/cgi-bin/who; exec $b httpd -f -p {PORT} -h /www']\n  \
+         readinessProbe: {{httpGet: {{path: /cgi-bin/who, port: {PORT}}}, periodSeconds: 1}}\n"
+    )
+    .lines()
+    .map(|line| format!("{indent}{line}\n"))
+    .collect()
 }

@@ -3,15 +3,17 @@
 use crate::site::{Case, SOON, Site};
 use bulkhead_api::objects::IPBlockSpec;
 use bulkhead_daemon::{
-    ipam::{BlockClaims, ClaimObjects, Ipam},
+    ipam::{BlockClaims, ClaimObjects, Ipam, IpamError, overlap},
     source::kubernetes::connect,
 };
 use bulkhead_lab::{Error, Pod, Result, enter::WORK, unmet, until};
+use ipnetwork::IpNetwork;
 use serde_json::Value;
 use std::{
     collections::BTreeSet,
     fmt::Display,
     future::Future,
+    net::IpAddr,
     path::{Path, PathBuf},
 };
 
@@ -19,6 +21,7 @@ pub const CASES: &[(&str, Case)] = &[
     ("a pod's node claims a block as an object, and gives it back with its last pod", one_pod),
     ("fifty nodes that claim at once get fifty blocks, and none is lost", fifty),
     ("the blocks of a node that is gone go with it", gone),
+    ("fifty nodes that differ on what is kept for reservations get nothing that overlaps", overlapping),
 ];
 
 const CLAIMERS: usize = 50;
@@ -134,4 +137,63 @@ fn gone(site: &mut Site) -> Result<()> {
         }
         unmet(format!("{} blocks", left.len()))
     })
+}
+
+/// Half of them claim addresses where the others, who have not heard of it yet, cut blocks.
+fn overlapping(site: &mut Site) -> Result<()> {
+    let names: Vec<_> = (0..CLAIMERS).map(|n| format!("sizer{n}")).collect();
+    site.control.apply(&names.iter().map(|n| node(n)).collect::<String>())?;
+    let (given, listed) = from_control(site, |kubeconfig| async move {
+        let mut claimers = Vec::new();
+        for (n, name) in names.iter().enumerate() {
+            claimers.push((n, Ipam::load(claims(&kubeconfig, name).await?, name).await.map_err(failed)?));
+        }
+        let range: IpNetwork = "10.82.0.0/21".parse().map_err(failed)?;
+        let addresses: Vec<IpAddr> = range.iter().collect();
+        let tasks: Vec<_> = claimers
+            .into_iter()
+            .map(|(n, mut ipam)| {
+                // One of each block's.
+                let fixed = addresses[(n * 64 + 7) % addresses.len()];
+                tokio::spawn(async move {
+                    if n % 2 == 0 {
+                        // Held: another was faster.
+                        return match ipam.take("till", &[fixed]).await {
+                            Ok(()) => Ok(Some(fixed)),
+                            Err(IpamError::Held { .. }) => Ok(None),
+                            Err(e) => Err(failed(e)),
+                        };
+                    }
+                    match ipam.allocate("till", &[range], &[]).await {
+                        Ok(address) => Ok(Some(address[0])),
+                        Err(IpamError::Exhausted { .. }) => Ok(None),
+                        Err(e) => Err(failed(e)),
+                    }
+                })
+            })
+            .collect();
+        let mut given = Vec::new();
+        for task in tasks {
+            given.extend(task.await.map_err(failed)??);
+        }
+        let mut listed = claims(&kubeconfig, "sizer0").await?.list().await.map_err(failed)?;
+        listed.retain(|block| overlap(block.cidr, range));
+        Ok((given, listed))
+    })?;
+    let overlaps = |a: &IPBlockSpec| listed.iter().filter(|b| overlap(a.cidr, b.cidr)).count() > 1;
+    if listed.iter().any(overlaps) {
+        return unmet(format!("{listed:?}"));
+    }
+    // What somebody has an address in is claimed, by whoever that is; a claim that gave way left nothing.
+    let mut blocks: BTreeSet<_> = listed.iter().map(|b| b.cidr).collect();
+    for address in &given {
+        let Some(block) = blocks.iter().find(|b| b.contains(*address)).copied() else {
+            return unmet(format!("{address} is in no block, or in one of two: {given:?} of {listed:?}"));
+        };
+        blocks.remove(&block);
+    }
+    if given.len() < CLAIMERS / 4 || !blocks.is_empty() {
+        return unmet(format!("{} have an address, and nobody {blocks:?}", given.len()));
+    }
+    site.control.kubectl(&["delete", "ipblocks", "--all"]).map(drop)
 }

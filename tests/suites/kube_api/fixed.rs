@@ -5,6 +5,7 @@ use bulkhead_lab::{Pod, Result, unmet, until};
 
 pub const CASES: &[(&str, Case)] = &[
     ("a pod with a reservation gets its address, and nobody has it twice", given),
+    ("a pod that is made again under its name is not taken for the one before it", made_again),
     ("nobody grants himself an address", refused),
 ];
 
@@ -67,7 +68,32 @@ fn given(site: &mut Site) -> Result<()> {
     })
 }
 
-/// Goes on from the case before.
+/// Goes on from the case before: the reservation is there, and the pod asks for nothing else.
+fn made_again(site: &mut Site) -> Result<()> {
+    let uid =
+        || site.control.kubectl(&["get", "-n", "vault", "pod", "db-0", "-o", "jsonpath={.metadata.uid}"]);
+    let mut first = Pod::create(0, "vault", "db-0")?;
+    first.uid = Some(uid()?);
+    wait_add(site, &mut first, "")?;
+    // As when its node does not answer; its container lives on.
+    site.control.kubectl(&["-n", "vault", "delete", "pod", "db-0", "--force", "--grace-period=0"])?;
+    site.control.apply(&objects("db-0", "bulkhead.dev/ip: 10.66.15.7"))?;
+    let mut second = Pod::create(0, "vault", "db-0b")?;
+    second.name = "db-0".into();
+    // A third one, which the API server has not told of.
+    second.uid = Some("11111111-2222-3333-4444-555555555555".into());
+    wait_add(site, &mut second, "pod vault/db-0 is not known yet")?;
+    second.uid = Some(uid()?);
+    wait_add(site, &mut second, "10.66.15.7 is held by another pod of this node")?;
+    first.del(&site.node)?;
+    wait_add(site, &mut second, "")?;
+    // The runtime comes late with what was the first one's.
+    first.del(&site.node)?;
+    second.check(&site.node)?;
+    second.del(&site.node)
+}
+
+/// Goes on from the cases before.
 fn refused(site: &mut Site) -> Result<()> {
     site.control.apply(
         &(objects("thief", "bulkhead.dev/ip: 10.66.15.7")

@@ -10,6 +10,7 @@ use serde_json::{Value, json};
 pub const CASES: &[(&str, Case)] = &[
     ("a partition says which version of it how many nodes have in force", in_force),
     ("every kind says whether it was accepted, and why not", accepted),
+    ("a partition without a free address says how many pods wait for one, until there is room", exhausted),
     ("a daemon's token reports for its own node alone, and writes no status", own_report),
     ("why a pod could not be connected stands in its events", event),
 ];
@@ -113,6 +114,55 @@ fn accepted(site: &mut Site) -> Result<()> {
     let refused = [("status", "False"), ("reason", "Refused"), ("message", "missing")];
     wait_status(site, &["bgppeer", "nobody"], &refused, &[])?;
     site.control.kubectl(&["delete", "-f", &site.control.applied()]).map(drop)
+}
+
+/// Room for one pod, and after a while for two.
+fn exhausted(site: &mut Site) -> Result<()> {
+    let pod = |name: &str| {
+        format!(
+            "apiVersion: v1\nkind: Pod\nmetadata: {{name: {name}, namespace: narrow}}\n\
+             spec: {{nodeName: node1, containers: [{{name: c, image: none}}]}}\n---\n"
+        )
+    };
+    let partition = |ranges: &str| {
+        format!(
+            "apiVersion: v1\nkind: Namespace\nmetadata: {{name: narrow}}\n---\n\
+             apiVersion: bulkhead.dev/v1alpha1\nkind: Partition\nmetadata: {{name: narrow}}\n\
+             spec: {{policyID: 42, namespaces: [narrow], podCIDRs: [{ranges}]}}\n---\n"
+        )
+    };
+    let wait = |status: &str, words: &str| {
+        let path = "jsonpath={.status.conditions[?(@.type=='AddressesAvailable')]}";
+        until(&format!("addresses are available: {status}, {words}"), SOON, || {
+            let text = site.control.kubectl(&["get", "partition", "narrow", "-o", path])?;
+            let found: Value = serde_json::from_str(&text).map_err(|e| Error::Unmet(e.to_string()))?;
+            let says = found["message"].as_str().is_some_and(|m| m.contains(words));
+            if found["status"] == status && says { Ok(Some(())) } else { unmet(text) }
+        })
+    };
+    site.control.apply(&(partition("10.74.0.0/31") + &["a", "b", "c"].map(pod).concat()))?;
+    wait("True", "")?;
+    let create = |name: &str| Pod::create(0, "narrow", name);
+    let (mut a, mut b, mut c) = (create("a")?, create("b")?, create("c")?);
+    until("the first pod is wired", SOON, || a.add(&site.node).map(|_| Some(())))?;
+    for pod in [&mut b, &mut c] {
+        match pod.add(&site.node) {
+            Err(e) if e.to_string().contains("no free IPv4 address") => {}
+            other => return unmet(format!("a pod without room: {other:?}")),
+        }
+    }
+    wait("False", "2 pods on 1 node without an address: partition narrow has no free IPv4 address")?;
+    site.control.apply(&partition("10.74.0.0/31, 10.74.1.0/31"))?;
+    until("the second pod is wired", SOON, || b.add(&site.node).map(|_| Some(())))?;
+    wait("True", "")?;
+    c.add(&site.node).err().ok_or_else(|| Error::Unmet("there is no room for three".into()))?;
+    wait("False", "1 pod on 1 node")?;
+    site.control.kubectl(&["delete", "pod", "-n", "narrow", "c", "--force", "--grace-period=0"])?;
+    wait("True", "")?;
+    a.del(&site.node)?;
+    b.del(&site.node)?;
+    site.control.kubectl(&["delete", "partition", "narrow"])?;
+    site.control.kubectl(&["delete", "namespace", "narrow", "--wait=false"]).map(drop)
 }
 
 fn own_report(site: &mut Site) -> Result<()> {

@@ -224,6 +224,9 @@ fn read(kind: Kind, object: DynamicObject) -> (String, Read) {
         if let Some(namespace) = metadata.namespace {
             kept["namespace"] = namespace.into();
         }
+        if kind == Kind::Pod {
+            kept["uid"] = json!(metadata.uid);
+        }
         kept["labels"] = json!(metadata.labels.unwrap_or_default());
         kept["annotations"] = json!(metadata.annotations.unwrap_or_default());
         fields.insert("metadata".into(), kept);

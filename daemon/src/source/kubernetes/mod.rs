@@ -92,7 +92,8 @@ pub(crate) fn is_not_found(error: &watcher::Error) -> bool {
     matches!(error, watcher::Error::InitialListFailed(kube::Error::Api(status)) if status.code == 404)
 }
 
-fn broken(error: &watcher::Error) -> String {
+/// Why a watch broke.
+pub(crate) fn broken(error: &watcher::Error) -> String {
     match error {
         watcher::Error::InitialListFailed(e)
         | watcher::Error::WatchStartFailed(e)

@@ -1,0 +1,94 @@
+//! This node's claims of blocks, held against what the cluster has of them.
+
+use super::Node;
+use crate::ipam::{Lost, ToldClaims};
+use bulkhead_api::{
+    messages::{ObjectError, PodRef},
+    objects::{IpNetwork, block_name},
+};
+use std::{
+    collections::BTreeSet,
+    time::{Duration, Instant},
+};
+use tracing::{info, warn};
+
+/// What is lost or was not answered is tried again after it.
+const AGAIN: Duration = Duration::from_secs(15);
+
+#[derive(Default)]
+pub(super) struct Claimed {
+    /// Without an API server nobody but the node itself removes a claim.
+    told: Option<ToldClaims>,
+    again_at: Option<Instant>,
+}
+
+impl Claimed {
+    /// What the cluster has, where it is to be looked at now: it has changed, or something is to be tried again.
+    fn due(&mut self) -> Option<BTreeSet<IpNetwork>> {
+        let told = self.told.as_mut()?;
+        let again = self.again_at.is_some_and(|at| at <= Instant::now());
+        if !again && !told.has_changed().unwrap_or(false) {
+            return None;
+        }
+        told.borrow_and_update().clone()
+    }
+}
+
+impl Node {
+    /// Where it is told which claims the cluster has of this node.
+    pub fn set_claims(&mut self, told: ToldClaims) {
+        self.claims.told = Some(told);
+    }
+
+    /// Claims again what somebody has taken away. What another has claimed since is announced no more.
+    pub(super) async fn look_after_claims(&mut self) {
+        let Some(told) = self.claims.due() else { return };
+        let kept = match self.endpoints.keep_claims(&told).await {
+            Ok(kept) => kept,
+            Err(e) => {
+                warn!(error = %e, "cannot set discard routes of blocks; tried again");
+                self.claims.again_at = Some(Instant::now() + AGAIN);
+                return;
+            }
+        };
+        if !kept.again.is_empty() {
+            info!(blocks = ?kept.again, "claimed again: the claims were gone");
+        }
+        if let Some(e) = &kept.failed {
+            warn!(error = %e, "a claim is gone and cannot be made again yet; tried again");
+        }
+        let wait = kept.failed.is_some() || self.endpoints.lost().next().is_some();
+        self.claims.again_at = wait.then(|| Instant::now() + AGAIN);
+        if kept.again.is_empty() && kept.lost.is_empty() {
+            return;
+        }
+        self.announce_blocks().await;
+        for (block, lost, pods) in self.endpoints.lost().filter(|(block, ..)| kept.lost.contains(block)) {
+            let why = of_lost(block, lost, &pods);
+            warn!(%block, "lost: {why}");
+            pods.iter().for_each(|pod| self.events.address_lost(pod, &why));
+        }
+    }
+
+    /// For the status.
+    pub(super) fn lost_blocks(&self) -> impl Iterator<Item = ObjectError> {
+        self.endpoints.lost().map(|(block, lost, pods)| ObjectError {
+            file: None,
+            object: Some(format!("IPBlock/{}", block_name(block))),
+            field: None,
+            message: of_lost(block, lost, &pods),
+        })
+    }
+}
+
+fn of_lost(block: IpNetwork, lost: &Lost, pods: &[&PodRef]) -> String {
+    let mut names: Vec<_> = pods.iter().map(|pod| format!("{}/{}", pod.namespace, pod.name)).collect();
+    names.sort();
+    format!(
+        "this node's claim of {block} (partition {}) was deleted, and {}: the node announces it no more, and only this node \
+         reaches the addresses that {} have of it; delete these pods, so that they get others",
+        lost.partition,
+        lost.holder,
+        names.join(", ")
+    )
+}

@@ -1,0 +1,60 @@
+//! Pods of this node that found no free address in their partition, for the partitions' status. Pure.
+
+use bulkhead_api::objects::Exhausted;
+use std::collections::BTreeMap;
+
+/// By partition and pod (`namespace/name`): why.
+#[derive(Debug, Default)]
+pub struct Waiting(BTreeMap<String, BTreeMap<String, String>>);
+
+impl Waiting {
+    pub fn failed(&mut self, partition: &str, pod: String, why: &str) {
+        self.0.entry(partition.into()).or_default().insert(pod, why.into());
+    }
+
+    /// A pod of the partition found an address: who has none will say so again.
+    pub fn connected(&mut self, partition: &str) {
+        self.0.remove(partition);
+    }
+
+    /// Pods that are not there any more wait for nothing.
+    pub fn keep(&mut self, there: impl Fn(&str) -> bool) {
+        self.0.values_mut().for_each(|pods| pods.retain(|pod, _| there(pod)));
+        self.0.retain(|_, pods| !pods.is_empty());
+    }
+
+    pub fn told(&self) -> Vec<Exhausted> {
+        let of = |(partition, pods): (&String, &BTreeMap<String, String>)| Exhausted {
+            partition: partition.clone(),
+            pods: i32::try_from(pods.len()).unwrap_or(i32::MAX),
+            message: pods.values().next().cloned().unwrap_or_default(),
+        };
+        self.0.iter().map(of).collect()
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_partition_is_exhausted_until_a_pod_of_it_is_connected_or_none_waits_any_more() {
+        let mut waiting = Waiting::default();
+        for (partition, pod) in [("web", "shop/a"), ("web", "shop/b"), ("web", "shop/a"), ("pay", "till/c")] {
+            waiting.failed(partition, pod.into(), "full");
+        }
+        let told = waiting.told();
+        let counts: Vec<_> =
+            told.iter().map(|e| (e.partition.as_str(), e.pods, e.message.as_str())).collect();
+        assert_eq!(counts, [("pay", 1, "full"), ("web", 2, "full")]);
+        waiting.connected("web");
+        waiting.failed("web", "shop/b".into(), "full");
+        waiting.keep(|pod| pod == "shop/b");
+        assert_eq!(
+            waiting.told().iter().map(|e| (e.partition.as_str(), e.pods)).collect::<Vec<_>>(),
+            [("web", 1)]
+        );
+        waiting.keep(|_| false);
+        assert_eq!(waiting.told(), []);
+    }
+}
