@@ -46,8 +46,8 @@ pub fn watch(path: &Path, memory: &Path) -> io::Result<watch::Receiver<Observed>
             };
             // Another folder under the same name: the kernel still watches the one that went.
             let now = identity(&directory.path);
-            let moved = now.is_some() && now != watched;
-            if moved {
+            let is_watched = now.is_some() && now == watched;
+            if now.is_some() && !is_watched {
                 // It knows nothing any more of a folder that is gone.
                 let _ = watcher.unwatch(&directory.path);
                 match watcher.watch(&directory.path, RecursiveMode::NonRecursive) {
@@ -56,7 +56,8 @@ pub fn watch(path: &Path, memory: &Path) -> io::Result<watch::Receiver<Observed>
                 }
             }
             let changed = match told {
-                Told::Of(names) if !moved => Ok(directory.look_at(names)),
+                // Files are gone where their folder is not: a folder that is missing as a whole has told nothing.
+                Told::Of(names) if is_watched => Ok(directory.look_at(names)),
                 _ => directory.scan(),
             };
             match changed {
