@@ -33,7 +33,7 @@ use crate::{
         watch_narrow_routes,
     },
     pod_events::PodEvents,
-    report::report,
+    report::{Outcome, report},
     reservation,
     source::{Observed, Snapshot, Versions},
     store::{self, StoreError},
@@ -264,24 +264,29 @@ impl Node {
         self.in_force.reservations = snapshot.reservations;
         refused.extend(self.admit_bgp(snapshot.bgp_peers, snapshot.bgp));
         let told = self.errors();
-        let taken = failed.is_empty() && self.history.held().is_none();
+        let failed_now = !failed.is_empty();
         (self.refused, self.failed) = (refused, failed);
         self.follow().await;
         // Behind all that pods wait for.
         self.write_services();
-        self.report(&observed.versions, taken);
+        self.report(&observed.versions, failed_now);
         for error in self.errors().iter().filter(|e| !told.contains(e)) {
             warn!("refused: {error}");
         }
     }
 
-    /// `taken`: what was not refused is in force.
-    fn report(&self, versions: &Versions, taken: bool) {
+    /// `failed`: what was in force before still is.
+    fn report(&self, versions: &Versions, failed: bool) {
+        let outcome = match self.history.held() {
+            Some(generation) => Outcome::Held(generation),
+            None if failed => Outcome::Failed,
+            None => Outcome::Taken,
+        };
         // 0: not known, which is not worth failing for.
         let generation = self.datapath.running_generation().unwrap_or_default();
         let errors = self.errors();
         self.reports.send_if_modified(|told| {
-            let report = report(told, versions, &errors, taken, generation);
+            let report = report(told, versions, &errors, outcome, generation);
             let changed = *told != report;
             *told = report;
             changed

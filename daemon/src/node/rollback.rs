@@ -44,6 +44,8 @@ impl Node {
         // Whatever the disk says: it is in force.
         self.follow().await;
         held.map_err(|e| failed(format!("in force, but the hold is not on disk: {e}")))?;
+        let versions = self.source.borrow().versions.clone();
+        self.report(&versions, false);
         info!(to, "rolled back; the source is held");
         self.in_force_now()
     }

@@ -8,14 +8,15 @@
 mod directory;
 pub mod kubernetes;
 
+mod versions;
 pub use bulkhead_policy::files::{Kind, Object, PodInfo, Snapshot, parse};
 pub use directory::{Directory, watch};
 
 use bulkhead_api::messages::ObjectError;
-use std::{collections::BTreeMap, sync::Arc, time::Instant};
-
-/// `Partition/web` and its `metadata.generation`, of the kinds that are told on status; files have none.
-pub type Versions = BTreeMap<String, i64>;
+#[cfg(test)]
+pub(crate) use versions::tests::versions;
+pub use versions::{SetDigest, Version, Versions};
+use std::{sync::Arc, time::Instant};
 
 /// A snapshot, what could not be read into it, and when the change was noticed.
 #[derive(Clone, Debug)]
