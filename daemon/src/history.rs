@@ -11,7 +11,7 @@ mod log;
 
 use crate::store::{self, StoreError};
 use bulkhead_api::messages::{GenerationInfo, ObjectError};
-use bulkhead_policy::{Named, Objects, changes, names};
+use bulkhead_policy::{Named, Objects, Strays, changes, names};
 use std::{
     fs,
     path::{Path, PathBuf},
@@ -213,7 +213,14 @@ const UNWRITTEN: &str =
 
 /// What going back brings back.
 fn rules(objects: &Objects) -> Objects {
-    Objects { pods: Named::new(), namespaces: Named::new(), nodes: Named::new(), ..objects.clone() }
+    let rules = objects.clone();
+    Objects {
+        pods: Named::new(),
+        namespaces: Named::new(),
+        nodes: Named::new(),
+        strays: Strays::new(),
+        ..rules
+    }
 }
 
 #[cfg(test)]

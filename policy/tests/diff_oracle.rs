@@ -59,6 +59,7 @@ fn changed(before: &Objects, other: &Objects, step: &Step) -> Objects {
     // Rules of partitions name one another and groups.
     if step.partitions {
         after.partitions.clone_from(&other.partitions);
+        after.strays.clone_from(&other.strays);
         after.network_groups.clone_from(&other.network_groups);
     }
     if step.rest {

@@ -47,7 +47,7 @@ use bulkhead_ebpf_abi::{
 };
 use bulkhead_policy::{
     Admitted, Compiled, EAGER_PARTITIONS, Interner, Local, LocalPod, NodeInfo, Objects, Sourced,
-    admit_change, compile, compile_at_once,
+    admit_change, compile, compile_at_once, strays,
 };
 use std::{
     collections::{BTreeMap, BTreeSet},
@@ -243,6 +243,13 @@ impl Node {
         let candidate = candidate.with_dns_backends(&self.services.table);
         let Admitted { objects, errors, clean } = admit_change(&self.in_force.policy, self.clean, candidate);
         refused.extend(errors);
+        let blocks_stay = self.in_force.blocks.ptr_eq(&snapshot.blocks);
+        self.in_force.blocks = snapshot.blocks;
+        let objects = if blocks_stay && same_ranges(&self.in_force.policy, &objects) {
+            Objects { strays: self.in_force.policy.strays.clone(), ..objects }
+        } else {
+            self.with_strays(objects)
+        };
         let changed = self.compiled.is_none() || objects != self.in_force.policy;
         if changed {
             match self.switch(objects, None, None) {
@@ -273,6 +280,12 @@ impl Node {
         for error in self.errors().iter().filter(|e| !told.contains(e)) {
             warn!("refused: {error}");
         }
+    }
+
+    /// Whose addresses are that do not lie in their range, by what nodes have claimed.
+    fn with_strays(&self, objects: Objects) -> Objects {
+        let strays = strays(&objects, &self.in_force.blocks);
+        Objects { strays, ..objects }
     }
 
     /// `failed`: what was in force before still is.
@@ -587,6 +600,10 @@ const BGP_FILE: &str = "bgp.json";
 /// What was last announced.
 const ANNOUNCED_FILE: &str = "announced.json";
 const DEFAULT_MTU: u32 = 1500;
+
+fn same_ranges(a: &Objects, b: &Objects) -> bool {
+    a.partitions.ptr_eq(&b.partitions) && a.default_pod_cidrs == b.default_pod_cidrs
+}
 
 /// What this node needs of the objects; `none` is an empty set.
 fn local_of<'a>(

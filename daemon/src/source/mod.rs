@@ -5,17 +5,19 @@
 //! API server ──watch──▶ events ──document──▶ objects ┘
 //! ```
 
+mod blocks;
 mod directory;
 pub mod kubernetes;
-
 mod versions;
+
+pub use blocks::with_blocks;
 pub use bulkhead_policy::files::{Kind, Object, PodInfo, Snapshot, parse};
 pub use directory::{Directory, watch};
-
-use bulkhead_api::messages::ObjectError;
 #[cfg(test)]
 pub(crate) use versions::tests::versions;
 pub use versions::{SetDigest, Version, Versions};
+
+use bulkhead_api::messages::ObjectError;
 use std::{sync::Arc, time::Instant};
 
 /// A snapshot, what could not be read into it, and when the change was noticed.
