@@ -11,7 +11,7 @@ mod log;
 
 use crate::store::{self, StoreError};
 use bulkhead_api::messages::{GenerationInfo, ObjectError};
-use bulkhead_policy::{Named, Objects, changes, names};
+use bulkhead_policy::{Named, Objects, Strays, changes, names};
 use std::{
     fs,
     path::{Path, PathBuf},
@@ -213,7 +213,14 @@ const UNWRITTEN: &str =
 
 /// What going back brings back.
 fn rules(objects: &Objects) -> Objects {
-    Objects { pods: Named::new(), namespaces: Named::new(), nodes: Named::new(), ..objects.clone() }
+    let rules = objects.clone();
+    Objects {
+        pods: Named::new(),
+        namespaces: Named::new(),
+        nodes: Named::new(),
+        strays: Strays::new(),
+        ..rules
+    }
 }
 
 #[cfg(test)]
@@ -363,6 +370,85 @@ mod tests {
         drop(history);
         let (history, in_force) = History::open(dir.path()).unwrap();
         assert_eq!((in_force, history.objects(1).unwrap()), (Some(b), Some(a)));
+    }
+
+    /// What is in force and can be brought back, as a daemon that starts with these files knows it; and whether it goes on.
+    fn as_read(files: &[(&str, &[u8])], goes_on: bool) -> Vec<(u32, Objects)> {
+        let dir = tempfile::tempdir().unwrap();
+        fs::create_dir(dir.path().join("generations")).unwrap();
+        for (name, content) in files {
+            fs::write(dir.path().join("generations").join(name), content).unwrap();
+        }
+        let (mut history, in_force) = History::open(dir.path()).unwrap();
+        let numbers: Vec<_> = history.list().iter().map(|g| g.generation).collect();
+        let of = |history: &History, n: u32| (n, history.objects(n).unwrap().unwrap());
+        let read: Vec<_> = numbers.iter().map(|n| of(&history, *n)).collect();
+        assert_eq!(in_force.as_ref(), read.first().map(|(_, objects)| objects));
+        if !goes_on {
+            return read;
+        }
+        let next = objects(&[("next", "10.9.0.0/16")]);
+        history.record(switched(99), &in_force.unwrap_or_default(), &next);
+        drop(history);
+        let (history, in_force) = History::open(dir.path()).unwrap();
+        assert_eq!(in_force, Some(next));
+        for (number, objects) in &read {
+            assert_eq!(history.objects(*number).unwrap().as_ref(), Some(objects));
+        }
+        read
+    }
+
+    #[test]
+    fn a_daemon_that_dies_anywhere_in_a_write_leaves_the_generation_before_it_or_after_it() {
+        let dir = tempfile::tempdir().unwrap();
+        let path = dir.path().join("generations/log.jsonl");
+        let file = |name: &str, cidr: &str| {
+            let spec = NetworkGroupSpec { cidrs: vec![cidr.parse().unwrap()] };
+            let group = Arc::new(Sourced::new(spec, Some(format!("{name}.yaml:1"))));
+            Objects {
+                network_groups: [("vms".to_string(), group)].into_iter().collect(),
+                ..Objects::default()
+            }
+        };
+        let states = [file("grün", "10.0.0.0/8"), file("größer", "10.0.0.0/9"), file("weiß", "10.0.0.0/10")];
+        let (mut log, mut written) = (log::Log::of(dir.path().join("generations")), vec![Vec::new()]);
+        fs::create_dir(dir.path().join("generations")).unwrap();
+        for (n, state) in states.iter().enumerate() {
+            let info = serde_json::json!({"generation": n + 1, "since": n, "rollbackOf": null, "objects": [], "changed": []});
+            // The last one in place of the one before it.
+            log.push(serde_json::from_value(info).unwrap(), state.clone(), n == 2);
+            log.write().unwrap();
+            written.push(fs::read(&path).unwrap());
+        }
+        let expected = |lines: usize| match lines {
+            0 => vec![],
+            1 => vec![(1, states[0].clone())],
+            2 => vec![(2, states[1].clone()), (1, states[0].clone())],
+            _ => vec![(3, states[2].clone()), (1, states[0].clone())],
+        };
+        for lines in 1..written.len() {
+            let (before, after) = (&written[lines - 1], &written[lines]);
+            assert!(after.starts_with(before), "the others are appended");
+            for cut in before.len()..after.len() {
+                let found = as_read(&[("log.jsonl", &after[..cut])], cut % 32 == 0);
+                assert_eq!(found, expected(lines - 1), "line {lines}, cut off at octet {cut}");
+            }
+            assert_eq!(as_read(&[("log.jsonl", after)], true), expected(lines));
+            // The file system had given it its length, and not its content.
+            let mut hole = before.clone();
+            hole.resize(after.len(), 0);
+            assert_eq!(as_read(&[("log.jsonl", &hole)], true), expected(lines - 1));
+            // Made anew: the other file is half there, or has taken the name and those before it are not removed.
+            for cut in (0..after.len()).step_by(7) {
+                let found = as_read(&[("log.jsonl", before), ("log.json.tmp", &after[..cut])], false);
+                assert_eq!(found, expected(lines - 1));
+            }
+            let old = serde_json::json!({"info": {"generation": 7, "since": 7, "rollbackOf": null, "objects": [], "changed": []}, "objects": {}});
+            assert_eq!(
+                as_read(&[("log.jsonl", after), ("7.json", old.to_string().as_bytes())], true),
+                expected(lines)
+            );
+        }
     }
 
     #[test]

@@ -118,9 +118,11 @@ async fn claims(config: &Config) -> Result<(Claims, Option<Client>), Box<dyn Err
 
 fn observe(config: &Config, client: Option<&Client>) -> Result<watch::Receiver<Observed>, Box<dyn Error>> {
     match (config.origin()?, client) {
-        (Origin::Directories { objects, .. }, _) => {
-            source::watch(objects, &config.state_dir.join(store::OBJECTS))
-                .map_err(|e| format!("cannot watch the objects in {}: {e}", objects.display()).into())
+        (Origin::Directories { objects, blocks }, _) => {
+            let observed = source::watch(objects, &config.state_dir.join(store::OBJECTS))
+                .map_err(|e| format!("cannot watch the objects in {}: {e}", objects.display()))?;
+            source::with_blocks(observed, blocks)
+                .map_err(|e| format!("cannot watch the blocks in {}: {e}", blocks.display()).into())
         }
         (Origin::Kubernetes(_), Some(client)) => Ok(kubernetes::watch(client)),
         (Origin::Kubernetes(_), None) => Err("there is no way to the API server".into()),

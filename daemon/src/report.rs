@@ -9,7 +9,7 @@
 use crate::source::{Versions, kubernetes::reason};
 use bulkhead_api::{
     messages::ObjectError,
-    objects::{NodeReport, NodeReportSpec, Refusal},
+    objects::{LONGEST_MESSAGE, MOST_REFUSALS, NodeReport, NodeReportSpec, Refusal},
 };
 use k8s_openapi::{api::core::v1::Node, apimachinery::pkg::apis::meta::v1::OwnerReference};
 use kube::{
@@ -26,38 +26,50 @@ const MANAGER: &str = "bulkheadd";
 const PAUSE: Duration = Duration::from_secs(2);
 const RETRY: Duration = Duration::from_secs(10);
 const PATIENCE: Duration = Duration::from_secs(10);
-/// Beyond it the first ones tell enough.
-const REFUSALS: usize = 100;
 
-/// What is in force after a snapshot with these versions was looked at. `taken`: all that was not refused went into force;
-/// otherwise what was in force `before` is.
+/// What became of a snapshot.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Outcome {
+    /// All that was not refused is in force.
+    Taken,
+    /// What was in force before is.
+    Failed,
+    /// Older objects are, of this generation: whose version is which is not known any more.
+    Held(u32),
+}
+
+/// What is in force after a snapshot with these versions was looked at.
 pub fn report(
     before: &NodeReportSpec,
     versions: &Versions,
     errors: &[ObjectError],
-    taken: bool,
+    outcome: Outcome,
     generation: u32,
 ) -> NodeReportSpec {
     let refusal = |e: &ObjectError| {
         let object = e.object.clone()?;
-        let generation = *versions.get(&object)?;
-        Some(Refusal { object, generation, field: e.field.clone(), message: e.message.clone() })
+        let generation = versions.get(&object)?.generation;
+        let cut = |text: &String| text.chars().take(LONGEST_MESSAGE).collect();
+        Some(Refusal { object, generation, field: e.field.as_ref().map(cut), message: cut(&e.message) })
     };
     let mut refused: Vec<_> = errors.iter().filter_map(refusal).collect();
-    let is_refused = |object: &String| refused.iter().any(|r| &r.object == object);
-    let in_force: BTreeMap<_, _> = versions
-        .iter()
-        .filter_map(|(object, version)| {
-            let version =
-                if taken && !is_refused(object) { Some(version) } else { before.in_force.get(object) };
-            Some((object.clone(), *version?))
-        })
-        .collect();
     refused.sort();
     refused.dedup();
-    refused.truncate(REFUSALS);
-    let exhausted = before.exhausted.clone();
-    NodeReportSpec { version: env!("CARGO_PKG_VERSION").into(), generation, in_force, refused, exhausted }
+    let untold = refused.split_off(refused.len().min(MOST_REFUSALS));
+    let (mut digests, held) = match outcome {
+        Outcome::Taken => (of_kinds(versions), None),
+        Outcome::Failed => (before.digests.clone(), None),
+        Outcome::Held(generation) => (BTreeMap::new(), Some(generation)),
+    };
+    for Refusal { object, .. } in untold {
+        digests.remove(object.split('/').next().unwrap_or_default());
+    }
+    let (version, exhausted) = (env!("CARGO_PKG_VERSION").into(), before.exhausted.clone());
+    NodeReportSpec { version, generation, held, digests, refused, exhausted }
+}
+
+fn of_kinds(versions: &Versions) -> BTreeMap<String, String> {
+    versions.digests().map(|(kind, digest)| (kind.to_string(), digest.text())).collect()
 }
 
 /// Keeps the object as the node says, until the node is gone.
@@ -103,10 +115,7 @@ async fn apply(client: &Client, node: &str, report: &NodeReportSpec) -> kube::Re
 #[cfg(test)]
 mod tests {
     use super::*;
-
-    fn versions(of: &[(&str, i64)]) -> Versions {
-        of.iter().map(|(object, version)| ((*object).to_string(), *version)).collect()
-    }
+    use crate::source::{Kind, Version, versions};
 
     fn refused(object: &str) -> ObjectError {
         ObjectError {
@@ -118,28 +127,49 @@ mod tests {
     }
 
     #[test]
-    fn a_refused_version_leaves_the_one_before_it_in_force() {
-        let first = versions(&[("Partition/a", 1), ("Partition/b", 4)]);
-        let before = report(&NodeReportSpec::default(), &first, &[], true, 7);
-        assert_eq!((before.generation, &before.in_force), (7, &first));
-        let second = versions(&[("Partition/a", 2), ("Partition/b", 5), ("Partition/new", 1)]);
+    fn a_report_tells_all_versions_in_a_digest_and_refused_ones_by_name() {
+        let seen = versions(&[("Partition/a", 2), ("Partition/b", 5), ("Partition/new", 1)]);
         let errors = [refused("Partition/a"), refused("Partition/new"), refused("Partition/gone")];
-        let now = report(&before, &second, &errors, true, 8);
-        assert_eq!(now.in_force, versions(&[("Partition/a", 1), ("Partition/b", 5)]));
+        let now = report(&NodeReportSpec::default(), &seen, &errors, Outcome::Taken, 8);
+        assert_eq!((now.generation, &now.digests), (8, &of_kinds(&seen)));
         let told: Vec<_> = now.refused.iter().map(|r| (r.object.as_str(), r.generation)).collect();
         assert_eq!(told, [("Partition/a", 2), ("Partition/new", 1)]);
     }
 
     #[test]
-    fn a_change_that_failed_puts_nothing_into_force_and_what_is_deleted_is_not_told_any_more() {
-        let before = report(
-            &NodeReportSpec::default(),
-            &versions(&[("Partition/a", 1), ("Partition/b", 1)]),
-            &[],
-            true,
-            7,
-        );
-        let now = report(&before, &versions(&[("Partition/a", 2)]), &[], false, 7);
-        assert_eq!(now.in_force, versions(&[("Partition/a", 1)]));
+    fn a_node_that_is_held_claims_no_version() {
+        let seen = versions(&[("Partition/a", 2)]);
+        let before = report(&NodeReportSpec::default(), &seen, &[], Outcome::Taken, 7);
+        let held = report(&before, &seen, &[], Outcome::Held(5), 8);
+        assert_eq!((held.held, held.digests.len()), (Some(5), 0));
+        assert_eq!(report(&held, &seen, &[], Outcome::Taken, 9).digests, before.digests);
+    }
+
+    #[test]
+    fn a_change_that_failed_puts_nothing_into_force() {
+        let first = versions(&[("Partition/a", 1), ("Partition/b", 1)]);
+        let before = report(&NodeReportSpec::default(), &first, &[], Outcome::Taken, 7);
+        let now =
+            report(&before, &versions(&[("Partition/a", 2)]), &[refused("Partition/a")], Outcome::Failed, 7);
+        assert_eq!((now.digests, now.refused.len()), (of_kinds(&first), 1));
+    }
+
+    #[test]
+    fn a_report_of_ten_thousand_objects_is_small_and_says_nothing_of_what_it_has_no_room_for() {
+        let mut seen = Versions::default();
+        let names: Vec<_> =
+            (0..10_000).map(|i| format!("Partition/partition-with-a-long-name-{i:05}")).collect();
+        for name in &names {
+            seen.insert(Kind::Partition, name.clone(), Version::new(name, "u", 1));
+        }
+        seen.insert(Kind::NetworkGroup, "NetworkGroup/vms".into(), Version::new("NetworkGroup/vms", "u", 1));
+        let size = |report: &NodeReportSpec| serde_json::to_string(report).unwrap().len();
+        let sound = report(&NodeReportSpec::default(), &seen, &[], Outcome::Taken, 1);
+        assert!(size(&sound) < 300, "{} bytes", size(&sound));
+        let long = |name: &String| ObjectError { message: "é".repeat(5000), ..refused(name) };
+        let errors: Vec<_> = names.iter().map(long).collect();
+        let broken = report(&NodeReportSpec::default(), &seen, &errors, Outcome::Taken, 1);
+        assert!(size(&broken) < 300_000, "{} bytes", size(&broken));
+        assert_eq!(broken.digests.keys().collect::<Vec<_>>(), ["NetworkGroup"]);
     }
 }

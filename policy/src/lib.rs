@@ -23,6 +23,7 @@ mod room;
 mod rulebook;
 pub mod selector;
 pub mod service;
+mod strays;
 mod tables;
 
 pub use admit::{Admitted, admit, admit_change};
@@ -36,4 +37,5 @@ pub use objects::{ContainerPort, LocalPod, Named, NodeInfo, Objects, Pod, PodUid
 pub use parts::{GroupPart, group_parts};
 pub use room::NoRoom;
 pub use rulebook::{RuleBook, RuleEntry};
+pub use strays::{Strays, strays};
 pub use tables::Tables;

@@ -1,6 +1,6 @@
 //! What the compiler reads: a snapshot of all objects of the cluster that policy can see.
 
-use crate::{prefix::Prefix, selector};
+use crate::{Strays, prefix::Prefix, selector};
 use bulkhead_api::objects::{
     BandwidthClassSpec, ClusterNetworkPolicySpec, DEFAULT_PARTITION, Labels, NetworkGroupSpec,
     NetworkPolicySpec, PartitionSpec, Protocol,
@@ -61,6 +61,8 @@ pub struct Objects {
     pub pods: Named<Pod>,
     pub namespaces: Named<Labels>,
     pub nodes: Named<NodeInfo>,
+    /// Addresses that are not whose range they lie in.
+    pub strays: Strays,
     /// Ranges of the default partition (cluster pod ranges).
     pub default_pod_cidrs: Vec<IpNetwork>,
     /// Addresses that answer cluster DNS.
@@ -161,7 +163,7 @@ impl Objects {
         found.map_or(DEFAULT_PARTITION, |(name, _)| name)
     }
 
-    /// The partition whose range holds the address; none for addresses of nodes and outside the cluster.
+    /// The partition whose range or strays hold the address; none for addresses of nodes and outside the cluster.
     pub fn partition_of_address(&self, address: IpAddr) -> Option<&str> {
         let address = Addr::from_ip(address);
         if self.nodes.values().flat_map(|n| &n.addresses).any(|a| Addr::from_ip(*a) == address) {
@@ -197,8 +199,13 @@ impl Objects {
         all.range(keys).map(|(key, value)| (key.as_str(), value))
     }
 
-    /// All pod ranges with their partition: by name, the default partition's last.
+    /// Who has which addresses: of two equal prefixes the first. Strays, then [`Self::own_ranges`].
     pub fn ranges(&self) -> impl Iterator<Item = (&str, &IpNetwork)> {
+        self.strays.iter().map(|(cidr, name)| (name.as_str(), cidr)).chain(self.own_ranges())
+    }
+
+    /// All pod ranges with their partition: by name, the default partition's last.
+    pub fn own_ranges(&self) -> impl Iterator<Item = (&str, &IpNetwork)> {
         let partitions =
             self.partitions.iter().flat_map(|(n, p)| p.spec.pod_cidrs.iter().map(move |c| (n.as_str(), c)));
         partitions.chain(self.default_pod_cidrs.iter().map(|c| (DEFAULT_PARTITION, c)))

@@ -136,6 +136,27 @@ fn where_all_pods_are_their_nodes_own_no_node_is_spoken_of() {
 }
 
 #[test]
+fn a_pod_that_comes_to_a_node_or_leaves_it_in_the_change_is_told_from_one_that_was_there() {
+    let before = with_nodes(BY_NODES, true);
+    let mut after = before.clone();
+    let pod = Pod { node: Some("n2".into()), ..Pod::clone(&before.pods["web/pod-1"]) };
+    after.pods.insert("web/pod-1".into(), Arc::new(pod));
+    // By rules a node reaches port 9100 alone; its own pods on all.
+    let told = lines(&before, &after);
+    let came: Vec<_> =
+        told.iter().filter(|line| line.starts_with("+ node n2 -> its pod web/pod-1")).collect();
+    let left: Vec<_> =
+        told.iter().filter(|line| line.starts_with("- node n1 -> its pod web/pod-1")).collect();
+    assert_eq!(
+        (came.is_empty(), left.is_empty(), came.len() + left.len()),
+        (false, false, told.len()),
+        "{told:?}"
+    );
+    assert!(told.contains(&"+ node n2 -> its pod web/pod-1 tcp 0-9099, 9101-65535".to_string()), "{told:?}");
+    assert_eq!(lines(&after, &after), [""; 0]);
+}
+
+#[test]
 fn pods_of_the_node_that_is_asked_are_its_own_by_its_own_word() {
     let (before, after) = (with_nodes(BY_NODES, false), with_nodes("[]", false));
     let local = |n: u8| LocalPod {

@@ -59,6 +59,7 @@ fn changed(before: &Objects, other: &Objects, step: &Step) -> Objects {
     // Rules of partitions name one another and groups.
     if step.partitions {
         after.partitions.clone_from(&other.partitions);
+        after.strays.clone_from(&other.strays);
         after.network_groups.clone_from(&other.network_groups);
     }
     if step.rest {
@@ -130,7 +131,7 @@ fn node_of(objects: &Objects, pod: &LocalPod) -> String {
 
 #[test]
 fn the_diff_speaks_of_a_packet_if_and_only_if_its_verdict_turns() {
-    let (turned, same, of_own_node) = (Cell::new(0), Cell::new(0), Cell::new(0));
+    let [turned, same, of_own_node, moved] = [0, 0, 0, 0].map(Cell::new);
     let mut runner = TestRunner::new(ProptestConfig {
         cases: 300,
         source_file: Some(file!()),
@@ -163,13 +164,16 @@ fn the_diff_speaks_of_a_packet_if_and_only_if_its_verdict_turns() {
                 if from.is_ipv4() != to.is_ipv4() || packet.proto == other_icmp || no_type {
                     continue;
                 }
-                // That a pod comes to a node is not told.
-                match (old.is_own(from, to), new.is_own(from, to)) {
-                    (true, true) => of_own_node.set(of_own_node.get() + 1),
-                    (false, false) => {}
-                    _ => continue,
+                let own = [&old, &new].map(|side| side.is_own(from, to));
+                let verdicts =
+                    (own[0] || old.allows(from, to, packet)?, own[1] || new.allows(from, to, packet)?);
+                match own {
+                    [true, true] => of_own_node.set(of_own_node.get() + 1),
+                    [false, false] => {}
+                    // A pod that came to the node, or left it.
+                    _ if verdicts.0 != verdicts.1 => moved.set(moved.get() + 1),
+                    _ => {}
                 }
-                let verdicts = (old.allows(from, to, packet)?, new.allows(from, to, packet)?);
                 let spoken = diff.find(from, to, packet.proto, packet.port).map(|n| diff.changes[n].allows);
                 let expected = (verdicts.0 != verdicts.1).then_some(verdicts.1);
                 prop_assert_eq!(spoken, expected, "{} -> {} {:?}", from, to, packet);
@@ -183,4 +187,5 @@ fn the_diff_speaks_of_a_packet_if_and_only_if_its_verdict_turns() {
     }
     assert!(turned.get() > 1_000 && same.get() > 1_000, "{} turned, {} the same", turned.get(), same.get());
     assert!(of_own_node.get() > 5, "{} of a node to its own pods", of_own_node.get());
+    assert!(moved.get() > 5, "{} to pods that came to their node or left it", moved.get());
 }

@@ -37,6 +37,7 @@ fn mixed(mut objects: Objects, other: Objects, parts: &[bool]) -> Objects {
     };
     if *partitions {
         objects.partitions = other.partitions;
+        objects.strays = other.strays;
     }
     if *groups {
         objects.network_groups = other.network_groups;
@@ -55,6 +56,8 @@ fn mixed(mut objects: Objects, other: Objects, parts: &[bool]) -> Objects {
     }
     if *nodes {
         objects.nodes = other.nodes;
+        // Pods with addresses of elsewhere are gone.
+        objects.strays.clear();
     }
     if *all_pods {
         objects.pods = other.pods;
@@ -169,7 +172,7 @@ fn check(found: &Compiled, objects: &Objects) -> Result<(), TestCaseError> {
 
 proptest! {
     #![proptest_config(ProptestConfig {
-        cases: 48,
+        cases: 192,
         failure_persistence: Some(Box::new(FileFailurePersistence::WithSource("regressions"))),
         ..ProptestConfig::default()
     })]

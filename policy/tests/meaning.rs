@@ -3,8 +3,9 @@
 
 mod common;
 
+use bulkhead_api::objects::IPBlockSpec;
 use bulkhead_ebpf_abi::*;
-use bulkhead_policy::{Compiled, LocalPod, NodeInfo};
+use bulkhead_policy::{Compiled, LocalPod, NodeInfo, strays};
 use common::*;
 use std::sync::Arc;
 
@@ -379,6 +380,31 @@ fn a_pod_in_range_has_the_identity_of_its_address_and_a_stray_that_of_its_partit
     assert_eq!(c.pod_identity(&placement, ip("10.65.0.1")), pay, "a stray in another's range");
     let gone = LocalPod { partition: "gone".into(), ..local(&objects, "pay/a") };
     assert_eq!(c.place(&objects, &gone).unwrap().policy, c.policies["default"]);
+}
+
+#[test]
+fn a_stray_in_anothers_range_is_to_every_node_of_the_partition_it_was_wired_into() {
+    let mut objects = web_with("ingress: [{from: [{partition: pay}], ports: [{port: 443}]}]");
+    let block =
+        IPBlockSpec { cidr: "10.65.3.0/26".parse().unwrap(), partition: "pay".into(), node: "n2".into() };
+    objects.strays = strays(&objects, &[("10-65-3-0-26".to_string(), Arc::new(block))].into_iter().collect());
+    // Its own node knows it by its wiring, any other by the claim.
+    for pods in [vec![local(&objects, "pay/a")], vec![]] {
+        let c = compiled_for(&objects, &pods);
+        let identity = c.identity(ip("10.65.3.5")).id;
+        assert_eq!(identity, c.pod_identities["pay"]);
+        assert!(c.evaluate(c.policies["web"], DIR_INGRESS, identity, PROTO_TCP, 443).allowed);
+        assert!(
+            !c.evaluate(c.policies["web"], DIR_INGRESS, identity, PROTO_TCP, 444).allowed,
+            "no pod of web"
+        );
+        for pod in &pods {
+            let placement = c.place(&objects, pod).unwrap();
+            assert_eq!(c.pod_identity(&placement, ip("10.65.3.5")), identity);
+        }
+        assert_eq!(c.identity(ip("10.65.4.5")).id, c.pod_identities["web"], "beside the block");
+    }
+    assert_eq!(objects.partition_of_address(ip("10.65.3.5")), Some("pay"));
 }
 
 #[test]

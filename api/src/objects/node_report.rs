@@ -4,7 +4,12 @@ use schemars::JsonSchema;
 use serde::{Deserialize, Serialize};
 use std::collections::BTreeMap;
 
-/// What one node makes of the objects. Named after the node and written by its daemon alone; the controller counts all of
+/// Beyond it a report says nothing of the kinds whose refusals it has no room for.
+pub const MOST_REFUSALS: usize = 100;
+/// Of a refusal's message, in characters.
+pub const LONGEST_MESSAGE: usize = 1000;
+
+/// What one node makes of the objects. As large with ten thousand of them as with ten. Named after the node and written by its daemon alone; the controller counts all of
 /// them on the objects' own status. Made by the daemons, not by hand.
 #[derive(Clone, Debug, PartialEq, Eq, Default, Serialize, Deserialize, JsonSchema)]
 #[cfg_attr(feature = "kube", derive(kube::CustomResource))]
@@ -20,6 +25,7 @@ use std::collections::BTreeMap;
         shortname = "nrep",
         printcolumn(name = "Version", json_path = ".spec.version", type_ = "string"),
         printcolumn(name = "Generation", json_path = ".spec.generation", type_ = "integer"),
+        printcolumn(name = "Held", json_path = ".spec.held", type_ = "integer"),
         printcolumn(name = "Refused", json_path = ".spec.refused[*].object", type_ = "string"),
         printcolumn(name = "Exhausted", json_path = ".spec.exhausted[*].partition", type_ = "string"),
         printcolumn(name = "Age", json_path = ".metadata.creationTimestamp", type_ = "date"),
@@ -31,11 +37,16 @@ pub struct NodeReportSpec {
     pub version: String,
     /// Of the policy that the node's kernel decides by; 0: none yet.
     pub generation: u32,
-    /// `Partition/web`: the version of the object (`metadata.generation`) that this node goes by.
+    /// The generation whose objects `bulkhead policy rollback` holds in force against the source.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub held: Option<u32>,
+    /// By kind, a digest of the versions of all its objects that this node goes by, but for those in `refused`. No entry:
+    /// nothing is said of the kind.
     #[serde(default)]
-    pub in_force: BTreeMap<String, i64>,
+    pub digests: BTreeMap<String, String>,
     /// Versions that this node did not take over.
     #[serde(default)]
+    #[schemars(length(max = MOST_REFUSALS))]
     pub refused: Vec<Refusal>,
     /// Partitions that have no free address for pods of this node.
     #[serde(default, skip_serializing_if = "Vec::is_empty")]
@@ -60,6 +71,8 @@ pub struct Refusal {
     /// Its `metadata.generation`.
     pub generation: i64,
     #[serde(default, skip_serializing_if = "Option::is_none")]
+    #[schemars(length(max = LONGEST_MESSAGE))]
     pub field: Option<String>,
+    #[schemars(length(max = LONGEST_MESSAGE))]
     pub message: String,
 }

@@ -1,17 +1,22 @@
 //! Counts what all nodes make of an object, and writes it on the object's status: one process in the cluster.
 //!
 //! ```text
-//! watch our kinds ────┐
-//! watch NodeReports ──┴─▶ stores ──summary (pure)──▶ statuses that differ from what stands ──▶ server-side apply
+//! watch our kinds ────▶ stores, timelines ─┐
+//! watch NodeReports ──▶ store ─────────────┴─nodes, summary (pure)─┬─▶ statuses that differ from what stands ──▶ server-side apply
+//!                                                                  └─▶ events of refused NetworkPolicies, which have no status
 //! ```
 //! It decides nothing, and no node depends on it: without it statuses grow old, and that is all.
 
+mod nodes;
+mod refusals;
+mod room;
 mod store;
 mod summary;
+mod timeline;
 
 use crate::source::{
     Kind,
-    kubernetes::{WATCHED, Watched, is_not_found, reason, stream},
+    kubernetes::{WATCHED, Watched, is_not_found, reason, stream, version},
 };
 use bulkhead_api::objects::{NodeReport, NodeReportSpec};
 use futures_util::{Stream, StreamExt, stream::select_all};
@@ -24,9 +29,13 @@ use kube::{
         watcher::{self, Event},
     },
 };
+use nodes::Nodes;
+use refusals::Refusals;
+use room::Room;
 use std::{collections::BTreeMap, pin::Pin, time::Duration};
-use store::Store;
+use store::{Store, key};
 use summary::{Summary, differs, status};
+use timeline::Timeline;
 use tracing::{info, warn};
 
 const MANAGER: &str = "bulkhead-controller";
@@ -59,6 +68,7 @@ enum Told {
 pub async fn run(client: Client) {
     let mut told = select_all(watches(&client));
     let mut known = Known::default();
+    let mut refusals = Refusals::new(&client);
     let mut next: Option<tokio::time::Instant> = None;
     loop {
         let due = next.unwrap_or_else(tokio::time::Instant::now);
@@ -66,12 +76,16 @@ pub async fn run(client: Client) {
             event = told.next() => {
                 let Some(event) = event else { return };
                 if known.handle(event) {
-                    next.get_or_insert_with(|| tokio::time::Instant::now() + PAUSE);
+                    let now = tokio::time::Instant::now();
+                    next = next.filter(|due| *due < now + RETRY).or(Some(now + PAUSE));
                 }
             }
             () = tokio::time::sleep_until(due), if next.is_some() => {
-                let failed = known.write(&client).await;
-                next = failed.then(|| tokio::time::Instant::now() + RETRY);
+                known.nodes.read(&known.reports, &known.timelines);
+                let written = known.write(&client).await;
+                let told = refusals.tell(&client, &known.nodes).await;
+                let again = if written && told { refusals.again() } else { Some(RETRY) };
+                next = again.map(|after| tokio::time::Instant::now() + after);
             }
         }
     }
@@ -100,18 +114,21 @@ fn watches(client: &Client) -> Vec<Watch> {
 #[derive(Default)]
 struct Known {
     objects: BTreeMap<Kind, Store<DynamicObject>>,
+    timelines: BTreeMap<Kind, Timeline>,
     reports: Store<NodeReportSpec>,
+    nodes: Nodes,
 }
 
 impl Known {
     /// Whether there may be something to write.
     fn handle(&mut self, told: Told) -> bool {
         match told {
-            Told::Object(watched, event) => {
-                self.objects.entry(watched.kind).or_default().handle(event, |o| o)
-            }
+            Told::Object(watched, event) => self.object(watched.kind, event),
             Told::Report(event) => self.reports.handle(event, |r| r.spec),
-            Told::Undefined(watched) => self.objects.entry(watched.kind).or_default().clear(),
+            Told::Undefined(watched) => {
+                self.objects.entry(watched.kind).or_default().clear();
+                self.timelines.entry(watched.kind).or_default().replace(std::iter::empty());
+            }
             Told::Broken(reason) => {
                 warn!(reason, "cannot watch; begun anew");
                 return false;
@@ -120,16 +137,40 @@ impl Known {
         self.complete()
     }
 
+    fn object(&mut self, kind: Kind, event: Event<DynamicObject>) {
+        let named = |object: &DynamicObject| {
+            let name = format!("{kind}/{}", key(object));
+            let version = version(&name, &object.metadata);
+            (name, version)
+        };
+        let objects = self.objects.entry(kind).or_default();
+        let timeline = self.timelines.entry(kind).or_default();
+        let listed = matches!(event, Event::InitDone);
+        match &event {
+            Event::Apply(object) => {
+                let (name, version) = named(object);
+                timeline.put(&name, version);
+            }
+            Event::Delete(object) => timeline.remove(&named(object).0),
+            Event::Init | Event::InitApply(_) | Event::InitDone => {}
+        }
+        objects.handle(event, |o| o);
+        if listed {
+            timeline.replace(objects.iter().map(|(_, object)| named(object)));
+        }
+    }
+
     /// Everything was listed once: before that, counts would be too low.
     fn complete(&self) -> bool {
         self.reports.complete() && TOLD.iter().all(|kind| self.objects.get(kind).is_some_and(Store::complete))
     }
 
-    /// Writes what differs; whether anything failed.
+    /// Writes what differs; whether nothing failed.
     async fn write(&mut self, client: &Client) -> bool {
-        let mut failed = false;
+        let mut sound = true;
         for watched in WATCHED.iter().filter(|w| TOLD.contains(&w.kind)) {
             let Some(objects) = self.objects.get_mut(&watched.kind) else { continue };
+            let Some(timeline) = self.timelines.get(&watched.kind) else { continue };
             let resource = watched.resource();
             for (name, object) in objects.iter_mut() {
                 let key = format!("{}/{name}", watched.kind);
@@ -139,9 +180,11 @@ impl Known {
                     None => Api::all_with(client.clone(), &resource),
                 };
                 let generation = object.metadata.generation.unwrap_or_default();
-                let summary = Summary::of(&key, generation, self.reports.values());
-                let counted = watched.kind == Kind::Partition;
-                let wanted = status(&summary, generation, counted, &object.data["status"], Timestamp::now());
+                let summary = Summary::of(self.nodes.opinions(watched.kind, &key, generation, timeline));
+                let room = (watched.kind == Kind::Partition)
+                    .then(|| Room::of(&name, self.reports.iter().map(|(_, report)| report)));
+                let now = &object.data["status"];
+                let wanted = status(&summary, generation, room.as_ref(), now, Timestamp::now());
                 if !differs(&object.data["status"], &wanted) {
                     continue;
                 }
@@ -151,18 +194,18 @@ impl Known {
                 let write = api.patch_status(&name, &parameters, &patch);
                 match tokio::time::timeout(PATIENCE, write).await {
                     Ok(Ok(written)) => {
-                        info!(object = key, accepted = summary.accepted(), "status written");
+                        info!(object = key, verdict = ?summary.verdict(), "status written");
                         *object = written;
                     }
                     Ok(Err(kube::Error::Api(gone))) if gone.code == 404 => {}
                     Ok(Err(e)) => {
                         warn!(object = key, error = reason(&e), "cannot write a status; tried again");
-                        failed = true;
+                        sound = false;
                     }
-                    Err(_) => failed = true,
+                    Err(_) => sound = false,
                 }
             }
         }
-        failed
+        sound
     }
 }

@@ -10,7 +10,7 @@ pub struct Store<T> {
 }
 
 /// `namespace/name` where the kind has a namespace.
-fn key(object: &impl ResourceExt) -> String {
+pub fn key(object: &impl ResourceExt) -> String {
     object.namespace().map_or_else(|| object.name_any(), |ns| format!("{ns}/{}", object.name_any()))
 }
 
@@ -54,8 +54,8 @@ impl<T> Store<T> {
         self.complete
     }
 
-    pub fn values(&self) -> impl Iterator<Item = &T> {
-        self.objects.values()
+    pub fn iter(&self) -> impl Iterator<Item = (&String, &T)> {
+        self.objects.iter()
     }
 
     pub fn iter_mut(&mut self) -> impl Iterator<Item = (&String, &mut T)> {

@@ -1,126 +1,156 @@
-//! From the reports of all nodes to the status of one object. Pure.
+//! From what all nodes say to the status of one object. Pure.
+//!
+//! A node speaks for itself alone: no single one turns what the others say (see [`Summary::verdict`]), and words that are not
+//! the majority's are told as whose they are.
 
-use bulkhead_api::objects::{ACCEPTED, ADDRESSES_AVAILABLE, NodeReportSpec, Refusal};
+use super::room::Room;
+use bulkhead_api::objects::{ACCEPTED, ADDRESSES_AVAILABLE, Refusal};
 use k8s_openapi::{
     apimachinery::pkg::apis::meta::v1::{Condition, Time},
     jiff::Timestamp,
 };
 use serde_json::{Value, json};
+use std::collections::BTreeMap;
+
+/// What one node says of one version of an object.
+#[derive(Clone, Copy, Debug, PartialEq)]
+pub enum Opinion<'a> {
+    InForce,
+    Refused(&'a Refusal),
+    /// It has not looked at it yet, or does not say.
+    None,
+}
 
 /// What nodes make of one version of an object.
-#[derive(Debug, PartialEq)]
+#[derive(Debug, PartialEq, Default)]
 pub struct Summary<'a> {
-    /// That have it in force.
     in_force: usize,
     /// That report at all.
     nodes: usize,
-    /// That refused it, and what the first of them says.
-    refused: usize,
-    refusal: Option<&'a Refusal>,
-    without_address: WithoutAddress<'a>,
+    /// Who refused it.
+    refused: Vec<(&'a str, &'a Refusal)>,
 }
 
-/// Pods that wait for an address of a partition.
-#[derive(Debug, Default, PartialEq)]
-struct WithoutAddress<'a> {
-    pods: i32,
-    nodes: usize,
-    /// Of the first of these nodes.
-    why: &'a str,
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Verdict {
+    Accepted,
+    Refused,
+    /// Too few have looked at it.
+    Pending,
+    /// As many refuse it as go by it.
+    Disputed,
+}
+
+impl Verdict {
+    fn status(self) -> &'static str {
+        match self {
+            Self::Accepted => "True",
+            Self::Refused => "False",
+            Self::Pending | Self::Disputed => "Unknown",
+        }
+    }
 }
 
 impl<'a> Summary<'a> {
-    /// `object` as in `Partition/web`.
-    pub fn of(object: &str, generation: i64, reports: impl Iterator<Item = &'a NodeReportSpec>) -> Self {
-        let without_address = WithoutAddress::default();
-        let mut summary = Self { in_force: 0, nodes: 0, refused: 0, refusal: None, without_address };
-        let partition = object.strip_prefix("Partition/");
-        for report in reports {
+    /// Of the nodes by name.
+    pub fn of(opinions: impl Iterator<Item = (&'a str, Opinion<'a>)>) -> Self {
+        let mut summary = Self::default();
+        for (node, opinion) in opinions {
             summary.nodes += 1;
-            summary.in_force += usize::from(report.in_force.get(object) == Some(&generation));
-            let refusal = report.refused.iter().find(|r| r.object == object && r.generation == generation);
-            summary.refused += usize::from(refusal.is_some());
-            summary.refusal = summary.refusal.or(refusal);
-            if let Some(one) = report.exhausted.iter().find(|e| Some(e.partition.as_str()) == partition) {
-                let of = &mut summary.without_address;
-                (of.pods, of.nodes) = (of.pods.saturating_add(one.pods), of.nodes + 1);
-                of.why = if of.why.is_empty() { &one.message } else { of.why };
+            match opinion {
+                Opinion::InForce => summary.in_force += 1,
+                Opinion::Refused(refusal) => summary.refused.push((node, refusal)),
+                Opinion::None => {}
             }
         }
         summary
     }
 
-    /// The condition's status, reason and message.
-    fn verdict(&self) -> (&'static str, &'static str, String) {
-        match self.refusal {
-            Some(Refusal { field, message, .. }) => {
-                let mut text = match field {
-                    Some(field) => format!("{field}: {message}"),
-                    None => message.clone(),
-                };
-                if self.refused < self.nodes {
-                    text += &format!(" (on {} of {} nodes)", self.refused, self.nodes);
-                }
-                ("False", "Refused", text)
+    /// What most of those say that have looked at it, once they are half of all nodes. So with three nodes or more one alone turns
+    /// nothing, whatever it reports and however early; and with half of them away, what the others say still counts.
+    pub fn verdict(&self) -> Verdict {
+        let (yes, no) = (self.in_force, self.refused.len());
+        match yes.cmp(&no) {
+            _ if yes + no == 0 || (yes + no) * 2 < self.nodes => Verdict::Pending,
+            std::cmp::Ordering::Greater => Verdict::Accepted,
+            std::cmp::Ordering::Less => Verdict::Refused,
+            std::cmp::Ordering::Equal => Verdict::Disputed,
+        }
+    }
+
+    /// Why it is refused, in the words of most; and of whom, unless that is all nodes.
+    pub fn refusal(&self) -> Option<String> {
+        let mut said: BTreeMap<_, Vec<&str>> = BTreeMap::new();
+        for (node, Refusal { field, message, .. }) in &self.refused {
+            said.entry((field, message)).or_default().push(node);
+        }
+        // The first of those that are said most often.
+        let ((field, message), _) = said.into_iter().rev().max_by_key(|(_, nodes)| nodes.len())?;
+        let mut text = match field {
+            Some(field) => format!("{field}: {message}"),
+            None => message.clone(),
+        };
+        let (refused, nodes) = (self.refused.len(), self.nodes);
+        if refused < nodes {
+            let first = self.refused.iter().take(3).map(|(node, _)| *node).collect::<Vec<_>>().join(", ");
+            let more = if refused > 3 { ", ..." } else { "" };
+            text += &format!(" (on {refused} of {nodes} nodes: {first}{more})");
+        }
+        Some(text)
+    }
+
+    fn message(&self) -> String {
+        match (self.verdict(), self.refusal()) {
+            (Verdict::Refused, Some(text)) => text,
+            (_, Some(text)) => format!("refused: {text}"),
+            (Verdict::Pending, None) if self.in_force == 0 => "no node has looked at this version yet".into(),
+            (Verdict::Pending, None) => {
+                format!("{} of {} nodes have looked at this version", self.in_force, self.nodes)
             }
-            None if self.in_force > 0 => ("True", "Accepted", String::new()),
-            None => ("Unknown", "Pending", "no node has looked at this version yet".into()),
+            (_, None) => String::new(),
         }
-    }
-
-    /// As [`Self::verdict`], of the partition's addresses.
-    fn room(&self) -> (&'static str, &'static str, String) {
-        let WithoutAddress { pods, nodes, why } = self.without_address;
-        if nodes == 0 {
-            return ("True", "Available", String::new());
-        }
-        let (pods, nodes) = (counted(pods, "pod"), counted(nodes as u64, "node"));
-        ("False", "Exhausted", format!("{pods} on {nodes} without an address: {why}"))
-    }
-
-    pub fn accepted(&self) -> &'static str {
-        self.verdict().0
     }
 }
 
-/// The status to stand in the place of `now`. `of_partition`: with the numbers of nodes, and whether there are addresses.
+/// The status to stand in the place of `now`. `room`, of a partition: then with the numbers of nodes too.
 pub fn status(
     summary: &Summary<'_>,
     generation: i64,
-    of_partition: bool,
+    room: Option<&Room<'_>>,
     now: &Value,
     at: Timestamp,
 ) -> Value {
-    let condition = |type_: &str, (status, reason, message): (&str, &str, String)| {
+    let condition = |type_: &str, status: &str, reason: String, message: String| {
         let before = found(now, type_).filter(|c| c.status == status);
         Condition {
             type_: type_.into(),
             status: status.into(),
-            reason: reason.into(),
+            reason,
             message,
             observed_generation: Some(generation),
             last_transition_time: before.map_or(Time(at), |c| c.last_transition_time),
         }
     };
-    let mut wanted = json!({"conditions": [condition(ACCEPTED, summary.verdict())]});
-    if of_partition {
-        wanted["conditions"] =
-            json!([condition(ACCEPTED, summary.verdict()), condition(ADDRESSES_AVAILABLE, summary.room())]);
-        wanted["observedGeneration"] = generation.into();
-        wanted["nodesInForce"] = summary.in_force.into();
-        wanted["nodes"] = summary.nodes.into();
-    }
-    wanted
+    let verdict = summary.verdict();
+    let accepted = condition(ACCEPTED, verdict.status(), format!("{verdict:?}"), summary.message());
+    let Some(room) = room else { return json!({"conditions": [accepted]}) };
+    let (status, reason, message) = room.told();
+    json!({
+        "conditions": [accepted, condition(ADDRESSES_AVAILABLE, status, reason.into(), message)],
+        "observedGeneration": generation,
+        "nodesInForce": summary.in_force,
+        "nodes": summary.nodes,
+    })
 }
 
 /// Whether this must be written; conditions of others are none of ours.
 pub fn differs(now: &Value, wanted: &Value) -> bool {
     let number = |field: &str| now[field].as_i64() != wanted[field].as_i64();
-    let numbers =
+    let mut numbers =
         ["observedGeneration", "nodesInForce", "nodes"].into_iter().filter(|f| !wanted[*f].is_null());
     let condition = |type_: &str| found(now, type_) != found(wanted, type_);
-    let types = [ACCEPTED, ADDRESSES_AVAILABLE].into_iter().filter(|t| found(wanted, t).is_some());
-    types.into_iter().any(condition) || numbers.into_iter().any(number)
+    let mut types = [ACCEPTED, ADDRESSES_AVAILABLE].into_iter().filter(|t| found(wanted, t).is_some());
+    types.any(condition) || numbers.any(number)
 }
 
 /// The condition of this type.
@@ -130,90 +160,99 @@ fn found(status: &Value, type_: &str) -> Option<Condition> {
     serde_json::from_value(ours.clone()).ok()
 }
 
-/// `1 pod`, `3 pods`.
-fn counted(number: impl Copy + Into<i128>, what: &str) -> String {
-    let number = number.into();
-    format!("{number} {what}{}", if number == 1 { "" } else { "s" })
-}
-
 #[cfg(test)]
 #[allow(clippy::unwrap_used, reason = "a test fails by panicking")]
 mod tests {
     use super::*;
-    use bulkhead_api::objects::Exhausted;
 
-    const WEB: &str = "Partition/web";
+    const NAMES: [&str; 6] = ["node1", "node2", "node3", "node4", "node5", "node6"];
 
-    fn report(in_force: i64, refused: &[i64]) -> NodeReportSpec {
-        let refusal = |generation: &i64| Refusal {
-            object: WEB.into(),
-            generation: *generation,
+    fn refusal(message: &str) -> Refusal {
+        Refusal {
+            object: "Partition/web".into(),
+            generation: 3,
             field: Some("spec.podCIDRs[0]".into()),
-            message: "overlaps".into(),
-        };
-        NodeReportSpec {
-            in_force: [(WEB.to_string(), in_force)].into(),
-            refused: refused.iter().map(refusal).collect(),
-            ..NodeReportSpec::default()
+            message: message.into(),
         }
+    }
+
+    /// `y`: in force, `n`: refused, `l`: refused in other words, anything else: nothing.
+    fn told(nodes: &str) -> (String, String) {
+        let (no, lie) = (refusal("overlaps"), refusal("a lie"));
+        let opinions = nodes.chars().zip(NAMES).map(|(said, name)| match said {
+            'y' => (name, Opinion::InForce),
+            'n' => (name, Opinion::Refused(&no)),
+            'l' => (name, Opinion::Refused(&lie)),
+            _ => (name, Opinion::None),
+        });
+        let status = status(&Summary::of(opinions), 3, Some(&Room::default()), &Value::Null, at(1));
+        let condition = &status["conditions"][0];
+        let text = |field: &str| condition[field].as_str().unwrap().to_string();
+        let numbers = format!("{}/{}", status["nodesInForce"], status["nodes"]);
+        (format!("{} {} {numbers}", text("status"), text("reason")), text("message"))
     }
 
     fn at(second: i64) -> Timestamp {
         Timestamp::from_second(second).unwrap()
     }
 
-    fn of(reports: &[NodeReportSpec], generation: i64) -> Value {
-        status(&Summary::of(WEB, generation, reports.iter()), generation, true, &Value::Null, at(1))
-    }
-
     #[test]
     fn a_version_counts_where_it_is_in_force_and_nowhere_else() {
-        let told = of(&[report(3, &[]), report(2, &[]), report(3, &[])], 3);
-        assert_eq!((&told["nodesInForce"], &told["nodes"]), (&json!(2), &json!(3)));
-        assert_eq!(told["conditions"][0]["status"], "True");
+        assert_eq!(told("y-y"), ("True Accepted 2/3".into(), String::new()));
+        assert_eq!(told("nnn"), ("False Refused 0/3".into(), "spec.podCIDRs[0]: overlaps".into()));
+        assert_eq!(told("").0, "Unknown Pending 0/0");
+        assert_eq!(told("--").1, "no node has looked at this version yet");
     }
 
     #[test]
-    fn one_node_that_refuses_is_enough_and_says_why() {
-        let told = of(&[report(3, &[]), report(2, &[3])], 3);
-        let condition = &told["conditions"][0];
-        assert_eq!((&condition["status"], &condition["reason"]), (&json!("False"), &json!("Refused")));
-        assert_eq!(condition["message"], "spec.podCIDRs[0]: overlaps (on 1 of 2 nodes)");
+    fn one_node_alone_turns_nothing_whatever_it_says_and_however_early() {
+        let lie = |of: usize| format!("spec.podCIDRs[0]: a lie (on 1 of {of} nodes: node1)");
+        // Before anybody else has looked, neither way.
+        assert_eq!(told("l--"), ("Unknown Pending 0/3".into(), format!("refused: {}", lie(3))));
+        assert_eq!(
+            told("y--"),
+            ("Unknown Pending 1/3".into(), "1 of 3 nodes have looked at this version".into())
+        );
+        // Against another one, and against all others.
+        assert_eq!(told("ly-").0, "Unknown Disputed 1/3");
+        assert_eq!(told("lyy"), ("True Accepted 2/3".into(), format!("refused: {}", lie(3))));
+        assert_eq!(told("ynn").0, "False Refused 1/3");
+        // Nor does it choose the words.
+        assert_eq!(told("lnn").1, "spec.podCIDRs[0]: overlaps");
+        for honest in 2..6 {
+            for (truth, verdict) in [("y", "True"), ("n", "False")] {
+                for liar in ["y", "l"] {
+                    let told = told(&format!("{liar}{}", truth.repeat(honest)));
+                    assert!(told.0.starts_with(verdict), "{liar} against {honest} {truth}: {told:?}");
+                }
+            }
+        }
     }
 
     #[test]
-    fn a_refusal_of_an_older_version_says_nothing_of_this_one() {
-        assert_eq!(of(&[report(4, &[3])], 4)["conditions"][0]["status"], "True");
-        assert_eq!(of(&[report(3, &[4])], 5)["conditions"][0]["status"], "Unknown");
+    fn what_those_say_that_are_there_counts_while_half_of_the_nodes_are_away() {
+        assert_eq!(told("y-").0, "True Accepted 1/2");
+        assert_eq!(told("n-").0, "False Refused 0/2");
+        assert_eq!(told("nn--").1, "spec.podCIDRs[0]: overlaps (on 2 of 4 nodes: node1, node2)");
+        assert_eq!(
+            told("nnnny-").1,
+            "spec.podCIDRs[0]: overlaps (on 4 of 6 nodes: node1, node2, node3, ...)"
+        );
     }
 
     #[test]
     fn the_time_of_a_transition_stays_while_the_status_does_and_nothing_is_written_twice() {
-        let reports = [report(3, &[])];
-        let summary = Summary::of(WEB, 3, reports.iter());
-        let first = status(&summary, 3, true, &Value::Null, at(1));
+        let nodes = |said: &[Opinion<'static>]| {
+            Summary::of(NAMES.into_iter().zip(said.to_vec()).collect::<Vec<_>>().into_iter())
+        };
+        let room = Some(&Room::default());
+        let summary = nodes(&[Opinion::InForce]);
+        let first = status(&summary, 3, room, &Value::Null, at(1));
         assert!(differs(&Value::Null, &first));
-        let second = status(&summary, 3, true, &first, at(2));
+        let second = status(&summary, 3, room, &first, at(2));
         assert!(!differs(&first, &second));
-        let reports = [report(3, &[]), report(0, &[])];
-        let third = status(&Summary::of(WEB, 3, reports.iter()), 3, true, &first, at(3));
+        let third = status(&nodes(&[Opinion::InForce, Opinion::None]), 3, room, &first, at(3));
         assert!(differs(&first, &third));
         assert_eq!(found(&third, ACCEPTED).unwrap().last_transition_time, Time(at(1)));
-    }
-
-    #[test]
-    fn pods_without_an_address_are_counted_until_there_are_none() {
-        let short = |pods: i32| NodeReportSpec {
-            exhausted: vec![Exhausted { partition: "web".into(), pods, message: "full".into() }],
-            ..report(3, &[])
-        };
-        let room = |reports: &[NodeReportSpec]| found(&of(reports, 3), ADDRESSES_AVAILABLE).unwrap();
-        let (none, some) = (room(&[report(3, &[])]), room(&[short(2), report(3, &[]), short(1)]));
-        assert_eq!((none.status.as_str(), none.reason.as_str()), ("True", "Available"));
-        assert_eq!((some.status.as_str(), some.reason.as_str()), ("False", "Exhausted"));
-        assert_eq!(some.message, "3 pods on 2 nodes without an address: full");
-        assert!(differs(&of(&[short(2)], 3), &of(&[short(1)], 3)));
-        let other = Summary::of("Partition/pay", 3, [short(2)].iter().map(|r| r as &NodeReportSpec)).room();
-        assert_eq!(other.0, "True");
     }
 }

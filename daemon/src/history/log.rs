@@ -112,15 +112,16 @@ fn follow<T>(objects: &mut Named<Sourced<T>>, differences: Differences<T>) {
 /// When there is a file that cannot be read; a last line that was cut off is none.
 pub fn read(dir: &Path) -> Result<Vec<(GenerationInfo, Objects)>, StoreError> {
     let path = dir.join(FILE);
-    let text = match fs::read_to_string(&path) {
-        Ok(text) => text,
+    // Not as text: what was cut off may end within a character.
+    let written = match fs::read(&path) {
+        Ok(written) => written,
         Err(e) if e.kind() == io::ErrorKind::NotFound => return read_files(dir),
         Err(source) => return Err(StoreError::Io { path, source }),
     };
     let mut kept: Vec<(GenerationInfo, Objects)> = Vec::new();
     let mut objects = Objects::default();
-    for line in text.split_inclusive('\n').filter(|line| line.ends_with('\n')) {
-        let Line { mut info, instead, rules } = serde_json::from_str(line)
+    for line in written.split_inclusive(|b| *b == b'\n').filter(|line| line.ends_with(b"\n")) {
+        let Line { mut info, instead, rules } = serde_json::from_slice(line)
             .map_err(|source| StoreError::Forgotten { path: path.clone(), source })?;
         rules.apply(&mut objects);
         if instead {

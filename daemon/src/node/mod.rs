@@ -35,7 +35,7 @@ use crate::{
         watch_narrow_routes,
     },
     pod_events::PodEvents,
-    report::report,
+    report::{Outcome, report},
     reservation,
     source::{Observed, Snapshot, Versions},
     store::{self, StoreError},
@@ -47,7 +47,7 @@ use bulkhead_api::{
 use bulkhead_ebpf_abi::{Addr, Connections, ID_WORLD, RULE_FIRST_DYNAMIC, Sizes};
 use bulkhead_policy::{
     Admitted, Compiled, EAGER_PARTITIONS, Interner, Local, LocalPod, NodeInfo, Objects, Sourced,
-    admit_change, compile, compile_at_once,
+    admit_change, compile, compile_at_once, strays,
 };
 use std::{
     collections::{BTreeMap, BTreeSet},
@@ -245,6 +245,13 @@ impl Node {
         let candidate = candidate.with_dns_backends(&self.services.table);
         let Admitted { objects, errors, clean } = admit_change(&self.in_force.policy, self.clean, candidate);
         refused.extend(errors);
+        let blocks_stay = self.in_force.blocks.ptr_eq(&snapshot.blocks);
+        self.in_force.blocks = snapshot.blocks;
+        let objects = if blocks_stay && same_ranges(&self.in_force.policy, &objects) {
+            Objects { strays: self.in_force.policy.strays.clone(), ..objects }
+        } else {
+            self.with_strays(objects)
+        };
         let changed = self.compiled.is_none() || objects != self.in_force.policy;
         if changed {
             match self.switch(objects, None, None) {
@@ -266,12 +273,12 @@ impl Node {
         self.in_force.reservations = snapshot.reservations;
         refused.extend(self.admit_bgp(snapshot.bgp_peers, snapshot.bgp));
         let told = self.errors();
-        let taken = failed.is_empty() && self.history.held().is_none();
+        let failed_now = !failed.is_empty();
         (self.refused, self.failed) = (refused, failed);
         self.follow().await;
         // Behind all that pods wait for.
         self.write_services();
-        self.report(&observed.versions, taken);
+        self.report(&observed.versions, failed_now);
         self.waiting.keep(|pod| self.in_force.policy.pods.contains_key(pod));
         self.report_waiting();
         for error in self.errors().iter().filter(|e| !told.contains(e)) {
@@ -279,13 +286,24 @@ impl Node {
         }
     }
 
-    /// `taken`: what was not refused is in force.
-    fn report(&self, versions: &Versions, taken: bool) {
+    /// Whose addresses are that do not lie in their range, by what nodes have claimed.
+    fn with_strays(&self, objects: Objects) -> Objects {
+        let strays = strays(&objects, &self.in_force.blocks);
+        Objects { strays, ..objects }
+    }
+
+    /// `failed`: what was in force before still is.
+    fn report(&self, versions: &Versions, failed: bool) {
+        let outcome = match self.history.held() {
+            Some(generation) => Outcome::Held(generation),
+            None if failed => Outcome::Failed,
+            None => Outcome::Taken,
+        };
         // 0: not known, which is not worth failing for.
         let generation = self.datapath.running_generation().unwrap_or_default();
         let errors = self.errors();
         self.reports.send_if_modified(|told| {
-            let report = report(told, versions, &errors, taken, generation);
+            let report = report(told, versions, &errors, outcome, generation);
             let changed = *told != report;
             *told = report;
             changed
@@ -603,6 +621,10 @@ const BGP_FILE: &str = "bgp.json";
 /// What was last announced.
 const ANNOUNCED_FILE: &str = "announced.json";
 const DEFAULT_MTU: u32 = 1500;
+
+fn same_ranges(a: &Objects, b: &Objects) -> bool {
+    a.partitions.ptr_eq(&b.partitions) && a.default_pod_cidrs == b.default_pod_cidrs
+}
 
 /// What this node needs of the objects; `none` is an empty set.
 fn local_of<'a>(

@@ -38,11 +38,14 @@ impl Node {
             let reasons: Vec<_> = refused.iter().map(ToString::to_string).collect();
             return Err(failed(reasons.join("; ")));
         }
+        let objects = self.with_strays(objects);
         self.switch(objects, Some(to), None).map_err(failed)?;
         self.clean = true;
         let held = self.history.hold(Some(to));
         // Whatever the disk says: it is in force.
         self.follow().await;
+        let versions = self.source.borrow().versions.clone();
+        self.report(&versions, false);
         held.map_err(|e| failed(format!("in force, but the hold is not on disk: {e}")))?;
         info!(to, "rolled back; the source is held");
         self.in_force_now()
@@ -79,7 +82,8 @@ impl Node {
 
 /// The rules of one set, and of the other what is the case whether anybody likes it or not.
 fn with_facts(rules: Objects, facts: Objects) -> Objects {
-    Objects { nodes: facts.nodes, pods: facts.pods, namespaces: facts.namespaces, ..rules }
+    let Objects { nodes, pods, namespaces, strays, .. } = facts;
+    Objects { nodes, pods, namespaces, strays, ..rules }
 }
 
 fn failed(details: String) -> ErrorReply {

@@ -5,17 +5,20 @@
 //! API server ──watch──▶ events ──document──▶ objects ┘
 //! ```
 
+mod blocks;
 mod directory;
 pub mod kubernetes;
+mod versions;
 
+pub use blocks::with_blocks;
 pub use bulkhead_policy::files::{Kind, Object, PodInfo, Snapshot, parse};
 pub use directory::{Directory, watch};
+#[cfg(test)]
+pub(crate) use versions::tests::versions;
+pub use versions::{SetDigest, Version, Versions};
 
 use bulkhead_api::messages::ObjectError;
-use std::{collections::BTreeMap, sync::Arc, time::Instant};
-
-/// `Partition/web` and its `metadata.generation`, of the kinds that are told on status; files have none.
-pub type Versions = BTreeMap<String, i64>;
+use std::{sync::Arc, time::Instant};
 
 /// A snapshot, what could not be read into it, and when the change was noticed.
 #[derive(Clone, Debug)]

@@ -83,6 +83,7 @@ pub(super) fn same_addresses(a: &Objects, b: &Objects) -> bool {
         _ => false,
     };
     a.default_pod_cidrs == b.default_pod_cidrs
+        && a.strays == b.strays
         && a.cluster_dns == b.cluster_dns
         && a.nodes == b.nodes
         && a.network_groups == b.network_groups

@@ -113,6 +113,11 @@ impl Side {
         self.nodes.get(&address).or_else(of_pod).map(String::as_str)
     }
 
+    /// Nodes by address.
+    pub(super) fn nodes(&self) -> impl Iterator<Item = (Addr, &str)> {
+        self.nodes.iter().map(|(address, name)| (*address, name.as_str()))
+    }
+
     /// Whether a node speaks to a pod of its own: what no rule forbids.
     pub(super) fn is_own(&self, from: Addr, to: Addr) -> bool {
         let of_node = self.nodes.get(&from).filter(|_| !self.nodes.contains_key(&to));

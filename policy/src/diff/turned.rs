@@ -7,7 +7,7 @@
 //! A group that is to both sides the same, and under the same rules, is compared with the others' groups only.
 
 use super::{
-    functions::{Functions, Numbers, SetId},
+    functions::{ALWAYS, Functions, Numbers, SetId},
     groups::Group,
     outcome::{Outcomes, Part},
     side::Side,
@@ -53,7 +53,7 @@ pub(super) fn turned(sides: [&Side; 2], groups: &[Group], v6: bool) -> Vec<Turne
     merged(rows, &search.outcomes)
 }
 
-struct Search<'a> {
+pub(super) struct Search<'a> {
     numbers: Numbers,
     functions: [Functions<'a>; 2],
     outcomes: Outcomes,
@@ -66,7 +66,7 @@ struct Search<'a> {
 }
 
 impl<'a> Search<'a> {
-    fn new(sides: [&'a Side; 2], groups: &[Group], v6: bool) -> Self {
+    pub fn new(sides: [&'a Side; 2], groups: &[Group], v6: bool) -> Self {
         let mut numbers = Numbers::new();
         let functions = sides.map(|side| Functions::of(side, &mut numbers));
         let mut atoms = Vec::new();
@@ -215,6 +215,17 @@ impl<'a> Search<'a> {
     fn are_own(&self, from: usize, to: usize) -> bool {
         let (from, to) = (&self.ends[from], &self.ends[to]);
         !from.pods && to.pods && from.alone_on.is_some() && from.alone_on == to.alone_on
+    }
+
+    /// What turns where no rule is asked on the sides on which the pods of `to` are the nodes' of `from` own.
+    pub fn own(&mut self, from: usize, to: usize, own: [bool; 2]) -> &[Part] {
+        let mut egress = self.decided(from, DIR_EGRESS, self.ends[to].sets);
+        let mut ingress = self.decided(to, DIR_INGRESS, self.ends[from].sets);
+        for side in [0, 1].into_iter().filter(|side| own[*side]) {
+            (egress[side], ingress[side]) = (ALWAYS, ALWAYS);
+        }
+        let outcome = self.outcomes.of(egress, ingress, &self.numbers);
+        self.outcomes.parts(outcome)
     }
 
     fn exactly(&mut self, from: usize, to: usize) -> u32 {

@@ -10,7 +10,8 @@ use bulkhead_api::{
     messages::ObjectError,
     objects::{
         ANNOTATION_DRAIN_ROUTES, API_VERSION, BGPConfigurationSpec, BGPPeerSpec, BandwidthClassSpec,
-        ClusterNetworkPolicySpec, IPReservationSpec, NetworkGroupSpec, NetworkPolicySpec, PartitionSpec,
+        ClusterNetworkPolicySpec, IPBlockSpec, IPReservationSpec, NetworkGroupSpec, NetworkPolicySpec,
+        PartitionSpec,
     },
 };
 use k8s_openapi::{
@@ -27,7 +28,7 @@ use std::{fmt, net::IpAddr, sync::Arc};
 
 /// A label of the nodes that run the API server.
 const CONTROL_PLANE_LABEL: &str = "node-role.kubernetes.io/control-plane";
-const KINDS: &str = "Partition, NetworkGroup, BandwidthClass, BGPPeer, BGPConfiguration and IPReservation of bulkhead.dev/v1alpha1, \
+const KINDS: &str = "Partition, NetworkGroup, BandwidthClass, BGPPeer, BGPConfiguration, IPReservation and IPBlock of bulkhead.dev/v1alpha1, \
                      Namespace, Pod, Node and Service of v1, EndpointSlice of discovery.k8s.io/v1, \
                      NetworkPolicy of networking.k8s.io/v1, \
                      ClusterNetworkPolicy of policy.networking.k8s.io/v1alpha2";
@@ -41,6 +42,7 @@ pub enum Object {
     BgpConfiguration(String, Box<Sourced<BGPConfigurationSpec>>),
     /// By `namespace/name`.
     IpReservation(String, Arc<IPReservationSpec>),
+    IpBlock(String, Arc<IPBlockSpec>),
     Namespace(String, Arc<Labels>),
     /// By `namespace/name`.
     Pod(String, PodInfo),
@@ -61,6 +63,7 @@ pub enum Kind {
     BgpPeer,
     BgpConfiguration,
     IpReservation,
+    IpBlock,
     Namespace,
     Pod,
     NetworkPolicy,
@@ -71,13 +74,14 @@ pub enum Kind {
 }
 
 impl Kind {
-    const ALL: [Self; 13] = [
+    const ALL: [Self; 14] = [
         Self::Partition,
         Self::NetworkGroup,
         Self::BandwidthClass,
         Self::BgpPeer,
         Self::BgpConfiguration,
         Self::IpReservation,
+        Self::IpBlock,
         Self::Namespace,
         Self::Pod,
         Self::NetworkPolicy,
@@ -99,6 +103,7 @@ impl fmt::Display for Kind {
             Self::BgpPeer => f.write_str("BGPPeer"),
             Self::BgpConfiguration => f.write_str("BGPConfiguration"),
             Self::IpReservation => f.write_str("IPReservation"),
+            Self::IpBlock => f.write_str("IPBlock"),
             other => write!(f, "{other:?}"),
         }
     }
@@ -114,6 +119,7 @@ impl Object {
             Self::BgpPeer(name, _) => (Kind::BgpPeer, name),
             Self::BgpConfiguration(name, _) => (Kind::BgpConfiguration, name),
             Self::IpReservation(key, _) => (Kind::IpReservation, key),
+            Self::IpBlock(name, _) => (Kind::IpBlock, name),
             Self::Namespace(name, _) => (Kind::Namespace, name),
             Self::Pod(key, _) => (Kind::Pod, key),
             Self::NetworkPolicy(key, _) => (Kind::NetworkPolicy, key),
@@ -260,6 +266,7 @@ pub fn typed(
             let key = format!("{namespace}/{name}");
             Object::IpReservation(key, Arc::new(spec(value)?))
         }
+        (API_VERSION, "IPBlock") => Object::IpBlock(name, Arc::new(spec(value)?)),
         ("v1", "Namespace") => {
             let labels = read::<v1::Namespace>(value)?.metadata.labels.unwrap_or_default();
             let labels = with_name(labels.into(), &name);

@@ -16,7 +16,7 @@ use crate::{
 };
 use bulkhead_api::{
     messages::{DiffRequest, ObjectError},
-    objects::{BGPConfigurationSpec, BGPPeerSpec, IPReservationSpec},
+    objects::{BGPConfigurationSpec, BGPPeerSpec, IPBlockSpec, IPReservationSpec},
 };
 use serde::{Deserialize, Serialize};
 use std::{collections::BTreeMap, sync::Arc};
@@ -32,6 +32,7 @@ pub struct Snapshot {
     pub bgp: Option<Sourced<BGPConfigurationSpec>>,
     /// By `namespace/name`.
     pub reservations: Named<IPReservationSpec>,
+    pub blocks: Named<IPBlockSpec>,
     pub services: Named<Service>,
     pub endpoint_slices: Named<EndpointSlice>,
 }
@@ -46,6 +47,7 @@ impl Snapshot {
             Object::BgpPeer(name, o) => drop(self.bgp_peers.insert(name, *o)),
             Object::BgpConfiguration(_, o) => self.bgp = Some(*o),
             Object::IpReservation(key, o) => drop(self.reservations.insert(key, o)),
+            Object::IpBlock(name, o) => drop(self.blocks.insert(name, o)),
             Object::Namespace(name, labels) => drop(self.policy.namespaces.insert(name, labels)),
             Object::Pod(key, pod) => {
                 match pod.annotations.is_empty() {
@@ -74,6 +76,7 @@ impl Snapshot {
             Object::BgpPeer(name, o) => self.bgp_peers.get(name) == Some(o),
             Object::BgpConfiguration(_, o) => self.bgp.as_ref() == Some(&**o),
             Object::IpReservation(key, o) => self.reservations.get(key) == Some(o),
+            Object::IpBlock(name, o) => self.blocks.get(name) == Some(o),
             Object::Namespace(name, labels) => policy.namespaces.get(name) == Some(labels),
             Object::Pod(key, pod) => {
                 let annotations =
@@ -97,6 +100,7 @@ impl Snapshot {
             Kind::BgpPeer => self.bgp_peers.contains_key(name),
             Kind::BgpConfiguration => self.bgp.is_some(),
             Kind::IpReservation => self.reservations.contains_key(name),
+            Kind::IpBlock => self.blocks.contains_key(name),
             Kind::Namespace => self.policy.namespaces.contains_key(name),
             Kind::Pod => self.policy.pods.contains_key(name),
             Kind::NetworkPolicy => self.policy.network_policies.contains_key(name),
@@ -116,6 +120,7 @@ impl Snapshot {
             Kind::BgpPeer => drop(self.bgp_peers.remove(name)),
             Kind::BgpConfiguration => self.bgp = None,
             Kind::IpReservation => drop(self.reservations.remove(name)),
+            Kind::IpBlock => drop(self.blocks.remove(name)),
             Kind::Namespace => drop(self.policy.namespaces.remove(name)),
             Kind::Pod => {
                 self.policy.pods.remove(name);
@@ -138,12 +143,12 @@ pub fn edited(before: &Snapshot, request: &DiffRequest) -> Result<Snapshot, Obje
     let mut after = before.clone();
     if request.prune {
         // What is the case is nobody's file to decide on.
-        let Objects { namespaces, pods, nodes, default_pod_cidrs, cluster_dns, .. } = after.policy;
+        let Objects { namespaces, pods, nodes, strays, default_pod_cidrs, cluster_dns, .. } = after.policy;
         let policy =
-            Objects { namespaces, pods, nodes, default_pod_cidrs, cluster_dns, ..Objects::default() };
-        let Snapshot { annotations, services, endpoint_slices, reservations, .. } = after;
-        after =
-            Snapshot { policy, annotations, services, endpoint_slices, reservations, ..Snapshot::default() };
+            Objects { namespaces, pods, nodes, strays, default_pod_cidrs, cluster_dns, ..Objects::default() };
+        let Snapshot { annotations, services, endpoint_slices, reservations, blocks, .. } = after;
+        let facts = Snapshot { policy, annotations, services, endpoint_slices, ..Snapshot::default() };
+        after = Snapshot { reservations, blocks, ..facts };
     }
     for file in &request.files {
         parse(&file.name, &file.text)?.into_iter().for_each(|object| after.insert(object));

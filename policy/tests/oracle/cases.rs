@@ -172,7 +172,8 @@ fn partitions_and_nodes() -> impl Strategy<Value = Objects> {
     let partitions = prop::collection::vec(any_partition(), 1..5);
     let nodes = prop::collection::vec((prop::collection::vec(any_address(), 0..3), any::<bool>()), 0..4);
     let dns = prop::collection::vec(any_address(), 0..3);
-    (groups, partitions, nodes, dns).prop_map(|(groups, partitions, nodes, cluster_dns)| {
+    let strays = prop::collection::vec((any_network(), 0..5usize), 0..3);
+    (groups, partitions, nodes, dns, strays).prop_map(|(groups, partitions, nodes, cluster_dns, strays)| {
         let network = |text: &str| text.parse::<IpNetwork>().unwrap();
         let default_pod_cidrs = vec![network("10.0.0.0/15"), network("fd01::/16")];
         let mut objects = Objects { cluster_dns, default_pod_cidrs, ..Objects::default() };
@@ -193,6 +194,10 @@ fn partitions_and_nodes() -> impl Strategy<Value = Objects> {
                 *name = PARTITIONS[index % count].into();
             }
             objects.partitions.insert(PARTITIONS[i].into(), sourced(spec, "p"));
+        }
+        for (cidr, name) in strays {
+            let name = if name < count { PARTITIONS[name] } else { "default" };
+            objects.strays.insert(cidr, name.into());
         }
         for (i, (addresses, control_plane)) in nodes.into_iter().enumerate() {
             let node = NodeInfo { addresses, control_plane, ..NodeInfo::default() };

@@ -106,14 +106,21 @@ fn ranges<'a>(objects: &'a Objects, partition: &str) -> &'a [IpNetwork] {
     }
 }
 
-/// The partition of a pod's address: by range, else (a stray) by the pod's namespace.
+/// The partition of a pod's address: by the claim it was wired under where that says so, by range, else by the pod's namespace.
 fn partition_at(objects: &Objects, address: IpAddr) -> Option<String> {
     if is_node(objects, address, |_, _| true) {
         return None;
     }
     let names = objects.partitions.keys().map(String::as_str).chain(["default"]);
-    let mut holding = names.filter(|n| ranges(objects, n).iter().any(|r| r.contains(address)));
-    holding.next().map(str::to_string).or_else(|| {
+    let mut of_names = names.flat_map(|n| ranges(objects, n).iter().map(move |range| (range, n)));
+    let found = of_names.find(|(range, _)| range.contains(address));
+    let mut holding = found.map(|(range, name)| (range.prefix(), name));
+    for (cidr, name) in objects.strays.iter().filter(|(cidr, _)| cidr.contains(address)) {
+        if holding.is_none_or(|(length, _)| cidr.prefix() >= length) {
+            holding = Some((cidr.prefix(), name));
+        }
+    }
+    holding.map(|(_, name)| name.to_string()).or_else(|| {
         let (namespace, _) = pod_at(objects, address)?;
         Some(partition_of_namespace(objects, namespace).to_string())
     })

@@ -134,6 +134,8 @@ impl ControlPlane {
             ("service-account-issuer", "https://kubernetes.default.svc".into()),
             ("authorization-mode", "Node,RBAC".into()),
             ("profiling", "false".into()),
+            // As before 1.36: a NetworkPolicy may say what not everybody reads alike, `010.0.0.0/8`.
+            ("feature-gates", "StrictIPCIDRValidation=false".into()),
         ] {
             command.arg(format!("--{flag}={value}"));
         }

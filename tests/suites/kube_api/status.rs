@@ -11,6 +11,10 @@ pub const CASES: &[(&str, Case)] = &[
     ("a partition says which version of it how many nodes have in force", in_force),
     ("every kind says whether it was accepted, and why not", accepted),
     ("a partition without a free address says how many pods wait for one, until there is room", exhausted),
+    ("what of a ClusterNetworkPolicy is not supported is refused on its status", unsupported),
+    ("a NetworkPolicy that is refused has an event that says why", network_policy),
+    ("one node of three that lies turns no object's status", liar),
+    ("a node that holds former objects claims none, and counts again when it is released", held),
     ("a daemon's token reports for its own node alone, and writes no status", own_report),
     ("why a pod could not be connected stands in its events", event),
 ];
@@ -75,7 +79,12 @@ fn in_force(site: &mut Site) -> Result<()> {
     wait_status(
         site,
         red,
-        &[("status", "False"), ("reason", "Refused"), ("message", overlap), ("message", "(on 1 of 2 nodes)")],
+        &[
+            ("status", "False"),
+            ("reason", "Refused"),
+            ("message", overlap),
+            ("message", "(on 1 of 2 nodes: node1)"),
+        ],
         &[("observedGeneration", 2), ("nodesInForce", 0), ("nodes", 2)],
     )?;
     site.control.apply(&partition("red", 11, "10.73.0.0/16"))?;
@@ -163,6 +172,101 @@ fn exhausted(site: &mut Site) -> Result<()> {
     b.del(&site.node)?;
     site.control.kubectl(&["delete", "partition", "narrow"])?;
     site.control.kubectl(&["delete", "namespace", "narrow", "--wait=false"]).map(drop)
+}
+
+/// Where the egress peers' fields stand in upstream's definition.
+const EGRESS_PEER: &str = "/spec/versions/0/schema/openAPIV3Schema/properties/spec/properties/egress/items/properties/to/items/properties";
+
+fn unsupported(site: &mut Site) -> Result<()> {
+    // As upstream's experimental channel defines it.
+    let definition = "clusternetworkpolicies.policy.networking.k8s.io";
+    let domains = json!({"type": "array", "items": {"type": "string"}});
+    let patch = json!([{"op": "add", "path": format!("{EGRESS_PEER}/domainNames"), "value": domains}]);
+    site.control.kubectl(&["patch", "crd", definition, "--type=json", "-p", &patch.to_string()])?;
+    let policy = |peer: &str| {
+        format!(
+            "apiVersion: policy.networking.k8s.io/v1alpha2\nkind: ClusterNetworkPolicy\nmetadata: {{name: world}}\n\
+             spec: {{tier: Admin, priority: 7, subject: {{namespaces: {{}}}}, egress: [{{action: Deny, to: [{peer}]}}]}}\n"
+        )
+    };
+    let world: &[&str] = &["clusternetworkpolicy", "world"];
+    site.control.apply(&policy("{networks: [198.51.100.0/24]}"))?;
+    wait_status(site, world, &[("status", "True"), ("reason", "Accepted")], &[])?;
+    // A server that has not taken over the definition yet prunes the field, and then a peer without one is refused.
+    until("the API server knows domainNames", SOON, || {
+        match site.control.apply(&policy("{domainNames: [example.com]}")) {
+            Ok(_) => Ok(Some(())),
+            Err(e) => unmet(e.to_string()),
+        }
+    })?;
+    let why =
+        "spec.egress[0].to[0].domainNames: names in place of addresses are not supported: write `networks`";
+    wait_status(site, world, &[("status", "False"), ("reason", "Refused"), ("message", why)], &[])?;
+    site.wait_told(why)?;
+    // What was in force stays.
+    site.wait_allowed("10.64.0.9", "198.51.100.1", 80, false)?;
+    site.control.kubectl(&["delete", "clusternetworkpolicy", "world"])?;
+    site.wait_allowed("10.64.0.9", "198.51.100.1", 80, true)?;
+    site.wait_sound()
+}
+
+fn network_policy(site: &mut Site) -> Result<()> {
+    site.control.apply(
+        "apiVersion: networking.k8s.io/v1\nkind: NetworkPolicy\nmetadata: {name: octal, namespace: default}\n\
+         spec: {podSelector: {}, egress: [{to: [{ipBlock: {cidr: 010.0.0.0/8}}]}]}\n",
+    )?;
+    let why = "Refused: spec.egress[0].to[0].ipBlock.cidr: `010.0.0.0/8` is not a CIDR";
+    until("the NetworkPolicy is described with why it is refused", SOON, || {
+        let path = "jsonpath={range .items[*]}{.reason}: {.message}{\"\\n\"}{end}";
+        let of = "involvedObject.kind=NetworkPolicy,involvedObject.name=octal";
+        let events = site.control.kubectl(&["get", "events", "--field-selector", of, "-o", path])?;
+        if events.contains(why) { Ok(Some(())) } else { unmet(events) }
+    })?;
+    let described = site.control.kubectl(&["describe", "networkpolicy", "octal"]);
+    site.control.kubectl(&["delete", "networkpolicy", "octal"])?;
+    match described? {
+        // kubectl does not list events for every kind, in every version.
+        text if text.contains("010.0.0.0/8") => site.wait_sound(),
+        text => unmet(text),
+    }
+}
+
+/// What a stolen token could have a node say of all others' objects: the honest ones are node1 and, by its digests, node5.
+fn liar(site: &mut Site) -> Result<()> {
+    let red: &[&str] = &["partition", "red"];
+    site.control.apply(&partition("red", 11, "10.71.0.0/16"))?;
+    wait_status(site, red, &[("status", "True")], &[("nodesInForce", 1), ("nodes", 1)])?;
+    let report = |name: &str, spec: &Value| -> Result<()> {
+        let node = format!("apiVersion: v1\nkind: Node\nmetadata: {{name: {name}}}\n---\n");
+        let object = json!({"apiVersion": "bulkhead.dev/v1alpha1", "kind": "NodeReport", "metadata": {"name": name}, "spec": spec});
+        site.control.apply(&format!("{node}{object}\n")).map(drop)
+    };
+    let own = get(site, &["nodereport", "node1"])?;
+    report("node5", &own["spec"])?;
+    wait_status(site, red, &[("status", "True")], &[("nodesInForce", 2), ("nodes", 2)])?;
+    let lie = json!({"object": "Partition/red", "generation": 1, "message": "give all of it to me"});
+    report("node4", &json!({"version": "0", "generation": 1, "refused": [lie]}))?;
+    let named = "refused: give all of it to me (on 1 of 3 nodes: node4)";
+    let said = [("status", "True"), ("reason", "Accepted"), ("message", named)];
+    wait_status(site, red, &said, &[("nodesInForce", 2), ("nodes", 3)])?;
+    site.control.kubectl(&["delete", "nodereport,node", "node4", "node5"])?;
+    wait_status(site, red, &[("status", "True")], &[("nodesInForce", 1), ("nodes", 1)])?;
+    site.control.kubectl(&["delete", "partition", "red"]).map(drop)
+}
+
+fn held(site: &mut Site) -> Result<()> {
+    let red: &[&str] = &["partition", "red"];
+    site.control.apply(&partition("red", 11, "10.71.0.0/16"))?;
+    wait_status(site, red, &[("status", "True")], &[("nodesInForce", 1)])?;
+    site.node.cli(&["policy", "rollback"])?;
+    wait_status(site, red, &[("status", "Unknown"), ("reason", "Pending")], &[("nodesInForce", 0)])?;
+    let report = get(site, &["nodereport", "node1"])?;
+    if !report["spec"]["held"].is_number() {
+        return unmet(report.to_string());
+    }
+    site.node.cli(&["policy", "release"])?;
+    wait_status(site, red, &[("status", "True")], &[("nodesInForce", 1)])?;
+    site.control.kubectl(&["delete", "partition", "red"]).map(drop)
 }
 
 fn own_report(site: &mut Site) -> Result<()> {

@@ -1,10 +1,10 @@
 //! Events of all watches into one snapshot. Pure: no client, no clock but to say when something was noticed.
 
 use super::kinds::api_version;
-use crate::source::{Kind, Object, Observed, Snapshot, Versions};
+use crate::source::{Kind, Object, Observed, Snapshot, Version, Versions};
 use bulkhead_api::messages::ObjectError;
 use bulkhead_policy::files;
-use kube::api::{DynamicObject, ResourceExt};
+use kube::api::{DynamicObject, ObjectMeta, ResourceExt};
 use serde_json::{Value, json};
 use std::{
     collections::{BTreeMap, BTreeSet},
@@ -31,8 +31,7 @@ pub enum Change {
 /// An object as far as it is read.
 struct Read {
     object: Result<Object, ObjectError>,
-    /// `metadata.generation`.
-    version: i64,
+    version: Version,
 }
 
 type Listing = BTreeMap<String, Read>;
@@ -169,8 +168,8 @@ impl Collector {
     fn put(&mut self, kind: Kind, name: String, read: Read) {
         self.of(kind).names.insert(name.clone());
         let told = format!("{kind}/{name}");
-        if is_told(kind) && self.versions.get(&told) != Some(&read.version) {
-            Arc::make_mut(&mut self.versions).insert(told, read.version);
+        if is_told(kind) && self.versions.get(&told) != Some(read.version) {
+            Arc::make_mut(&mut self.versions).insert(kind, told, read.version);
             self.changed();
         }
         match read.object {
@@ -197,7 +196,9 @@ impl Collector {
         if self.of(kind).names.remove(name) {
             self.snapshot.remove(kind, name);
             self.unreadable.remove(&(kind, name.to_string()));
-            Arc::make_mut(&mut self.versions).remove(&format!("{kind}/{name}"));
+            if is_told(kind) {
+                Arc::make_mut(&mut self.versions).remove(kind, &format!("{kind}/{name}"));
+            }
             self.changed();
         }
     }
@@ -211,11 +212,16 @@ fn key(object: &DynamicObject) -> String {
     }
 }
 
+pub(crate) fn version(object: &str, metadata: &ObjectMeta) -> Version {
+    let (uid, generation) = (metadata.uid.as_deref().unwrap_or_default(), metadata.generation);
+    Version::new(object, uid, generation.unwrap_or_default())
+}
+
 /// As a file would have it, with what is read of the metadata alone.
 fn read(kind: Kind, object: DynamicObject) -> (String, Read) {
     let (key, name) = (key(&object), object.name_any());
     let DynamicObject { metadata, data, .. } = object;
-    let version = metadata.generation.unwrap_or_default();
+    let version = version(&format!("{kind}/{key}"), &metadata);
     let mut value = data;
     if let Value::Object(fields) = &mut value {
         fields.insert("apiVersion".into(), api_version(kind).into());
@@ -237,7 +243,7 @@ fn read(kind: Kind, object: DynamicObject) -> (String, Read) {
     (key.clone(), Read { object: object.map_err(error), version })
 }
 
-/// Kinds whose status tells what nodes make of them.
+/// Kinds whose status tells what nodes make of them; and that whose refusals are events.
 fn is_told(kind: Kind) -> bool {
     matches!(
         kind,
@@ -248,6 +254,7 @@ fn is_told(kind: Kind) -> bool {
             | Kind::BgpConfiguration
             | Kind::IpReservation
             | Kind::ClusterNetworkPolicy
+            | Kind::NetworkPolicy
     )
 }
 

@@ -19,13 +19,14 @@ const fn watched(kind: Kind, group: &'static str, version: &'static str, plural:
     Watched { kind, group, version, plural, fields: None, optional: false }
 }
 
-pub const WATCHED: [Watched; 13] = [
+pub const WATCHED: [Watched; 14] = [
     watched(Kind::Partition, GROUP, VERSION, "partitions"),
     watched(Kind::NetworkGroup, GROUP, VERSION, "networkgroups"),
     watched(Kind::BandwidthClass, GROUP, VERSION, "bandwidthclasses"),
     watched(Kind::BgpPeer, GROUP, VERSION, "bgppeers"),
     watched(Kind::BgpConfiguration, GROUP, VERSION, "bgpconfigurations"),
     watched(Kind::IpReservation, GROUP, VERSION, "ipreservations"),
+    watched(Kind::IpBlock, GROUP, VERSION, "ipblocks"),
     watched(Kind::Namespace, "", "v1", "namespaces"),
     watched(Kind::Node, "", "v1", "nodes"),
     // Pods that ended have no address any more; those of the host's network are the node to every rule.

@@ -13,6 +13,7 @@ mod collector;
 mod kinds;
 
 pub use client::{ClientError, connect, reason};
+pub(crate) use collector::version;
 pub(crate) use kinds::{WATCHED, Watched};
 
 use super::{Kind, Observed};

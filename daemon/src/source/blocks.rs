@@ -1,0 +1,161 @@
+//! The blocks that all nodes have claimed, beside what a directory of objects tells: in a cluster they are objects as all others.
+
+use super::{Object, Observed, parse};
+use bulkhead_api::objects::IPBlockSpec;
+use bulkhead_policy::{Named, files::is_object_file};
+use notify::{RecursiveMode, Watcher};
+use std::{
+    collections::BTreeMap,
+    fs, io,
+    os::unix::fs::MetadataExt,
+    path::{Path, PathBuf},
+    sync::Arc,
+    time::{Duration, Instant},
+};
+use tokio::sync::{mpsc, watch};
+use tracing::warn;
+
+/// Looks at the directory also without an event: a network file system has none.
+const RESCAN: Duration = Duration::from_secs(10);
+
+/// A claim is a file that appears whole and never changes; under its name another one may come.
+type Stamp = (u64, i64, i64);
+
+struct Blocks {
+    dir: PathBuf,
+    files: BTreeMap<String, Stamp>,
+    /// By the name of the file.
+    blocks: Named<IPBlockSpec>,
+}
+
+impl Blocks {
+    /// Says whether anything had changed.
+    fn scan(&mut self) -> io::Result<bool> {
+        let mut files = BTreeMap::new();
+        for entry in fs::read_dir(&self.dir)? {
+            let entry = entry?;
+            let name = entry.file_name().to_string_lossy().into_owned();
+            // Given back since it was listed.
+            let Ok(metadata) = entry.metadata() else { continue };
+            if is_object_file(&name) {
+                files.insert(name, (metadata.ino(), metadata.mtime(), metadata.mtime_nsec()));
+            }
+        }
+        if files == self.files {
+            return Ok(false);
+        }
+        for name in self.files.keys().filter(|name| !files.contains_key(*name)) {
+            self.blocks.remove(name);
+        }
+        for (name, _) in files.iter().filter(|(name, stamp)| self.files.get(*name) != Some(stamp)) {
+            match read(&self.dir.join(name)) {
+                Some(block) => drop(self.blocks.insert(name.clone(), block)),
+                None => drop(self.blocks.remove(name)),
+            }
+        }
+        self.files = files;
+        Ok(true)
+    }
+}
+
+/// None: it is no claim, of which whoever claims blocks tells, or gone.
+fn read(path: &Path) -> Option<Arc<IPBlockSpec>> {
+    let objects = parse("", &fs::read_to_string(path).ok()?).ok()?;
+    objects.into_iter().find_map(|object| match object {
+        Object::IpBlock(_, block) => Some(block),
+        _ => None,
+    })
+}
+
+/// What is observed, with the blocks in `dir`, until the receiver is gone.
+///
+/// # Errors
+/// When the directory cannot be listed or watched at the start.
+pub fn with_blocks(
+    mut observed: watch::Receiver<Observed>,
+    dir: &Path,
+) -> io::Result<watch::Receiver<Observed>> {
+    let (wake, mut woken) = mpsc::channel::<()>(1);
+    let mut watcher = notify::recommended_watcher(move |_| {
+        // Full: a scan is due already.
+        let _ = wake.try_send(());
+    })
+    .map_err(io::Error::other)?;
+    watcher.watch(dir, RecursiveMode::NonRecursive).map_err(io::Error::other)?;
+    let mut blocks = Blocks { dir: dir.into(), files: BTreeMap::new(), blocks: Named::new() };
+    blocks.scan()?;
+    let (sender, receiver) = watch::channel(joined(&observed.borrow_and_update(), &blocks));
+    tokio::spawn(async move {
+        let _watcher = watcher;
+        loop {
+            let claims = tokio::select! {
+                changed = observed.changed() => {
+                    if changed.is_err() { return }
+                    false
+                }
+                _ = woken.recv() => true,
+                () = tokio::time::sleep(RESCAN) => true,
+                () = sender.closed() => return,
+            };
+            if claims {
+                match blocks.scan() {
+                    Ok(true) => {}
+                    Ok(false) => continue,
+                    Err(e) => {
+                        warn!(path = %blocks.dir.display(), error = %e, "cannot list the blocks; what is known of them stays");
+                        continue;
+                    }
+                }
+            }
+            let mut now = joined(&observed.borrow_and_update(), &blocks);
+            if claims {
+                now.noticed = Instant::now();
+            }
+            sender.send_replace(now);
+        }
+    });
+    Ok(receiver)
+}
+
+fn joined(observed: &Observed, blocks: &Blocks) -> Observed {
+    let mut observed = observed.clone();
+    if let Some(snapshot) = &mut observed.snapshot {
+        snapshot.blocks = blocks.blocks.clone();
+    }
+    observed
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::ipam::{BlockClaims, ClaimFiles};
+    use std::time::Duration;
+
+    fn block(cidr: &str, node: &str) -> IPBlockSpec {
+        IPBlockSpec { cidr: cidr.parse().unwrap(), partition: "web".into(), node: node.into() }
+    }
+
+    async fn told(of: &mut watch::Receiver<Observed>, wanted: &[&str]) {
+        let says = |observed: &Observed| {
+            let blocks = &observed.snapshot.as_ref().unwrap().blocks;
+            blocks.values().map(|b| format!("{} {}", b.cidr, b.node)).collect::<Vec<_>>() == wanted
+        };
+        let wait = tokio::time::timeout(Duration::from_secs(30), of.wait_for(says));
+        wait.await.unwrap_or_else(|_| panic!("never told: {wanted:?}")).unwrap();
+    }
+
+    #[tokio::test]
+    async fn a_claim_is_told_when_it_is_made_given_back_and_made_by_another() {
+        let dir = tempfile::tempdir().unwrap();
+        let claims = ClaimFiles::new(dir.path().into()).unwrap();
+        claims.claim(&block("10.1.0.0/26", "n1")).await.unwrap();
+        let (_objects, observed) = watch::channel(Observed::nothing());
+        let mut told_of = with_blocks(observed, dir.path()).unwrap();
+        told(&mut told_of, &["10.1.0.0/26 n1"]).await;
+        claims.claim(&block("10.1.0.64/26", "n2")).await.unwrap();
+        told(&mut told_of, &["10.1.0.0/26 n1", "10.1.0.64/26 n2"]).await;
+        claims.release(&block("10.1.0.0/26", "n1")).await.unwrap();
+        claims.claim(&block("10.1.0.0/26", "n2")).await.unwrap();
+        told(&mut told_of, &["10.1.0.0/26 n2", "10.1.0.64/26 n2"]).await;
+    }
+}

@@ -1,0 +1,135 @@
+//! Blocks of strays: claimed for pods of a partition, in addresses that lie in none of its ranges any more.
+//!
+//! A block is claimed for one partition and stays that partition's for the life of its pods, wherever ranges move meanwhile.
+//! So claims tell every node whose the addresses are; in range, where nearly all are, they say nothing new and make no entry.
+
+use crate::{Named, Objects, prefix::Prefix};
+use bulkhead_api::objects::{DEFAULT_PARTITION, IPBlockSpec};
+use imbl::OrdMap;
+use ipnetwork::IpNetwork;
+use std::collections::{BTreeMap, BTreeSet};
+
+/// Whose the addresses are that ranges call another partition's, or nobody's: by what their blocks were claimed for.
+pub type Strays = OrdMap<IpNetwork, String>;
+
+/// Prefixes as ranges are read: the longest has an address. A block that overlaps another node's says nothing: else whoever
+/// may claim for one node could say whose the pods of others are.
+pub fn strays(objects: &Objects, blocks: &Named<IPBlockSpec>) -> Strays {
+    let mut sorted: Vec<_> = blocks.values().map(|block| (Prefix::of(block.cidr), &**block)).collect();
+    sorted.sort_unstable_by_key(|(prefix, block)| (*prefix, &block.node));
+    let disputed = disputed(&sorted);
+    let ranges = Ranges::of(objects);
+    let mut strays = Strays::new();
+    for (prefix, block) in sorted.into_iter().filter(|(prefix, _)| !disputed.contains(prefix)) {
+        let there = objects.partitions.contains_key(&block.partition);
+        let partition = if there { block.partition.as_str() } else { DEFAULT_PARTITION };
+        let around = (ranges.around(prefix) != Some(partition)).then_some(prefix);
+        for stray in around.into_iter().chain(ranges.within(prefix, partition)) {
+            strays.insert(stray.network(), partition.to_string());
+        }
+    }
+    strays
+}
+
+/// In order, every block that holds another stands on the stack when that one comes.
+fn disputed(sorted: &[(Prefix, &IPBlockSpec)]) -> BTreeSet<Prefix> {
+    let mut disputed = BTreeSet::new();
+    let mut around: Vec<(Prefix, &str)> = Vec::new();
+    for (prefix, block) in sorted {
+        around.retain(|(outer, _)| outer.spans(*prefix));
+        for (outer, _) in around.iter().filter(|(_, node)| *node != block.node) {
+            disputed.extend([*outer, *prefix]);
+        }
+        around.push((*prefix, &block.node));
+    }
+    disputed
+}
+
+struct Ranges<'a> {
+    partitions: BTreeMap<Prefix, &'a str>,
+    lengths: BTreeSet<u8>,
+}
+
+impl<'a> Ranges<'a> {
+    fn of(objects: &'a Objects) -> Self {
+        let mut partitions = BTreeMap::new();
+        for (name, cidr) in objects.own_ranges() {
+            partitions.entry(Prefix::of(*cidr)).or_insert(name);
+        }
+        let lengths = partitions.keys().map(|p| p.length).collect();
+        Self { partitions, lengths }
+    }
+
+    /// The partition that has all of a block, by the longest range around it.
+    fn around(&self, block: Prefix) -> Option<&'a str> {
+        let lengths = self.lengths.range(..=block.length).rev();
+        let mut ranges = lengths.map(|length| Prefix::of_address(block.address, *length));
+        ranges.find_map(|r| self.partitions.get(&r).filter(|_| r.covers(block))).copied()
+    }
+
+    /// Ranges inside a block that are another partition's.
+    fn within(&self, block: Prefix, partition: &str) -> impl Iterator<Item = Prefix> {
+        let inside = self.partitions.range(block..).take_while(move |(range, _)| block.spans(**range));
+        inside.filter(move |(range, name)| **range != block && **name != partition).map(|(range, _)| *range)
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::Sourced;
+    use std::sync::Arc;
+
+    fn objects(ranges: &[(&str, &str)]) -> Objects {
+        let mut objects =
+            Objects { default_pod_cidrs: vec!["10.64.0.0/16".parse().unwrap()], ..Objects::default() };
+        for (n, (name, cidr)) in ranges.iter().enumerate() {
+            let spec = serde_json::json!({"policyID": n + 1, "podCIDRs": [cidr]});
+            let partition = Sourced::new(serde_json::from_value(spec).unwrap(), None);
+            objects.partitions.insert((*name).into(), Arc::new(partition));
+        }
+        objects
+    }
+
+    /// With blocks as `10.1.0.0/26 web n1`.
+    fn found(objects: &Objects, blocks: &[&str]) -> Vec<String> {
+        let block = |text: &&str| {
+            let [cidr, partition, node] = text.split(' ').collect::<Vec<_>>().try_into().unwrap();
+            let cidr = cidr.parse().unwrap();
+            (
+                (*text).to_string(),
+                Arc::new(IPBlockSpec { cidr, partition: partition.into(), node: node.into() }),
+            )
+        };
+        let blocks = blocks.iter().map(block).collect();
+        strays(objects, &blocks).iter().map(|(cidr, partition)| format!("{cidr} {partition}")).collect()
+    }
+
+    #[test]
+    fn a_block_outside_its_partitions_ranges_stays_its_partitions() {
+        let objects = objects(&[("pay", "10.66.0.0/16"), ("web", "10.65.0.0/16")]);
+        let blocks =
+            ["10.65.0.0/26 web n1", "10.66.0.0/26 web n1", "10.99.0.0/26 web n2", "10.64.0.0/26 default n1"];
+        assert_eq!(found(&objects, &blocks), ["10.66.0.0/26 web", "10.99.0.0/26 web"]);
+        // Of a partition that is gone pods are the default partition's.
+        assert_eq!(found(&objects, &["10.65.0.64/26 gone n1"]), ["10.65.0.64/26 default"]);
+    }
+
+    #[test]
+    fn a_range_inside_a_block_takes_no_pod_of_it_over() {
+        let objects = objects(&[("pay", "10.65.0.32/27"), ("web", "10.65.0.0/16")]);
+        assert_eq!(found(&objects, &["10.65.0.0/26 web n1"]), ["10.65.0.32/27 web"]);
+        // Nor one that is the block, or that holds it more closely than the partition's own.
+        assert_eq!(found(&objects, &["10.65.0.32/27 web n1"]), ["10.65.0.32/27 web"]);
+        assert_eq!(found(&objects, &["10.65.0.32/28 web n1"]), ["10.65.0.32/28 web"]);
+    }
+
+    #[test]
+    fn a_node_cannot_say_whose_the_pods_of_others_are() {
+        let objects = objects(&[("pay", "10.66.0.0/16"), ("web", "10.65.0.0/16")]);
+        for claimed in ["10.65.0.0/16 pay bad", "10.65.0.5/32 pay bad", "0.0.0.0/0 pay bad"] {
+            assert_eq!(found(&objects, &["10.65.0.0/26 web n1", claimed]), [""; 0], "{claimed}");
+        }
+        assert_eq!(found(&objects, &["10.65.0.0/26 web n1", "10.65.0.64/26 pay bad"]), ["10.65.0.64/26 pay"]);
+    }
+}
