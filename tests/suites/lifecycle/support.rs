@@ -250,13 +250,14 @@ pub fn names(dir: &Path) -> Result<Vec<String>> {
     Ok(entries.flatten().map(|e| e.file_name().to_string_lossy().into_owned()).collect())
 }
 
-/// Files of the claims folder that name this node, and whatever else lies there half done.
+/// Files of the claims folder that name this node, and whatever else lies there half done. What nodes that claim take turns by
+/// stays.
 pub fn claims(node: &Node) -> Result<Vec<String>> {
     let dir = lab_dir("blocks");
     let mut found = Vec::new();
     for name in names(&dir)? {
         let text = fs::read_to_string(dir.join(&name)).unwrap_or_default();
-        if name.starts_with('.') || text.contains(&node.name) {
+        if name.starts_with('.') && name != ".lock" || text.contains(&node.name) {
             found.push(name);
         }
     }
