@@ -27,7 +27,7 @@ pub use service::*;
 pub use tables::*;
 
 /// Layout version of all pinned maps.
-pub const ABI_VERSION: u32 = 6;
+pub const ABI_VERSION: u32 = 7;
 
 /// An IPv6 address, or an IPv4 address mapped into `::ffff:0:0/96`; network byte order.
 #[repr(C)]

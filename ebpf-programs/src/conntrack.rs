@@ -386,6 +386,7 @@ fn open(at: &At, packet: &Packet, key: &Key, how: u32) -> Verdict {
     let Some(draft) = table::draft(key) else { return Verdict::drop(DROP_CONNTRACK_FULL) };
     let peer = peer_of_packet(at, packet);
     let flow = &mut draft.flow;
+    let kept_zero = flow.reserved;
     *flow = Flow {
         last_seen: counters::now(),
         generations: [0; 2],
@@ -406,7 +407,8 @@ fn open(at: &At, packet: &Packet, key: &Key, how: u32) -> Verdict {
         fin_back: 0,
         padding: [0; 2],
         entered_by: 0,
-        reserved: [0; 8],
+        // Zero, and never anything else: see `Draft`.
+        reserved: kept_zero,
     };
     if peer.is_unasked() {
         flow.flags |= FLOW_UNASKED;
