@@ -123,14 +123,26 @@ pub const PATH_STACK: u8 = 0;
 /// From hook to interface; the stack has seen none of it, and may see none.
 pub const PATH_DIRECT: u8 = 1;
 
-/// An entry by key and serial: `AGING` and `RECENT` value.
+/// An entry by key and serial: `AGING` value, and what rings are made of.
 #[repr(C)]
 #[derive(Clone, Copy, PartialEq, Eq, Debug, Default)]
 pub struct FlowName {
     pub key: FlowKey,
     pub serial: u32,
-    pub reserved: u32,
+    /// In `AGING`: before this moment ([`due_at`]) the entry cannot be dead, or does not matter.
+    pub due: u32,
 }
+
+/// A moment in 2^20 nanoseconds, which go round in 52 days.
+#[inline(always)]
+pub const fn due_at(nanoseconds: u64) -> u32 {
+    (nanoseconds >> 20) as u32
+}
+
+/// `RECENT` value: so many slots of a ring that follow one another, so that most newcomers find theirs in the cache. A slot with
+/// serial 0 is empty.
+pub type RecentPage = [FlowName; NAMES_PER_PAGE as usize];
+pub const NAMES_PER_PAGE: u32 = 16;
 
 /// `RECENT` key: rings, for each pod and kind, of the entries that may be evicted by the next of their kind.
 #[repr(C)]
@@ -139,6 +151,7 @@ pub struct RecentKey {
     pub owner: u32,
     /// `RECENT_*`.
     pub kind: u32,
+    /// Of connections the page ([`RecentPage`]).
     pub slot: u32,
 }
 
@@ -191,6 +204,11 @@ impl Connections {
             ages: Ages::DEFAULT,
         }
     }
+
+    /// What all rings of a pod take of `RECENT`.
+    pub const fn pages_per_pod(&self) -> u32 {
+        2 * self.unanswered.div_ceil(NAMES_PER_PAGE) + self.closed.div_ceil(NAMES_PER_PAGE)
+    }
 }
 
 const fn at_least_one(n: u32) -> u32 {
@@ -230,6 +248,12 @@ impl Ages {
         echo: seconds(30),
         other: seconds(600),
     };
+
+    /// After so long any entry may be dead.
+    pub fn least(&self) -> u64 {
+        let Self { unanswered, tcp, closing, closed, cut, udp, echo, other } = *self;
+        [tcp, closing, closed, cut, udp, echo, other].into_iter().fold(unanswered, u64::min)
+    }
 
     /// Of an entry of this protocol.
     pub const fn of(&self, proto: u8, flow: &Flow) -> u64 {
@@ -311,5 +335,5 @@ pub struct FragmentPorts {
     pub proto: u8,
 }
 
-assert_size!(FlowKey = 40, Flow = 104, FlowName = 48, RecentKey = 12, Share = 64);
+assert_size!(FlowKey = 40, Flow = 104, FlowName = 48, RecentPage = 768, RecentKey = 12, Share = 64);
 assert_size!(FragmentKey = 40, FragmentPorts = 8);

@@ -35,7 +35,7 @@ use bulkhead_ebpf_abi::{
 use core::mem::MaybeUninit;
 use decide::{ask, peer_of_flow, peer_of_packet};
 pub use key::Key;
-pub use table::see;
+pub use table::{see, set_flags};
 
 /// What is decided on besides the packet: whose policy, which generation, which side of the pod.
 #[repr(C)]
@@ -55,7 +55,8 @@ pub struct At {
     pub via: Via,
 }
 
-/// To be read once for each packet. Without it every decision is a no: generation 0 has no tables.
+/// To be read once for each packet, and before the pod that it is about: what a pod is in a generation is written before the
+/// switch. Without it every decision is a no: generation 0 has no tables.
 #[inline(always)]
 pub fn live_generation() -> u32 {
     GENERATION.get(0).copied().unwrap_or(0)
@@ -398,6 +399,7 @@ fn open(at: &At, packet: &Packet, key: &Key, how: u32) -> Verdict {
     let Some(draft) = table::draft(key) else { return Verdict::drop(DROP_CONNTRACK_FULL) };
     let peer = peer_of_packet(at, packet);
     let flow = &mut draft.flow;
+    let kept_zero = flow.reserved;
     *flow = Flow {
         last_seen: counters::now(),
         generations: [0; 2],
@@ -419,7 +421,8 @@ fn open(at: &At, packet: &Packet, key: &Key, how: u32) -> Verdict {
         padding: [0; 2],
         entered_by: 0,
         origin_turn: origin::turn(u32::from(peer.origin())),
-        reserved: [0; 7],
+        // Zero, and never anything else: see `Draft`.
+        reserved: kept_zero,
     };
     if peer.is_unasked() {
         flow.flags |= FLOW_UNASKED;

@@ -1,7 +1,7 @@
 //! The two hooks of a pod's interface.
 
 mod arp;
-mod kept;
+pub mod kept;
 pub mod source;
 
 use crate::{
@@ -21,21 +21,25 @@ use core::mem::MaybeUninit;
 
 #[inline(always)]
 pub fn from_pod(ctx: &TcContext) -> i32 {
+    let generation = conntrack::live_generation();
     let Some(pod) = kept::endpoint(skb::ifindex(ctx)) else {
         return unwired(ctx, DIR_EGRESS);
     };
     let ethertype = skb::ethertype(ctx);
     if ethertype == skb::ETHERTYPE_ARP {
-        return to_stack(ctx, pod, conntrack::live_generation(), arp::from_pod(ctx, pod));
-    }
-    let generation = conntrack::live_generation();
-    match known::sent(ctx, pod, ethertype, generation) {
-        known::UNKNOWN => {}
-        NEXT => return to_stack(ctx, pod, generation, Verdict::PASS),
-        redirected => return redirected,
+        return to_stack(ctx, pod, generation, arp::from_pod(ctx, pod));
     }
     let mut room = MaybeUninit::uninit();
-    let packet = Packet::empty(&mut room);
+    let packet = match known::sent(ctx, pod, ethertype, generation, &mut room) {
+        NEXT => return to_stack(ctx, pod, generation, Verdict::PASS),
+        // SAFETY: that is what it says.
+        known::UNKNOWN => unsafe { room.assume_init_mut() },
+        known::UNREAD => match read(ctx, &mut room, ethertype) {
+            Ok(packet) => packet,
+            Err(verdict) => return to_stack(ctx, pod, generation, verdict),
+        },
+        redirected => return redirected,
+    };
     let checked = check(ctx, pod, packet, ethertype);
     // Of the ethertype, which the verifier follows: of `packet.ipv6` it knows only that it is some byte.
     let ipv6 = ethertype == skb::ETHERTYPE_IPV6;
@@ -66,16 +70,25 @@ fn to_stack(ctx: &TcContext, pod: &Endpoint, generation: u32, verdict: Verdict) 
     }
 }
 
-/// Reads the packet, marks its origin, and lets nobody speak for others. `SETTLED`: no policy is asked about it.
 #[inline(always)]
-fn check(ctx: &TcContext, pod: &Endpoint, packet: &mut Packet, ethertype: u16) -> Verdict {
+fn read<'a>(
+    ctx: &TcContext,
+    room: &'a mut MaybeUninit<Packet>,
+    ethertype: u16,
+) -> Result<&'a mut Packet, Verdict> {
     if ethertype != skb::ETHERTYPE_IPV4 && ethertype != skb::ETHERTYPE_IPV6 {
-        return Verdict::drop(DROP_NOT_IP);
+        return Err(Verdict::drop(DROP_NOT_IP));
     }
-    let reason = parse::parse(ctx, packet, ethertype);
-    if reason != 0 {
-        return Verdict::drop(reason as u8);
+    let packet = Packet::empty(room);
+    match parse::parse(ctx, packet, ethertype) {
+        0 => Ok(packet),
+        reason => Err(Verdict::drop(reason as u8)),
     }
+}
+
+/// Marks the packet's origin, and lets nobody speak for others. `SETTLED`: no policy is asked about it.
+#[inline(always)]
+fn check(ctx: &TcContext, pod: &Endpoint, packet: &Packet, ethertype: u16) -> Verdict {
     let link_control = source::is_link_control(packet);
     let ipv6 = ethertype == skb::ETHERTYPE_IPV6;
     if !source::is_of(pod, packet, ipv6, link_control) {
@@ -93,10 +106,10 @@ fn check(ctx: &TcContext, pod: &Endpoint, packet: &mut Packet, ethertype: u16) -
 
 #[inline(always)]
 pub fn to_pod(ctx: &TcContext) -> i32 {
+    let generation = conntrack::live_generation();
     let Some(pod) = kept::endpoint(skb::ifindex(ctx)) else {
         return unwired(ctx, DIR_INGRESS);
     };
-    let generation = conntrack::live_generation();
     let verdict = inbound(ctx, pod, generation);
     if verdict.passes() {
         return NEXT;
@@ -107,21 +120,20 @@ pub fn to_pod(ctx: &TcContext) -> i32 {
 #[inline(always)]
 fn inbound(ctx: &TcContext, pod: &Endpoint, generation: u32) -> Verdict {
     let ethertype = skb::ethertype(ctx);
-    match ethertype {
-        skb::ETHERTYPE_IPV4 | skb::ETHERTYPE_IPV6 => {}
-        // Only this host is on the link.
-        skb::ETHERTYPE_ARP => return Verdict::PASS,
-        _ => return Verdict::drop(DROP_NOT_IP),
-    }
-    if known::received(ctx, ethertype, generation) {
+    // Only this host is on the link.
+    if ethertype == skb::ETHERTYPE_ARP {
         return Verdict::PASS;
     }
     let mut room = MaybeUninit::uninit();
-    let packet = Packet::empty(&mut room);
-    let reason = parse::parse(ctx, packet, ethertype);
-    if reason != 0 {
-        return Verdict::drop(reason as u8);
-    }
+    let packet = match known::received(ctx, ethertype, generation, &mut room) {
+        NEXT => return Verdict::PASS,
+        // SAFETY: that is what it says.
+        known::UNKNOWN => unsafe { room.assume_init_mut() },
+        _ => match read(ctx, &mut room, ethertype) {
+            Ok(packet) => packet,
+            Err(verdict) => return verdict,
+        },
+    };
     if origin::read(ctx) == ORIGIN_NONE && source::is_neighbour_discovery(packet) {
         return Verdict::PASS;
     }

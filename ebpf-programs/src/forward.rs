@@ -94,13 +94,18 @@ fn to_remote(ctx: &TcContext, at: &mut At, packet: &Packet, ipv6: bool) -> i32 {
 
 /// What an uplink brought for a pod of this node, its origin marked. `packet` is read anew.
 #[inline(always)]
-pub fn from_uplink(ctx: &TcContext, to: &Delivery, packet: &mut Packet, ethertype: u16) -> i32 {
+pub fn from_uplink(
+    ctx: &TcContext,
+    generation: u32,
+    to: &Delivery,
+    packet: &mut Packet,
+    ethertype: u16,
+) -> i32 {
     let ipv6 = ethertype == skb::ETHERTYPE_IPV6;
     // What cannot be read is judged and counted behind the stack, like all that is not direct.
     if parse::parse(ctx, packet, ethertype) != 0 || !is_plain(ctx, packet, ipv6) {
         return NEXT;
     }
-    let generation = conntrack::live_generation();
     let at = At::new(ctx, generation, to.policy(generation), DIR_INGRESS);
     let at = At { owner: to.ifindex, via: Via::Uplink, ..at };
     let verdict = conntrack::admit(ctx, &at, packet);

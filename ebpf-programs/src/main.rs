@@ -30,6 +30,7 @@ mod service;
 mod skb;
 mod uplink;
 mod verdict;
+mod words;
 
 use aya_ebpf::{
     macros::{cgroup_sock_addr, classifier},

@@ -12,8 +12,8 @@ use aya_ebpf::{
 use bulkhead_ebpf_abi::{
     Addr, Affinity, AffinityKey, Ages, BackendAddr, BackendKey, Cell, Connections, Counter, Delivery,
     DropKey, Endpoint, Flow, FlowKey, FlowName, FragmentKey, FragmentPorts, FrontendKey, FrontendValue,
-    Identity, MemberKey, PolicyDir, PortDirectory, PortPage, RecentKey, RuleCounter, Share, Sizes,
-    TranslatedKey, TranslatedValue,
+    Identity, MemberKey, PolicyDir, PortDirectory, PortPage, RecentKey, RecentPage, RuleCounter, Share,
+    Sizes, TranslatedKey, TranslatedValue,
 };
 
 /// The live generation; read once a packet.
@@ -67,7 +67,7 @@ pub static CONNTRACK: HashMap<FlowKey, Flow> = HashMap::with_max_entries(1, 0);
 #[map]
 pub static AGING: Queue<FlowName> = Queue::with_max_entries(1, 0);
 #[map]
-pub static RECENT: HashMap<RecentKey, FlowName> = HashMap::with_max_entries(1, BPF_F_NO_PREALLOC);
+pub static RECENT: HashMap<RecentKey, RecentPage> = HashMap::with_max_entries(1, BPF_F_NO_PREALLOC);
 #[map]
 pub static SHARE: HashMap<u32, Share> = HashMap::with_max_entries(1, BPF_F_NO_PREALLOC);
 #[map]
@@ -136,3 +136,6 @@ pub static AGE_UDP: Global<u64> = Global::new(Ages::DEFAULT.udp);
 pub static AGE_ECHO: Global<u64> = Global::new(Ages::DEFAULT.echo);
 #[unsafe(no_mangle)]
 pub static AGE_OTHER: Global<u64> = Global::new(Ages::DEFAULT.other);
+/// The least of them.
+#[unsafe(no_mangle)]
+pub static AGE_LEAST: Global<u64> = Global::new(Ages::DEFAULT.unanswered);

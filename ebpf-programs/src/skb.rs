@@ -98,6 +98,24 @@ pub fn store<T: Copy, const N: u32>(ctx: &TcContext, offset: u32, value: &T, fla
     unsafe { bpf_skb_store_bytes(ctx.skb.skb.cast(), offset, (&raw const *value).cast(), N, flags) == 0 }
 }
 
+/// The same of words, without a call where they lie in the linear part of the buffer. (A program that writes so gets its
+/// packets with a linear part of their own.) No checksum sees the change.
+#[inline(always)]
+pub fn put<const WORDS: usize, const N: u32>(ctx: &TcContext, offset: u32, words: &[u32; WORDS]) -> bool {
+    const { assert!(WORDS * 4 == N as usize) };
+    let to = ctx.data() + offset as usize;
+    if to + N as usize > ctx.data_end() {
+        return store::<_, N>(ctx, offset, words, 0);
+    }
+    for (n, word) in words.iter().enumerate() {
+        // SAFETY: within the `N` bytes.
+        unsafe {
+            asm!("*(u32 *)({0} + 0) = {1}", in(reg) to + 4 * n, in(reg) u64::from(*word), options(nostack))
+        };
+    }
+    true
+}
+
 /// Eight bytes at `offset`, the first highest; `None` if the packet ends before.
 #[inline(always)]
 pub fn word(ctx: &TcContext, offset: u32) -> Option<u64> {

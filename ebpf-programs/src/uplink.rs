@@ -4,7 +4,7 @@
 //! for the node (BGP, BFD, SSH) is the node's.
 
 use crate::{
-    counters, forward,
+    conntrack, counters, forward,
     identity::identity,
     maps::LOCAL,
     origin,
@@ -39,9 +39,12 @@ pub fn from_uplink(ctx: &TcContext) -> i32 {
     if ethertype != protocol {
         return NEXT;
     }
+    let generation = conntrack::live_generation();
     // SAFETY: read field by field; the daemon replaces entries, it never writes into them.
     match unsafe { LOCAL.get(packet.dst.as_addr()) } {
-        Some(to) if to.flags & ENDPOINT_PACED == 0 => forward::from_uplink(ctx, to, packet, protocol),
+        Some(to) if to.flags & ENDPOINT_PACED == 0 => {
+            forward::from_uplink(ctx, generation, to, packet, protocol)
+        }
         _ => NEXT,
     }
 }

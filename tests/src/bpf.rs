@@ -13,8 +13,10 @@ const MAP_UPDATE_ELEM: libc::c_long = 2;
 const PROG_LOAD: libc::c_long = 5;
 const PROG_TEST_RUN: libc::c_long = 10;
 const MAP_FREEZE: libc::c_long = 22;
+const LINK_CREATE: libc::c_long = 28;
 const MAP_TYPE_PROG_ARRAY: u32 = 3;
 const PROG_TYPE_SCHED_CLS: u32 = 3;
+const TCX_INGRESS: u32 = 46;
 /// Of `struct __sk_buff`, up to its last field.
 const CONTEXT: usize = 184;
 
@@ -125,6 +127,33 @@ pub fn freeze(map: BorrowedFd<'_>) -> Result<()> {
     // SAFETY: the map's number.
     unsafe { bpf(MAP_FREEZE, &mut attr) }.during(|| "freezing a map".into())?;
     Ok(())
+}
+
+/// Runs the program on whatever comes in by this interface (of the calling thread's namespace), while the link is held.
+pub fn attach(program: BorrowedFd<'_>, ifindex: u32) -> Result<OwnedFd> {
+    #[repr(C)]
+    struct Create {
+        program: u32,
+        ifindex: u32,
+        kind: u32,
+        flags: u32,
+        before: u32,
+        reserved: u32,
+        revision: u64,
+    }
+    let mut attr = Create {
+        program: number(program),
+        ifindex,
+        kind: TCX_INGRESS,
+        flags: 0,
+        before: 0,
+        reserved: 0,
+        revision: 0,
+    };
+    // SAFETY: numbers alone.
+    let fd = unsafe { bpf(LINK_CREATE, &mut attr) }.during(|| format!("attaching to interface {ifindex}"))?;
+    // SAFETY: the kernel has just made this descriptor for us.
+    Ok(unsafe { OwnedFd::from_raw_fd(fd as i32) })
 }
 
 /// A packet on an interface.

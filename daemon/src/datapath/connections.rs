@@ -7,8 +7,8 @@ use aya::{
     programs::{SchedClassifier, TestRun, TestRunOptions},
 };
 use bulkhead_ebpf_abi::{
-    FRAGMENTS_PER_RING, Flow, FlowKey, RECENT_CLOSED, RECENT_FRAGMENTS_PASSED, RECENT_FRAGMENTS_RECEIVED,
-    RECENT_FRAGMENTS_SENT, RECENT_IN, RECENT_OUT, RecentKey, Share,
+    FRAGMENTS_PER_RING, Flow, FlowKey, NAMES_PER_PAGE, RECENT_CLOSED, RECENT_FRAGMENTS_PASSED,
+    RECENT_FRAGMENTS_RECEIVED, RECENT_FRAGMENTS_SENT, RECENT_IN, RECENT_OUT, RecentKey, Share,
 };
 use std::time::Duration;
 
@@ -83,7 +83,11 @@ impl Datapath {
         ];
         for ((kind, room), used) in rooms.into_iter().zip(share.next) {
             let used = u32::try_from(used).unwrap_or(u32::MAX).min(room);
-            for slot in 0..used {
+            let slots = match kind {
+                RECENT_OUT | RECENT_IN | RECENT_CLOSED => used.div_ceil(NAMES_PER_PAGE),
+                _ => used,
+            };
+            for slot in 0..slots {
                 let key = Raw(RecentKey { owner: ifindex, kind, slot });
                 // A datagram's own entry makes way by itself.
                 let removed = match kind {

@@ -21,8 +21,8 @@ use aya::{
 use bulkhead_ebpf_abi::{
     ABI_VERSION, Addr, Affinity, AffinityKey, BackendAddr, BackendKey, Cell, Connections, Counter, Delivery,
     DropKey, Endpoint, Flow, FlowKey, FlowName, FragmentKey, FragmentPorts, FrontendKey, FrontendValue,
-    Identity, MemberKey, PORT_SLOTS, PolicyDir, PortDirectory, PortPage, RecentKey, RuleCounter, Share,
-    Sizes, TranslatedKey, TranslatedValue,
+    Identity, MemberKey, PORT_SLOTS, PolicyDir, PortDirectory, PortPage, RecentKey, RecentPage, RuleCounter,
+    Share, Sizes, TranslatedKey, TranslatedValue,
 };
 use std::{
     fs,
@@ -36,6 +36,8 @@ const ENDPOINTS: u32 = 4096;
 const DIRECT_PREFIXES: u32 = 16_384;
 /// Routes with an MTU of their own, and those without one within them.
 const NARROW_PREFIXES: u32 = 16_384;
+/// Of more pods the entries cannot be evicted, and age.
+const PODS_WITH_RINGS: u32 = 128;
 /// Datagrams in pieces at one time: the rings of some pods that flood, and what the others need.
 const FRAGMENTS: u32 = 16_384;
 /// All rings of some 170 pods.
@@ -99,8 +101,7 @@ fn shapes(sizes: &Sizes, connections: &Connections) -> Vec<Shape> {
         shape::<FlowKey, Flow>("CONNTRACK", connections.entries),
         // Names of entries that are gone lie in it, too, until their turn comes.
         shape::<(), FlowName>("AGING", connections.entries.saturating_mul(2)),
-        // All rings of 128 pods, as `Connections::of` sizes them.
-        shape::<RecentKey, FlowName>("RECENT", connections.entries.saturating_mul(2)),
+        shape::<RecentKey, RecentPage>("RECENT", connections.pages_per_pod().saturating_mul(PODS_WITH_RINGS)),
         shape::<u32, Share>("SHARE", ENDPOINTS),
         shape::<FragmentKey, FragmentPorts>("FRAGMENT", FRAGMENTS),
         shape::<RecentKey, FragmentKey>("FRAGMENT_RING", FRAGMENT_RINGS),
@@ -288,7 +289,7 @@ fn load(
         .override_global("FLOWS_PER_POD", &connections.per_pod, true)
         .override_global("FLOWS_UNANSWERED", &connections.unanswered, true)
         .override_global("FLOWS_CLOSED", &connections.closed, true);
-    let ages = &connections.ages;
+    let (ages, least) = (&connections.ages, connections.ages.least());
     loader
         .override_global("AGE_UNANSWERED", &ages.unanswered, true)
         .override_global("AGE_TCP", &ages.tcp, true)
@@ -297,7 +298,8 @@ fn load(
         .override_global("AGE_CUT", &ages.cut, true)
         .override_global("AGE_UDP", &ages.udp, true)
         .override_global("AGE_ECHO", &ages.echo, true)
-        .override_global("AGE_OTHER", &ages.other, true);
+        .override_global("AGE_OTHER", &ages.other, true)
+        .override_global("AGE_LEAST", &least, true);
     Ok(loader.load(OBJECT)?)
 }
 

@@ -36,8 +36,8 @@ pub use read::Flows;
 pub use services::{Unwritten, find_cgroup};
 
 use bulkhead_ebpf_abi::{
-    Addr, Cell, Connections, Counter, Delivery, DropKey, Endpoint, Flow, FlowKey, FlowName, FragmentKey,
-    Identity, PolicyDir, PortDirectory, PortPage, RecentKey, RuleCounter, Share, Sizes,
+    Addr, Cell, Connections, Counter, Delivery, DropKey, Endpoint, Flow, FlowKey, FragmentKey, Identity,
+    PolicyDir, PortDirectory, PortPage, RecentKey, RecentPage, RuleCounter, Share, Sizes,
 };
 use std::{
     collections::{BTreeMap, BTreeSet},
@@ -116,7 +116,7 @@ pub trait PodMaps {
 /// Tables of [`Sizes::DEFAULT`] take 22.3 MiB of the kernel's memory, used or not (both halves): port directories 6, rows
 /// 8, port pages and cells 4 each (an array's entries are rounded up to 8 bytes), classes and policies the rest. A
 /// connection takes some 250 bytes, used or not (its entry 152, its places in the queue of ages 96): 262,144 are 62 MiB.
-/// The rings of a pod take at most 450 KiB at that size. What sockets have called (65,536) and whom they keep to (32,768) take some 10 MiB, used or not. All other maps take 1.3 MiB while
+/// The rings of a pod take at most 256 KiB at that size. What sockets have called (65,536) and whom they keep to (32,768) take some 10 MiB, used or not. All other maps take 1.3 MiB while
 /// they are empty and grow with identities, endpoints and drop counters. This struct holds both halves as far as they are filled, and shares them with the
 /// generations that were written.
 pub struct Datapath {
@@ -137,7 +137,7 @@ pub struct Datapath {
     narrow: direct::Narrow,
     conntrack: HashMap<FlowKey, Flow>,
     conntrack_fd: OwnedFd,
-    recent: HashMap<RecentKey, FlowName>,
+    recent: HashMap<RecentKey, RecentPage>,
     fragment_rings: HashMap<RecentKey, FragmentKey>,
     shares: HashMap<u32, Share>,
     connections: Connections,

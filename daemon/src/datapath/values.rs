@@ -4,7 +4,7 @@ use super::sys::Plain;
 use bulkhead_ebpf_abi::{
     Addr, BackendAddr, BackendKey, Cell, Counter, Delivery, DropKey, Endpoint, Flow, FlowKey, FlowName,
     FragmentKey, FrontendKey, FrontendValue, Identity, MemberKey, PolicyDir, PortDirectory, PortPage,
-    RecentKey, RuleCounter, Share,
+    RecentKey, RecentPage, RuleCounter, Share,
 };
 
 /// A key or value handed to aya, whose trait cannot be implemented for another crate's types.
@@ -38,6 +38,7 @@ plain!(
     Flow,
     FlowKey,
     FlowName,
+    RecentPage,
     FragmentKey,
     RecentKey,
     RuleCounter,

@@ -11,8 +11,8 @@ pub struct Key {
     high: Address,
     low_port: u16,
     high_port: u16,
-    proto: u8,
-    reserved: [u8; 3],
+    /// And what is reserved behind it: single bytes would be zeroed by a call.
+    proto: u32,
 }
 const _: () = assert!(size_of::<Key>() == size_of::<FlowKey>());
 const _: () = assert!(offset_of!(Key, proto) == offset_of!(FlowKey, proto));
@@ -28,13 +28,13 @@ impl Key {
         } else {
             (packet.src, packet.dst, packet.src_port, packet.dst_port)
         };
-        (Self { low, high, low_port, high_port, proto: packet.proto, reserved: [0; 3] }, !from_high)
+        (Self { low, high, low_port, high_port, proto: u32::from(packet.proto) }, !from_high)
     }
 
     /// Of ends whose order is known.
     #[inline(always)]
     pub fn between(low: Address, high: Address, low_port: u16, high_port: u16, proto: u8) -> Self {
-        Self { low, high, low_port, high_port, proto, reserved: [0; 3] }
+        Self { low, high, low_port, high_port, proto: u32::from(proto) }
     }
 
     #[inline(always)]

@@ -1,13 +1,14 @@
 //! The room for connections: how many entries a pod may have, which may be evicted, when one is dead, who removes it.
 //!
 //! ```text
-//! insert ──▶ sweep: two names from AGING ── dead: removed ── alive: back to the end of the queue
+//! insert ──▶ sweep: two names from AGING, if due ── dead: removed ── alive: back to the end of the queue
 //!        ──▶ RECENT: the ring's slot ────── its last holder, if still evictable, goes
 //!        ──▶ SHARE: one more of this pod, or refused
 //!        ──▶ CONNTRACK, and its name to the end of AGING
 //! ```
 //! Nobody but the datapath reclaims: each new connection looks at two old ones, so a dead entry outlives at most half
-//! as many insertions as there are entries; with no new connections nobody needs its room. No timer, which would sweep
+//! as many insertions as there are entries, or the least of the ages: before that has passed since it was looked at, no entry
+//! is looked at again but for want of room. With no new connections nobody needs its room. No timer, which would sweep
 //! in one go and need a lock on every entry. Each ring is one pod's, and so is a share: a flood evicts and is refused
 //! at the cost of the pod that sends or receives it. Established connections are never evicted.
 
@@ -15,19 +16,22 @@ use super::{At, key::Key};
 use crate::{
     counters,
     maps::{
-        AGE_CLOSED, AGE_CLOSING, AGE_CUT, AGE_ECHO, AGE_OTHER, AGE_TCP, AGE_UDP, AGE_UNANSWERED, AGING,
-        CONNTRACK, FLOWS_CLOSED, FLOWS_PER_POD, FLOWS_UNANSWERED, RECENT, SHARE,
+        AGE_CLOSED, AGE_CLOSING, AGE_CUT, AGE_ECHO, AGE_LEAST, AGE_OTHER, AGE_TCP, AGE_UDP, AGE_UNANSWERED,
+        AGING, CONNTRACK, FLOWS_CLOSED, FLOWS_PER_POD, FLOWS_UNANSWERED, RECENT, SHARE,
     },
+    words,
 };
 use aya_ebpf::{
     bindings::BPF_NOEXIST,
-    helpers::generated::{bpf_get_prandom_u32, bpf_jiffies64, bpf_map_pop_elem},
+    helpers::generated::{
+        bpf_get_prandom_u32, bpf_jiffies64, bpf_map_peek_elem, bpf_map_pop_elem, bpf_map_push_elem,
+    },
     macros::map,
     maps::PerCpuArray,
 };
 use bulkhead_ebpf_abi::{
-    AgeKind, DROP_CONNTRACK_FULL, DROP_CONNTRACK_SHARE, FLOW_CLOSED, FLOW_ESTABLISHED, Flow, FlowKey,
-    FlowName, RECENT_CLOSED, RECENT_IN, RECENT_OUT, RecentKey, Share,
+    Addr, AgeKind, DROP_CONNTRACK_FULL, DROP_CONNTRACK_SHARE, FLOW_CLOSED, FLOW_ESTABLISHED, Flow, FlowKey,
+    FlowName, NAMES_PER_PAGE, RECENT_CLOSED, RECENT_IN, RECENT_OUT, RecentKey, RecentPage, Share, due_at,
 };
 use core::{
     intrinsics::{AtomicOrdering, atomic_and, atomic_or, atomic_xadd},
@@ -45,7 +49,7 @@ const EEXIST: i32 = -17;
 pub struct Name {
     key: Key,
     serial: u32,
-    reserved: u32,
+    due: u32,
 }
 const _: () = assert!(size_of::<Name>() == size_of::<FlowName>());
 
@@ -174,34 +178,77 @@ fn share_is_used_up(share: *mut Share) -> bool {
     flows >= u64::from(FLOWS_PER_POD.load())
 }
 
-/// Looks at the next `count` entries (at most [`SWEEP_IN_NEED`]) and removes what is dead.
+/// Looks at the next entries whose time has come, and removes what is dead. All behind the first that is not due are not
+/// due either.
 #[unsafe(no_mangle)]
 #[inline(never)]
-extern "C" fn bulkhead_sweep(now: u64, count: u32) -> u32 {
-    let mut removed = 0;
-    let Some(name) = SWEPT.get_ptr_mut(0) else { return removed };
-    for i in 0..SWEEP_IN_NEED {
-        if i >= count || !eldest(name) {
+extern "C" fn bulkhead_sweep(now: u64) -> u32 {
+    let Some(swept) = SWEPT.get_ptr_mut(0) else { return 0 };
+    for _ in 0..SWEEP {
+        if !is_due(swept, now) || !eldest(swept) {
             break;
         }
-        // SAFETY: this CPU's own; see `Draft`.
-        let name = unsafe { &*name };
-        let key = &name.key;
-        let Some(flow) = CONNTRACK.get_ptr_mut(key) else { continue };
-        // SAFETY: a live entry; see `decide_on`.
-        let flow = unsafe { &mut *flow };
-        // Another entry under the same key has its own name in the queue.
-        if flow.serial != name.serial {
-            continue;
-        }
-        if is_dead(flow, key.proto, now) {
-            remove(key, flow);
-            removed += 1;
-        } else {
-            let _ = AGING.push(name, 0);
-        }
+        look_at(swept, now);
     }
-    removed
+    0
+}
+
+/// The same, due or not: there is no room.
+#[unsafe(no_mangle)]
+#[inline(never)]
+extern "C" fn bulkhead_sweep_in_need(now: u64) -> u32 {
+    let Some(swept) = SWEPT.get_ptr_mut(0) else { return 0 };
+    for _ in 0..SWEEP_IN_NEED {
+        if !eldest(swept) {
+            break;
+        }
+        look_at(swept, now);
+    }
+    0
+}
+
+/// Removes an entry, or puts its name back to the end of the queue.
+#[inline(always)]
+fn look_at(swept: *mut FlowName, now: u64) {
+    // SAFETY: this CPU's own; see `Draft`.
+    let name = unsafe { &mut *swept };
+    let key = &name.key;
+    let Some(flow) = CONNTRACK.get_ptr_mut(key) else { return };
+    // SAFETY: a live entry; see `decide_on`.
+    let flow = unsafe { &mut *flow };
+    // Another entry under the same key has its own name in the queue.
+    if flow.serial != name.serial {
+        return;
+    }
+    if is_dead(flow, key.proto, now) {
+        remove(key, flow);
+    } else {
+        name.due = next_due(now);
+        let _ = push(name);
+    }
+}
+
+/// Of a name that goes to the end of the queue.
+#[inline(always)]
+fn next_due(now: u64) -> u32 {
+    due_at(now + AGE_LEAST.load())
+}
+
+/// The head of the queue, which stays there.
+#[inline(always)]
+fn is_due(room: *mut FlowName, now: u64) -> bool {
+    // SAFETY: as in `eldest`; and this CPU's own.
+    unsafe {
+        bpf_map_peek_elem((&raw const AGING).cast_mut().cast(), room.cast()) == 0
+            && due_at(now).wrapping_sub((*room).due) as i32 >= 0
+    }
+}
+
+/// To the end of the queue.
+#[inline(always)]
+fn push(name: &FlowName) -> bool {
+    // SAFETY: takes the map, and as many bytes as its values have.
+    unsafe { bpf_map_push_elem((&raw const AGING).cast_mut().cast(), (&raw const *name).cast(), 0) == 0 }
 }
 
 /// Takes the head of the queue; false: there is none.
@@ -211,13 +258,15 @@ fn eldest(name: *mut FlowName) -> bool {
     unsafe { bpf_map_pop_elem((&raw const AGING).cast_mut().cast(), name.cast()) == 0 }
 }
 
-/// Puts an entry into a ring of its pod, and evicts the one that stood there; 0, or the reason to refuse it.
+/// Puts an entry into a ring of its pod, whose share is `share`, and evicts the one that stood there.
 #[unsafe(no_mangle)]
 #[inline(never)]
-extern "C" fn bulkhead_enlist(name: *const Name, owner: u32, kind: u32) -> u32 {
+extern "C" fn bulkhead_enlist(name: *const Name, share: *mut Share, owner: u32, kind: u32) -> u32 {
     // SAFETY: the caller's; null is what the verifier must be told of.
-    let Some(name) = (unsafe { name.as_ref() }) else { return u32::from(DROP_CONNTRACK_FULL) };
-    let Some(share) = SHARE.get_ptr_mut(owner) else { return u32::from(DROP_CONNTRACK_FULL) };
+    let Some(name) = (unsafe { name.as_ref() }) else { return 0 };
+    if share.is_null() {
+        return 0;
+    }
     // SAFETY: a live entry.
     let next = unsafe { &raw mut (*share).next };
     let (next, room) = match kind {
@@ -232,19 +281,45 @@ extern "C" fn bulkhead_enlist(name: *const Name, owner: u32, kind: u32) -> u32 {
     // SAFETY: a live entry.
     let turn = unsafe { *next };
     add(next, 1);
-    let ring = RecentKey { owner, kind, slot: if room == 0 { 0 } else { turn as u32 % room } };
-    if let Some(old) = RECENT.get_ptr_mut(ring) {
-        // SAFETY: a live entry; should another CPU replace it meanwhile, the serial tells.
-        let old = unsafe { &*old };
-        // A connection that is begun again and again comes round to itself.
-        if old.serial != name.serial {
-            evict(old, kind);
-        }
-    }
+    let slot = if room == 0 { 0 } else { turn as u32 % room };
     // No room for rings: this one cannot be evicted; it has its age, and its pod a share.
-    let _ = RECENT.insert(ring, name.as_abi(), 0);
+    let Some(page) = page(RecentKey { owner, kind, slot: slot / NAMES_PER_PAGE }) else { return 0 };
+    // SAFETY: a live entry, and a slot of it.
+    let old = unsafe { &raw mut (*page)[(slot % NAMES_PER_PAGE) as usize] };
+    // SAFETY: a live entry; should another CPU replace it meanwhile, the serial tells.
+    unsafe {
+        // A connection that is begun again and again comes round to itself.
+        if (*old).serial != 0 && (*old).serial != name.serial {
+            evict(&*old, kind);
+        }
+        words::copy(&raw const *name, old.cast::<Name>());
+    }
     0
 }
+
+#[inline(always)]
+fn page(key: RecentKey) -> Option<*mut RecentPage> {
+    RECENT.get_ptr_mut(key).or_else(|| {
+        // A reference: a copy would take the stack.
+        let empty: &RecentPage = &EMPTY_PAGE;
+        let _ = RECENT.insert(key, empty, u64::from(BPF_NOEXIST));
+        RECENT.get_ptr_mut(key)
+    })
+}
+
+static EMPTY_PAGE: RecentPage = [NO_NAME; NAMES_PER_PAGE as usize];
+const NO_NAME: FlowName = FlowName {
+    key: FlowKey {
+        low: Addr([0; 16]),
+        high: Addr([0; 16]),
+        low_port: 0,
+        high_port: 0,
+        proto: 0,
+        reserved: [0; 3],
+    },
+    serial: 0,
+    due: 0,
+};
 
 #[inline(always)]
 fn evict(name: &FlowName, kind: u32) {
@@ -280,16 +355,16 @@ pub fn draft<'a>(key: &Key) -> Option<&'a mut Draft> {
     // SAFETY: this CPU's own; zero is a value of every field.
     let draft = unsafe { &mut *DRAFT.get_ptr_mut(0)? };
     draft.name.key = *key;
-    draft.name.reserved = 0;
+    draft.name.due = 0;
     Some(draft)
 }
 
 /// Of an entry whose connection has just been closed by both sides.
 #[inline(always)]
 pub fn closed(key: &Key, flow: &Flow) {
-    if let Some(draft) = draft(key) {
+    if let (Some(draft), Some(share)) = (draft(key), SHARE.get_ptr_mut(flow.owner)) {
         draft.name.serial = flow.serial;
-        let _ = bulkhead_enlist(&raw const draft.name, flow.owner, RECENT_CLOSED);
+        let _ = bulkhead_enlist(&raw const draft.name, share, flow.owner, RECENT_CLOSED);
     }
 }
 
@@ -298,20 +373,20 @@ pub fn closed(key: &Key, flow: &Flow) {
 pub fn insert(at: &At, draft: &mut Draft) -> u32 {
     let Draft { name, flow } = draft;
     let now = flow.last_seen;
-    bulkhead_sweep(now, SWEEP);
-    if SHARE.get_ptr(at.owner).is_none() {
+    bulkhead_sweep(now);
+    let share = SHARE.get_ptr_mut(at.owner).or_else(|| {
         make_share(at.owner);
-    }
-    let Some(share) = SHARE.get_ptr_mut(at.owner) else { return u32::from(DROP_CONNTRACK_FULL) };
+        SHARE.get_ptr_mut(at.owner)
+    });
+    let Some(share) = share else { return u32::from(DROP_CONNTRACK_FULL) };
     // SAFETY: takes nothing and returns a number.
     name.serial = unsafe { bpf_get_prandom_u32() };
+    name.due = next_due(now);
     (flow.owner, flow.serial, flow.entered_by) = (at.owner, name.serial, at.entered_by);
-    let reason = bulkhead_enlist(&raw const *name, at.owner, if at.sends() { RECENT_OUT } else { RECENT_IN });
-    if reason != 0 {
-        return reason;
-    }
+    let kind = if at.sends() { RECENT_OUT } else { RECENT_IN };
+    let _ = bulkhead_enlist(&raw const *name, share, at.owner, kind);
     if share_is_used_up(share) {
-        bulkhead_sweep(now, SWEEP_IN_NEED);
+        bulkhead_sweep_in_need(now);
         if share_is_used_up(share) {
             // SAFETY: a live entry; a count lost between two CPUs is no harm.
             unsafe { (*share).refused += 1 };
@@ -329,7 +404,7 @@ pub fn insert(at: &At, draft: &mut Draft) -> u32 {
             if error == EEXIST {
                 return 0;
             }
-            bulkhead_sweep(now, SWEEP_IN_NEED);
+            bulkhead_sweep_in_need(now);
             return u32::from(DROP_CONNTRACK_FULL);
         }
     }
@@ -339,11 +414,11 @@ pub fn insert(at: &At, draft: &mut Draft) -> u32 {
 /// An entry whose age nobody would look at must not be.
 #[inline(always)]
 fn queue(now: u64, name: &Name) -> u32 {
-    if AGING.push(name.as_abi(), 0).is_ok() {
+    if push(name.as_abi()) {
         return 0;
     }
-    bulkhead_sweep(now, SWEEP_IN_NEED);
-    if AGING.push(name.as_abi(), 0).is_ok() {
+    bulkhead_sweep_in_need(now);
+    if push(name.as_abi()) {
         return 0;
     }
     if let Some(flow) = CONNTRACK.get_ptr_mut(name.key.as_abi()) {

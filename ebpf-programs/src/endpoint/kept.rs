@@ -1,11 +1,15 @@
-//! The pod behind an interface, without a look-up in a hash at every packet: each CPU keeps what it found.
+//! The pod behind an interface, and the one at an address, without a look-up in a hash at every packet: each CPU keeps what
+//! it found.
 //!
 //! What is kept holds for one epoch. User space begins another behind every change of an endpoint; the epoch is read
 //! before the endpoint, so what was read while it changed is read again.
 
-use crate::maps::{ENDPOINT, ENDPOINT_EPOCH};
+use crate::{
+    address::Address,
+    maps::{ENDPOINT, ENDPOINT_EPOCH, LOCAL},
+};
 use aya_ebpf::{macros::map, maps::PerCpuArray};
-use bulkhead_ebpf_abi::Endpoint;
+use bulkhead_ebpf_abi::{Delivery, Endpoint};
 
 /// Interfaces that share a place take turns in it; they are numbered in the order in which they are made.
 const PLACES: u32 = 512;
@@ -33,4 +37,38 @@ pub fn endpoint<'a>(ifindex: u32) -> Option<&'a Endpoint> {
         (kept.ifindex, kept.epoch) = (ifindex, epoch);
     }
     Some(&kept.pod)
+}
+
+#[repr(C)]
+struct KeptDelivery {
+    to: Address,
+    epoch: u32,
+    delivery: Delivery,
+    reserved: u32,
+}
+
+/// As `KEPT`, by [`place`].
+#[map]
+static KEPT_LOCAL: PerCpuArray<KeptDelivery> = PerCpuArray::with_max_entries(PLACES, 0);
+
+/// The pod of this node that has the address.
+#[inline(always)]
+pub fn delivery<'a>(to: &Address) -> Option<&'a Delivery> {
+    let epoch = *ENDPOINT_EPOCH.get(0)?;
+    let kept = KEPT_LOCAL.get_ptr_mut(place(to))?;
+    // SAFETY: as in `endpoint`; nobody has the address of all zeros.
+    let kept = unsafe { &mut *kept };
+    if kept.to != *to || kept.epoch != epoch {
+        // SAFETY: the daemon replaces entries, it never writes into them.
+        kept.delivery = *unsafe { LOCAL.get(to.as_addr()) }?;
+        (kept.to, kept.epoch) = (*to, epoch);
+    }
+    Some(&kept.delivery)
+}
+
+/// Multiplied (Knuth's number), because the first pods of many blocks end in the same bits.
+#[inline(always)]
+fn place(to: &Address) -> u32 {
+    let [_, b, c, d] = to.words();
+    (b ^ c ^ d.swap_bytes()).wrapping_mul(0x9e37_79b1) >> (32 - PLACES.trailing_zeros())
 }

@@ -30,19 +30,10 @@ fn tcp_header(ctx: &TcContext, transport: u32) -> u32 {
     skb::word(ctx, transport + 8).map_or(15, |word| (word >> 28) as u32 & 0xf) * 4
 }
 
-/// Time to live, protocol, checksum.
-#[repr(C)]
-#[derive(Clone, Copy)]
-struct Hop {
-    ttl: u8,
-    proto: u8,
-    checksum: [u8; 2],
-}
-
 /// Addresses the frame and takes a hop off; false: it cannot be written.
 #[inline(always)]
 pub fn forward(ctx: &TcContext, macs: &[[u8; 6]; 2], hop_limit: u8, ipv6: bool) -> bool {
-    lower_hop_limit(ctx, hop_limit, ipv6) && skb::store::<_, 12>(ctx, 0, macs, 0)
+    lower_hop_limit(ctx, hop_limit, ipv6) && skb::put::<3, 12>(ctx, 0, &words(macs))
 }
 
 #[inline(always)]
@@ -55,12 +46,20 @@ pub fn lower_hop_limit(ctx: &TcContext, hop_limit: u8, ipv6: bool) -> bool {
             u64::from(BPF_F_RECOMPUTE_CSUM),
         );
     }
-    let mut room = MaybeUninit::<Hop>::uninit();
-    // SAFETY: four bytes into four; integers only.
-    let Some(hop) = (unsafe { skb::load::<Hop, 0, 4>(ctx, TTL, &mut room) }) else { return false };
+    let mut room = MaybeUninit::<u32>::uninit();
+    // SAFETY: four bytes into four: time to live, protocol, checksum.
+    let Some(raw) = (unsafe { skb::load::<u32, 0, 4>(ctx, TTL, &mut room) }) else { return false };
+    let hop = u32::from_be(*raw);
     // RFC 1141: what the header loses the checksum gains; a sum over both is the same as before.
-    let sum = u32::from(u16::from_be_bytes(hop.checksum)) + 0x100;
-    let checksum = ((sum + (sum >> 16)) as u16).to_be_bytes();
-    let hop = Hop { ttl: hop.ttl.wrapping_sub(1), checksum, ..*hop };
-    skb::store::<_, 4>(ctx, TTL, &hop, 0)
+    let sum = (hop & 0xffff) + 0x100;
+    let checksum = (sum + (sum >> 16)) & 0xffff;
+    let hop = ((hop & 0xffff_0000).wrapping_sub(1 << 24) | checksum).to_be();
+    skb::put::<1, 4>(ctx, TTL, &[hop])
+}
+
+/// Both addresses, as they lie in the frame.
+#[inline(always)]
+fn words(macs: &[[u8; 6]; 2]) -> [u32; 3] {
+    // SAFETY: twelve bytes of a map's value, whose fields before them are words.
+    unsafe { (&raw const *macs).cast::<[u32; 3]>().read() }
 }

@@ -7,6 +7,7 @@ use crate::{
     parse::Packet,
     skb,
     verdict::NEXT,
+    words,
 };
 use aya_ebpf::{
     bindings::{BPF_FIB_LKUP_RET_SUCCESS, BPF_FIB_LOOKUP_SKIP_NEIGH, bpf_fib_lookup, bpf_redir_neigh},
@@ -14,10 +15,14 @@ use aya_ebpf::{
     maps::lpm_trie::Key,
     programs::TcContext,
 };
-use core::mem::{size_of, zeroed};
+use core::mem::{MaybeUninit, size_of, zeroed};
 
 const AF_INET: u8 = 2;
 const AF_INET6: u8 = 10;
+
+/// To a whole word.
+#[repr(align(8))]
+struct Aligned<T>(T);
 
 /// The stack gets what has no route, and what is longer than the route allows: it answers.
 #[inline(never)]
@@ -29,8 +34,12 @@ pub fn send(ctx: &TcContext, packet: &Packet, ipv6: u32) -> i32 {
     {
         return NEXT;
     }
+    let mut room = Aligned(MaybeUninit::<bpf_fib_lookup>::uninit());
     // SAFETY: integers; zero is a value of all.
-    let mut route: bpf_fib_lookup = unsafe { zeroed() };
+    let route = unsafe {
+        words::zero(room.0.as_mut_ptr());
+        room.0.assume_init_mut()
+    };
     (route.l4_protocol, route.ifindex) = (packet.proto, skb::ifindex(ctx));
     (route.sport, route.dport) = (packet.src_port.to_be(), packet.dst_port.to_be());
     route.__bindgen_anon_1.tot_len = length as u16;
@@ -46,14 +55,14 @@ pub fn send(ctx: &TcContext, packet: &Packet, ipv6: u32) -> i32 {
     let size = size_of::<bpf_fib_lookup>() as i32;
     // SAFETY: the kernel reads and writes as many bytes as it is told.
     let found = unsafe {
-        generated::bpf_fib_lookup(ctx.skb.skb.cast(), &raw mut route, size, BPF_FIB_LOOKUP_SKIP_NEIGH)
+        generated::bpf_fib_lookup(ctx.skb.skb.cast(), &raw mut *route, size, BPF_FIB_LOOKUP_SKIP_NEIGH)
     };
     if found != i64::from(BPF_FIB_LKUP_RET_SUCCESS)
         || !frame::lower_hop_limit(ctx, packet.hop_limit, ipv6 != 0)
     {
         return NEXT;
     }
-    redirect(&route)
+    redirect(route)
 }
 
 /// Is an IPv4 packet longer than its route allows? Of a route's MTU that is not locked the look-up says nothing, and the

@@ -5,6 +5,7 @@
 //! bridge     two ports of a Linux bridge, no policy at all
 //! set        a routing node, nftables: established by conntrack, the rest by one interval set
 //! linear     the same with 10,000 rules in a row that each packet passes, as a list without conntrack has it
+//! redirect   programs at the hooks of ours that do nothing but a peer redirect: as fast as eBPF there gets
 //! ```
 //! Both ends share one processor (two are slower by far, and noisy). Slices of milliseconds, by turns and in changing order;
 //! each is compared with its neighbours of the same round, and the median of these ratios counts.
@@ -32,8 +33,9 @@ pub fn run() -> Result<Vec<Figure>> {
     let bridge = places::bridge()?;
     let set = places::routed("set", Filter::IntervalSet)?;
     let linear = places::routed("linear", Filter::Linear(10_000))?;
-    let pairs =
-        [Pair { client: &web.netns, server: &db.netns, to: db.v4 }, bridge.pair(), set.pair(), linear.pair()];
+    let redirect = places::redirect()?;
+    let ours = Pair { client: &web.netns, server: &db.netns, to: db.v4 };
+    let pairs = [ours, bridge.pair(), set.pair(), linear.pair(), redirect.pair()];
     Pairs::with(&pairs, |pairs| {
         let mut figures = Vec::new();
         let trips = rounds(|which| pairs.trips(which, TRIPS))?;
@@ -45,7 +47,10 @@ pub fn run() -> Result<Vec<Figure>> {
 }
 
 const REFERENCES: [&str; 3] = ["bridge", "interval_set", "linear_rules"];
-const PLACES: usize = REFERENCES.len() + 1;
+/// Ours, the references, the bare redirect.
+const PLACES: usize = REFERENCES.len() + 2;
+const BRIDGE: usize = 1;
+const REDIRECT: usize = PLACES - 1;
 type Round = [Duration; PLACES];
 
 fn rounds(mut slice: impl FnMut(usize) -> Result<Duration>) -> Result<Vec<Round>> {
@@ -68,14 +73,22 @@ fn compare(
     rounds: &[Round],
     targets: [f64; 3],
 ) -> Vec<Figure> {
-    let ours = f64::from(per_slice) / median(rounds.iter().map(|r| r[0].as_secs_f64()));
-    let figure = |(n, (reference, target)): (usize, (&str, f64))| {
-        let ratio = median(rounds.iter().map(|r| r[n + 1].as_secs_f64() / r[0].as_secs_f64()));
-        Figure::new(format!("{what}_beside_{reference}"), ours, unit)
-            .beside(ours / ratio)
-            .ratio_at_least(target)
+    // Of one place beside another: the slices of each round are compared with one another.
+    let beside = |name: String, place: usize, reference: usize| {
+        let per_second = f64::from(per_slice) / median(rounds.iter().map(|r| r[place].as_secs_f64()));
+        let ratio = median(rounds.iter().map(|r| r[reference].as_secs_f64() / r[place].as_secs_f64()));
+        Figure::new(name, per_second, unit).beside(per_second / ratio)
     };
-    REFERENCES.into_iter().zip(targets).enumerate().map(figure).collect()
+    let promised = REFERENCES.into_iter().zip(targets).enumerate();
+    let promised = promised.map(|(n, (reference, target))| {
+        beside(format!("{what}_beside_{reference}"), 0, n + 1).ratio_at_least(target)
+    });
+    promised
+        .chain([
+            beside(format!("{what}_beside_bare_redirect"), 0, REDIRECT),
+            beside(format!("{what}_of_bare_redirect_beside_bridge"), REDIRECT, BRIDGE),
+        ])
+        .collect()
 }
 
 fn median(values: impl Iterator<Item = f64>) -> f64 {

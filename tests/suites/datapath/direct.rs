@@ -1,10 +1,11 @@
 //! Between pods of one node: straight from the sender's hook into the other pod, both ends decided there.
 
 use crate::{
-    node::{A, B, End, FAMILIES, Family, MAC_A, MAC_B, Node, POLICY_A, POLICY_B, V4},
+    node::{A, B, End, FAMILIES, Family, MAC_A, MAC_B, Node, POLICY_A, POLICY_B, V4, ifindex},
     packet::{ACK, HOST_MAC, Packet, SYN, TCP, tcp},
     rules::{Port, Rules},
 };
+use bulkhead_daemon::datapath::PodMaps;
 use bulkhead_ebpf_abi::{
     DROP_POLICY, DROP_REVOKED, ENDPOINT_PACED, PATH_DIRECT, PATH_STACK, RULE_DEFAULT_DENY,
 };
@@ -16,6 +17,7 @@ crate::trials! {
     a_known_packet_goes_straight_and_is_counted_once,
     what_the_stack_must_answer_is_left_to_it_with_its_origin,
     a_limit_takes_a_live_connection_to_the_stack,
+    a_pod_that_is_gone_gets_no_known_packet,
     a_change_of_either_ends_rules_cuts_a_known_connection,
 }
 
@@ -91,6 +93,18 @@ fn a_known_packet_goes_straight_and_is_counted_once() {
         let after = entry();
         let length = request(&f, ACK).frame().len() as u64;
         assert_eq!((after.packets - before.packets, after.bytes - before.bytes), (2, 2 * length));
+    }
+}
+
+fn a_pod_that_is_gone_gets_no_known_packet() {
+    let mut node = node(rules());
+    for f in FAMILIES {
+        establish(&node, &f);
+        assert_eq!(node.send(A, &request(&f, ACK)).end, End::Redirect);
+    }
+    node.datapath.remove_endpoint(ifindex("pod-b")).expect("removed");
+    for f in FAMILIES {
+        assert_ne!(node.send(A, &request(&f, ACK)).end, End::Redirect);
     }
 }
 

@@ -2,13 +2,13 @@
 
 use crate::{
     node::{A, B, End, FAMILIES, Family, MAC_B, Node, POLICY_A, POLICY_B, V4, V6, VM, addr, ifindex},
-    packet::{ACK, HOST_MAC, Packet, SYN, TCP, UDP, frame, ip, tcp, udp},
+    packet::{ACK, FIN, HOST_MAC, Packet, RST, SYN, TCP, UDP, frame, ip, tcp, udp},
     rules::{Port, Rules},
 };
 use bulkhead_daemon::datapath::PodMaps;
 use bulkhead_ebpf_abi::{
     Ages, Connections, DROP_MALFORMED, DROP_NO_ENDPOINT, DROP_POLICY, DROP_REVOKED, DROP_SPOOFED_POD,
-    DROP_TRUNCATED, Endpoint, RULE_DEFAULT_DENY, RULE_NONE,
+    DROP_TRUNCATED, Endpoint, Flow, RULE_DEFAULT_DENY, RULE_NONE,
 };
 use std::{thread::sleep, time::Duration};
 
@@ -21,6 +21,7 @@ crate::trials! {
     packets_both_ways_are_counted_once_and_keep_the_connection_alive,
     the_short_way_ends_with_the_generation,
     a_changed_endpoint_is_known_to_the_next_packet,
+    the_short_way_makes_of_a_connection_what_the_long_way_makes_of_it,
 }
 
 fn rules() -> Rules {
@@ -187,4 +188,50 @@ fn a_changed_endpoint_is_known_to_the_next_packet() {
     node.datapath.remove_endpoint(index).expect("removed");
     assert_eq!(node.send(A, &packets(&V4)[0]).end, dropped(DROP_NO_ENDPOINT));
     assert_eq!(node.deliver(A, &tcp((V4.vm, 80), (V4.a, 5), ACK), VM).end, dropped(DROP_NO_ENDPOINT));
+}
+
+/// Every sequence of so many packets behind each part of a handshake, on two connections: IP options take the packets of one of
+/// them the long way.
+fn the_short_way_makes_of_a_connection_what_the_long_way_makes_of_it() {
+    const ROOM: Connections = Connections {
+        entries: 16_384,
+        per_pod: 16_384,
+        unanswered: 8_192,
+        closed: 8_192,
+        ages: Ages::DEFAULT,
+    };
+    const FORTH: bool = true;
+    const BACK: bool = false;
+    let handshake = [(FORTH, SYN), (BACK, SYN | ACK), (FORTH, ACK)];
+    let steps: Vec<(bool, u8)> = [FORTH, BACK]
+        .into_iter()
+        .flat_map(|way| [SYN, SYN | ACK, ACK, FIN | ACK, RST].map(|flags| (way, flags)))
+        .collect();
+    let node = Node::with_room(rules(), ROOM);
+    let pass = |port, (forth, flags), options: &[u8]| {
+        let packet = if forth {
+            Packet { options: options.into(), ..tcp((V4.a, port), (V4.vm, 80), flags) }
+        } else {
+            Packet { options: options.into(), ..tcp((V4.vm, 80), (V4.a, port), flags) }
+        };
+        if forth { node.send(A, &packet).end } else { node.deliver(A, &packet, VM).end }
+    };
+    let entry = |port| {
+        let flow = node.flow((V4.a, port), (V4.vm, 80), TCP)?;
+        // Of the packets' lengths, of chance and of time.
+        Some(Flow { bytes: 0, serial: 0, tick: 0, last_seen: 0, ..flow })
+    };
+    let mut port = 1024;
+    for begun in 1..=handshake.len() {
+        for n in 0..steps.len().pow(3) {
+            let rest = [n / 100, n / 10 % 10, n % 10].map(|step| steps[step]);
+            let sequence = [&handshake[..begun], &rest].concat();
+            let ends = |port, options: &[u8]| -> Vec<End> {
+                sequence.iter().map(|step| pass(port, *step, options)).collect()
+            };
+            assert_eq!(ends(port, &[]), ends(port + 1, &[1; 4]), "{sequence:?}");
+            assert_eq!(entry(port), entry(port + 1), "{sequence:?}");
+            port += 2;
+        }
+    }
 }

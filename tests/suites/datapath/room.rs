@@ -13,7 +13,7 @@ use aya::{
 use bulkhead_daemon::datapath::{Datapath, Hook, PodMaps};
 use bulkhead_ebpf_abi::{
     Addr, Ages, Connections, DROP_CONNTRACK_FULL, DROP_CONNTRACK_SHARE, DROP_REVOKED, FLOW_CLOSED,
-    FLOW_CLOSING, Flow, FlowKey, ORIGIN_SHIFT, RULE_DEFAULT_DENY, RULE_NONE,
+    FLOW_CLOSING, Flow, FlowKey, ORIGIN_SHIFT, RULE_DEFAULT_DENY, RULE_NONE, RecentKey, RecentPage,
 };
 use bulkhead_lab::bpf::{self, Input};
 use std::{collections::BTreeSet, mem::offset_of, os::fd::AsFd, path::Path, thread::sleep, time::Duration};
@@ -32,7 +32,7 @@ crate::trials! {
     a_full_table_refuses_and_counts_and_established_flows_go_on,
     among_128k_connections_those_of_an_address_are_forgotten_and_no_others,
     forgetting_flows_gives_their_share_back,
-    a_removed_endpoint_leaves_no_share,
+    a_removed_endpoint_leaves_no_share_and_no_rings,
 }
 
 const FULL: End = End::Drop(DROP_CONNTRACK_FULL, RULE_NONE);
@@ -452,9 +452,22 @@ fn forgetting_flows_gives_their_share_back() {
     assert_eq!(share(&node), 1);
 }
 
-fn a_removed_endpoint_leaves_no_share() {
+fn a_removed_endpoint_leaves_no_share_and_no_rings() {
     let mut node = Node::with_room(rules(), ROOM);
-    assert_eq!(connect(&node, 1000), End::Next);
+    let rings = |node: &Node| {
+        let pinned = MapData::from_pin(node.pins.join("maps/RECENT")).expect("a pinned map");
+        let map: HashMap<_, [u8; size_of::<RecentKey>()], [u8; size_of::<RecentPage>()]> =
+            Map::from_map_data(pinned).expect("a map").try_into().expect("a hash");
+        map.keys().count()
+    };
+    // More than a page of connections of each kind.
+    for port in 1000..1020 {
+        assert_eq!(connect(&node, port), End::Next);
+        pass(&node, port, (true, RST));
+        assert_eq!(node.deliver(A, &tcp((V4.vm, port), (V4.a, 80), SYN), VM).end, End::Next);
+    }
+    assert_eq!(rings(&node), 4);
     node.datapath.remove_endpoint(ifindex("pod-a")).expect("removed");
     assert_eq!(node.datapath.share(ifindex("pod-a")).expect("share"), None);
+    assert_eq!(rings(&node), 0);
 }

@@ -189,7 +189,14 @@ pub fn bare_connection(layout: &Layout, sends: bool, proto: u8, map: &impl AsFd)
     code.packet(layout.len).connection(layout, sends, proto).look_up(map, -40).set(R0, 1).end()
 }
 
-/// The same, and that of the other end's address.
+/// The look-up of the other end's address alone.
+pub fn bare_address(layout: &Layout, sends: bool, map: &impl AsFd) -> Vec<u64> {
+    let other = if sends { layout.dst } else { layout.src };
+    let code = &mut Code::default();
+    code.packet(layout.len).address(layout, other, -24).look_up(map, -24).set(R0, 1).end()
+}
+
+/// The look-up of a connection, and that of the other end's address.
 pub fn bare_request(
     layout: &Layout,
     sends: bool,

@@ -17,11 +17,15 @@ use crate::{
 use asm::{Layout, V4, V6, Vary};
 use aya::{maps::MapData, programs::ProgramFd};
 use bulkhead_daemon::datapath::Hook;
-use std::os::fd::{AsFd, BorrowedFd, OwnedFd};
-use world::{FIRST_V4, FIRST_V6, Rules, World, frame, tcp};
+use std::{
+    collections::BTreeSet,
+    os::fd::{AsFd, BorrowedFd, OwnedFd},
+};
+use world::{FIRST_V4, FIRST_V6, Rules, World, frame, tcp, told};
 
 /// What is left of a hook when the bare look-up is taken off, in nanoseconds.
 const KNOWN: f64 = 30.0;
+/// The same of a decision.
 const DECISION: f64 = 50.0;
 /// What a decision among 100,000 rules takes, beside one among ten.
 const MANY: f64 = 1.1;
@@ -33,6 +37,7 @@ const ROUNDS: usize = 40;
 const RUNS: u32 = 20_000;
 
 const TCP: u8 = 6;
+const SCTP: u8 = 132;
 const SYN: u8 = 2;
 const ACK: u8 = 16;
 
@@ -89,38 +94,88 @@ pub fn run() -> Result<Vec<Figure>> {
     Ok(figures)
 }
 
-/// Requests that are repeated: of each the policy is asked again, as of the first, and what else a first packet takes (making
-/// its entry) is not measured. What nobody can do without is the look-up of the connection and that of the address.
+/// What it takes to ask the policy, and the whole hook for a request.
 fn decisions(bench: &mut Bench) -> Result<Vec<Figure>> {
     let mut figures = Vec::new();
     for (layout, family) in [(&V4, "ipv4"), (&V6, "ipv6")] {
         for (addresses, name, identities) in [(110, "110", 110), (30_000, "30k", 10_000)] {
             let rules = Rules { addresses, identities, kinds: KINDS, ports: 16 };
             for hook in [Hook::ToPod, Hook::FromPod] {
+                let end = format!("{name}_{}_{family}", hook.name());
                 let [ours, bare] = decision(bench, layout, hook, &rules)?;
-                let name = format!("packet_decision_{name}_{}_{family}", hook.name());
-                figures.push(Figure::new(name, ours, "ns").beside(bare).at_most_beyond(DECISION));
+                let figure = Figure::new(format!("packet_decision_{end}"), ours, "ns");
+                figures.push(figure.beside(bare).at_most_beyond(DECISION));
+                let [ours, bare] = requested(bench, layout, hook, &rules)?;
+                figures.push(Figure::new(format!("packet_request_{end}"), ours, "ns").beside(bare));
             }
         }
         let few = Rules { addresses: 110, identities: 10, kinds: 10, ports: 0 };
-        let [few, _] = decision(bench, layout, Hook::ToPod, &few)?;
+        let [few, _] = requested(bench, layout, Hook::ToPod, &few)?;
         let many = Rules { addresses: 110, identities: 110, kinds: 110, ports: 909 };
-        let [many, _] = decision(bench, layout, Hook::ToPod, &many)?;
-        let name = format!("packet_decision_100k_rules_{family}");
+        let [many, _] = requested(bench, layout, Hook::ToPod, &many)?;
+        let name = format!("packet_request_100k_rules_{family}");
         figures.push(Figure::new(name, many, "ns").beside(few).ratio_at_most(MANY));
     }
     Ok(figures)
 }
 
-/// Of the hook, and of the bare look-ups.
+/// Who varies where policy is asked.
+fn asked(layout: &Layout, hook: Hook, rules: &Rules) -> Vary {
+    // All ports of few addresses, one of many: the table of connections shall not be what is measured.
+    let ports_bits = if rules.addresses > 1024 { 0 } else { 6 };
+    let packets = rules.addresses << ports_bits;
+    Vary { ports_bits, port: layout.ports + 2, ..vary(layout, hook == Hook::FromPod, packets) }
+}
+
+/// Of asking the policy: who the other end is, and what the tables say of it; and of the bare look-up of its address.
+///
+/// Packets of known connections, once in the generation that admitted them, and once each in another one, so that each is asked
+/// about again. Of SCTP, of which all packets take the same way through the hook: what differs is the question.
 fn decision(bench: &mut Bench, layout: &Layout, hook: Hook, rules: &Rules) -> Result<[f64; 2]> {
     bench.world.forget()?;
     bench.world.apply(rules)?;
     let sends = hook == Hook::FromPod;
-    // All ports of few addresses, one of many: the table of connections shall not be what is measured.
-    let ports_bits = if rules.addresses > 1024 { 0 } else { 6 };
-    let packets = rules.addresses << ports_bits;
-    let vary = Vary { ports_bits, port: layout.ports + 2, ..vary(layout, sends, packets) };
+    let vary = asked(layout, hook, rules);
+    let program = bench.world.hook(hook)?;
+    let packet = frame(layout, sends, SCTP, &tcp(sends, ACK));
+    request(&program, &vary, packet.clone(), bench.world.ifindex)?;
+    let empty = bpf::load("nothing", &asm::empty())?;
+    let bare = asm::bare_address(layout, sends, bench.addresses.fd());
+    let bare = bpf::load("the bare look-up", &bare)?;
+    let input = Input { frame: &packet, mark: 0, ifindex: bench.world.ifindex };
+    let measure = |step| -> Result<[f64; 2]> {
+        let driver = bench.driver(layout, &vary, step)?;
+        let subject = |name, program, says| Subject { name, driver: &driver, program, says };
+        let times = bench.compare(
+            &input,
+            &[
+                subject("nothing", empty.as_fd(), -1),
+                subject("the bare look-up", bare.as_fd(), 1),
+                subject("the hook", program.as_fd(), -1),
+            ],
+        )?;
+        Ok([times[2] - times[0], times[1] - times[0]])
+    };
+    let [unasked, bare] = measure(0)?;
+    // The next generation but one has the same tables.
+    let [asked, _] = measure(2)?;
+    let mut admitted_by = BTreeSet::new();
+    for flow in bench.world.datapath.flows() {
+        admitted_by.insert(told(flow)?.1.generations);
+    }
+    if admitted_by.len() < 2 {
+        return unmet("nothing was asked again");
+    }
+    Ok([asked - unasked, bare])
+}
+
+/// Of the hook for a request that is repeated: of each the policy is asked again, as of the first, and what else a first packet
+/// takes (making its entry) is not measured; and of the look-ups of the connection and of the address.
+fn requested(bench: &mut Bench, layout: &Layout, hook: Hook, rules: &Rules) -> Result<[f64; 2]> {
+    bench.world.forget()?;
+    bench.world.apply(rules)?;
+    let sends = hook == Hook::FromPod;
+    let vary = asked(layout, hook, rules);
     let program = bench.world.hook(hook)?;
     request(&program, &vary, frame(layout, sends, TCP, &tcp(sends, SYN)), bench.world.ifindex)?;
     let empty = bpf::load("nothing", &asm::empty())?;

@@ -47,7 +47,7 @@ pub struct Rules {
     pub identities: u32,
     /// What the rules tell apart: identities of one kind share a row.
     pub kinds: u32,
-    /// TCP ports from 1024 on, and ICMP types from 64 on, each with a rule of its own.
+    /// Ports of TCP and SCTP from 1024 on, and ICMP types from 64 on, each with a rule of its own.
     pub ports: u32,
 }
 
@@ -155,8 +155,8 @@ fn ports(count: u32) -> (Vec<PortDirectory>, Vec<PortPage>) {
     let mut directories = vec![[0; 256]; PORT_SLOTS as usize];
     let mut pages = vec![[0; 256]];
     for n in 0..count {
-        for (slot, port) in [(0, 1024 + n), (3, 64 + n), (4, 64 + n)] {
-            if slot != 0 && port > 255 {
+        for (slot, port) in [(0, 1024 + n), (2, 1024 + n), (3, 64 + n), (4, 64 + n)] {
+            if slot > 2 && port > 255 {
                 continue;
             }
             let page = &mut directories[slot][(port >> 8) as usize];
@@ -195,7 +195,7 @@ pub fn frame(layout: &Layout, sends: bool, proto: u8, transport: &[u8]) -> Vec<u
     raw
 }
 
-/// Of a packet between the pod's port 80 and the others' 1024 (which a driver varies).
+/// Of a packet between the pod's port 80 and the others' 1024 (which a driver varies); to SCTP its first bytes are as good.
 pub fn tcp(sends: bool, flags: u8) -> Vec<u8> {
     let ports = if sends { [80u16, 1024] } else { [1024, 80] };
     let mut header: Vec<u8> = ports.iter().flat_map(|p| p.to_be_bytes()).collect();
