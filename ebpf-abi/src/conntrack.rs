@@ -67,7 +67,9 @@ pub struct Flow {
     pub padding: [u8; 2],
     /// The interface by which the packet that made the entry came into the host; 0: none.
     pub entered_by: u32,
-    pub reserved: [u32; 8],
+    /// `ORIGIN_TURN` of `origin` when it was written: numbers of identities are given out again.
+    pub origin_turn: u32,
+    pub reserved: [u32; 7],
 }
 
 impl Flow {
@@ -98,7 +100,7 @@ impl Flow {
 pub const TCP_FIN: u8 = 0x01;
 pub const TCP_RST: u8 = 0x04;
 
-pub const FLOW_VERSION: u8 = 5;
+pub const FLOW_VERSION: u8 = 6;
 /// The initiator is `FlowKey::low`.
 pub const FLOW_INITIATOR_LOW: u8 = 1;
 /// A packet of the responder was seen.

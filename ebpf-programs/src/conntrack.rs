@@ -119,8 +119,8 @@ fn decide_on(at: &At, packet: &Packet) -> Verdict {
     let Some(flow) = CONNTRACK.get_ptr_mut(key.as_abi()) else {
         return begin(at, packet, &key, from_low, false);
     };
-    // SAFETY: a live entry; two CPUs may write it at once, which costs a count, or a bit of `flags` that the next packet sets
-    // again; how far the connection is closed stands in a byte for each direction, whatever becomes of `flags`.
+    // SAFETY: a live entry; two CPUs may write it at once, which costs a count and nothing else: bits of `flags` are set and
+    // cleared one by one, and how far the connection is closed stands in a byte for each direction.
     let flow = unsafe { &mut *flow };
     let forward = (flow.flags & FLOW_INITIATOR_LOW != 0) == from_low;
     let now = counters::now();
@@ -202,10 +202,13 @@ fn starts_another(at: &At, packet: &Packet, flow: &Flow, forward: bool) -> bool 
         return packet.is_syn() || packet.is_echo_request();
     }
     // Behind this node's own address somebody else may speak now.
-    speaks_by_mark(flow)
-        && !at.sends()
-        && at.origin != u32::from(flow.origin)
-        && !is_renamed(at, packet, flow)
+    speaks_by_mark(flow) && !at.sends() && !is_of_origin(at, flow) && !is_renamed(at, packet, flow)
+}
+
+/// Does the packet's mark say the same as the entry's? The number may be another's by now.
+#[inline(always)]
+fn is_of_origin(at: &At, flow: &Flow) -> bool {
+    at.origin == u32::from(flow.origin) && origin::turn(at.origin) == flow.origin_turn
 }
 
 #[inline(always)]
@@ -271,9 +274,9 @@ fn known(at: &At, packet: &Packet, key: &Key, flow: &mut Flow, forward: bool, no
 /// The initiator's new name, where it has one; see `is_renamed`.
 #[inline(always)]
 fn take_name(at: &At, flow: &mut Flow, forward: bool) -> bool {
-    let renamed = forward && !at.sends() && flow.origin != 0 && at.origin != u32::from(flow.origin);
+    let renamed = forward && !at.sends() && flow.origin != 0 && !is_of_origin(at, flow);
     if renamed {
-        flow.origin = at.origin as u16;
+        (flow.origin, flow.origin_turn) = (at.origin as u16, origin::turn(at.origin));
     }
     renamed
 }
@@ -305,7 +308,11 @@ fn renew(at: &At, packet: &Packet, flow: &mut Flow, end: u32, keep: u8, renewed:
         }
         Ok(answer) => {
             flow.cut &= !(1 << end);
-            flow.flags = if answer.keeps() { flow.flags | keep } else { flow.flags & !keep };
+            match (answer.keeps(), flow.flags & keep != 0) {
+                (true, false) => table::set_flags(flow, keep),
+                (false, true) => table::clear_flags(flow, keep),
+                _ => {}
+            }
             let before = flow.rules[end as usize];
             if before == RULE_NONE {
                 flow.begun |= 1 << end;
@@ -340,9 +347,14 @@ fn forget(packet: &Packet, key: &Key, flow: &mut Flow, was_new: bool, end: u32, 
 fn touch(at: &At, packet: &Packet, flow: &mut Flow, forward: bool, again: bool, now: u64) {
     let mut flags = flow.flags;
     if again {
-        flags &= !(FLOW_ANSWERED | FLOW_ESTABLISHED | FLOW_CLOSING | FLOW_CLOSED);
+        const STAGE: u8 = FLOW_ANSWERED | FLOW_ESTABLISHED | FLOW_CLOSING | FLOW_CLOSED;
         (flow.fin, flow.fin_back) = (0, 0);
+        if flags & STAGE != 0 {
+            table::clear_flags(flow, STAGE);
+            flags &= !STAGE;
+        }
     }
+    let had = flags;
     if !forward {
         // Of TCP an answer proves nothing yet: a flood of requests under false names is answered, too.
         flags |= if packet.proto == PROTO_TCP { FLOW_ANSWERED } else { FLOW_ANSWERED | FLOW_ESTABLISHED };
@@ -358,8 +370,8 @@ fn touch(at: &At, packet: &Packet, flow: &mut Flow, forward: bool, again: bool, 
         }
     }
     flags |= table::closing(flow);
-    if flags != flow.flags {
-        flow.flags = flags;
+    if flags != had {
+        table::set_flags(flow, flags & !had);
     }
     table::seen(flow, now);
     count(flow, at.sends(), at.bytes);
@@ -406,7 +418,8 @@ fn open(at: &At, packet: &Packet, key: &Key, how: u32) -> Verdict {
         fin_back: 0,
         padding: [0; 2],
         entered_by: 0,
-        reserved: [0; 8],
+        origin_turn: origin::turn(u32::from(peer.origin())),
+        reserved: [0; 7],
     };
     if peer.is_unasked() {
         flow.flags |= FLOW_UNASKED;

@@ -45,6 +45,9 @@ pub static NARROW: LpmTrie<Address, u32> = LpmTrie::with_max_entries(1, BPF_F_NO
 #[map]
 pub static NARROWEST: Array<u32> = Array::with_max_entries(1, 0);
 
+/// Of each identity: how often its number has been given out.
+#[map]
+pub static ORIGIN_TURN: Array<u32> = Array::with_max_entries(1, 0);
 #[map]
 pub static CLASS: Array<u32> = Array::with_max_entries(1, 0);
 #[map]

@@ -1,6 +1,6 @@
 //! The origin mark: where a packet entered this host. Written at every entry, whatever stood there.
 
-use crate::{parse::Part, skb};
+use crate::{maps::ORIGIN_TURN, parse::Part, skb};
 use aya_ebpf::programs::TcContext;
 use bulkhead_ebpf_abi::{ORIGIN_ITSELF, ORIGIN_MASK, ORIGIN_NONE, ORIGIN_SHIFT, ORIGIN_UNKNOWN, origin_of};
 
@@ -32,6 +32,13 @@ const LOOPBACK: u32 = 1;
 #[inline(always)]
 fn is_made_here(ctx: &TcContext, part: Part) -> bool {
     skb::ingress_ifindex(ctx) <= LOOPBACK && (part == Part::Whole || skb::has_socket(ctx))
+}
+
+/// How often the number of a mark has been given out; of what is no identity it is 0. A function of its own: its key would take
+/// the stack of whoever asks.
+#[inline(never)]
+pub fn turn(origin: u32) -> u32 {
+    ORIGIN_TURN.get(origin).copied().unwrap_or(0)
 }
 
 #[inline(always)]

@@ -46,6 +46,8 @@ mod origins;
 mod paged;
 #[path = "datapath/parsing.rs"]
 mod parsing;
+#[path = "datapath/processors.rs"]
+mod processors;
 #[path = "datapath/room.rs"]
 mod room;
 #[path = "datapath/sources.rs"]
@@ -82,6 +84,7 @@ fn main() -> ExitCode {
         counted::trials(),
         known::trials(),
         live::trials(),
+        processors::trials(),
         icmp::trials(),
         fragments::trials(),
         origins::trials(),

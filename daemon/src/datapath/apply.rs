@@ -15,8 +15,8 @@ use super::{
     values::Raw,
 };
 use aya::maps::lpm_trie::Key;
-use bulkhead_ebpf_abi::{Addr, Endpoint, Identity};
-use std::collections::BTreeMap;
+use bulkhead_ebpf_abi::{Addr, Endpoint, ID_WORLD, Identity};
+use std::collections::{BTreeMap, BTreeSet};
 use tracing::warn;
 
 /// All that follows a switch, once no packet is left in the generation before.
@@ -116,6 +116,7 @@ impl Datapath {
     ) -> Result<(), DatapathError> {
         self.classify(live, &transition.running)?;
         self.classify(idle, &transition.next)?;
+        self.give_out(transition.ids())?;
         self.enter(&transition.before)?;
         if moves.before.is_empty() {
             return Ok(());
@@ -150,6 +151,7 @@ impl Datapath {
         self.come_to_rest()?;
         self.check_room(new)?;
         let entries = Entries::of(&self.identities, new.prefixes, new.exact);
+        self.give_out(entries.ids().collect())?;
         self.enter(&entries)?;
         self.identities.share(new.prefixes, new.exact, &Entries::default());
         Ok(())
@@ -228,6 +230,23 @@ impl Datapath {
         let plans =
             [self.pending.as_mut().map(|p| &mut p.endpoints), self.before.as_mut().map(|b| &mut b.endpoints)];
         plans.into_iter().flatten().for_each(|endpoints| endpoints.retain(|(other, _)| *other != ifindex));
+    }
+
+    /// Before any address has one of these numbers that none has now: a connection that holds it from before is not the new
+    /// one's.
+    pub(super) fn give_out(&mut self, mut ids: BTreeSet<u32>) -> Result<(), DatapathError> {
+        let held = self.identities.prefixes.values().chain(self.identities.exact.values());
+        for identity in held {
+            ids.remove(&identity.id);
+        }
+        // Whoever has no entry.
+        ids.remove(&ID_WORLD);
+        for id in ids {
+            let failed = |source| DatapathError::Map { what: format!("giving out identity {id}"), source };
+            let turn = self.origin_turns.get(&id, 0).map_err(failed)?;
+            self.origin_turns.set(id, turn.wrapping_add(1), 0).map_err(failed)?;
+        }
+        Ok(())
     }
 
     fn enter(&mut self, entries: &Entries) -> Result<(), DatapathError> {

@@ -130,6 +130,8 @@ pub struct Datapath {
     endpoints: HashMap<u32, Endpoint>,
     /// Tells the hooks to read anew what they keep of `endpoints`.
     endpoint_epoch: aya::maps::Array<aya::maps::MapData, u32>,
+    /// Tells connections which number of an identity has been given out again since.
+    origin_turns: aya::maps::Array<aya::maps::MapData, u32>,
     local: HashMap<Addr, Delivery>,
     direct: direct::Ranges,
     narrow: direct::Narrow,

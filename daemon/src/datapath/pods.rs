@@ -39,6 +39,7 @@ impl PodMaps for Datapath {
         if self.identities.exact.get(&addr) == Some(&identity) {
             return Ok(());
         }
+        self.give_out([identity.id].into())?;
         self.set_exact(addr, identity)
     }
 

@@ -16,7 +16,7 @@
 use super::identities::{Exact, Identities, Lookup, Prefix, Prefixes};
 use bulkhead_ebpf_abi::{Addr, ID_WORLD, Identity, ORIGIN_ITSELF};
 use imbl::{OrdMap, ordmap::DiffItem};
-use std::collections::{BTreeMap, HashSet};
+use std::collections::{BTreeMap, BTreeSet, HashSet};
 
 /// Who addresses are to a generation.
 #[derive(Clone, Copy)]
@@ -96,6 +96,13 @@ impl Transition {
 }
 
 impl Entries {
+    /// Of all that are set.
+    pub fn ids(&self) -> impl Iterator<Item = u32> + '_ {
+        let prefixes = self.prefixes.iter().filter_map(|(_, identity)| *identity);
+        let exact = self.exact.iter().filter_map(|(_, identity)| *identity);
+        prefixes.chain(exact).map(|identity| identity.id)
+    }
+
     /// All that differs, where both generations have the same tables and there is no switch. Pods' entries are not ours.
     pub fn of(held: &Identities, prefixes: &Prefixes, exact: &Exact) -> Self {
         let exact = differing(&held.exact, exact).filter(|(addr, ..)| !held.is_pod(addr));
@@ -109,6 +116,13 @@ impl Entries {
         set.prefixes.append(&mut gone.prefixes);
         set.exact.append(&mut gone.exact);
         set
+    }
+}
+
+impl Transition {
+    /// Numbers that addresses will have.
+    pub fn ids(&self) -> BTreeSet<u32> {
+        self.before.ids().chain(self.after.ids()).collect()
     }
 }
 

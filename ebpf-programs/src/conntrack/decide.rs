@@ -4,6 +4,7 @@ use super::At;
 use crate::{
     counters,
     identity::identity,
+    origin,
     parse::Packet,
     policy::{self, Answer},
     verdict::Verdict,
@@ -88,7 +89,9 @@ pub fn peer_of_packet(at: &At, packet: &Packet) -> Peer {
 #[inline(always)]
 pub fn peer_of_flow(at: &At, packet: &Packet, flow: &Flow, end: u32) -> Peer {
     if end != DIR_EGRESS && flow.origin != 0 {
-        return Peer::by_mark(u32::from(flow.origin));
+        let origin = u32::from(flow.origin);
+        // It began as somebody whose number another has got since.
+        return if origin::turn(origin) == flow.origin_turn { Peer::by_mark(origin) } else { Peer::UNKNOWN };
     }
     let other = if at.sends() { &packet.dst } else { &packet.src };
     Peer::by_address(identity(other).id())

@@ -30,8 +30,8 @@ use bulkhead_ebpf_abi::{
     FlowName, RECENT_CLOSED, RECENT_IN, RECENT_OUT, RecentKey, Share,
 };
 use core::{
-    intrinsics::{AtomicOrdering, atomic_xadd},
-    mem::size_of,
+    intrinsics::{AtomicOrdering, atomic_and, atomic_or, atomic_xadd},
+    mem::{offset_of, size_of},
     ptr::read_volatile,
 };
 
@@ -132,6 +132,34 @@ fn flows(share: *mut Share) -> *mut u64 {
     unsafe { &raw mut (*share).flows }
 }
 
+/// Sets and clears bits of an entry's `flags`, and no others: two CPUs may do so at once.
+#[inline(always)]
+pub fn set_flags(flow: &mut Flow, bits: u8) {
+    // SAFETY: the aligned word of a live entry that `flags` stands in.
+    unsafe { atomic_or::<u64, u64, { AtomicOrdering::Relaxed }>(flags_word(flow), in_flags_word(bits)) };
+}
+
+#[inline(always)]
+pub fn clear_flags(flow: &mut Flow, bits: u8) {
+    // SAFETY: as above.
+    unsafe { atomic_and::<u64, u64, { AtomicOrdering::Relaxed }>(flags_word(flow), !in_flags_word(bits)) };
+}
+
+/// There are such instructions for words of 8 bytes.
+const _: () = assert!(
+    offset_of!(Flow, flags) == offset_of!(Flow, tick) + 4 && offset_of!(Flow, tick).is_multiple_of(8)
+);
+
+#[inline(always)]
+fn flags_word(flow: &mut Flow) -> *mut u64 {
+    (&raw mut *flow).cast::<u64>().wrapping_add(offset_of!(Flow, tick) / 8)
+}
+
+#[inline(always)]
+const fn in_flags_word(bits: u8) -> u64 {
+    u64::from_le_bytes([0, 0, 0, 0, bits, 0, 0, 0]).to_le()
+}
+
 /// Adds to an aligned word of a live entry. (The target has the instruction, but no method for it; without the value
 /// before it is one of every kernel.)
 #[inline(always)]
@@ -208,7 +236,11 @@ extern "C" fn bulkhead_enlist(name: *const Name, owner: u32, kind: u32) -> u32 {
     let ring = RecentKey { owner, kind, slot: if room == 0 { 0 } else { turn as u32 % room } };
     if let Some(old) = RECENT.get_ptr_mut(ring) {
         // SAFETY: a live entry; should another CPU replace it meanwhile, the serial tells.
-        evict(unsafe { &*old }, kind);
+        let old = unsafe { &*old };
+        // A connection that is begun again and again comes round to itself.
+        if old.serial != name.serial {
+            evict(old, kind);
+        }
     }
     // No room for rings: this one cannot be evicted; it has its age, and its pod a share.
     let _ = RECENT.insert(ring, name.as_abi(), 0);

@@ -1,14 +1,15 @@
 //! Where a packet came into the host is known at its way out, whatever the host's stack made of its addresses.
 
 use crate::{
-    node::{A, B, End, FAMILIES, Family, NODE, Node, POLICY_A, POLICY_B, V4, VM, WORLD},
+    node::{A, B, End, FAMILIES, Family, NODE, Node, POLICY_A, POLICY_B, V4, VM, WORLD, addr},
     packet::{ACK, HOST_MAC, SYN, TCP, frame, icmp, tcp, udp},
     rules::{Port, Rules},
 };
+use bulkhead_daemon::datapath::{Generation, PodMaps};
 use bulkhead_ebpf_abi::{
-    DROP_POLICY, DROP_REVOKED, DROP_SPOOFED_UPLINK, DROP_UNKNOWN_ORIGIN, FLOW_UNASKED, ORIGIN_ITSELF,
-    ORIGIN_NONE, ORIGIN_UNKNOWN, POLICY_AUDIT, POLICY_OPEN, RULE_DEFAULT_DENY, RULE_LOOPBACK, RULE_NONE,
-    origin_of,
+    DROP_POLICY, DROP_REVOKED, DROP_SPOOFED_UPLINK, DROP_UNKNOWN_ORIGIN, FLOW_UNASKED, IDENTITY_LOCAL_POD,
+    Identity, ORIGIN_ITSELF, ORIGIN_NONE, ORIGIN_UNKNOWN, POLICY_AUDIT, POLICY_OPEN, RULE_DEFAULT_DENY,
+    RULE_LOOPBACK, RULE_NONE, origin_of,
 };
 
 crate::trials! {
@@ -22,6 +23,8 @@ crate::trials! {
     what_comes_in_where_nobody_marks_does_not_pass_as_the_node,
     what_comes_in_where_nobody_marks_does_not_pass_as_a_pod_of_the_node,
     a_client_that_gets_another_identity_keeps_its_masqueraded_connection,
+    a_number_that_is_given_out_again_is_not_whoever_had_it_before,
+    a_number_that_wiring_or_a_change_of_addresses_gives_out_again_is_not_whoever_had_it_before,
     another_client_does_not_get_what_is_kept,
     unknown_origin_enters_open_partitions_only,
     audit_records_unknown_origin_and_lets_it_pass,
@@ -186,6 +189,58 @@ fn a_client_that_gets_another_identity_keeps_its_masqueraded_connection() {
                 assert_ne!(entry.cut, 0);
             }
         }
+    }
+}
+
+fn a_number_that_is_given_out_again_is_not_whoever_had_it_before() {
+    const NUMBER: u32 = 35;
+    let rules = Rules::none().ingress(POLICY_B, NUMBER, Port::Tcp80, 70);
+    let somebody = Identity { id: NUMBER, flags: 0 };
+    for f in FAMILIES {
+        let mut node = Node::new(rules.clone());
+        node.exact.insert(addr("198.51.100.1"), somebody);
+        node.apply(&rules);
+        let request = |flags| masqueraded_with(f, flags);
+        let reply = tcp((f.b, 80), (f.node, 5), ACK);
+        assert_eq!(node.deliver_by("up0", B, &request(SYN), NUMBER).end, End::Next);
+        assert_eq!(node.send(B, &tcp((f.b, 80), (f.node, 5), SYN | ACK)).end, End::Next);
+        assert_eq!(node.deliver_by("up0", B, &request(ACK), NUMBER).end, End::Next);
+        // Nobody has the number any more; then somebody else has.
+        node.exact.remove(&addr("198.51.100.1"));
+        node.apply(&rules);
+        node.datapath.settle().expect("settled");
+        assert_eq!(node.send(B, &reply).end, End::Next);
+        node.exact.insert(addr("198.51.100.2"), somebody);
+        node.apply(&rules);
+        assert_eq!(node.send(B, &reply).end, UNKNOWN);
+        // Whoever began it goes on as whom he is now.
+        let end = node.deliver_by("up0", B, &request(ACK), WORLD).end;
+        assert_eq!(end, End::Drop(DROP_REVOKED, RULE_DEFAULT_DENY));
+        // And the other one begins what is his own, at the same place too.
+        assert_eq!(node.deliver_by("up0", B, &request(SYN), NUMBER).end, End::Next);
+        assert_eq!(node.send(B, &reply).end, End::Next);
+    }
+}
+
+/// The same where the other one is a pod of the node, or comes without a switch.
+fn a_number_that_wiring_or_a_change_of_addresses_gives_out_again_is_not_whoever_had_it_before() {
+    const NUMBER: u32 = 35;
+    let rules = Rules::none().ingress(POLICY_B, NUMBER, Port::Tcp80, 70);
+    for by_wiring in [true, false] {
+        let mut node = Node::new(rules.clone());
+        let request = masqueraded(V4);
+        assert_eq!(node.deliver_by("up0", B, &request, NUMBER).end, End::Next);
+        if by_wiring {
+            let pod = Identity { id: NUMBER, flags: IDENTITY_LOCAL_POD };
+            node.datapath.set_address("198.51.100.2".parse().expect("an address"), pod).expect("wired");
+        } else {
+            node.exact.insert(addr("198.51.100.2"), Identity { id: NUMBER, flags: 0 });
+            let tables = rules.tables();
+            let same = Generation { tables: &tables, prefixes: &node.prefixes, exact: &node.exact };
+            node.datapath.follow(&same).expect("followed");
+        }
+        node.apply(&rules);
+        assert_eq!(node.send(B, &tcp((V4.b, 80), (V4.node, 5), SYN | ACK)).end, UNKNOWN);
     }
 }
 
