@@ -150,8 +150,9 @@ pub fn clear_flags(flow: &mut Flow, bits: u8) {
 }
 
 /// There are such instructions for words of 8 bytes.
-const _: () =
-    assert!(offset_of!(Flow, flags) == offset_of!(Flow, tick) + 4 && offset_of!(Flow, tick) % 8 == 0);
+const _: () = assert!(
+    offset_of!(Flow, flags) == offset_of!(Flow, tick) + 4 && offset_of!(Flow, tick).is_multiple_of(8)
+);
 
 #[inline(always)]
 fn flags_word(flow: &mut Flow) -> *mut u64 {
