@@ -1,6 +1,7 @@
 //! What this node announces: its own claimed blocks, and the service ranges that are asked for. Pure.
 
 use crate::{
+    ipam::is_fixed,
     net::Sources,
     peering::{self, Refusal},
 };
@@ -38,7 +39,9 @@ pub fn routes(
         if bgp.is_some_and(|b| !b.advertise) {
             continue;
         }
-        routes.insert(*block, attributes(&configuration.communities, bgp));
+        // Of an address that moves, its former node may have a claim.
+        let exclusive = is_fixed(block);
+        routes.insert(*block, RouteAttributes { exclusive, ..attributes(&configuration.communities, bgp) });
     }
     routes
 }

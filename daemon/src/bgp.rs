@@ -5,15 +5,18 @@
 
 mod drained;
 mod meaning;
+mod quarantine;
 mod reader;
 pub mod why;
 
+pub use quarantine::{Quarantine, Why};
 pub use reader::Reader;
 
 use crate::{
     announce::{self, Routes},
     bfd::Bfd,
     drain::{self, Drains},
+    ipam::Asked,
     learning::Learning,
     net::{Kernel, Sources},
     source::Snapshot,
@@ -27,15 +30,20 @@ use bulkhead_bgp::{
 use drained::Drained;
 use ipnetwork::IpNetwork;
 use meaning::Md5;
+use quarantine::AtRouter;
 use std::{
     collections::BTreeMap,
     net::{Ipv4Addr, Ipv6Addr, SocketAddr},
     path::PathBuf,
-    time::{SystemTime, UNIX_EPOCH},
+    sync::Arc,
+    time::{Duration, Instant, SystemTime, UNIX_EPOCH},
 };
+use tokio::{sync::Notify, task::JoinHandle};
 use tracing::{error, info};
 
 const PORT: u16 = 179;
+/// How often routers are asked whether an address in quarantine is free.
+const HEAR_AGAIN: Duration = Duration::from_millis(250);
 
 /// What a speaker cannot change while it runs.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -64,6 +72,14 @@ pub struct Bgp {
     drains: Drained,
     /// What comes of services, of blocks and of each peer, as it was last told to the speaker.
     leaving: (Leaving, Leaving, BTreeMap<String, Leaving>),
+    quarantine: Quarantine,
+    /// After so many sessions had begun, the claims of fixed addresses were asked for.
+    asked_after: u64,
+    /// The speaker was told what came of it.
+    told_after: u64,
+    /// Somebody must look after fixed addresses.
+    attention: Arc<Notify>,
+    hear_again: Option<JoinHandle<()>>,
     /// Why there is no speaker though there should be one, or a peer less.
     errors: Vec<ObjectError>,
 }
@@ -78,6 +94,7 @@ impl Bgp {
         forwarding_preserved: bool,
     ) -> Self {
         let drains = Drained::open(announced.with_file_name(DRAINS_FILE));
+        let before = store::read_json::<Vec<IpNetwork>>(&announced).ok().flatten();
         Self {
             node,
             uplink,
@@ -92,6 +109,11 @@ impl Bgp {
             peers: BTreeMap::new(),
             drains,
             leaving: (Leaving::No, Leaving::No, BTreeMap::new()),
+            quarantine: Quarantine::new(before.unwrap_or_default()),
+            asked_after: 0,
+            told_after: 0,
+            attention: Arc::default(),
+            hear_again: None,
             errors: Vec::new(),
         }
     }
@@ -165,12 +187,15 @@ impl Bgp {
         if let Some(info) = info {
             self.drains.annotate(info.drain_routes.as_deref(), unix_seconds());
         }
+        self.quarantine.follow(blocks.keys());
+        self.hear().await;
         let now = unix_seconds();
         self.leaving = self.leaving_now(now).await;
         let (services, blocks_leaving, of_peers) = &self.leaving;
         let mut routes = drain::leave(announce::services(&snapshot.policy, &configuration.spec), *services);
         // A block comes before a range that is the same.
-        let own = announce::routes(blocks, &snapshot.policy, &configuration.spec);
+        let mut own = announce::routes(blocks, &snapshot.policy, &configuration.spec);
+        own.retain(|block, _| self.quarantine.admits(Instant::now(), block));
         routes.extend(drain::leave(own, *blocks_leaving));
         for peer in &mut peers {
             peer.leaving = of_peers.get(&peer.name).copied().unwrap_or_default();
@@ -182,6 +207,10 @@ impl Bgp {
             self.bfd.want(sessions, Some(speaker.clone()));
             speaker.set_peers(peers);
             speaker.initial_routes_complete();
+            if !self.quarantine.is_in_doubt(Instant::now()) {
+                self.told_after = self.asked_after;
+                speaker.verified(self.told_after);
+            }
             self.learning.from(self.starts, speaker);
         }
     }
@@ -224,7 +253,14 @@ impl Bgp {
         };
         info!(asn = fixed.asn, %router_id, restarting, self.forwarding_preserved, "starting the BGP speaker");
         let speaker = Speaker::start(config).await.map_err(|e| e.to_string())?;
+        let (mut begun, attention) = (speaker.sessions_begun(), self.attention.clone());
+        tokio::spawn(async move {
+            while begun.changed().await.is_ok() {
+                attention.notify_one();
+            }
+        });
         self.speaker = Some((speaker, fixed));
+        (self.asked_after, self.told_after) = (0, 0);
         self.starts += 1;
         self.routes.clear();
         Ok(())
@@ -313,6 +349,55 @@ impl Bgp {
     /// Whether [`Self::apply`] has something to withdraw, or to bring back, since it was called.
     pub async fn drain_is_due(&self) -> bool {
         self.speaker.is_some() && self.leaving_now(unix_seconds()).await != self.leaving
+    }
+
+    /// Wakes whoever is to look after fixed addresses: by [`Self::is_unasked`], and then [`Self::hear`].
+    pub fn attention(&self) -> Arc<Notify> {
+        self.attention.clone()
+    }
+
+    /// How many sessions have begun since the claims of fixed addresses were asked for, if any.
+    pub fn is_unasked(&self) -> Option<u64> {
+        let begun = *self.speaker.as_ref()?.0.sessions_begun().borrow();
+        (begun != self.asked_after).then_some(begun)
+    }
+
+    /// What came of asking for their claims, after so many sessions had begun; in force with the next [`Self::apply`].
+    pub async fn asked(&mut self, begun: Option<u64>, answers: Vec<(IpNetwork, Asked)>) {
+        let new = begun.unwrap_or_default().saturating_sub(self.asked_after);
+        let alone = new > 0 && self.established().await <= new;
+        self.quarantine.asked(Instant::now(), answers, alone);
+        self.asked_after = begun.unwrap_or(self.asked_after);
+    }
+
+    async fn established(&self) -> u64 {
+        let Some((speaker, _)) = &self.speaker else { return 0 };
+        let peers = speaker.peers().await;
+        peers.iter().filter(|peer| peer.state == StateName::Established).count() as u64
+    }
+
+    /// Asks the routers about what is in quarantine. Whether [`Self::apply`] has more to announce.
+    pub async fn hear(&mut self) -> bool {
+        let waiting: Vec<IpNetwork> = self.quarantine.waiting().map(|(address, _)| *address).collect();
+        let Some((speaker, _)) = self.speaker.as_ref().filter(|_| !waiting.is_empty()) else { return false };
+        let mut freed = false;
+        for address in waiting {
+            let told: Vec<AtRouter> = speaker.prefix(address).await.iter().map(AtRouter::from).collect();
+            freed |= self.quarantine.heard(address, &told);
+        }
+        if self.hear_again.as_ref().is_none_or(JoinHandle::is_finished) {
+            let attention = self.attention.clone();
+            self.hear_again = Some(tokio::spawn(async move {
+                tokio::time::sleep(HEAR_AGAIN).await;
+                attention.notify_one();
+            }));
+        }
+        let decided = self.told_after != self.asked_after && !self.quarantine.is_in_doubt(Instant::now());
+        freed || decided
+    }
+
+    pub fn quarantine(&self) -> &Quarantine {
+        &self.quarantine
     }
 
     /// What is being drained.

@@ -139,6 +139,7 @@ async fn run(config: Config) -> Result<OwnedMutexGuard<Node>, Box<dyn Error>> {
     let name = config.node.clone();
     let mut node = Node::open(config, observed.clone(), claims).await?;
     let mut narrow_routes = node.watch_narrow_routes()?;
+    let attention = node.bgp.attention();
     if let Some(client) = client {
         node.set_events(PodEvents::publish(client.clone(), name.clone()));
         tokio::spawn(report::publish(client, name, node.reports()));
@@ -170,6 +171,7 @@ async fn run(config: Config) -> Result<OwnedMutexGuard<Node>, Box<dyn Error>> {
                 let latest = narrow_routes.borrow_and_update().clone();
                 node.lock().await.set_narrow_routes(&latest);
             }
+            () = attention.notified() => node.lock().await.look_after_fixed().await,
             _ = interval.tick() => {
                 let ready = {
                     let mut node = node.lock().await;

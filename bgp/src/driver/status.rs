@@ -171,6 +171,10 @@ pub struct PrefixAtPeer {
     /// Where it is announced: as the peer gets it.
     pub announced: Option<RouteView>,
     pub received: Vec<RouteView>,
+    /// Of a host route: received with our own AS number in the path, and never used.
+    pub looped: Vec<RouteView>,
+    /// It has said all that it has of that IP version in this session.
+    pub heard: bool,
 }
 
 pub(super) fn routes(direction: Direction, peer: &str, neighbour: &Neighbour, limit: usize) -> Routes {
@@ -195,7 +199,9 @@ pub(super) fn prefix_at(peer: PeerStatus, neighbour: &Neighbour, prefix: &IpNetw
         }
         _ => None,
     };
-    PrefixAtPeer { peer, fate, announced, received }
+    let looped = self::received(&peer.name, neighbour, neighbour.received().looped(prefix));
+    let heard = neighbour.has_heard(Family::of(prefix));
+    PrefixAtPeer { peer, fate, announced, received, looped, heard }
 }
 
 fn advertised(peer: &str, neighbour: &Neighbour, limit: usize) -> Vec<RouteView> {

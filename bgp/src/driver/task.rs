@@ -44,6 +44,12 @@ const OUTPUT_LIMIT: usize = 64 * 1024;
 
 type Dial = Pin<Box<dyn Future<Output = io::Result<TcpStream>> + Send>>;
 
+/// What is announced to everybody, and where sessions are counted.
+pub(super) struct Orders {
+    pub intent: watch::Receiver<Intent>,
+    pub begun: Arc<watch::Sender<u64>>,
+}
+
 pub(super) struct Task {
     speaker: SpeakerConfig,
     config: PeerConfig,
@@ -51,7 +57,7 @@ pub(super) struct Task {
     links: Links,
     dial: Option<Dial>,
     commands: mpsc::Receiver<Command>,
-    intent: watch::Receiver<Intent>,
+    orders: Orders,
     flushes: Vec<oneshot::Sender<()>>,
     learned: Member,
     /// Whom what is learned is from: this session, or the last one while the peer restarts.
@@ -84,12 +90,12 @@ impl Task {
         speaker: &SpeakerConfig,
         config: PeerConfig,
         commands: mpsc::Receiver<Command>,
-        mut intent: watch::Receiver<Intent>,
+        mut orders: Orders,
         learned: Member,
         search: Option<Search>,
         stations: &Stations,
     ) -> Task {
-        intent.mark_changed();
+        orders.intent.mark_changed();
         Task {
             neighbour: Neighbour::new(config.settings(speaker), config.policy(speaker), Duration::ZERO),
             speaker: speaker.clone(),
@@ -97,7 +103,7 @@ impl Task {
             links: Links::default(),
             dial: None,
             commands,
-            intent,
+            orders,
             flushes: Vec::new(),
             learned,
             source: None,
@@ -175,9 +181,9 @@ impl Task {
             () = located => Wake::Located,
             result = dialled => Wake::Dialled(result),
             event = self.links.next() => Wake::Link(event),
-            changed = self.intent.changed() => match changed {
+            changed = self.orders.intent.changed() => match changed {
                 Ok(()) => {
-                    self.intent.mark_changed();
+                    self.orders.intent.mark_changed();
                     Wake::Other
                 }
                 Err(_) => Wake::Orphaned,
@@ -193,8 +199,8 @@ impl Task {
 
     /// Hands out what is due, as far as the output has room.
     fn advertise(&mut self) {
-        if self.intent.has_changed().unwrap_or(false) {
-            let intent = self.intent.borrow_and_update().clone();
+        if self.orders.intent.has_changed().unwrap_or(false) {
+            let intent = self.orders.intent.borrow_and_update().clone();
             let effects = self.neighbour.set_intent(intent);
             self.perform(effects);
         }
@@ -361,11 +367,20 @@ impl Task {
                 Effect::Note(note) => {
                     if let Note::Up(negotiated) = &note {
                         self.source = Some(Arc::new(self.source(negotiated)));
+                        self.count_session();
                     }
                     self.log(&note);
                 }
             }
         }
+    }
+
+    fn count_session(&mut self) {
+        let neighbour = &mut self.neighbour;
+        self.orders.begun.send_modify(|begun| {
+            *begun += 1;
+            neighbour.began(*begun);
+        });
     }
 
     fn log(&mut self, note: &Note) {

@@ -127,6 +127,12 @@ impl Allocator {
         }
     }
 
+    /// Addresses of pods that lie in no block of ours.
+    pub fn outside(&self) -> impl Iterator<Item = IpAddr> {
+        let held = |address: &IpAddr| self.blocks.keys().any(|block| block.contains(*address));
+        self.used.iter().filter(move |address| !held(address)).copied()
+    }
+
     pub fn empty_blocks(&self) -> Vec<(IpNetwork, String)> {
         let is_empty =
             |block: &IpNetwork| self.used.range(block.network()..=block.broadcast()).next().is_none();

@@ -8,11 +8,13 @@
 
 mod allocator;
 mod claims;
+mod fixed;
 mod kept;
 mod objects;
 
 pub use allocator::{Allocator, Family, blocks_of, overlap};
 pub use claims::{BlockClaims, Claim, ClaimError, ClaimFiles};
+pub use fixed::{Asked, is_fixed};
 pub use kept::Claims;
 pub use objects::ClaimObjects;
 
@@ -430,6 +432,10 @@ mod tests {
 
         async fn tidy(&self, node: &str) -> Result<(), ClaimError> {
             self.claims.tidy(node).await
+        }
+
+        async fn get(&self, cidr: IpNetwork) -> Result<Option<IPBlockSpec>, ClaimError> {
+            self.claims.get(cidr).await
         }
 
         async fn list(&self) -> Result<Vec<IPBlockSpec>, ClaimError> {

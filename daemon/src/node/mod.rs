@@ -9,6 +9,7 @@ mod cni;
 mod diff;
 mod explain;
 mod explain_service;
+mod fixed;
 mod own;
 mod rollback;
 mod services;
@@ -72,6 +73,8 @@ pub struct Node {
     own: own::OwnNode,
     /// When blocks that were given back without an answer are tried again.
     release_at: Instant,
+    /// When the claims of fixed addresses are asked for again.
+    ask_at: Instant,
     /// Whether an admission found no fault in the objects in force.
     clean: bool,
     history: History,
@@ -171,6 +174,7 @@ impl Node {
             in_force,
             own,
             release_at: Instant::now(),
+            ask_at: Instant::now(),
             clean: false,
             history,
             compiled: None,
@@ -317,6 +321,7 @@ impl Node {
         self.replay_queued().await;
         self.look_after_services();
         self.look_after_blocks().await;
+        self.look_after_fixed().await;
         let moved = match self.net.uplinks(&self.config.uplinks).await {
             Ok(now) if now != self.uplinks => self.follow_uplinks(now),
             Ok(_) => false,

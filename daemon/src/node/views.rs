@@ -56,7 +56,7 @@ impl Node {
     fn told(&self) -> Vec<ObjectError> {
         let beside =
             self.bgp.bfd_error().into_iter().chain(self.bgp.learning_error()).chain(self.history.failure());
-        let beside = beside.chain(self.bgp.monitoring_errors());
+        let beside = beside.chain(self.bgp.monitoring_errors()).chain(self.fixed_errors());
         self.errors().into_iter().chain(beside).collect()
     }
 
@@ -108,6 +108,7 @@ impl Node {
             announced,
             services: &services,
             leaving: (services_leaving, blocks_leaving),
+            quarantine: self.bgp.quarantine(),
             errors: self.bgp.errors(),
         };
         Origin::of(prefix, &facts)

@@ -26,6 +26,7 @@ fn tagged() -> RouteAttributes {
         med: Some(50),
         local_pref: None,
         prepend: 0,
+        exclusive: false,
     }
 }
 
