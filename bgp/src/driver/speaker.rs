@@ -190,13 +190,13 @@ impl Speaker {
         self.inner.stations.status()
     }
 
-    /// BFD has found the path to these peers dead; `independent`: the neighbour had said that its BFD does not end with
+    /// BFD has found the path to these peers dead; `silent`: nothing was heard of the neighbour; `independent`: the neighbour had said that its BFD does not end with
     /// its control plane (C bit). An established session ends with Cease, BFD down (RFC 9384).
-    pub fn path_down(&self, session: &bfd::Key, independent: bool) {
+    pub fn path_down(&self, session: &bfd::Key, independent: bool, silent: bool) {
         let table = self.inner.peers.lock();
         let of = |peer: &&PeerHandle| peer.config.bfd_session().is_some_and(|(key, _)| key == *session);
         for peer in table.peers.values().filter(of) {
-            peer.command(Command::PathDown { independent }, &self.inner.runtime);
+            peer.command(Command::PathDown { independent, silent }, &self.inner.runtime);
         }
     }
 

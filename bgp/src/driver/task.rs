@@ -8,7 +8,7 @@ use super::record::History;
 use super::socket::{self, Options};
 use super::status::{self, Direction, PeerStatus, PrefixAtPeer, Routes};
 use super::unnumbered::{Located, Search};
-use crate::fsm::{ConnId, Connection, Input, Negotiated, PeerError, Stop};
+use crate::fsm::{ConnId, Connection, Input, Negotiated, PeerError, StateName, Stop};
 use crate::neighbour::{Effect, Intent, Neighbour, Note};
 use crate::rib::Source;
 use ipnetwork::IpNetwork;
@@ -28,6 +28,7 @@ pub(super) enum Command {
     Deconfigure,
     PathDown {
         independent: bool,
+        silent: bool,
     },
     Status(oneshot::Sender<PeerStatus>),
     /// At most so many.
@@ -38,6 +39,9 @@ pub(super) enum Command {
     /// Answer once all that is to be announced or withdrawn went out.
     Flush(oneshot::Sender<()>),
 }
+
+/// Of a session: BFD of its peer may not have begun anew.
+const YOUNG: Duration = Duration::from_secs(5);
 
 /// Octets of UPDATEs that may wait in one connection's output.
 const OUTPUT_LIMIT: usize = 64 * 1024;
@@ -223,7 +227,10 @@ impl Task {
                 self.feed(Input::Stop(Stop::Deconfigured));
                 self.leaving = true;
             }
-            Command::PathDown { independent } => self.feed(Input::PathDown { independent }),
+            Command::PathDown { independent, silent } => {
+                let independent = independent || (silent && self.has_stood());
+                self.feed(Input::PathDown { independent });
+            }
             Command::Status(reply) => {
                 let _ = reply.send(self.status());
             }
@@ -373,6 +380,13 @@ impl Task {
                 }
             }
         }
+    }
+
+    /// A peer that restarts closes its connection at once, whatever becomes of its BFD: silence on one that has stood for a while is
+    /// the path's. A session that is young may have begun before the former process's BFD was missed.
+    fn has_stood(&self) -> bool {
+        let peer = self.neighbour.peer();
+        peer.state() == StateName::Established && self.now().saturating_sub(peer.since()) >= YOUNG
     }
 
     fn count_session(&mut self) {
