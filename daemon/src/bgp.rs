@@ -3,10 +3,12 @@
 //! Stopping is restarting: [`Bgp::stop`] closes the sessions without a word, and the routers keep the routes until the
 //! next daemon has announced them again. Withdrawal is [`Bgp::drain`], or a block that is released.
 
+mod addresses;
 mod drained;
 mod meaning;
 mod quarantine;
 mod reader;
+mod secrets;
 pub mod why;
 
 pub use quarantine::{Quarantine, Why};
@@ -19,20 +21,26 @@ use crate::{
     ipam::Asked,
     learning::Learning,
     net::{Kernel, Sources},
+    peering::Refusal,
     source::Snapshot,
     store,
 };
-use bulkhead_api::messages::{DrainInfo, DrainRequest, DrainScope, ErrorReply, ObjectError, code};
+use bulkhead_api::{
+    messages::{DrainInfo, DrainRequest, DrainScope, ErrorReply, ObjectError, code},
+    objects::{BGPConfigurationSpec, BGPSession},
+};
 use bulkhead_bgp::{
     Family, Password, PeerConfig, PeerStatus, Speaker, SpeakerConfig, StationStatus, fsm::StateName,
     neighbour::Leaving,
 };
 use drained::Drained;
 use ipnetwork::IpNetwork;
+use kube::Client;
 use meaning::Md5;
 use quarantine::AtRouter;
+use secrets::Secrets;
 use std::{
-    collections::BTreeMap,
+    collections::{BTreeMap, BTreeSet},
     net::{Ipv4Addr, Ipv6Addr, SocketAddr},
     path::PathBuf,
     sync::Arc,
@@ -72,6 +80,9 @@ pub struct Bgp {
     drains: Drained,
     /// What comes of services, of blocks and of each peer, as it was last told to the speaker.
     leaving: (Leaving, Leaving, BTreeMap<String, Leaving>),
+    /// What a daemon before this one announced, until the source has told of services.
+    before: Option<Vec<IpNetwork>>,
+    secrets: Secrets,
     quarantine: Quarantine,
     /// After so many sessions had begun, the claims of fixed addresses were asked for.
     asked_after: u64,
@@ -94,7 +105,8 @@ impl Bgp {
         forwarding_preserved: bool,
     ) -> Self {
         let drains = Drained::open(announced.with_file_name(DRAINS_FILE));
-        let before = store::read_json::<Vec<IpNetwork>>(&announced).ok().flatten();
+        let before = store::read_json::<Vec<IpNetwork>>(&announced).ok().flatten().unwrap_or_default();
+        let attention = Arc::new(Notify::new());
         Self {
             node,
             uplink,
@@ -109,10 +121,12 @@ impl Bgp {
             peers: BTreeMap::new(),
             drains,
             leaving: (Leaving::No, Leaving::No, BTreeMap::new()),
-            quarantine: Quarantine::new(before.unwrap_or_default()),
+            quarantine: Quarantine::new(before.clone()),
+            before: Some(before),
+            secrets: Secrets::new(None, PathBuf::new(), attention.clone()),
             asked_after: 0,
             told_after: 0,
-            attention: Arc::default(),
+            attention,
             hear_again: None,
             errors: Vec::new(),
         }
@@ -173,6 +187,7 @@ impl Bgp {
                 vec![ObjectError { file: configuration.file.clone(), object, field: None, message }];
             return;
         }
+        self.secrets.follow(&secret_names(snapshot, &configuration.spec));
         let info = snapshot.policy.nodes.get(&self.node);
         let peers = announce::peers(
             &self.node,
@@ -180,7 +195,7 @@ impl Bgp {
             self.uplink,
             &snapshot.bgp_peers,
             &configuration.spec,
-            read_password,
+            |session| self.password(session),
         );
         let mut peers = self.keep_known(peers);
         // Of a node that nothing is known of, nothing is undone.
@@ -192,7 +207,9 @@ impl Bgp {
         let now = unix_seconds();
         self.leaving = self.leaving_now(now).await;
         let (services, blocks_leaving, of_peers) = &self.leaving;
-        let mut routes = drain::leave(announce::services(&snapshot.policy, &configuration.spec), *services);
+        let mut shared = self.of_services(snapshot, &configuration.spec);
+        shared.extend(announce::aggregates(&self.node, &snapshot.policy, &configuration.spec));
+        let mut routes = drain::leave(shared, *services);
         // A block comes before a range that is the same.
         let mut own = announce::routes(blocks, &snapshot.policy, &configuration.spec);
         own.retain(|block, _| self.quarantine.admits(Instant::now(), block));
@@ -213,6 +230,42 @@ impl Bgp {
             }
             self.learning.from(self.starts, speaker);
         }
+    }
+
+    /// Ranges and single addresses of services, as far as this node is to announce them.
+    pub fn of_services(&self, snapshot: &Snapshot, configuration: &BGPConfigurationSpec) -> Routes {
+        let objects = &snapshot.policy;
+        let said = addresses::Services { services: &snapshot.services, slices: &snapshot.endpoint_slices };
+        let mut routes = match &self.before {
+            Some(before) => addresses::kept(before, objects, configuration),
+            None => addresses::routes(&self.node, objects, said, configuration),
+        };
+        routes.extend(announce::services(objects, configuration));
+        routes
+    }
+
+    /// The source has told of services.
+    pub fn know_services(&mut self) {
+        self.before = None;
+    }
+
+    /// `file` remembers what their Secrets say.
+    pub fn set_secrets(&mut self, client: Client, file: PathBuf) {
+        self.secrets = Secrets::new(Some(client), file, self.attention.clone());
+    }
+
+    /// Whether passwords may have changed since this was asked last.
+    pub fn has_news(&self) -> bool {
+        self.secrets.has_news()
+    }
+
+    fn password(&self, session: &BGPSession) -> Result<Option<Password>, Refusal> {
+        let (field, said) = match (&session.password_file, &session.password_secret) {
+            (Some(path), _) => ("passwordFile", read_password(path)),
+            (None, Some(secret)) => ("passwordSecret", self.secrets.password(secret)),
+            (None, None) => return Ok(None),
+        };
+        said.map(Some).map_err(|message| (field.to_owned(), message))
     }
 
     /// A peer that cannot be made as its object now says stays as it was: nothing is withdrawn because a file went away.
@@ -334,13 +387,15 @@ impl Bgp {
         };
         let stays = |name: &str| self.drains.peer(name, now, true) == Leaving::No;
         let established = || statuses.iter().filter(|peer| peer.state == StateName::Established);
-        let others = established().filter(|peer| stays(configured(peer))).flat_map(|peer| &peer.families);
+        let others = established().filter(|peer| stays(configured(peer))).flat_map(|peer| &peer.carried);
         let others: Vec<Family> = others.copied().collect();
+        let announced = |family: &Family| self.routes.keys().any(|prefix| Family::of(prefix) == *family);
         let of_peers = self.peers.iter().map(|(name, config)| {
             let own: Vec<&[Family]> =
                 established().filter(|peer| configured(peer) == name).map(|p| &*p.families).collect();
             let own = if own.is_empty() { config.families.clone() } else { own.concat() };
-            let other = drain::uncarried(own.into_iter(), others.iter().copied()).is_none();
+            let own = own.into_iter().filter(&announced);
+            let other = drain::uncarried(own, others.iter().copied()).is_none();
             (name.clone(), self.drains.peer(name, now, other))
         });
         (self.drains.services(now), self.drains.blocks(now), of_peers.collect())
@@ -441,6 +496,13 @@ fn configured(peer: &PeerStatus) -> &str {
 
 fn unix_seconds() -> u64 {
     SystemTime::now().duration_since(UNIX_EPOCH).map_or(0, |d| d.as_secs())
+}
+
+/// Of all sessions, also of peers that other nodes have: a Secret more is watched, and a change of labels finds it read.
+fn secret_names(snapshot: &Snapshot, configuration: &BGPConfigurationSpec) -> BTreeSet<String> {
+    let own = snapshot.bgp_peers.values().map(|peer| &peer.spec.session);
+    let secrets = own.chain(configuration.peer_groups.values()).filter_map(|s| s.password_secret.as_ref());
+    secrets.map(|secret| secret.name.clone()).collect()
 }
 
 /// The file's first line. What is wrong is told without any of it.

@@ -135,6 +135,7 @@ async fn run(config: Config) -> Result<OwnedMutexGuard<Node>, Box<dyn Error>> {
     let (claims, client) = claims(&config).await?;
     let mut observed = observe(&config, client.as_ref())?;
     let (socket, metrics_address) = (config.socket.clone(), config.metrics_address);
+    let passwords = config.passwords();
     let mut installer = Installer::new(&config);
     let name = config.node.clone();
     let mut node = Node::open(config, observed.clone(), claims).await?;
@@ -142,6 +143,7 @@ async fn run(config: Config) -> Result<OwnedMutexGuard<Node>, Box<dyn Error>> {
     let attention = node.bgp.attention();
     if let Some(client) = client {
         node.set_events(PodEvents::publish(client.clone(), name.clone()));
+        node.bgp.set_secrets(client.clone(), passwords);
         tokio::spawn(report::publish(client, name, node.reports()));
     }
     let node = Arc::new(Mutex::new(node));

@@ -13,6 +13,8 @@ mod blocks;
 mod definitions;
 #[path = "kube_api/fixed.rs"]
 mod fixed;
+#[path = "kube_api/passwords.rs"]
+mod passwords;
 #[path = "kube_api/rights.rs"]
 mod rights;
 #[path = "kube_api/site.rs"]
@@ -46,10 +48,17 @@ fn main() -> Result<()> {
 }
 
 fn trials(site: Option<&Arc<Mutex<Site>>>) -> Vec<Trial> {
-    let cases =
-        [definitions::CASES, rights::CASES, source::CASES, status::CASES, blocks::CASES, fixed::CASES]
-            .into_iter()
-            .flatten();
+    let cases = [
+        definitions::CASES,
+        rights::CASES,
+        source::CASES,
+        status::CASES,
+        blocks::CASES,
+        fixed::CASES,
+        passwords::CASES,
+    ]
+    .into_iter()
+    .flatten();
     cases.map(|(name, case)| trial(name, *case, site.cloned())).collect()
 }
 

@@ -27,6 +27,8 @@ pub struct PeerStatus {
     pub since: Duration,
     /// Negotiated; while there is no session, those configured.
     pub families: Vec<Family>,
+    /// Those of which the peer holds a route of ours.
+    pub carried: Vec<Family>,
     /// Routes that the peer was sent and holds.
     pub advertised: usize,
     pub received: usize,
@@ -78,6 +80,7 @@ impl PeerStatus {
             state: peer.state(),
             since: now.saturating_sub(peer.since()),
             families: negotiated.map_or(&config.families, |negotiated| &negotiated.families).clone(),
+            carried: Family::ALL.into_iter().filter(|family| carries(neighbour, *family)).collect(),
             advertised: neighbour.advertised().count(),
             received: neighbour.received().len(),
             refreshes: neighbour.refreshes(),
@@ -93,6 +96,10 @@ impl PeerStatus {
             ups: 0,
         }
     }
+}
+
+fn carries(neighbour: &Neighbour, family: Family) -> bool {
+    neighbour.advertised().any(|(prefix, _)| Family::of(prefix) == family)
 }
 
 #[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord)]

@@ -1,7 +1,7 @@
 //! Why a prefix is announced or not: what this node has of it, and what becomes of it at a peer. Pure.
 
 use super::Quarantine;
-use crate::announce::Routes;
+use crate::{announce::Routes, ipam::is_fixed};
 use bulkhead_api::{
     messages::ObjectError,
     objects::{BGPConfigurationSpec, BGPPeerSpec, DEFAULT_PARTITION},
@@ -75,7 +75,13 @@ impl Origin {
     fn of_services(self, prefix: &IpNetwork, facts: &Facts<'_>) -> Self {
         let Some(range) = self.route else { return self };
         let part = if range == *prefix { "" } else { "a part of " };
-        let what = format!("{part}the service range {range}, which every node announces");
+        let what = if is_fixed(&range) {
+            format!(
+                "{range} is an address of a service, and this node is one of those that its traffic policy wants"
+            )
+        } else {
+            format!("{part}the service range {range}, which every node announces")
+        };
         let announced = facts.announced.contains_key(&range);
         let words = match (announced, facts.leaving.0) {
             (true, leaving) => what + marked(leaving),

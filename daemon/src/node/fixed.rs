@@ -1,4 +1,5 @@
-//! Fixed addresses of this node: whose they are is asked for when a session with a router begins, and now and then.
+//! What the speaker waits for: whose the fixed addresses of this node are, which is asked for when a session with a router
+//! begins, and now and then; and what Secrets say.
 
 use super::Node;
 use crate::bgp::Why;
@@ -18,7 +19,7 @@ impl Node {
                 self.bgp.asked(begun, answers).await;
                 self.announce_blocks().await;
             }
-        } else if self.bgp.hear().await {
+        } else if self.bgp.hear().await || self.bgp.has_news() {
             self.announce_blocks().await;
         }
     }

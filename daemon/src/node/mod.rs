@@ -264,6 +264,7 @@ impl Node {
         self.in_force.pods = snapshot.pods;
         self.in_force.services = snapshot.services;
         self.in_force.endpoint_slices = snapshot.endpoint_slices;
+        self.bgp.know_services();
         refused.extend(reservation::faults(&self.in_force.policy, &snapshot.reservations));
         self.in_force.reservations = snapshot.reservations;
         refused.extend(self.admit_bgp(snapshot.bgp_peers, snapshot.bgp));

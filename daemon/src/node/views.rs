@@ -2,7 +2,6 @@
 
 use super::{Node, unix_seconds};
 use crate::{
-    announce,
     bgp::why::{Facts, Origin},
     metrics,
 };
@@ -99,7 +98,7 @@ impl Node {
         let (announced, services_leaving, blocks_leaving) = self.bgp.announcing();
         let configuration = self.in_force.bgp.as_ref();
         let services =
-            configuration.map(|c| announce::services(&self.in_force.policy, &c.spec)).unwrap_or_default();
+            configuration.map(|c| self.bgp.of_services(&self.in_force, &c.spec)).unwrap_or_default();
         let facts = Facts {
             objects: &self.in_force.policy,
             peers: &self.in_force.bgp_peers,

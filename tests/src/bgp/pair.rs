@@ -63,7 +63,7 @@ impl Pair {
             Node::create(netns, Ipv4Addr::new(172, 31, n, 2), Ipv6Addr::UNSPECIFIED, &of_node)
         };
         let nodes = [node(1)?, node(2)?];
-        fs::write(dir.join("objects/all.yaml"), objects(short, &nodes))?;
+        fs::write(dir.join("objects/all.yaml"), objects(short, &nodes, "", ""))?;
         let bird = Bird::start(&router, &dir.join("router"), &configuration())?;
         let pods = [0, 1]
             .map(|node| Pod::create_as(node, short, "db-0", &format!("db-0-{node}")))
@@ -76,6 +76,23 @@ impl Pair {
         }
         pair.bird.wait_established(&["node1", "node2"], DEADLINE)?;
         Ok(pair)
+    }
+
+    /// Fields of the BGPConfiguration's `spec`, and of the partition's `bgp`.
+    pub fn configure(&self, bgp: &str, partition: &str) -> Result<()> {
+        self.write("all.yaml", &objects(&self.short, &self.nodes, bgp, partition))
+    }
+
+    /// A file of objects that both nodes read, whole at once.
+    pub fn write(&self, name: &str, text: &str) -> Result<()> {
+        let at = |name: &str| self.dir.join("objects").join(name);
+        let new = at(&format!(".{name}.new"));
+        fs::write(&new, text)?;
+        Ok(fs::rename(new, at(name))?)
+    }
+
+    pub fn router_log(&self) -> Result<String> {
+        Ok(fs::read_to_string(self.dir.join("router/bird.log"))?)
     }
 
     pub fn add(&mut self, node: usize) -> Result<()> {
@@ -137,8 +154,7 @@ impl Pair {
 
     /// Who has had a way to the address, after each change.
     pub fn history(&self) -> Result<Vec<BTreeSet<String>>> {
-        let log = fs::read_to_string(self.dir.join("router/bird.log"))?;
-        Ok(owners(&log))
+        Ok(owners(&self.router_log()?))
     }
 
     pub fn logs(&self) -> String {
@@ -166,7 +182,7 @@ fn owners(log: &str) -> Vec<BTreeSet<String>> {
     history
 }
 
-fn objects(namespace: &str, nodes: &[Node; 2]) -> String {
+fn objects(namespace: &str, nodes: &[Node; 2], bgp: &str, of_partition: &str) -> String {
     let peer = |n: usize| {
         format!(
             "---\napiVersion: bulkhead.dev/v1alpha1\nkind: BGPPeer\nmetadata: {{name: leaf{n}}}\n\
@@ -176,9 +192,9 @@ fn objects(namespace: &str, nodes: &[Node; 2]) -> String {
     };
     format!(
         "apiVersion: bulkhead.dev/v1alpha1\nkind: BGPConfiguration\nmetadata: {{name: default}}\n\
-         spec: {{asn: {NODE_AS}, restartTimeSeconds: {RESTART_TIME}}}\n---\n\
+         spec: {{asn: {NODE_AS}, restartTimeSeconds: {RESTART_TIME}, {bgp}}}\n---\n\
          apiVersion: bulkhead.dev/v1alpha1\nkind: Partition\nmetadata: {{name: vault}}\n\
-         spec: {{policyID: 31, namespaces: [{namespace}], podCIDRs: [10.65.0.0/16], fixedCIDRs: [10.65.15.0/28]}}\n---\n\
+         spec: {{policyID: 31, namespaces: [{namespace}], podCIDRs: [10.65.0.0/16], fixedCIDRs: [10.65.15.0/28], bgp: {{{of_partition}}}}}\n---\n\
          apiVersion: bulkhead.dev/v1alpha1\nkind: IPReservation\nmetadata: {{name: db, namespace: {namespace}}}\n\
          spec: {{pod: db-0, addresses: [10.65.15.7]}}\n{}{}",
         peer(1),

@@ -27,6 +27,7 @@ fn tagged() -> RouteAttributes {
         local_pref: None,
         prepend: 0,
         exclusive: false,
+        aggregate: false,
     }
 }
 
