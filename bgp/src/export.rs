@@ -20,6 +20,11 @@ pub struct RouteAttributes {
     pub local_pref: Option<u32>,
     /// How many times more our AS number stands in the path, towards peers of another AS.
     pub prepend: u8,
+    /// Nobody else may announce it at the same time: kept back in a session that has just begun, until the caller has asked
+    /// whether it is still ours ([`Intent::verified`](crate::neighbour::Intent::verified)).
+    pub exclusive: bool,
+    /// Parts of it are others', and learned from them.
+    pub aggregate: bool,
 }
 
 /// RFC 8326: this way is about to go, take another.
@@ -248,6 +253,8 @@ mod tests {
             med: Some(30),
             local_pref: None,
             prepend: 0,
+            exclusive: false,
+            aggregate: false,
         };
         let sent = policy.export(Family::Ipv4Unicast, &route(2)).unwrap().attributes;
         assert_eq!((sent.extended_communities, sent.med), (vec![2, 9], Some(30)));

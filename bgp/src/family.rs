@@ -25,6 +25,14 @@ impl Family {
         1
     }
 
+    /// Length of a host route's prefix.
+    pub const fn longest(self) -> u8 {
+        match self {
+            Family::Ipv4Unicast => 32,
+            Family::Ipv6Unicast => 128,
+        }
+    }
+
     pub const fn from_codes(afi: u16, safi: u8) -> Option<Family> {
         match (afi, safi) {
             (1, 1) => Some(Family::Ipv4Unicast),

@@ -29,6 +29,8 @@ pub struct Intent {
     pub routes: Arc<BTreeMap<IpNetwork, RouteAttributes>>,
     /// `routes` holds all that an earlier process announced and that shall stay.
     pub initial_complete: bool,
+    /// After so many sessions had begun ([`Neighbour::began`]), the exclusive ones among `routes` were found to be ours.
+    pub verified: u64,
 }
 
 /// What is configured about a neighbour's routes. It may change while the session goes on.
@@ -105,6 +107,8 @@ pub enum Fate {
     Filtered(Option<usize>),
     /// This neighbour is being left ([`Leaving::Withdrawn`]).
     Left,
+    /// The session is new, and the route exclusive: see [`Neighbour::began`].
+    Unverified,
     Announced {
         export: Arc<Export>,
         rule: Option<usize>,
@@ -202,12 +206,20 @@ impl Neighbour {
         families.into_iter().flatten().flat_map(ask).collect()
     }
 
+    /// The session that has just come up is the speaker's `number`th: exclusive routes wait for [`Intent::verified`], and
+    /// End-of-RIB for them, so that a neighbour that keeps what we announced before keeps it until then.
+    pub fn began(&mut self, number: u64) {
+        if let Some(outbound) = &mut self.outbound {
+            outbound.began(number);
+        }
+    }
+
     pub fn set_timers(&mut self, timers: Timers) {
         self.peer.set_timers(timers);
     }
 
     fn recompute(&mut self) -> Vec<Effect> {
-        let newly_withheld = self.outbound.as_mut().map(|outbound| outbound.set_routes(&self.intent.routes));
+        let newly_withheld = self.outbound.as_mut().map(|outbound| outbound.set_routes(&self.intent));
         newly_withheld.into_iter().flatten().map(|why| Effect::Note(Note::Withheld(why))).collect()
     }
 
@@ -285,8 +297,15 @@ impl Neighbour {
         self.outbound.as_ref().map_or(Fate::NoSession, |outbound| outbound.fate(prefix, route))
     }
 
+    /// There is a session, and in it the neighbour has said all that it has of this family; also where it never will.
+    pub fn has_heard(&self, family: Family) -> bool {
+        let said = |out: &Outbound| !out.families().contains(&family) || self.inbound.has_ended(&family);
+        self.outbound.as_ref().is_some_and(said)
+    }
+
     fn may_end_rib(&self) -> bool {
-        !self.restarting || self.intent.initial_complete
+        let complete = !self.restarting || self.intent.initial_complete;
+        complete && self.outbound.as_ref().is_none_or(|outbound| !outbound.holds_back())
     }
 
     fn take_in(&mut self, now: Duration, event: Event, effects: &mut Vec<Effect>) {

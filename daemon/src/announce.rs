@@ -1,6 +1,7 @@
 //! What this node announces: its own claimed blocks, and the service ranges that are asked for. Pure.
 
 use crate::{
+    ipam::is_fixed,
     net::Sources,
     peering::{self, Refusal},
 };
@@ -38,7 +39,9 @@ pub fn routes(
         if bgp.is_some_and(|b| !b.advertise) {
             continue;
         }
-        routes.insert(*block, attributes(&configuration.communities, bgp));
+        // Of an address that moves, its former node may have a claim.
+        let exclusive = is_fixed(block);
+        routes.insert(*block, RouteAttributes { exclusive, ..attributes(&configuration.communities, bgp) });
     }
     routes
 }
@@ -54,8 +57,24 @@ pub fn services(objects: &Objects, configuration: &BGPConfigurationSpec) -> Rout
     all.map(|(range, bgp)| (range, attributes(&configuration.service_communities, bgp))).collect()
 }
 
+/// Ranges of partitions that this node is named for to announce whole.
+pub fn aggregates(node: &str, objects: &Objects, configuration: &BGPConfigurationSpec) -> Routes {
+    let named = objects.partitions.values().filter_map(|p| {
+        let bgp = p.spec.bgp.as_ref().filter(|bgp| bgp.aggregate_from.iter().any(|name| name == node))?;
+        Some(p.spec.pod_cidrs.iter().map(move |range| (*range, bgp)))
+    });
+    let route =
+        |bgp| RouteAttributes { aggregate: true, ..attributes(&configuration.communities, Some(bgp)) };
+    named.flatten().map(|(range, bgp)| (range, route(bgp))).collect()
+}
+
+/// What routes of services have whatever their service.
+pub fn of_services(configuration: &BGPConfigurationSpec) -> RouteAttributes {
+    attributes(&configuration.service_communities, None)
+}
+
 /// `everywhere`: what routes of this kind have whatever their partition.
-fn attributes(everywhere: &[String], bgp: Option<&PartitionBgp>) -> RouteAttributes {
+pub(crate) fn attributes(everywhere: &[String], bgp: Option<&PartitionBgp>) -> RouteAttributes {
     let own = bgp.map(|b| b.communities.as_slice()).unwrap_or_default();
     RouteAttributes {
         communities: everywhere.iter().chain(own).filter_map(|c| community(c)).collect(),
@@ -155,7 +174,7 @@ fn has_group(configuration: &Sourced<BGPConfigurationSpec>, peer: &BGPPeerSpec) 
     peer.group.as_ref().is_none_or(|group| configuration.spec.peer_groups.contains_key(group))
 }
 
-/// The routers this node peers with, by name; `password` reads a password file. A peer whose password cannot be had is an
+/// The routers this node peers with, by name; `password` is what the session's file or Secret says. A peer whose password cannot be had is an
 /// error: it must not be spoken to without it.
 pub fn peers(
     node: &str,
@@ -163,7 +182,7 @@ pub fn peers(
     uplink: Sources,
     objects: &Peers,
     configuration: &BGPConfigurationSpec,
-    password: impl Fn(&str) -> Result<Password, String>,
+    password: impl Fn(&BGPSession) -> Result<Option<Password>, Refusal>,
 ) -> BTreeMap<String, Result<PeerConfig, ObjectError>> {
     let none = NodeInfo::default();
     let labels = &info.unwrap_or(&none).labels;
@@ -174,9 +193,7 @@ pub fn peers(
     let one = |(name, object): (&String, &Sourced<BGPPeerSpec>)| {
         let group = object.spec.group.as_ref().and_then(|group| configuration.peer_groups.get(group));
         let session = object.spec.session.clone().or(group.unwrap_or(&BGPSession::default()));
-        let secret = session.password_file.as_deref().map(&password).transpose();
-        let made = secret
-            .map_err(|message| ("passwordFile".to_string(), message))
+        let made = password(&session)
             .and_then(|secret| peering::with_session(peer(name, &object.spec, uplink), &session, secret))
             .and_then(|made| peering::check_remote(&made).map(|()| made));
         let made = made.map_err(|(field, message)| {
@@ -265,8 +282,16 @@ fn check_configuration(object: &Sourced<BGPConfigurationSpec>) -> Option<ObjectE
     if !(1..=4095).contains(&object.spec.restart_time_seconds) {
         return Some(error("restartTimeSeconds", "must be 1 to 4095 (RFC 4724 section 3)"));
     }
-    for (i, range) in object.spec.advertise_service_cidrs.iter().enumerate() {
-        let field = format!("advertiseServiceCIDRs[{i}]");
+    let spec = &object.spec;
+    let ranges = [
+        ("advertiseServiceCIDRs", &spec.advertise_service_cidrs),
+        ("advertiseExternalIPs", &spec.advertise_external_ips),
+        ("advertiseLoadBalancerIPs", &spec.advertise_load_balancer_ips),
+    ];
+    let ranges = ranges.into_iter().flat_map(|(field, ranges)| {
+        ranges.iter().enumerate().map(move |(i, range)| (format!("{field}[{i}]"), range))
+    });
+    for (field, range) in ranges {
         if range.prefix() == 0 {
             return Some(error(&field, "is a default route: name the services' own ranges"));
         }
@@ -377,6 +402,16 @@ mod tests {
     }
 
     #[test]
+    fn a_range_is_announced_whole_from_named_nodes_alone() {
+        let objects = partition("{aggregateFrom: [n1], communities: ['65010:66']}");
+        let aggregates = |node: &str| aggregates(node, &objects, &spec(""));
+        let (range, route) = aggregates("n1").pop_first().expect("the range");
+        assert_eq!((range.to_string().as_str(), route.aggregate), ("10.66.0.0/16", true));
+        assert_eq!(route.communities, [65010 << 16 | 66]);
+        assert_eq!(aggregates("n2"), Routes::new());
+    }
+
+    #[test]
     fn service_ranges_are_announced_where_that_is_asked_for() {
         let ranges = |objects: &Objects, yaml: &str| -> Vec<String> {
             services(objects, &spec(yaml)).keys().map(ToString::to_string).collect()
@@ -390,8 +425,11 @@ mod tests {
         let route = services(&partition("{}"), &tagged).into_values().next().expect("the range");
         assert_eq!(route.communities, [65010 << 16 | 2]);
         for (range, refused) in [("0.0.0.0/0", true), ("10.96.0.1/16", true), ("10.96.0.0/16", false)] {
-            let object = Sourced::new(spec(&format!("advertiseServiceCIDRs: [{range}]")), None);
-            assert_eq!(check_configuration(&object).is_some(), refused, "{range}");
+            for field in ["advertiseServiceCIDRs", "advertiseExternalIPs", "advertiseLoadBalancerIPs"] {
+                let object = Sourced::new(spec(&format!("{field}: [{range}]")), None);
+                let told = check_configuration(&object).map(|error| error.field.unwrap_or_default());
+                assert_eq!(told, refused.then(|| format!("spec.{field}[0]")), "{range}");
+            }
         }
     }
 
@@ -419,9 +457,9 @@ mod tests {
         let configuration =
             configuration("leaves: {passwordFile: /secret, passive: true}").expect("one").spec;
         let made = |password: Result<Password, String>| {
-            let peers = peers("n1", None, Sources::default(), &objects, &configuration, |path| {
-                assert_eq!(path, "/secret");
-                password.clone()
+            let peers = peers("n1", None, Sources::default(), &objects, &configuration, |session| {
+                assert_eq!(session.password_file.as_deref(), Some("/secret"));
+                password.clone().map(Some).map_err(|message| ("passwordFile".into(), message))
             });
             peers.into_values().next().expect("one peer")
         };

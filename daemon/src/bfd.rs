@@ -13,7 +13,7 @@ use bulkhead_api::messages::BgpBfdInfo;
 use bulkhead_bgp::{
     Speaker,
     bfd::{
-        Key, Settings, State,
+        Diagnostic, Key, Settings, State,
         control::{Report, Request, SessionInfo, Wanted as Wish},
         session::Change,
     },
@@ -244,7 +244,8 @@ impl Client {
         warn!(peer = %session.peer, diagnostic = %change.diagnostic, "BFD: the path to the router is dead");
         let wanted = self.wanted.borrow().clone().unwrap_or_default();
         if let Some(speaker) = wanted.speaker {
-            speaker.path_down(session, change.neighbor_control_plane_independent);
+            let silent = change.diagnostic == Diagnostic::DETECTION_TIME_EXPIRED;
+            speaker.path_down(session, change.neighbor_control_plane_independent, silent);
         }
     }
 
@@ -288,7 +289,6 @@ async fn say(writer: &mut OwnedWriteHalf, request: &Request) -> Result<(), Clien
 #[cfg(test)]
 mod tests {
     use super::*;
-    use bulkhead_bgp::bfd::Diagnostic;
 
     fn session(state: State, fell: Option<Change>) -> BTreeMap<Key, SessionInfo> {
         let peer = std::net::IpAddr::from([192, 0, 2, 1]);

@@ -3,39 +3,55 @@
 //! Stopping is restarting: [`Bgp::stop`] closes the sessions without a word, and the routers keep the routes until the
 //! next daemon has announced them again. Withdrawal is [`Bgp::drain`], or a block that is released.
 
+mod addresses;
 mod drained;
 mod meaning;
+mod quarantine;
 mod reader;
+mod secrets;
 pub mod why;
 
+pub use quarantine::{Quarantine, Why};
 pub use reader::Reader;
 
 use crate::{
     announce::{self, Routes},
     bfd::Bfd,
     drain::{self, Drains},
+    ipam::Asked,
     learning::Learning,
     net::{Kernel, Sources},
+    peering::Refusal,
     source::Snapshot,
     store,
 };
-use bulkhead_api::messages::{DrainInfo, DrainRequest, DrainScope, ErrorReply, ObjectError, code};
+use bulkhead_api::{
+    messages::{DrainInfo, DrainRequest, DrainScope, ErrorReply, ObjectError, code},
+    objects::{BGPConfigurationSpec, BGPSession},
+};
 use bulkhead_bgp::{
     Family, Password, PeerConfig, PeerStatus, Speaker, SpeakerConfig, StationStatus, fsm::StateName,
     neighbour::Leaving,
 };
 use drained::Drained;
 use ipnetwork::IpNetwork;
+use kube::Client;
 use meaning::Md5;
+use quarantine::AtRouter;
+use secrets::Secrets;
 use std::{
-    collections::BTreeMap,
+    collections::{BTreeMap, BTreeSet},
     net::{Ipv4Addr, Ipv6Addr, SocketAddr},
     path::PathBuf,
-    time::{SystemTime, UNIX_EPOCH},
+    sync::Arc,
+    time::{Duration, Instant, SystemTime, UNIX_EPOCH},
 };
+use tokio::{sync::Notify, task::JoinHandle};
 use tracing::{error, info};
 
 const PORT: u16 = 179;
+/// How often routers are asked whether an address in quarantine is free.
+const HEAR_AGAIN: Duration = Duration::from_millis(250);
 
 /// What a speaker cannot change while it runs.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -64,6 +80,17 @@ pub struct Bgp {
     drains: Drained,
     /// What comes of services, of blocks and of each peer, as it was last told to the speaker.
     leaving: (Leaving, Leaving, BTreeMap<String, Leaving>),
+    /// What a daemon before this one announced, until the source has told of services.
+    before: Option<Vec<IpNetwork>>,
+    secrets: Secrets,
+    quarantine: Quarantine,
+    /// After so many sessions had begun, the claims of fixed addresses were asked for.
+    asked_after: u64,
+    /// The speaker was told what came of it.
+    told_after: u64,
+    /// Somebody must look after fixed addresses.
+    attention: Arc<Notify>,
+    hear_again: Option<JoinHandle<()>>,
     /// Why there is no speaker though there should be one, or a peer less.
     errors: Vec<ObjectError>,
 }
@@ -78,6 +105,8 @@ impl Bgp {
         forwarding_preserved: bool,
     ) -> Self {
         let drains = Drained::open(announced.with_file_name(DRAINS_FILE));
+        let before = store::read_json::<Vec<IpNetwork>>(&announced).ok().flatten().unwrap_or_default();
+        let attention = Arc::new(Notify::new());
         Self {
             node,
             uplink,
@@ -92,6 +121,13 @@ impl Bgp {
             peers: BTreeMap::new(),
             drains,
             leaving: (Leaving::No, Leaving::No, BTreeMap::new()),
+            quarantine: Quarantine::new(before.clone()),
+            before: Some(before),
+            secrets: Secrets::new(None, PathBuf::new(), attention.clone()),
+            asked_after: 0,
+            told_after: 0,
+            attention,
+            hear_again: None,
             errors: Vec::new(),
         }
     }
@@ -151,6 +187,7 @@ impl Bgp {
                 vec![ObjectError { file: configuration.file.clone(), object, field: None, message }];
             return;
         }
+        self.secrets.follow(&secret_names(snapshot, &configuration.spec));
         let info = snapshot.policy.nodes.get(&self.node);
         let peers = announce::peers(
             &self.node,
@@ -158,19 +195,24 @@ impl Bgp {
             self.uplink,
             &snapshot.bgp_peers,
             &configuration.spec,
-            read_password,
+            |session| self.password(session),
         );
         let mut peers = self.keep_known(peers);
         // Of a node that nothing is known of, nothing is undone.
         if let Some(info) = info {
             self.drains.annotate(info.drain_routes.as_deref(), unix_seconds());
         }
+        self.quarantine.follow(blocks.keys());
+        self.hear().await;
         let now = unix_seconds();
         self.leaving = self.leaving_now(now).await;
         let (services, blocks_leaving, of_peers) = &self.leaving;
-        let mut routes = drain::leave(announce::services(&snapshot.policy, &configuration.spec), *services);
+        let mut shared = self.of_services(snapshot, &configuration.spec);
+        shared.extend(announce::aggregates(&self.node, &snapshot.policy, &configuration.spec));
+        let mut routes = drain::leave(shared, *services);
         // A block comes before a range that is the same.
-        let own = announce::routes(blocks, &snapshot.policy, &configuration.spec);
+        let mut own = announce::routes(blocks, &snapshot.policy, &configuration.spec);
+        own.retain(|block, _| self.quarantine.admits(Instant::now(), block));
         routes.extend(drain::leave(own, *blocks_leaving));
         for peer in &mut peers {
             peer.leaving = of_peers.get(&peer.name).copied().unwrap_or_default();
@@ -182,8 +224,48 @@ impl Bgp {
             self.bfd.want(sessions, Some(speaker.clone()));
             speaker.set_peers(peers);
             speaker.initial_routes_complete();
+            if !self.quarantine.is_in_doubt(Instant::now()) {
+                self.told_after = self.asked_after;
+                speaker.verified(self.told_after);
+            }
             self.learning.from(self.starts, speaker);
         }
+    }
+
+    /// Ranges and single addresses of services, as far as this node is to announce them.
+    pub fn of_services(&self, snapshot: &Snapshot, configuration: &BGPConfigurationSpec) -> Routes {
+        let objects = &snapshot.policy;
+        let said = addresses::Services { services: &snapshot.services, slices: &snapshot.endpoint_slices };
+        let mut routes = match &self.before {
+            Some(before) => addresses::kept(before, objects, configuration),
+            None => addresses::routes(&self.node, objects, said, configuration),
+        };
+        routes.extend(announce::services(objects, configuration));
+        routes
+    }
+
+    /// The source has told of services.
+    pub fn know_services(&mut self) {
+        self.before = None;
+    }
+
+    /// `file` remembers what their Secrets say.
+    pub fn set_secrets(&mut self, client: Client, file: PathBuf) {
+        self.secrets = Secrets::new(Some(client), file, self.attention.clone());
+    }
+
+    /// Whether passwords may have changed since this was asked last.
+    pub fn has_news(&self) -> bool {
+        self.secrets.has_news()
+    }
+
+    fn password(&self, session: &BGPSession) -> Result<Option<Password>, Refusal> {
+        let (field, said) = match (&session.password_file, &session.password_secret) {
+            (Some(path), _) => ("passwordFile", read_password(path)),
+            (None, Some(secret)) => ("passwordSecret", self.secrets.password(secret)),
+            (None, None) => return Ok(None),
+        };
+        said.map(Some).map_err(|message| (field.to_owned(), message))
     }
 
     /// A peer that cannot be made as its object now says stays as it was: nothing is withdrawn because a file went away.
@@ -224,7 +306,14 @@ impl Bgp {
         };
         info!(asn = fixed.asn, %router_id, restarting, self.forwarding_preserved, "starting the BGP speaker");
         let speaker = Speaker::start(config).await.map_err(|e| e.to_string())?;
+        let (mut begun, attention) = (speaker.sessions_begun(), self.attention.clone());
+        tokio::spawn(async move {
+            while begun.changed().await.is_ok() {
+                attention.notify_one();
+            }
+        });
         self.speaker = Some((speaker, fixed));
+        (self.asked_after, self.told_after) = (0, 0);
         self.starts += 1;
         self.routes.clear();
         Ok(())
@@ -298,13 +387,15 @@ impl Bgp {
         };
         let stays = |name: &str| self.drains.peer(name, now, true) == Leaving::No;
         let established = || statuses.iter().filter(|peer| peer.state == StateName::Established);
-        let others = established().filter(|peer| stays(configured(peer))).flat_map(|peer| &peer.families);
+        let others = established().filter(|peer| stays(configured(peer))).flat_map(|peer| &peer.carried);
         let others: Vec<Family> = others.copied().collect();
+        let announced = |family: &Family| self.routes.keys().any(|prefix| Family::of(prefix) == *family);
         let of_peers = self.peers.iter().map(|(name, config)| {
             let own: Vec<&[Family]> =
                 established().filter(|peer| configured(peer) == name).map(|p| &*p.families).collect();
             let own = if own.is_empty() { config.families.clone() } else { own.concat() };
-            let other = drain::uncarried(own.into_iter(), others.iter().copied()).is_none();
+            let own = own.into_iter().filter(&announced);
+            let other = drain::uncarried(own, others.iter().copied()).is_none();
             (name.clone(), self.drains.peer(name, now, other))
         });
         (self.drains.services(now), self.drains.blocks(now), of_peers.collect())
@@ -313,6 +404,55 @@ impl Bgp {
     /// Whether [`Self::apply`] has something to withdraw, or to bring back, since it was called.
     pub async fn drain_is_due(&self) -> bool {
         self.speaker.is_some() && self.leaving_now(unix_seconds()).await != self.leaving
+    }
+
+    /// Wakes whoever is to look after fixed addresses: by [`Self::is_unasked`], and then [`Self::hear`].
+    pub fn attention(&self) -> Arc<Notify> {
+        self.attention.clone()
+    }
+
+    /// How many sessions have begun since the claims of fixed addresses were asked for, if any.
+    pub fn is_unasked(&self) -> Option<u64> {
+        let begun = *self.speaker.as_ref()?.0.sessions_begun().borrow();
+        (begun != self.asked_after).then_some(begun)
+    }
+
+    /// What came of asking for their claims, after so many sessions had begun; in force with the next [`Self::apply`].
+    pub async fn asked(&mut self, begun: Option<u64>, answers: Vec<(IpNetwork, Asked)>) {
+        let new = begun.unwrap_or_default().saturating_sub(self.asked_after);
+        let alone = new > 0 && self.established().await <= new;
+        self.quarantine.asked(Instant::now(), answers, alone);
+        self.asked_after = begun.unwrap_or(self.asked_after);
+    }
+
+    async fn established(&self) -> u64 {
+        let Some((speaker, _)) = &self.speaker else { return 0 };
+        let peers = speaker.peers().await;
+        peers.iter().filter(|peer| peer.state == StateName::Established).count() as u64
+    }
+
+    /// Asks the routers about what is in quarantine. Whether [`Self::apply`] has more to announce.
+    pub async fn hear(&mut self) -> bool {
+        let waiting: Vec<IpNetwork> = self.quarantine.waiting().map(|(address, _)| *address).collect();
+        let Some((speaker, _)) = self.speaker.as_ref().filter(|_| !waiting.is_empty()) else { return false };
+        let mut freed = false;
+        for address in waiting {
+            let told: Vec<AtRouter> = speaker.prefix(address).await.iter().map(AtRouter::from).collect();
+            freed |= self.quarantine.heard(address, &told);
+        }
+        if self.hear_again.as_ref().is_none_or(JoinHandle::is_finished) {
+            let attention = self.attention.clone();
+            self.hear_again = Some(tokio::spawn(async move {
+                tokio::time::sleep(HEAR_AGAIN).await;
+                attention.notify_one();
+            }));
+        }
+        let decided = self.told_after != self.asked_after && !self.quarantine.is_in_doubt(Instant::now());
+        freed || decided
+    }
+
+    pub fn quarantine(&self) -> &Quarantine {
+        &self.quarantine
     }
 
     /// What is being drained.
@@ -356,6 +496,13 @@ fn configured(peer: &PeerStatus) -> &str {
 
 fn unix_seconds() -> u64 {
     SystemTime::now().duration_since(UNIX_EPOCH).map_or(0, |d| d.as_secs())
+}
+
+/// Of all sessions, also of peers that other nodes have: a Secret more is watched, and a change of labels finds it read.
+fn secret_names(snapshot: &Snapshot, configuration: &BGPConfigurationSpec) -> BTreeSet<String> {
+    let own = snapshot.bgp_peers.values().map(|peer| &peer.spec.session);
+    let secrets = own.chain(configuration.peer_groups.values()).filter_map(|s| s.password_secret.as_ref());
+    secrets.map(|secret| secret.name.clone()).collect()
 }
 
 /// The file's first line. What is wrong is told without any of it.

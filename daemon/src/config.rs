@@ -158,6 +158,11 @@ impl Config {
         }
     }
 
+    /// What Secrets say of BGP's passwords.
+    pub fn passwords(&self) -> PathBuf {
+        self.socket.with_file_name("bgp-passwords.json")
+    }
+
     fn parse(text: &str) -> Result<Self, String> {
         let config: Self = serde_saphyr::from_str(text).map_err(|e| e.to_string())?;
         if config.node.is_empty() {

@@ -137,13 +137,16 @@ async fn run(config: Config) -> Result<OwnedMutexGuard<Node>, Box<dyn Error>> {
     let (claims, client) = claims(&config).await?;
     let mut observed = observe(&config, client.as_ref())?;
     let (socket, metrics_address) = (config.socket.clone(), config.metrics_address);
+    let passwords = config.passwords();
     let mut installer = Installer::new(&config);
     let name = config.node.clone();
     let mut node = Node::open(config, observed.clone(), claims).await?;
     let mut narrow_routes = node.watch_narrow_routes()?;
+    let attention = node.bgp.attention();
     if let Some(client) = client {
         node.set_events(PodEvents::publish(client.clone(), name.clone()));
         node.set_claims(watch_claims(client.clone(), &name));
+        node.bgp.set_secrets(client.clone(), passwords);
         tokio::spawn(report::publish(client, name, node.reports()));
     }
     let node = Arc::new(Mutex::new(node));
@@ -175,6 +178,7 @@ async fn run(config: Config) -> Result<OwnedMutexGuard<Node>, Box<dyn Error>> {
                 let latest = narrow_routes.borrow_and_update().clone();
                 node.lock().await.set_narrow_routes(&latest);
             }
+            () = attention.notified() => node.lock().await.look_after_fixed().await,
             _ = interval.tick() => {
                 let (ready, compiled) = {
                     let mut node = node.lock().await;

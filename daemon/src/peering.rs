@@ -13,7 +13,7 @@ use std::time::Duration;
 /// A field of a session, and why it cannot be as it is.
 pub type Refusal = (String, String);
 
-/// `password`: what is in the session's password file.
+/// `password`: what the session's file or Secret says.
 pub fn with_session(
     peer: PeerConfig,
     session: &BGPSession,
@@ -55,6 +55,9 @@ fn check(session: &BGPSession) -> Result<(), Refusal> {
     }
     if matches!(session.ttl_security_hops, Some(0 | 255)) {
         return refuse("ttlSecurityHops", "must be 1 (the router is on the link) to 254");
+    }
+    if session.password_file.is_some() && session.password_secret.is_some() {
+        return refuse("passwordSecret", "passwordFile says the password already: set one of the two");
     }
     if session.multihop_ttl == Some(0) {
         return refuse("multihopTTL", "must be 1 to 255");
@@ -284,6 +287,7 @@ mod tests {
         for (yaml, field) in [
             ("{localASN: 0}", "localASN"),
             ("{ttlSecurityHops: 0}", "ttlSecurityHops"),
+            ("{passwordFile: /x, passwordSecret: {key: leaf}}", "passwordSecret"),
             ("{bfd: {minTransmitMilliseconds: 9}}", "bfd.minTransmitMilliseconds"),
             ("{bfd: {minReceiveMilliseconds: 60001}}", "bfd.minReceiveMilliseconds"),
             ("{bfd: {multiplier: 0}}", "bfd.multiplier"),
@@ -311,5 +315,7 @@ mod tests {
         let merged =
             session("{passive: false, addPath: true}").or(&session("{passive: true, localASN: 64496}"));
         assert_eq!(merged, session("{passive: false, addPath: true, localASN: 64496}"));
+        let merged = session("{passwordSecret: {key: leaf}}").or(&session("{passwordFile: /x}"));
+        assert_eq!(merged, session("{passwordSecret: {name: bulkhead-bgp, key: leaf}}"));
     }
 }

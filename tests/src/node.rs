@@ -14,6 +14,7 @@ use nix::{
 use serde::{Serialize, de::DeserializeOwned};
 use std::{
     fs::{self, File},
+    io::Write,
     net::{Ipv4Addr, Ipv6Addr},
     path::{Path, PathBuf},
     process::{Child, Command, Stdio},
@@ -35,6 +36,8 @@ pub struct Node {
     pub v6: Ipv6Addr,
     dir: PathBuf,
     daemon: Option<Child>,
+    /// Of the daemon, where it is not the usual one.
+    program: Option<PathBuf>,
 }
 
 impl Node {
@@ -76,7 +79,7 @@ impl Node {
             pins = pins.display(),
         );
         fs::write(dir.join("bulkheadd.yaml"), configuration).during(|| format!("configuring {name}"))?;
-        Ok(Self { name, netns, v4, v6, dir, daemon: None })
+        Ok(Self { name, netns, v4, v6, dir, daemon: None, program: None })
     }
 
     /// Everything of its own.
@@ -109,9 +112,13 @@ impl Node {
     /// Starts the daemon and waits for nothing.
     pub fn start_daemon_unready(&mut self) -> Result<()> {
         let log = File::options().create(true).append(true).open(self.log())?;
+        let program = match &self.program {
+            Some(program) => program.clone(),
+            None => programs::find("bulkheadd")?,
+        };
         let daemon = self
             .netns
-            .command(programs::find("bulkheadd")?)
+            .command(program)
             .arg("--config")
             .arg(self.dir.join("bulkheadd.yaml"))
             .stdin(Stdio::null())
@@ -139,6 +146,18 @@ impl Node {
                 stderr: self.log_tail(40),
             }),
         }
+    }
+
+    /// The next start is of another build: a program of its own, whose file differs.
+    pub fn upgrade(&mut self) -> Result<()> {
+        let number = self.program.iter().count();
+        let (usual, other) = (programs::find("bulkheadd")?, self.dir.join(format!("bulkheadd-{number}")));
+        fs::copy(&usual, &other).during(|| other.display().to_string())?;
+        // What stands behind an ELF file's end is nobody's business.
+        let mut file = File::options().append(true).open(&other)?;
+        writeln!(file, "another build")?;
+        self.program = Some(other);
+        Ok(())
     }
 
     pub fn daemon_pid(&self) -> Option<u32> {

@@ -64,14 +64,19 @@ pub struct Call {
 
 impl Pod {
     pub fn create(node: usize, namespace: &str, name: &str) -> Result<Self> {
+        Self::create_as(node, namespace, name, name)
+    }
+
+    /// One of that name that is not the only one: `instance` tells its namespace on this machine from the others'.
+    pub fn create_as(node: usize, namespace: &str, name: &str, instance: &str) -> Result<Self> {
         Ok(Self {
             namespace: namespace.into(),
             name: name.into(),
-            netns: Netns::create(&format!("{namespace}-{name}"))?,
+            netns: Netns::create(&format!("{namespace}-{instance}"))?,
             v4: Ipv4Addr::UNSPECIFIED,
             v6: Ipv6Addr::UNSPECIFIED,
             node,
-            container: format!("{namespace}-{name}-sandbox"),
+            container: format!("{namespace}-{instance}-sandbox"),
             uid: None,
             result: Value::Null,
         })

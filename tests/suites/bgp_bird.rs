@@ -11,12 +11,12 @@
 mod configuration;
 
 use bulkhead_bgp::fsm::StateName;
-use bulkhead_bgp::{Family, PeerConfig, Remote, RouteView, SpeakerConfig};
+use bulkhead_bgp::{Family, PeerConfig, Remote, RouteView, SpeakerConfig, Ttl};
 use bulkhead_lab::bgp::site::{
     DEADLINE, Monitor, NODE, NODE_AS, NODE6, ROUTER, ROUTER_AS, ROUTER6, Role, Site, router, routes,
     speaker_config, speaker_process,
 };
-use bulkhead_lab::{Bird, Error, Result, enter, until};
+use bulkhead_lab::{Bird, Error, Netns, Result, enter, link::End, until, veth};
 use configuration::{BGP, Bgp};
 use libtest_mimic::{Arguments, Failed, Trial};
 use std::{
@@ -49,6 +49,7 @@ fn main() -> Result<()> {
         trial("a wrong AS is told in words, whichever side has it wrong", wrong_as),
         trial("a session comes back by itself when the router restarts", router_restarts),
         trial("a hold time of three seconds does not flap", short_hold_time),
+        trial("a router two hops away is spoken with as far as the TTL reaches", multihop),
     ];
     libtest_mimic::run(&arguments, trials).exit()
 }
@@ -297,5 +298,47 @@ fn short_hold_time(site: &Site) -> Result<()> {
     })?;
     assert!(start.elapsed() >= Duration::from_secs(6), "one session all the time");
     assert!(bird.established("node")?);
+    Ok(())
+}
+
+/// Behind the router, which only hands on.
+fn multihop(site: &Site) -> Result<()> {
+    const FAR: &str = "172.31.10.1";
+    let far = Netns::create("far-multihop")?;
+    veth(
+        End { netns: &site.router, name: "far", addresses: &["172.31.10.2/24"] },
+        End { netns: &far, name: "near", addresses: &["172.31.10.1/24"] },
+    )?;
+    site.router.sysctl("net/ipv4/ip_forward", "1")?;
+    site.node.ip(&format!("route add 172.31.10.0/24 via {ROUTER}"))?;
+    far.ip("route add 172.31.9.0/24 via 172.31.10.2")?;
+    let start = |security: &str| {
+        let configuration = format!(
+            "log stderr all;\nrouter id {FAR};\nprotocol device {{}}\n\
+             protocol bgp node {{ local {FAR} as {ROUTER_AS}; neighbor {NODE} as {NODE_AS}; multihop 2; {security}\n\
+             connect delay time 1; connect retry time 1; error wait time 1, 1; passive on;\n\
+             ipv4 {{ import all; export none; }}; }}\n"
+        );
+        Bird::start(&far, &site.dir.join("far"), &configuration)
+    };
+    let peer = |ttl: Ttl| PeerConfig { remote: Remote::Address(FAR.parse().unwrap()), ttl, ..router() };
+    for (security, ttl) in [("", Ttl::Fixed(2)), ("ttl security on;", Ttl::Security(2))] {
+        let bird = start(security)?;
+        let node = site.speaker(speaker_config(false));
+        node.speaker.announce(routes(&["10.64.0.0/26"]));
+        node.speaker.set_peers(vec![peer(ttl)]);
+        bird.wait_established(&["node"], DEADLINE)?;
+        until("the router has the block", DEADLINE, || {
+            let table = bird.birdc("show route 10.64.0.0/26 all").unwrap_or_default();
+            Ok(table.contains(&format!("BGP.next_hop: {NODE}")).then_some(()))
+        })?;
+        // Its packets end half way.
+        node.speaker.set_peers(vec![peer(Ttl::Fixed(1))]);
+        node.wait_peer("an attempt has failed", |peer| {
+            peer.state != StateName::Established && peer.last_error.is_some()
+        })?;
+        until("the router's session is over", DEADLINE, || Ok((!bird.established("node")?).then_some(())))?;
+        node.stop();
+    }
     Ok(())
 }

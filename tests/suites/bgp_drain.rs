@@ -22,10 +22,11 @@ const LEAVING: &str = "65535:0";
 fn main() -> Result<()> {
     let arguments = Arguments::from_args();
     let _inside = enter()?;
-    let tests: [(&str, Test); 6] = [
+    let tests: [(&str, Test); 7] = [
         ("services are marked, then withdrawn, over a restart too, and come back; blocks stay", services),
         ("one of two uplinks is marked, then left, and taken again when it is the last", one_uplink),
         ("a router of one family is no other way for the other", half_a_way),
+        ("a router that is told no route of a family is no other way for that family", told_half),
         ("the node's annotation drains, and its end brings everything back", annotation),
         ("everything goes at once where that is asked for", everything),
         ("what would take the last way is refused", refused),
@@ -34,7 +35,7 @@ fn main() -> Result<()> {
         let place: String = name.split(' ').filter_map(|word| word.chars().next()).collect();
         Trial::test(name, move || {
             let mut rack = Rack::create(&place, "{}")?;
-            configure(&rack)?;
+            configure(&rack, "{}")?;
             let held = test(&mut rack);
             if held.is_err() {
                 eprintln!("{}", rack.node.log_tail(30));
@@ -46,18 +47,18 @@ fn main() -> Result<()> {
 }
 
 /// Two routers, and a service range.
-fn configure(rack: &Rack) -> Result<()> {
-    let peer = |name: &str, address: &str| {
+fn configure(rack: &Rack, spine: &str) -> Result<()> {
+    let peer = |name: &str, address: &str, session: &str| {
         format!(
             "---\napiVersion: bulkhead.dev/v1alpha1\nkind: BGPPeer\nmetadata: {{name: {name}}}\n\
-             spec: {{peerAddress: {address}, peerASN: {ROUTER_AS}, connectRetrySeconds: 2}}\n"
+             spec: {{peerAddress: {address}, peerASN: {ROUTER_AS}, connectRetrySeconds: 2, session: {session}}}\n"
         )
     };
     let text = format!(
         "apiVersion: bulkhead.dev/v1alpha1\nkind: BGPConfiguration\nmetadata: {{name: default}}\n\
          spec: {{asn: {NODE_AS}, advertiseServiceCIDRs: [{SERVICES}], serviceCommunities: ['65010:200']}}\n{}{}",
-        peer("leaf", ROUTER),
-        peer("spine", OTHER)
+        peer("leaf", ROUTER, "{}"),
+        peer("spine", OTHER, spine)
     );
     Ok(fs::write(rack.dir.join("objects/bgp.yaml"), text)?)
 }
@@ -161,6 +162,19 @@ fn half_a_way(rack: &mut Rack) -> Result<()> {
     drop(spine);
     let spine = self::spine(rack, IPV6)?;
     spine.wait_established(&["node"], DEADLINE)?;
+    [BLOCK, BLOCK6, SERVICES].iter().try_for_each(|prefix| router.wait_gone(prefix))
+}
+
+/// Both families are agreed on, and what is announced of one is kept from it.
+fn told_half(rack: &mut Rack) -> Result<()> {
+    configure(rack, "{export: [{action: Reject, prefixes: [{cidr: 'fd00::/8'}]}]}")?;
+    let router = leaf(rack)?;
+    let spine = spine(rack, IPV6)?;
+    router.wait_seen(BLOCK6)?;
+    spine.wait_established(&["node"], DEADLINE)?;
+    drain(rack, &["--peer", "leaf", "--withdraw-after", "0"])?;
+    [BLOCK, BLOCK6].iter().try_for_each(|prefix| wait_marked(router.as_ref(), prefix, true))?;
+    configure(rack, "{}")?;
     [BLOCK, BLOCK6, SERVICES].iter().try_for_each(|prefix| router.wait_gone(prefix))
 }
 

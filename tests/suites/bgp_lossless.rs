@@ -1,8 +1,8 @@
 //! Numbered packets, 1,000 a second each way, between a pod and a host behind the router, over routes that BGP alone has made
-//! at both ends, with BFD on: none is lost while the daemon is killed and comes back, is stopped and started (as an upgrade
-//! does), or the router's own BGP is killed (with the settings that this takes).
+//! at both ends, with BFD on: none is lost while the daemon is killed and comes back, is stopped and another build of it is
+//! started, or the router's own BGP is killed (with the settings that this takes).
 //!
-//! `BULKHEAD_KILLS=27` makes it as many rounds for each router (a few otherwise): every fourth is a stop, the others are kills.
+//! `BULKHEAD_KILLS=27` makes it as many rounds for each router (a few otherwise): every fourth is an upgrade, the others are kills.
 #![allow(clippy::expect_used, clippy::unwrap_used, reason = "a suite fails by panicking")]
 
 use bulkhead_api::messages::{BgpPeerInfo, BgpRoutes};
@@ -40,8 +40,8 @@ fn main() -> Result<()> {
     let arguments = Arguments { test_threads: Some(1), ..arguments };
     let _inside = enter()?;
     let all: [(&str, Test); 4] = [
-        ("no packet is lost through kills and stops of the daemon × BIRD 2", beside_bird),
-        ("no packet is lost through kills and stops of the daemon × FRR", beside_frr),
+        ("no packet is lost through kills and upgrades of the daemon × BIRD 2", beside_bird),
+        ("no packet is lost through kills and upgrades of the daemon × FRR", beside_frr),
         ("no packet is lost through kills of the router's BIRD, which returns with -R", bird_restarts),
         (
             "no packet from a pod is lost through kills of the router's bgpd of FRR, while zebra stays",
@@ -172,6 +172,7 @@ fn rounds_of_the_daemon(rack: &mut Rack, bfd: &Bfd, fresh: &dyn Fn() -> Result<b
     for round in 1..=rounds() {
         if round % 4 == 0 {
             rack.node.stop_daemon()?;
+            rack.node.upgrade()?;
         } else {
             rack.node.kill_daemon()?;
         }

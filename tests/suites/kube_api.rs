@@ -15,6 +15,8 @@ mod claims;
 mod definitions;
 #[path = "kube_api/fixed.rs"]
 mod fixed;
+#[path = "kube_api/passwords.rs"]
+mod passwords;
 #[path = "kube_api/rights.rs"]
 mod rights;
 #[path = "kube_api/site.rs"]
@@ -56,6 +58,7 @@ fn trials(site: Option<&Arc<Mutex<Site>>>) -> Vec<Trial> {
         blocks::CASES,
         claims::CASES,
         fixed::CASES,
+        passwords::CASES,
     ]
     .into_iter()
     .flatten();

@@ -137,7 +137,16 @@ pub struct BGPConfigurationSpec {
     #[serde(rename = "advertiseServiceCIDRs", default, skip_serializing_if = "Vec::is_empty")]
     #[schemars(schema_with = "schema::service_ranges")]
     pub advertise_service_cidrs: Vec<IpNetwork>,
-    /// RFC 1997 communities on every service range.
+    /// External IPs of services are announced, as host routes, as far as they lie in these ranges: by every node, with
+    /// `externalTrafficPolicy: Local` by those that have a ready endpoint. What lies in the range of a partition is not.
+    #[serde(rename = "advertiseExternalIPs", default, skip_serializing_if = "Vec::is_empty")]
+    #[schemars(schema_with = "schema::service_ranges")]
+    pub advertise_external_ips: Vec<IpNetwork>,
+    /// The same of addresses of load balancers.
+    #[serde(rename = "advertiseLoadBalancerIPs", default, skip_serializing_if = "Vec::is_empty")]
+    #[schemars(schema_with = "schema::service_ranges")]
+    pub advertise_load_balancer_ips: Vec<IpNetwork>,
+    /// RFC 1997 communities on every service range and address.
     #[serde(default, skip_serializing_if = "Vec::is_empty")]
     #[schemars(schema_with = "schema::communities")]
     pub service_communities: Vec<String>,

@@ -34,6 +34,9 @@ pub struct BGPSession {
     /// RFC 2385: a file on the node whose first line is the password, at most 80 octets.
     #[serde(skip_serializing_if = "Option::is_none")]
     pub password_file: Option<String>,
+    /// The same out of a Secret in the daemons' own namespace.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub password_secret: Option<BGPPasswordSecret>,
     /// RFC 9687: seconds for which the router may read nothing; 0, the default, as that RFC says.
     #[serde(skip_serializing_if = "Option::is_none")]
     pub send_hold_time_seconds: Option<u16>,
@@ -64,6 +67,23 @@ pub struct BGPSession {
     #[serde(skip_serializing_if = "Option::is_none")]
     #[schemars(length(max = 64))]
     pub import: Option<Vec<BGPRule>>,
+}
+
+/// A Secret that daemons may read: they need a Role that names it, as `deploy/rbac.yaml` does for the default one.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize, JsonSchema)]
+#[serde(rename_all = "camelCase", deny_unknown_fields)]
+pub struct BGPPasswordSecret {
+    /// Default `bulkhead-bgp`.
+    #[serde(default = "secret_name")]
+    #[schemars(length(min = 1, max = 253))]
+    pub name: String,
+    /// Whose first line is the password, at most 80 octets.
+    #[schemars(length(min = 1, max = 253))]
+    pub key: String,
+}
+
+fn secret_name() -> String {
+    "bulkhead-bgp".into()
 }
 
 /// `bulkhead-bfd` must run on the node, and BFD on the router.
@@ -165,6 +185,11 @@ impl BGPSession {
     /// Every field of ours, else of `group`.
     pub fn or(self, group: &BGPSession) -> BGPSession {
         let group = group.clone();
+        // One password, however it is said.
+        let own = self.password_file.is_some() || self.password_secret.is_some();
+        let of_group = |group: &BGPSession| (group.password_file.clone(), group.password_secret.clone());
+        let (password_file, password_secret) =
+            if own { (self.password_file, self.password_secret) } else { of_group(&group) };
         BGPSession {
             local_asn: self.local_asn.or(group.local_asn),
             remove_private_as: self.remove_private_as.or(group.remove_private_as),
@@ -172,7 +197,8 @@ impl BGPSession {
             passive: self.passive.or(group.passive),
             ttl_security_hops: self.ttl_security_hops.or(group.ttl_security_hops),
             multihop_ttl: self.multihop_ttl.or(group.multihop_ttl),
-            password_file: self.password_file.or(group.password_file),
+            password_file,
+            password_secret,
             send_hold_time_seconds: self.send_hold_time_seconds.or(group.send_hold_time_seconds),
             add_path: self.add_path.or(group.add_path),
             extended_next_hop: self.extended_next_hop.or(group.extended_next_hop),

@@ -235,6 +235,11 @@ pub struct PartitionBgp {
     /// Announce its `serviceCIDRs` too, from every node. Default: no.
     #[serde(default)]
     pub advertise_services: bool,
+    /// Nodes that announce its `podCIDRs` whole, besides the blocks that all announce. No discard goes with it: whoever sends these
+    /// nodes a packet for an address that no node has gets it back. Default: none; aggregates are the routers' own work.
+    #[serde(default, skip_serializing_if = "Vec::is_empty")]
+    #[schemars(length(max = 16))]
+    pub aggregate_from: Vec<String>,
     /// RFC 1997, as `65000:100`.
     #[serde(default, skip_serializing_if = "Vec::is_empty")]
     #[schemars(schema_with = "schema::communities")]

@@ -4,7 +4,7 @@ use super::bmp::{Station, StationStatus, Stations};
 use super::config::{Password, PeerConfig, Remote, SpeakerConfig};
 use super::learned::{Learned, LearnedFeed, LearnedRoutes};
 use super::status::{Direction, PeerStatus, PrefixAtPeer, Routes};
-use super::task::{Command, Task};
+use super::task::{Command, Orders, Task};
 use super::unnumbered::{Located, Search};
 use super::{listener, socket};
 use crate::bfd;
@@ -51,6 +51,8 @@ struct Inner {
     runtime: Handle,
     announcing: Mutex<Announcing>,
     intent: watch::Sender<Intent>,
+    /// How many sessions have begun, of all peers together.
+    begun: Arc<watch::Sender<u64>>,
     peers: PeerTable,
     learned: Learned,
     stations: Stations,
@@ -64,6 +66,7 @@ struct Inner {
 struct Announcing {
     routes: Arc<BTreeMap<IpNetwork, RouteAttributes>>,
     initial_complete: bool,
+    verified: u64,
     /// Everything was withdrawn on purpose: nothing is announced any more.
     drained: bool,
 }
@@ -71,7 +74,7 @@ struct Announcing {
 impl Announcing {
     fn intent(&self) -> Intent {
         let routes = if self.drained { Arc::default() } else { self.routes.clone() };
-        Intent { routes, initial_complete: self.initial_complete }
+        Intent { routes, initial_complete: self.initial_complete, verified: self.verified }
     }
 }
 
@@ -90,6 +93,7 @@ impl Speaker {
             runtime: Handle::current(),
             announcing: Mutex::default(),
             intent: watch::Sender::default(),
+            begun: Arc::default(),
             peers,
             learned: Learned::default(),
             stations: Stations::default(),
@@ -147,6 +151,17 @@ impl Speaker {
         self.change(|announcing| announcing.routes = routes);
     }
 
+    /// How many sessions have begun so far, of all peers together. In a new one, exclusive routes wait for
+    /// [`Self::verified`].
+    pub fn sessions_begun(&self) -> watch::Receiver<u64> {
+        self.inner.begun.subscribe()
+    }
+
+    /// When so many sessions had begun, all exclusive routes that are announced were found to be ours.
+    pub fn verified(&self, begun: u64) {
+        self.change(|announcing| announcing.verified = begun);
+    }
+
     /// What was announced so far holds all that an earlier process announced and that shall stay: after a
     /// restart, peers may drop the rest.
     pub fn initial_routes_complete(&self) {
@@ -175,13 +190,13 @@ impl Speaker {
         self.inner.stations.status()
     }
 
-    /// BFD has found the path to these peers dead; `independent`: the neighbour had said that its BFD does not end with
+    /// BFD has found the path to these peers dead; `silent`: nothing was heard of the neighbour; `independent`: the neighbour had said that its BFD does not end with
     /// its control plane (C bit). An established session ends with Cease, BFD down (RFC 9384).
-    pub fn path_down(&self, session: &bfd::Key, independent: bool) {
+    pub fn path_down(&self, session: &bfd::Key, independent: bool, silent: bool) {
         let table = self.inner.peers.lock();
         let of = |peer: &&PeerHandle| peer.config.bfd_session().is_some_and(|(key, _)| key == *session);
         for peer in table.peers.values().filter(of) {
-            peer.command(Command::PathDown { independent }, &self.inner.runtime);
+            peer.command(Command::PathDown { independent, silent }, &self.inner.runtime);
         }
     }
 
@@ -288,8 +303,9 @@ impl Inner {
                 }
             })
         });
-        let (intent, learned) = (this.intent.subscribe(), this.learned.admit(&config.name));
-        let task = Task::new(&this.config, config.clone(), queue, intent, learned, search, &this.stations);
+        let orders = Orders { intent: this.intent.subscribe(), begun: this.begun.clone() };
+        let learned = this.learned.admit(&config.name);
+        let task = Task::new(&this.config, config.clone(), queue, orders, learned, search, &this.stations);
         PeerHandle { config, commands, located: None, task: this.runtime.spawn(task.run()) }
     }
 

@@ -27,6 +27,8 @@ pub struct PeerStatus {
     pub since: Duration,
     /// Negotiated; while there is no session, those configured.
     pub families: Vec<Family>,
+    /// Those of which the peer holds a route of ours.
+    pub carried: Vec<Family>,
     /// Routes that the peer was sent and holds.
     pub advertised: usize,
     pub received: usize,
@@ -78,6 +80,7 @@ impl PeerStatus {
             state: peer.state(),
             since: now.saturating_sub(peer.since()),
             families: negotiated.map_or(&config.families, |negotiated| &negotiated.families).clone(),
+            carried: Family::ALL.into_iter().filter(|family| carries(neighbour, *family)).collect(),
             advertised: neighbour.advertised().count(),
             received: neighbour.received().len(),
             refreshes: neighbour.refreshes(),
@@ -93,6 +96,10 @@ impl PeerStatus {
             ups: 0,
         }
     }
+}
+
+fn carries(neighbour: &Neighbour, family: Family) -> bool {
+    neighbour.advertised().any(|(prefix, _)| Family::of(prefix) == family)
 }
 
 #[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord)]
@@ -171,6 +178,10 @@ pub struct PrefixAtPeer {
     /// Where it is announced: as the peer gets it.
     pub announced: Option<RouteView>,
     pub received: Vec<RouteView>,
+    /// Of a host route: received with our own AS number in the path, and never used.
+    pub looped: Vec<RouteView>,
+    /// It has said all that it has of that IP version in this session.
+    pub heard: bool,
 }
 
 pub(super) fn routes(direction: Direction, peer: &str, neighbour: &Neighbour, limit: usize) -> Routes {
@@ -195,7 +206,9 @@ pub(super) fn prefix_at(peer: PeerStatus, neighbour: &Neighbour, prefix: &IpNetw
         }
         _ => None,
     };
-    PrefixAtPeer { peer, fate, announced, received }
+    let looped = self::received(&peer.name, neighbour, neighbour.received().looped(prefix));
+    let heard = neighbour.has_heard(Family::of(prefix));
+    PrefixAtPeer { peer, fate, announced, received, looped, heard }
 }
 
 fn advertised(peer: &str, neighbour: &Neighbour, limit: usize) -> Vec<RouteView> {

@@ -8,7 +8,7 @@ use super::record::History;
 use super::socket::{self, Options};
 use super::status::{self, Direction, PeerStatus, PrefixAtPeer, Routes};
 use super::unnumbered::{Located, Search};
-use crate::fsm::{ConnId, Connection, Input, Negotiated, PeerError, Stop};
+use crate::fsm::{ConnId, Connection, Input, Negotiated, PeerError, StateName, Stop};
 use crate::neighbour::{Effect, Intent, Neighbour, Note};
 use crate::rib::Source;
 use ipnetwork::IpNetwork;
@@ -28,6 +28,7 @@ pub(super) enum Command {
     Deconfigure,
     PathDown {
         independent: bool,
+        silent: bool,
     },
     Status(oneshot::Sender<PeerStatus>),
     /// At most so many.
@@ -39,10 +40,19 @@ pub(super) enum Command {
     Flush(oneshot::Sender<()>),
 }
 
+/// Of a session: BFD of its peer may not have begun anew.
+const YOUNG: Duration = Duration::from_secs(5);
+
 /// Octets of UPDATEs that may wait in one connection's output.
 const OUTPUT_LIMIT: usize = 64 * 1024;
 
 type Dial = Pin<Box<dyn Future<Output = io::Result<TcpStream>> + Send>>;
+
+/// What is announced to everybody, and where sessions are counted.
+pub(super) struct Orders {
+    pub intent: watch::Receiver<Intent>,
+    pub begun: Arc<watch::Sender<u64>>,
+}
 
 pub(super) struct Task {
     speaker: SpeakerConfig,
@@ -51,7 +61,7 @@ pub(super) struct Task {
     links: Links,
     dial: Option<Dial>,
     commands: mpsc::Receiver<Command>,
-    intent: watch::Receiver<Intent>,
+    orders: Orders,
     flushes: Vec<oneshot::Sender<()>>,
     learned: Member,
     /// Whom what is learned is from: this session, or the last one while the peer restarts.
@@ -84,12 +94,12 @@ impl Task {
         speaker: &SpeakerConfig,
         config: PeerConfig,
         commands: mpsc::Receiver<Command>,
-        mut intent: watch::Receiver<Intent>,
+        mut orders: Orders,
         learned: Member,
         search: Option<Search>,
         stations: &Stations,
     ) -> Task {
-        intent.mark_changed();
+        orders.intent.mark_changed();
         Task {
             neighbour: Neighbour::new(config.settings(speaker), config.policy(speaker), Duration::ZERO),
             speaker: speaker.clone(),
@@ -97,7 +107,7 @@ impl Task {
             links: Links::default(),
             dial: None,
             commands,
-            intent,
+            orders,
             flushes: Vec::new(),
             learned,
             source: None,
@@ -175,9 +185,9 @@ impl Task {
             () = located => Wake::Located,
             result = dialled => Wake::Dialled(result),
             event = self.links.next() => Wake::Link(event),
-            changed = self.intent.changed() => match changed {
+            changed = self.orders.intent.changed() => match changed {
                 Ok(()) => {
-                    self.intent.mark_changed();
+                    self.orders.intent.mark_changed();
                     Wake::Other
                 }
                 Err(_) => Wake::Orphaned,
@@ -193,8 +203,8 @@ impl Task {
 
     /// Hands out what is due, as far as the output has room.
     fn advertise(&mut self) {
-        if self.intent.has_changed().unwrap_or(false) {
-            let intent = self.intent.borrow_and_update().clone();
+        if self.orders.intent.has_changed().unwrap_or(false) {
+            let intent = self.orders.intent.borrow_and_update().clone();
             let effects = self.neighbour.set_intent(intent);
             self.perform(effects);
         }
@@ -217,7 +227,10 @@ impl Task {
                 self.feed(Input::Stop(Stop::Deconfigured));
                 self.leaving = true;
             }
-            Command::PathDown { independent } => self.feed(Input::PathDown { independent }),
+            Command::PathDown { independent, silent } => {
+                let independent = independent || (silent && self.has_stood());
+                self.feed(Input::PathDown { independent });
+            }
             Command::Status(reply) => {
                 let _ = reply.send(self.status());
             }
@@ -361,11 +374,27 @@ impl Task {
                 Effect::Note(note) => {
                     if let Note::Up(negotiated) = &note {
                         self.source = Some(Arc::new(self.source(negotiated)));
+                        self.count_session();
                     }
                     self.log(&note);
                 }
             }
         }
+    }
+
+    /// A peer that restarts closes its connection at once, whatever becomes of its BFD: silence on one that has stood for a while is
+    /// the path's. A session that is young may have begun before the former process's BFD was missed.
+    fn has_stood(&self) -> bool {
+        let peer = self.neighbour.peer();
+        peer.state() == StateName::Established && self.now().saturating_sub(peer.since()) >= YOUNG
+    }
+
+    fn count_session(&mut self) {
+        let neighbour = &mut self.neighbour;
+        self.orders.begun.send_modify(|begun| {
+            *begun += 1;
+            neighbour.began(*begun);
+        });
     }
 
     fn log(&mut self, note: &Note) {

@@ -97,7 +97,9 @@ impl Inbound {
     }
 
     pub fn set_own(&mut self, own: &BTreeMap<IpNetwork, RouteAttributes>) {
-        let own = Cover::new(own.keys().copied());
+        // Of an aggregate only what is more specific is anybody's own.
+        let own = own.iter().filter(|(_, route)| !route.aggregate);
+        let own = Cover::new(own.map(|(prefix, _)| *prefix));
         let difference = own.difference(&self.own);
         self.own = own;
         if !difference.is_empty() && !self.learns_nothing() {

@@ -1,6 +1,6 @@
 //! What an established session sends: routes, their ends, and answers to refreshes.
 
-use super::{Fate, Leaving, Policy};
+use super::{Fate, Intent, Leaving, Policy};
 use crate::Family;
 use crate::export::{Export, ExportPolicy, LocalAs, RouteAttributes, Withheld};
 use crate::filter::Filter;
@@ -23,6 +23,12 @@ pub(super) struct Outbound {
     /// RFC 7313: answers that are to begin, and such that are to end.
     refresh_begins: BTreeSet<Family>,
     refresh_ends: BTreeSet<Family>,
+    /// Of the session, among all of the speaker's.
+    number: u64,
+    /// After so many sessions exclusive routes were found to be ours.
+    verified: u64,
+    /// There are such, and they wait.
+    holds_back: bool,
 }
 
 /// Attributes of one kind, or why they are not sent, with the rule that decided.
@@ -52,7 +58,23 @@ impl Outbound {
             withheld: BTreeSet::new(),
             refresh_begins: BTreeSet::new(),
             refresh_ends: BTreeSet::new(),
+            number: u64::MAX,
+            verified: 0,
+            holds_back: false,
         }
+    }
+
+    pub fn began(&mut self, number: u64) {
+        self.number = number;
+    }
+
+    /// Routes wait until it is known that they are ours.
+    pub fn holds_back(&self) -> bool {
+        self.holds_back
+    }
+
+    fn waits(&self, route: &RouteAttributes) -> bool {
+        route.exclusive && self.verified < self.number
     }
 
     pub fn set_policy(&mut self, session_asn: u32, policy: &Policy) {
@@ -78,14 +100,19 @@ impl Outbound {
     }
 
     /// Answers what is withheld now and was not before.
-    pub fn set_routes(&mut self, routes: &BTreeMap<IpNetwork, RouteAttributes>) -> Vec<Withheld> {
+    pub fn set_routes(&mut self, intent: &Intent) -> Vec<Withheld> {
+        (self.verified, self.holds_back) = (intent.verified, false);
         let mut shared: BTreeMap<Arc<Export>, Arc<Export>> = BTreeMap::new();
         let mut exports: BTreeMap<(Family, &RouteAttributes), Result<Export, Withheld>> = BTreeMap::new();
         let mut desired = BTreeMap::new();
         let mut withheld = BTreeSet::new();
-        for (prefix, attributes) in routes {
+        for (prefix, attributes) in &*intent.routes {
             let family = Family::of(prefix);
             if !self.families().contains(&family) {
+                continue;
+            }
+            if self.waits(attributes) {
+                self.holds_back = true;
                 continue;
             }
             let export =
@@ -128,6 +155,9 @@ impl Outbound {
         let family = Family::of(prefix);
         if !self.families().contains(&family) {
             return Fate::FamilyNotAgreed;
+        }
+        if self.waits(route) {
+            return Fate::Unverified;
         }
         match self.decide(prefix, self.policy.export(family, route)) {
             (Ok(export), rule) => Fate::Announced { export, rule },

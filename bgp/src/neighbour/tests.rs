@@ -84,7 +84,7 @@ fn establish(neighbour: &mut Neighbour, now: Duration, id: u64, open: Open) -> V
 
 fn intent(prefixes: &[&str], initial_complete: bool) -> Intent {
     let routes = prefixes.iter().map(|prefix| (prefix.parse().unwrap(), RouteAttributes::default()));
-    Intent { routes: Arc::new(routes.collect()), initial_complete }
+    Intent { routes: Arc::new(routes.collect()), initial_complete, verified: 0 }
 }
 
 /// What was sent, as words: `+10.0.0.0/24`, `-10.0.0.0/24`, `end of ipv4-unicast`.
@@ -147,6 +147,35 @@ fn after_a_restart_end_of_rib_waits_for_the_set_to_be_complete() {
     assert_eq!(advertised(&mut neighbour), expected);
     neighbour.set_intent(intent(&["10.1.0.0/26"], true));
     assert_eq!(advertised(&mut neighbour), ["-10.2.0.0/26"], "End-of-RIB is said once");
+}
+
+/// One route that anybody may have, and one that is ours alone, which was found so after `verified` sessions had begun.
+fn with_exclusive(verified: u64) -> Intent {
+    let mut intent = intent(&["10.1.0.0/26"], true);
+    let exclusive = RouteAttributes { exclusive: true, ..RouteAttributes::default() };
+    Arc::make_mut(&mut intent.routes).insert("10.2.0.7/32".parse().unwrap(), exclusive);
+    Intent { verified, ..intent }
+}
+
+#[test]
+fn in_a_new_session_an_exclusive_route_waits_until_it_is_known_to_be_ours_still() {
+    let mut neighbour = neighbour(false);
+    neighbour.set_intent(with_exclusive(6));
+    establish(&mut neighbour, seconds(0), 1, open(None));
+    neighbour.began(7);
+    let prefix = "10.2.0.7/32".parse().unwrap();
+    assert_eq!(advertised(&mut neighbour), ["+10.1.0.0/26"], "End-of-RIB waits, so that nothing is swept");
+    assert_eq!(neighbour.fate(&prefix), Fate::Unverified);
+    neighbour.set_intent(with_exclusive(7));
+    let expected = ["end of ipv6-unicast", "+10.2.0.7/32", "end of ipv4-unicast"];
+    assert_eq!(advertised(&mut neighbour), expected);
+    // It is another's meanwhile: with the next session it does not come.
+    neighbour.handle(seconds(1), Input::Closed(ConnId(1), None));
+    establish(&mut neighbour, seconds(1), 2, open(None));
+    neighbour.began(8);
+    assert_eq!(advertised(&mut neighbour), ["+10.1.0.0/26"]);
+    neighbour.set_intent(intent(&["10.1.0.0/26"], true));
+    assert_eq!(advertised(&mut neighbour), ["end of ipv4-unicast", "end of ipv6-unicast"]);
 }
 
 #[test]

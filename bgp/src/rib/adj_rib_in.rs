@@ -3,6 +3,7 @@
 //! A full table is a million routes: the tables are hashed, each IP version has keys of its own size, and what
 //! is rare (staleness) is kept beside them.
 
+use super::looped::Looped;
 use super::table::{KeyV4, KeyV6, Table};
 use crate::Family;
 use crate::wire::{Announced, Attributes, Update};
@@ -82,12 +83,13 @@ pub struct AdjRibIn {
     loops: Loops,
     ipv4: Table<KeyV4>,
     ipv6: Table<KeyV6>,
+    looped: Looped,
 }
 
 impl AdjRibIn {
-    /// Routes that went through us before are never kept (RFC 4271 section 9.1.2).
+    /// Routes that went through us before are never used (RFC 4271 section 9.1.2).
     pub fn new(loops: Loops) -> AdjRibIn {
-        AdjRibIn { loops, ipv4: Table::default(), ipv6: Table::default() }
+        AdjRibIn { loops, ipv4: Table::default(), ipv6: Table::default(), looped: Looped::default() }
     }
 
     /// Counts for what comes from now on.
@@ -112,12 +114,18 @@ impl AdjRibIn {
             }
             if loops {
                 self.remove(&reach.prefixes, &reach.path_ids, changed);
-                continue;
             }
             let own = if index == last { attributes.take() } else { attributes.clone() };
             let Some(attributes) = own else { continue };
             let path = Arc::new(Path { attributes, next_hop: reach.next_hop });
             for (prefix, path_id) in with_ids(&reach.prefixes, &reach.path_ids) {
+                if loops {
+                    self.looped.insert(prefix, path_id, &path);
+                    continue;
+                }
+                if !self.looped.is_empty() {
+                    self.looped.remove(prefix, path_id);
+                }
                 match prefix {
                     IpNetwork::V4(net) => self.ipv4.insert(KeyV4::new(*net, path_id), path.clone()),
                     IpNetwork::V6(net) => self.ipv6.insert(KeyV6::new(*net, path_id), path.clone()),
@@ -132,6 +140,9 @@ impl AdjRibIn {
             match prefix {
                 IpNetwork::V4(net) => self.ipv4.remove(&KeyV4::new(*net, path_id)),
                 IpNetwork::V6(net) => self.ipv6.remove(&KeyV6::new(*net, path_id)),
+            }
+            if !self.looped.is_empty() {
+                self.looped.remove(prefix, path_id);
             }
             changed.note(prefix);
         }
@@ -151,6 +162,7 @@ impl AdjRibIn {
 
     /// Everything of `family` is to be said again (RFC 7313): what is not goes with the next sweep.
     pub fn begin_refresh(&mut self, family: Family) {
+        self.looped.mark_stale(family);
         match family {
             Family::Ipv4Unicast => self.ipv4.mark_stale(),
             Family::Ipv6Unicast => self.ipv6.mark_stale(),
@@ -159,6 +171,7 @@ impl AdjRibIn {
 
     /// What is still stale in `family` goes.
     pub fn sweep(&mut self, family: Family, changed: &mut Changed) {
+        self.looped.sweep(family);
         let gone = match family {
             Family::Ipv4Unicast => self.ipv4.sweep(),
             Family::Ipv6Unicast => self.ipv6.sweep(),
@@ -192,7 +205,7 @@ impl AdjRibIn {
     }
 
     pub fn has_stale(&self) -> bool {
-        self.ipv4.has_stale() || self.ipv6.has_stale()
+        self.ipv4.has_stale() || self.ipv6.has_stale() || self.looped.has_stale()
     }
 
     pub fn len(&self) -> usize {
@@ -218,6 +231,11 @@ impl AdjRibIn {
         };
         paths.sort_by_key(|route| route.path_id);
         paths
+    }
+
+    /// Of a host route: the paths that are loops to us, and somebody's all the same.
+    pub fn looped(&self, prefix: &IpNetwork) -> Vec<Route> {
+        self.looped.of_prefix(prefix)
     }
 
     /// In no order.

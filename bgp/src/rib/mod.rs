@@ -6,6 +6,7 @@
 mod adj_rib_in;
 mod adj_rib_out;
 mod best;
+mod looped;
 mod table;
 
 pub use adj_rib_in::{AdjRibIn, Changed, LLGR_STALE, Loops, Path, Route};

@@ -134,6 +134,7 @@ mod tests {
             state: StateName::Active,
             since: Duration::ZERO,
             families: Vec::new(),
+            carried: Vec::new(),
             advertised: 0,
             received: 0,
             refreshes: 0,

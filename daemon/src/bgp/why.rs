@@ -1,6 +1,7 @@
 //! Why a prefix is announced or not: what this node has of it, and what becomes of it at a peer. Pure.
 
-use crate::announce::Routes;
+use super::Quarantine;
+use crate::{announce::Routes, ipam::is_fixed};
 use bulkhead_api::{
     messages::ObjectError,
     objects::{BGPConfigurationSpec, BGPPeerSpec, DEFAULT_PARTITION},
@@ -28,6 +29,7 @@ pub struct Facts<'a> {
     pub services: &'a Routes,
     /// What comes of services and of blocks.
     pub leaving: (Leaving, Leaving),
+    pub quarantine: &'a Quarantine,
     /// Why there is no speaker.
     pub errors: &'a [ObjectError],
 }
@@ -73,7 +75,13 @@ impl Origin {
     fn of_services(self, prefix: &IpNetwork, facts: &Facts<'_>) -> Self {
         let Some(range) = self.route else { return self };
         let part = if range == *prefix { "" } else { "a part of " };
-        let what = format!("{part}the service range {range}, which every node announces");
+        let what = if is_fixed(&range) {
+            format!(
+                "{range} is an address of a service, and this node is one of those that its traffic policy wants"
+            )
+        } else {
+            format!("{part}the service range {range}, which every node announces")
+        };
         let announced = facts.announced.contains_key(&range);
         let words = match (announced, facts.leaving.0) {
             (true, leaving) => what + marked(leaving),
@@ -110,7 +118,7 @@ fn withheld(block: &IpNetwork, partition: &str, facts: &Facts<'_>) -> Option<Str
     if facts.announced.contains_key(block) {
         return None;
     }
-    Some(not_yet(facts))
+    Some(facts.quarantine.why(block).map_or_else(|| not_yet(facts), ToString::to_string))
 }
 
 fn not_ours(prefix: &IpNetwork, facts: &Facts<'_>) -> String {
@@ -167,6 +175,7 @@ pub fn reason(at: &PrefixAtPeer, origin: &Origin) -> String {
         Fate::Announced { rule: Some(index), .. } => format!("accepted by {}", rule(*index)),
         Fate::Announced { rule: None, .. } => "no export rule matches it: announced".into(),
         Fate::Filtered(Some(index)) => format!("rejected by {}", rule(*index)),
+        Fate::Unverified => "this session has just begun: whose the address is, is being asked".into(),
         Fate::Left => format!("{} is being left, and has been long enough: {DRAINED}", at.peer.name),
         Fate::Filtered(None) => "no export rule accepts it".into(),
         Fate::Withheld(why) => why.to_string(),
@@ -193,6 +202,7 @@ mod tests {
         configuration: Option<Sourced<BGPConfigurationSpec>>,
         services: Routes,
         leaving: (Leaving, Leaving),
+        quarantine: Quarantine,
     }
 
     fn world() -> World {
@@ -211,6 +221,7 @@ mod tests {
             configuration: snapshot.bgp,
             services: Routes::new(),
             leaving: (Leaving::No, Leaving::No),
+            quarantine: Quarantine::default(),
         }
     }
 
@@ -224,6 +235,7 @@ mod tests {
                 announced: &self.announced,
                 services: &self.services,
                 leaving: self.leaving,
+                quarantine: &self.quarantine,
                 errors: &[],
             };
             Origin::of(&prefix.parse().unwrap(), &facts)
@@ -285,5 +297,20 @@ mod tests {
         said(&World { leaving: (Leaving::No, Leaving::Withdrawn), ..world() }, OWN, "were drained");
         said(&World { configuration: None, ..world() }, OWN, "there is no BGPConfiguration");
         said(&World { announced: Routes::new(), ..world() }, OWN, "no generation that covers it");
+    }
+
+    #[test]
+    fn an_address_in_quarantine_says_what_it_waits_for() {
+        let own: IpNetwork = "10.66.15.7/32".parse().unwrap();
+        let mut quarantine = Quarantine::default();
+        quarantine.follow([own].iter());
+        let blocks = BTreeMap::from([(own, "web".to_owned())]);
+        let origin = World { blocks, quarantine, ..world() }.origin("10.66.15.7/32");
+        assert!(
+            !origin.announced
+                && origin.words.contains("in quarantine")
+                && origin.words.contains("no router can be heard"),
+            "{origin:?}"
+        );
     }
 }

@@ -21,7 +21,7 @@ pub use record::{EndpointRecord, FromNode, NodeNet, PodContext};
 
 use crate::{
     datapath::PodMaps,
-    ipam::{BlockClaims, ClaimError, Ipam, IpamError, Kept, Lost},
+    ipam::{Asked, BlockClaims, ClaimError, Ipam, IpamError, Kept, Lost},
     net::{Limits, Names, Net, NetError},
     store::{Key, Store, StoreError},
 };
@@ -274,6 +274,12 @@ impl<N: Net, C: BlockClaims> Endpoints<N, C> {
     pub async fn release_leaving(&mut self) -> Result<Vec<IpNetwork>, ErrorReply> {
         let released = self.ipam.release_leaving().await;
         self.after_release(released).await
+    }
+
+    /// Asks whose the fixed addresses of this node are. What is another's is no block of this node any more, whatever pod has
+    /// it here.
+    pub async fn ask_for_fixed(&mut self) -> Vec<(IpNetwork, Asked)> {
+        self.ipam.ask_for_fixed().await
     }
 
     pub fn is_leaving(&self) -> bool {

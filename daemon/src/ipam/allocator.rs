@@ -131,6 +131,12 @@ impl Allocator {
         self.used.range(block.network()..=block.broadcast()).next().is_some()
     }
 
+    /// Addresses of pods that lie in no block of ours.
+    pub fn outside(&self) -> impl Iterator<Item = IpAddr> {
+        let held = |address: &IpAddr| self.blocks.keys().any(|block| block.contains(*address));
+        self.used.iter().filter(move |address| !held(address)).copied()
+    }
+
     pub fn empty_blocks(&self) -> Vec<(IpNetwork, String)> {
         let empty = self.blocks.iter().filter(|(block, _)| !self.is_any_used(**block));
         empty.map(|(block, partition)| (*block, partition.clone())).collect()

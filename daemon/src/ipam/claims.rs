@@ -5,6 +5,7 @@
 
 use super::allocator::overlap;
 use bulkhead_api::objects::{API_VERSION, IPBlockSpec, block_name};
+use ipnetwork::IpNetwork;
 use serde::{Deserialize, Serialize};
 use std::{
     ffi::OsStr,
@@ -47,6 +48,8 @@ pub trait BlockClaims {
     fn release(&self, block: &IPBlockSpec) -> impl Future<Output = Result<(), ClaimError>> + Send;
     /// Removes what a daemon of this node left half done; there is one of it, and it does not claim meanwhile.
     fn tidy(&self, node: &str) -> impl Future<Output = Result<(), ClaimError>> + Send;
+    /// Whose exactly this block is; nobody's where there is none.
+    fn get(&self, cidr: IpNetwork) -> impl Future<Output = Result<Option<IPBlockSpec>, ClaimError>> + Send;
     /// Of all nodes.
     fn list(&self) -> impl Future<Output = Result<Vec<IPBlockSpec>, ClaimError>> + Send;
     /// Of this node, as far as can be known now.
@@ -194,6 +197,10 @@ impl BlockClaims for ClaimFiles {
             }
         }
         Ok(())
+    }
+
+    async fn get(&self, cidr: IpNetwork) -> Result<Option<IPBlockSpec>, ClaimError> {
+        read(&self.dir.join(format!("{}.yaml", block_name(cidr))))
     }
 
     async fn list(&self) -> Result<Vec<IPBlockSpec>, ClaimError> {

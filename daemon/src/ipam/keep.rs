@@ -92,12 +92,16 @@ impl<C: BlockClaims> Ipam<C> {
             if self.allocator.blocks().contains_key(&spec.cidr) {
                 kept.lost.push(spec.cidr);
             }
-            self.allocator.remove_block(spec.cidr);
-            self.unsure.remove(&spec.cidr);
-            self.lost.insert(spec.cidr, Lost { partition: spec.partition, holder });
+            self.lose(spec, holder);
         }
         self.forget_lost();
         kept
+    }
+
+    pub(super) fn lose(&mut self, IPBlockSpec { cidr, partition, .. }: IPBlockSpec, holder: Holder) {
+        self.allocator.remove_block(cidr);
+        self.unsure.remove(&cidr);
+        self.lost.insert(cidr, Lost { partition, holder });
     }
 
     /// Blocks that hold pods' addresses and are this node's no more.

@@ -5,6 +5,7 @@ use super::{
     objects::ClaimObjects,
 };
 use bulkhead_api::objects::IPBlockSpec;
+use ipnetwork::IpNetwork;
 
 #[derive(Clone)]
 pub enum Claims {
@@ -31,6 +32,13 @@ impl BlockClaims for Claims {
         match self {
             Self::Files(files) => files.tidy(node).await,
             Self::Objects(objects) => objects.tidy(node).await,
+        }
+    }
+
+    async fn get(&self, cidr: IpNetwork) -> Result<Option<IPBlockSpec>, ClaimError> {
+        match self {
+            Self::Files(files) => files.get(cidr).await,
+            Self::Objects(objects) => objects.get(cidr).await,
         }
     }
 

@@ -8,6 +8,7 @@
 
 mod allocator;
 mod claims;
+mod fixed;
 mod keep;
 mod kept;
 mod objects;
@@ -15,6 +16,7 @@ mod told;
 
 pub use allocator::{Allocator, Family, blocks_of, overlap};
 pub use claims::{BlockClaims, Claim, ClaimError, ClaimFiles};
+pub use fixed::{Asked, is_fixed};
 pub use keep::{Kept, Lost};
 pub use kept::Claims;
 pub use objects::ClaimObjects;
@@ -453,6 +455,10 @@ mod tests {
 
         async fn tidy(&self, node: &str) -> Result<(), ClaimError> {
             self.claims.tidy(node).await
+        }
+
+        async fn get(&self, cidr: IpNetwork) -> Result<Option<IPBlockSpec>, ClaimError> {
+            self.claims.get(cidr).await
         }
 
         async fn list(&self) -> Result<Vec<IPBlockSpec>, ClaimError> {

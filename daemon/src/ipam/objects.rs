@@ -10,6 +10,7 @@ use super::{
 };
 use crate::{source::kubernetes::reason, store};
 use bulkhead_api::objects::{AddressBlock, IPBlockSpec, block_name};
+use ipnetwork::IpNetwork;
 use k8s_openapi::{api::core::v1::Node, apimachinery::pkg::apis::meta::v1::OwnerReference};
 use kube::{
     Api, Client, ResourceExt,
@@ -135,6 +136,13 @@ impl BlockClaims for ClaimObjects {
     /// Nothing is ever half done: an object is there or not.
     async fn tidy(&self, _: &str) -> Result<(), ClaimError> {
         Ok(())
+    }
+
+    async fn get(&self, cidr: IpNetwork) -> Result<Option<IPBlockSpec>, ClaimError> {
+        let name = block_name(cidr);
+        let found = ask(&format!("IPBlock/{name}"), self.blocks.get_opt(&name)).await?;
+        // One that is on its way out is nobody's to announce.
+        Ok(found.filter(|block| block.metadata.deletion_timestamp.is_none()).map(|block| block.spec))
     }
 
     async fn list(&self) -> Result<Vec<IPBlockSpec>, ClaimError> {

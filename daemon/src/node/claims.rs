@@ -63,7 +63,11 @@ impl Node {
             return;
         }
         self.announce_blocks().await;
-        for (block, lost, pods) in self.endpoints.lost().filter(|(block, ..)| kept.lost.contains(block)) {
+        self.tell_lost(&kept.lost);
+    }
+
+    pub(super) fn tell_lost(&self, blocks: &[IpNetwork]) {
+        for (block, lost, pods) in self.endpoints.lost().filter(|(block, ..)| blocks.contains(block)) {
             let why = of_lost(block, lost, &pods);
             warn!(%block, "lost: {why}");
             pods.iter().for_each(|pod| self.events.address_lost(pod, &why));

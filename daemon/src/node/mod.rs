@@ -10,6 +10,7 @@ mod cni;
 mod diff;
 mod explain;
 mod explain_service;
+mod fixed;
 mod own;
 mod rollback;
 mod services;
@@ -73,6 +74,8 @@ pub struct Node {
     /// When blocks that were given back without an answer are tried again.
     release_at: Instant,
     claims: claims::Claimed,
+    /// When the claims of fixed addresses are asked for again.
+    ask_at: Instant,
     /// Whether an admission found no fault in the objects in force.
     clean: bool,
     history: History,
@@ -173,6 +176,7 @@ impl Node {
             own,
             release_at: Instant::now(),
             claims: claims::Claimed::default(),
+            ask_at: Instant::now(),
             clean: false,
             history,
             compiled: None,
@@ -269,6 +273,7 @@ impl Node {
         self.in_force.annotations = snapshot.annotations;
         self.in_force.services = snapshot.services;
         self.in_force.endpoint_slices = snapshot.endpoint_slices;
+        self.bgp.know_services();
         refused.extend(reservation::faults(&self.in_force.policy, &snapshot.reservations));
         self.in_force.reservations = snapshot.reservations;
         refused.extend(self.admit_bgp(snapshot.bgp_peers, snapshot.bgp));
@@ -355,6 +360,7 @@ impl Node {
         self.look_after_services();
         self.look_after_blocks().await;
         self.look_after_claims().await;
+        self.look_after_fixed().await;
         let moved = match self.net.uplinks(&self.config.uplinks).await {
             Ok(now) if now != self.uplinks => self.follow_uplinks(now),
             Ok(_) => false,

@@ -28,6 +28,8 @@ pub async fn uninstall(config: &Config, claims: Claims) -> Result<(), NodeError>
         claims.release(&block).await?;
     }
     store::remove_all(&config.state_dir)?;
+    // Beside the socket; where it is left, /run goes with the machine's power.
+    let _ = std::fs::remove_file(config.passwords());
     info!("removed");
     Ok(())
 }

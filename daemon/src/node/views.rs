@@ -2,7 +2,6 @@
 
 use super::{Node, unix_seconds};
 use crate::{
-    announce,
     bgp::why::{Facts, Origin},
     metrics,
 };
@@ -56,7 +55,7 @@ impl Node {
     fn told(&self) -> Vec<ObjectError> {
         let beside =
             self.bgp.bfd_error().into_iter().chain(self.bgp.learning_error()).chain(self.history.failure());
-        let beside = beside.chain(self.bgp.monitoring_errors());
+        let beside = beside.chain(self.bgp.monitoring_errors()).chain(self.fixed_errors());
         self.errors().into_iter().chain(beside).collect()
     }
 
@@ -99,7 +98,7 @@ impl Node {
         let (announced, services_leaving, blocks_leaving) = self.bgp.announcing();
         let configuration = self.in_force.bgp.as_ref();
         let services =
-            configuration.map(|c| announce::services(&self.in_force.policy, &c.spec)).unwrap_or_default();
+            configuration.map(|c| self.bgp.of_services(&self.in_force, &c.spec)).unwrap_or_default();
         let facts = Facts {
             objects: &self.in_force.policy,
             peers: &self.in_force.bgp_peers,
@@ -108,6 +107,7 @@ impl Node {
             announced,
             services: &services,
             leaving: (services_leaving, blocks_leaving),
+            quarantine: self.bgp.quarantine(),
             errors: self.bgp.errors(),
         };
         Origin::of(prefix, &facts)

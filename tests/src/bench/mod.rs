@@ -3,6 +3,7 @@
 //! A group is a function that measures and returns its figures; a new one is a file here and a line in [`GROUPS`]. Each
 //! group runs in namespaces of its own, and measures what it compares in one interleaved run.
 
+mod bfd;
 mod bgp;
 mod cni;
 mod compile;
@@ -24,6 +25,7 @@ pub struct Group {
 }
 
 pub const GROUPS: &[Group] = &[
+    Group { name: "bfd", what: "a link that dies in silence: who leaves it when", run: bfd::run },
     Group { name: "bgp", what: "the speaker, beside BIRD, FRR and GoBGP", run: bgp::run },
     Group { name: "cni", what: "the plugin: its size, and its own time in a call", run: cni::run },
     Group {

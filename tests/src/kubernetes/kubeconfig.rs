@@ -24,13 +24,15 @@ pub fn write(path: &Path, server: &str, authority: &Path, identity: &Identity) -
             json!({"client-certificate": files[0].0, "client-key": files[1].0})
         }
     };
+    // A service account is of a namespace, as its pod is.
+    let namespace = if matches!(identity, Identity::Token(_)) { "bulkhead" } else { "default" };
     // JSON is YAML.
     let configuration = json!({
         "apiVersion": "v1",
         "kind": "Config",
         "current-context": "lab",
         "clusters": [{"name": "lab", "cluster": {"server": server, "certificate-authority": authority}}],
-        "contexts": [{"name": "lab", "context": {"cluster": "lab", "user": "lab"}}],
+        "contexts": [{"name": "lab", "context": {"cluster": "lab", "user": "lab", "namespace": namespace}}],
         "users": [{"name": "lab", "user": user}],
     });
     fs::write(path, configuration.to_string()).during(|| path.display().to_string())

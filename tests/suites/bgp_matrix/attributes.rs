@@ -26,6 +26,8 @@ fn tagged() -> RouteAttributes {
         med: Some(50),
         local_pref: None,
         prepend: 0,
+        exclusive: false,
+        aggregate: false,
     }
 }
 

@@ -44,6 +44,35 @@ fn a_route_through_our_own_as_is_a_loop_and_replaces_what_was_there() {
 }
 
 #[test]
+fn somebody_elses_host_route_through_our_own_as_is_known_and_never_used() {
+    let mut rib = rib(&[]);
+    let path = [65020, 65010];
+    for prefix in ["10.0.0.7/32", "2001:db8::7/128", "10.0.0.0/26"] {
+        take(&mut rib, announce(prefix, &path));
+    }
+    let looped = |rib: &AdjRibIn, prefix: &str| -> Vec<(String, bool)> {
+        let routes = rib.looped(&prefix.parse().unwrap()).into_iter();
+        routes.map(|route| (route.prefix.to_string(), route.stale)).collect()
+    };
+    assert_eq!((held(&rib), rib.len()), (vec![], 0));
+    assert_eq!(looped(&rib, "10.0.0.7/32"), [fresh("10.0.0.7/32")]);
+    assert_eq!((looped(&rib, "10.0.0.0/26"), looped(&rib, "10.0.0.8/32")), (vec![], vec![]));
+    // Kept while the neighbour restarts, as routes are, and gone when it does not say it again.
+    rib.mark_stale(&[Family::Ipv4Unicast], &mut Changed::default());
+    assert_eq!(looped(&rib, "2001:db8::7/128"), []);
+    assert_eq!((rib.has_stale(), looped(&rib, "10.0.0.7/32")), (true, vec![stale("10.0.0.7/32")]));
+    take(&mut rib, announce("10.0.0.7/32", &path));
+    rib.sweep(Family::Ipv4Unicast, &mut Changed::default());
+    assert_eq!(looped(&rib, "10.0.0.7/32"), [fresh("10.0.0.7/32")]);
+    // By another way it is a route like any other; and it can be taken back.
+    take(&mut rib, announce("10.0.0.7/32", &[65020]));
+    assert_eq!((held(&rib), looped(&rib, "10.0.0.7/32")), (vec![fresh("10.0.0.7/32")], vec![]));
+    take(&mut rib, announce("10.0.0.7/32", &path));
+    take(&mut rib, Update::withdraw(Family::Ipv4Unicast, vec!["10.0.0.7/32".parse().unwrap()]));
+    assert_eq!((held(&rib), looped(&rib, "10.0.0.7/32")), (vec![], vec![]));
+}
+
+#[test]
 fn a_family_that_was_not_negotiated_is_passed_over() {
     let mut rib = rib(&[]);
     rib.apply(announce("2001:db8::/64", &[65020]), &[Family::Ipv4Unicast], &mut Changed::default());

@@ -1,0 +1,158 @@
+//! A fixed address moves to another node, whatever has become of its old owner: the router never has two ways to it. What
+//! counts is the log that a real BIRD keeps of its own table.
+#![allow(clippy::expect_used, clippy::unwrap_used, reason = "a suite fails by panicking")]
+
+use bulkhead_api::messages::Status;
+use bulkhead_lab::bgp::{
+    pair::{ADDRESS, Pair},
+    site::DEADLINE,
+};
+use bulkhead_lab::{Error, Result, enter, unmet, until};
+use libtest_mimic::{Arguments, Failed, Trial};
+
+type Test = fn(&mut Pair) -> Result<()>;
+
+const OLD: usize = 0;
+const NEW: usize = 1;
+
+fn main() -> Result<()> {
+    let arguments = Arguments::from_args();
+    let _inside = enter()?;
+    let all: [(&str, Test); 7] = [
+        ("in order: given back there, announced here", in_order),
+        ("the old owner is dead: its route is kept for a time, and so long the new one waits", dead),
+        ("the old owner is cut off from the routers, and is no owner when it comes back", cut_off),
+        ("nor when it comes back without a way to the claims", cut_off_from_everything),
+        ("the old owner speaks with the routers and knows of no claims: the new one waits", knows_nothing),
+        ("the old owner restarts, and hears of its pod's end then", restarts),
+        ("the old owner restarts, and its claim is another's", restarts_without_its_claim),
+    ];
+    let trials = all.map(|(name, test)| {
+        let place: String = name.split(' ').filter_map(|word| word.chars().next()).collect();
+        let place = place.to_lowercase().replace(|c: char| !c.is_ascii_alphanumeric(), "");
+        Trial::test(name, move || {
+            let mut pair = Pair::create(&place)?;
+            pair.add(OLD)?;
+            pair.wait_owners("at first", &["node1"])?;
+            let held = test(&mut pair).and_then(|()| never_two(&pair));
+            if held.is_err() {
+                eprintln!("{}", pair.logs());
+            }
+            held.map_err(Failed::from)
+        })
+    });
+    libtest_mimic::run(&arguments, trials.into()).exit()
+}
+
+fn never_two(pair: &Pair) -> Result<()> {
+    let history = pair.history()?;
+    match history.iter().find(|owners| owners.len() > 1) {
+        Some(both) => unmet(format!("{both:?} had a way to the address at once: {history:?}")),
+        None => Ok(()),
+    }
+}
+
+/// The new owner has it, and keeps it.
+fn moved(pair: &Pair) -> Result<()> {
+    pair.wait_owners("in the end", &["node2"])?;
+    let why = pair.why(NEW)?;
+    if why.contains("not announced") { unmet(why) } else { Ok(()) }
+}
+
+/// The old one knows that the address is none of its own.
+fn told(pair: &Pair) -> Result<()> {
+    until("the old owner's status says so", DEADLINE, || {
+        let status: Status = pair.nodes[OLD].get("/v1/status")?;
+        let said: Vec<String> = status.errors.iter().map(ToString::to_string).collect();
+        let words = format!("its fixed address 10.65.15.7 is node {}'s now", pair.nodes[NEW].name);
+        if said.iter().any(|error| error.contains(&words)) {
+            Ok(Some(()))
+        } else {
+            Err(Error::Unmet(format!("{said:?}")))
+        }
+    })
+}
+
+/// The claim goes with the old owner's `Node`, and the pod is made anew.
+fn taken_over(pair: &mut Pair) -> Result<()> {
+    pair.forget_claim()?;
+    pair.add(NEW)
+}
+
+fn in_order(pair: &mut Pair) -> Result<()> {
+    pair.del(OLD)?;
+    pair.add(NEW)?;
+    moved(pair)
+}
+
+fn dead(pair: &mut Pair) -> Result<()> {
+    pair.nodes[OLD].kill_daemon()?;
+    until("the router keeps a dead node's routes", DEADLINE, || {
+        Ok((!pair.bird.established("node1")?).then_some(()))
+    })?;
+    taken_over(pair)?;
+    pair.wait_why(NEW, "in quarantine, for another node may have the address still: leaf2 has a way to it")?;
+    let status = pair.nodes[NEW].cli(&["status"])?;
+    assert!(status.contains("its fixed address 10.65.15.7 is not announced"), "{status}");
+    moved(pair)
+}
+
+fn cut_off(pair: &mut Pair) -> Result<()> {
+    pair.cut(OLD)?;
+    taken_over(pair)?;
+    pair.wait_why(NEW, "in quarantine")?;
+    moved(pair)?;
+    pair.mend(OLD)?;
+    back_without_it(pair)
+}
+
+/// Its session is there again, and it has said all that it has.
+fn back_without_it(pair: &Pair) -> Result<()> {
+    told(pair)?;
+    pair.bird.wait_established(&["node1"], DEADLINE)?;
+    until("the router's wait for the old owner is over", DEADLINE, || {
+        Ok(pair.bird.restarts_over(&["node1"])?.then_some(()))
+    })?;
+    moved(pair)
+}
+
+fn cut_off_from_everything(pair: &mut Pair) -> Result<()> {
+    pair.cut(OLD)?;
+    pair.claims_reachable(OLD, false)?;
+    taken_over(pair)?;
+    moved(pair)?;
+    pair.mend(OLD)?;
+    pair.bird.wait_established(&["node1"], DEADLINE)?;
+    pair.wait_why(OLD, "in quarantine, for another node may have the address still: leaf1 has a way to it")?;
+    moved(pair)?;
+    pair.claims_reachable(OLD, true)?;
+    told(pair)
+}
+
+fn knows_nothing(pair: &mut Pair) -> Result<()> {
+    pair.claims_reachable(OLD, false)?;
+    taken_over(pair)?;
+    pair.wait_why(NEW, "leaf2 has a way to it")?;
+    pair.wait_owners("while nobody has told the old one", &["node1"])?;
+    pair.claims_reachable(OLD, true)?;
+    told(pair)?;
+    moved(pair)
+}
+
+fn restarts(pair: &mut Pair) -> Result<()> {
+    pair.nodes[OLD].kill_daemon()?;
+    // On disk until its daemon is back, and so is the claim.
+    pair.del(OLD)?;
+    let refused = pair.add(NEW).unwrap_err().to_string();
+    assert!(refused.contains(&format!("{ADDRESS} of node {}", pair.nodes[OLD].name)), "{refused}");
+    pair.nodes[OLD].start_daemon()?;
+    until("the claim is given back", DEADLINE, || pair.add(NEW).map(Some))?;
+    moved(pair)
+}
+
+fn restarts_without_its_claim(pair: &mut Pair) -> Result<()> {
+    pair.nodes[OLD].kill_daemon()?;
+    taken_over(pair)?;
+    pair.nodes[OLD].start_daemon()?;
+    back_without_it(pair)
+}
