@@ -69,7 +69,7 @@ fn pass_goes_on_to_the_partition_and_spares_the_rest_of_the_tier() {
 
 #[test]
 fn the_lower_priority_goes_first_and_within_a_policy_the_rule_written_first() {
-    let deny = policy("Admin", 10, "egress: [{action: Deny, to: [{networks: [10.0.0.0/8]}]}]");
+    let deny = policy("Admin", 10, "egress: [{action: Deny, to: [{networks: [10.1.2.3/8]}]}]");
     let accept = policy(
         "Admin",
         9,
@@ -175,7 +175,7 @@ fn what_is_not_supported_or_wrong_is_refused_with_its_field() {
         ("ingress: [{action: Accept, from: []}]", "spec.ingress[0].from"),
         ("ingress: [{action: Accept, from: [{}]}]", "spec.ingress[0].from[0]"),
         ("ingress: [{action: Accept, from: [{networks: [10.0.0.0/8]}]}]", "spec.ingress[0].from[0].networks"),
-        ("egress: [{action: Deny, to: [{networks: [10.0.0.1/8]}]}]", "spec.egress[0].to[0].networks[0]"),
+        ("egress: [{action: Deny, to: [{networks: [10.0.0.1]}]}]", "spec.egress[0].to[0].networks[0]"),
         ("egress: [{action: Deny, to: [{nodes: {}}], protocols: [{}]}]", "spec.egress[0].protocols[0]"),
         (
             "egress: [{action: Deny, to: [{nodes: {}}], protocols: [{tcp: {destinationPort: {number: 0}}}]}]",

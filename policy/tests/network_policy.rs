@@ -171,11 +171,13 @@ fn no_peers_are_everybody_and_no_ports_every_protocol() {
 
 #[test]
 fn an_ip_block_is_of_addresses_pods_among_them_less_its_exceptions() {
-    let asked = db(&[
-        "{podSelector: {}, ingress: [{from: [{ipBlock: {cidr: 10.64.0.0/29, except: [10.64.0.2/31]}}]}]}",
-    ]);
-    assert!(asked.takes(ELSEWHERE, 1) && !asked.takes(CLIENT, 1) && !asked.takes(OTHER, 1));
-    assert!(!asked.takes(UNTOLD, 1));
+    // As Kubernetes takes them, also with bits beyond the prefix.
+    for (cidr, except) in [("10.64.0.0/29", "10.64.0.2/31"), ("10.64.0.5/29", "10.64.0.3/31")] {
+        let block = format!("{{cidr: {cidr}, except: [{except}]}}");
+        let asked = db(&[&format!("{{podSelector: {{}}, ingress: [{{from: [{{ipBlock: {block}}}]}}]}}")]);
+        assert!(asked.takes(ELSEWHERE, 1) && !asked.takes(CLIENT, 1) && !asked.takes(OTHER, 1));
+        assert!(!asked.takes(UNTOLD, 1));
+    }
 }
 
 #[test]

@@ -210,8 +210,10 @@ fn ip_block_errors(errors: &mut Errors, field: &str, block: &PolicyIpBlock) {
 }
 
 pub(super) fn network(errors: &mut Errors, field: String, text: &str) -> Option<IpNetwork> {
-    // A bare address is no CIDR to Kubernetes.
-    match text.parse::<IpNetwork>().ok().filter(|_| text.contains('/')) {
+    // A bare address is no CIDR to Kubernetes. `10.1.2.3/8` is one, of 10.0.0.0/8: refused, it would leave open what its author
+    // has closed.
+    let written = text.parse::<IpNetwork>().ok().filter(|_| text.contains('/'));
+    match written.and_then(|n| IpNetwork::new(n.network(), n.prefix()).ok()) {
         Some(network) => {
             errors.cidr(field, network);
             Some(network)
@@ -288,5 +290,15 @@ mod tests {
         assert_eq!(upstream::NetworkPolicySpec::from(ours.clone()), theirs);
         assert_eq!(serde_json::to_value(&ours).unwrap(), serde_json::to_value(&theirs).unwrap());
         assert!(check_network_policy(&ours).is_empty());
+    }
+
+    #[test]
+    fn a_block_with_bits_beyond_its_prefix_is_a_block() {
+        let faults = |cidr: &str| {
+            let peer = serde_json::json!({"ipBlock": {"cidr": cidr}});
+            let text = serde_json::json!({"podSelector": {}, "ingress": [{"from": [peer]}]}).to_string();
+            check_network_policy(&serde_json::from_str(&text).unwrap()).len()
+        };
+        assert_eq!(["10.1.2.3/8", "fd00::7/64", "10.1.2.3", "010.0.0.0/8"].map(faults), [0, 0, 1, 1]);
     }
 }
