@@ -173,7 +173,7 @@ impl Config {
         config.origin()?;
         if !CONNTRACK_ENTRIES.contains(&config.conntrack_entries) {
             return Err(format!(
-                "`conntrackEntries` is {}: give a number of connections from {} to {}; each takes some 250 bytes",
+                "`conntrackEntries` is {}: give a number of connections from {} to {}; each takes some 290 bytes",
                 config.conntrack_entries,
                 CONNTRACK_ENTRIES.start(),
                 CONNTRACK_ENTRIES.end()

@@ -54,12 +54,14 @@ pub fn fold(flow: &mut Flow) {
 extern "C" fn bulkhead_fold(flow: *mut Flow) -> u32 {
     // SAFETY: the caller's; null is what the verifier must be told of.
     let Some(flow) = (unsafe { flow.as_mut() }) else { return 0 };
-    let [egress, ingress] = &flow.rules;
-    let (packets, bytes, last) = (flow.packets, flow.bytes, flow.last_seen);
-    let connections = flow.begun();
-    credit(egress, packets, bytes, connections[0], last);
-    if egress != ingress {
-        credit(ingress, packets, bytes, connections[1], last);
+    // Each field is read behind the look-up: before, it would stand on the stack meanwhile.
+    if let Some(counter) = of_rule(&flow.rules[0]) {
+        take(counter, flow.packets, flow.bytes, flow.begun()[0], flow.last_seen);
+    }
+    if flow.rules[0] != flow.rules[1]
+        && let Some(counter) = of_rule(&flow.rules[1])
+    {
+        take(counter, flow.packets, flow.bytes, flow.begun()[1], flow.last_seen);
     }
     // SAFETY: fields of a live entry, one by one: two side by side would be zeroed by a call.
     unsafe {
@@ -73,7 +75,9 @@ extern "C" fn bulkhead_fold(flow: *mut Flow) -> u32 {
 /// A packet that a rule let pass, and no entry counts.
 #[inline(never)]
 pub fn hit(rule: u32, bytes: u32) {
-    credit(&rule, 1, u64::from(bytes), 0, now());
+    if let Some(counter) = of_rule(&rule) {
+        take(counter, 1, u64::from(bytes), 0, now());
+    }
 }
 
 /// `RULES` full: what it has no room for goes uncounted.
@@ -82,17 +86,20 @@ pub fn hit(rule: u32, bytes: u32) {
     clippy::needless_borrows_for_generic_args,
     reason = "by value it stands on the stack, which has no room for it"
 )]
-fn credit(rule: &u32, packets: u64, bytes: u64, connections: u64, last: u64) {
+fn of_rule(rule: &u32) -> Option<&'static mut RuleCounter> {
     if *rule == RULE_NONE {
-        return;
+        return None;
     }
     let found = RULES.get_ptr_mut(rule).or_else(|| {
         let _ = RULES.insert(rule, &NOTHING, u64::from(BPF_NOEXIST));
         RULES.get_ptr_mut(rule)
     });
-    let Some(counter) = found else { return };
     // SAFETY: this CPU's value of a live entry; see `count`.
-    let counter = unsafe { &mut *counter };
+    found.map(|counter| unsafe { &mut *counter })
+}
+
+#[inline(always)]
+fn take(counter: &mut RuleCounter, packets: u64, bytes: u64, connections: u64, last: u64) {
     counter.packets += packets;
     counter.bytes += bytes;
     counter.connections += connections;

@@ -2,9 +2,9 @@
 //! straight into another pod of the node it takes a second one, for where that is.
 //!
 //! It is what most packets are: whole, TCP or UDP, without options or extension headers, its addresses and ports in the
-//! linear part of the buffer; its connection established, alive, and admitted by this end in the running generation.
-//! Whatever is otherwise, or would change more of the entry than its counters and its age, goes the long way, which says
-//! what it means: nothing here refuses a packet or decides about one.
+//! linear part of the buffer; its connection alive and admitted by this end in the running generation; and nothing that
+//! begins, resets or closes one ([`stage`]). Whatever is otherwise goes the long way, which says what it means: nothing here
+//! refuses a packet or decides about one.
 
 mod frame;
 mod stage;

@@ -8,7 +8,7 @@
 //! ```
 //! Nobody but the datapath reclaims: each new connection looks at two old ones, so a dead entry outlives at most half
 //! as many insertions as there are entries, or the least of the ages: before that has passed since it was looked at, no entry
-//! is looked at again but for want of room. With no new connections nobody needs its room. No timer, which would sweep
+//! is looked at again but for want of room, or to find names of what was evicted. With no new connections nobody needs its room. No timer, which would sweep
 //! in one go and need a lock on every entry. Each ring is one pod's, and so is a share: a flood evicts and is refused
 //! at the cost of the pod that sends or receives it. Established connections are never evicted.
 
@@ -27,7 +27,7 @@ use aya_ebpf::{
         bpf_get_prandom_u32, bpf_jiffies64, bpf_map_peek_elem, bpf_map_pop_elem, bpf_map_push_elem,
     },
     macros::map,
-    maps::PerCpuArray,
+    maps::{Array, PerCpuArray},
 };
 use bulkhead_ebpf_abi::{
     Addr, AgeKind, DROP_CONNTRACK_FULL, DROP_CONNTRACK_SHARE, FLOW_CLOSED, FLOW_ESTABLISHED, Flow, FlowKey,
@@ -117,17 +117,46 @@ pub fn is_dead(flow: &Flow, proto: u8, now: u64) -> bool {
     now.saturating_sub(flow.last_seen) > age(AgeKind::of(proto, flow.flags | closing(flow), flow.cut))
 }
 
-/// Removes an entry, and leaves what it counted to its rules. Its share is given back by the one whose removal succeeds,
-/// whoever else tries at the same time.
+/// Removes an entry whose name is still in `AGING`.
 #[inline(always)]
 pub fn remove(key: &FlowKey, flow: &mut Flow) {
+    if take_out(key, flow) {
+        leave_names(1);
+    }
+}
+
+/// Leaves what the entry counted to its rules. Its share is given back by the one whose removal succeeds, whoever else tries at
+/// the same time.
+#[inline(always)]
+fn take_out(key: &FlowKey, flow: &mut Flow) -> bool {
     let owner = flow.owner;
     counters::fold(flow);
-    if CONNTRACK.remove(key).is_ok()
-        && let Some(share) = SHARE.get_ptr_mut(owner)
-    {
+    if CONNTRACK.remove(key).is_err() {
+        return false;
+    }
+    if let Some(share) = SHARE.get_ptr_mut(owner) {
         add(flows(share), -1);
     }
+    true
+}
+
+/// How many names in `AGING` are of no entry any more. Two looks a newcomer keep them fewer than the entries that there may be,
+/// and `AGING` has room for both; without, a flood of what is evicted would fill it with names.
+#[map]
+static LEFT: Array<u64> = Array::with_max_entries(1, 0);
+
+#[inline(always)]
+fn leave_names(n: i64) {
+    if let Some(left) = LEFT.get_ptr_mut(0) {
+        add(left, n);
+    }
+}
+
+/// (One CPU may have found a name before another has said that it left it.)
+#[inline(always)]
+fn are_names_left() -> bool {
+    // SAFETY: a live entry, written by whole words.
+    LEFT.get_ptr(0).is_some_and(|left| unsafe { read_volatile(left) } as i64 > 0)
 }
 
 #[inline(always)]
@@ -179,14 +208,14 @@ fn share_is_used_up(share: *mut Share) -> bool {
     flows >= u64::from(FLOWS_PER_POD.load())
 }
 
-/// Looks at the next entries whose time has come, and removes what is dead. All behind the first that is not due are not
-/// due either.
+/// Looks at the next entries whose time has come, and removes what is dead: all behind the first that is not due are not due
+/// either. Where names are left that are of no entry, at the next ones, due or not.
 #[unsafe(no_mangle)]
 #[inline(never)]
 extern "C" fn bulkhead_sweep(now: u64) -> u32 {
     let Some(swept) = SWEPT.get_ptr_mut(0) else { return 0 };
     for _ in 0..SWEEP {
-        if !is_due(swept, now) || !eldest(swept) {
+        if !are_names_left() && !is_due(swept, now) || !eldest(swept) {
             break;
         }
         look_at(swept, now);
@@ -214,15 +243,15 @@ fn look_at(swept: *mut FlowName, now: u64) {
     // SAFETY: this CPU's own; see `Draft`.
     let name = unsafe { &mut *swept };
     let key = &name.key;
-    let Some(flow) = CONNTRACK.get_ptr_mut(key) else { return };
+    let Some(flow) = CONNTRACK.get_ptr_mut(key) else { return leave_names(-1) };
     // SAFETY: a live entry; see `decide_on`.
     let flow = unsafe { &mut *flow };
     // Another entry under the same key has its own name in the queue.
     if flow.serial != name.serial {
-        return;
+        return leave_names(-1);
     }
     if is_dead(flow, key.proto, now) {
-        remove(key, flow);
+        take_out(key, flow);
     } else {
         name.due = next_due(now);
         let _ = push(name);
@@ -424,7 +453,7 @@ fn queue(now: u64, name: &Name) -> u32 {
     }
     if let Some(flow) = CONNTRACK.get_ptr_mut(name.key.as_abi()) {
         // SAFETY: a live entry; see `decide_on`.
-        remove(name.key.as_abi(), unsafe { &mut *flow });
+        take_out(name.key.as_abi(), unsafe { &mut *flow });
     }
     u32::from(DROP_CONNTRACK_FULL)
 }

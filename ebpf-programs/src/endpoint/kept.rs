@@ -7,6 +7,7 @@
 use crate::{
     address::Address,
     maps::{ENDPOINT, ENDPOINT_EPOCH, LOCAL},
+    words,
 };
 use aya_ebpf::{macros::map, maps::PerCpuArray};
 use bulkhead_ebpf_abi::{Delivery, Endpoint};
@@ -33,7 +34,7 @@ pub fn endpoint<'a>(ifindex: u32) -> Option<&'a Endpoint> {
     let kept = unsafe { &mut *kept };
     if kept.ifindex != ifindex || kept.epoch != epoch {
         // SAFETY: the daemon replaces entries, it never writes into them.
-        kept.pod = *unsafe { ENDPOINT.get(ifindex) }?;
+        unsafe { words::copy_halves(ENDPOINT.get(ifindex)?, &raw mut kept.pod) };
         (kept.ifindex, kept.epoch) = (ifindex, epoch);
     }
     Some(&kept.pod)
@@ -59,8 +60,8 @@ pub fn delivery<'a>(to: &Address) -> Option<&'a Delivery> {
     // SAFETY: as in `endpoint`; nobody has the address of all zeros.
     let kept = unsafe { &mut *kept };
     if kept.to != *to || kept.epoch != epoch {
-        // SAFETY: the daemon replaces entries, it never writes into them.
-        kept.delivery = *unsafe { LOCAL.get(to.as_addr()) }?;
+        // SAFETY: as in `endpoint`.
+        unsafe { words::copy_halves(LOCAL.get(to.as_addr())?, &raw mut kept.delivery) };
         (kept.to, kept.epoch) = (*to, epoch);
     }
     Some(&kept.delivery)

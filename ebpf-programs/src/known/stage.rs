@@ -17,11 +17,12 @@ pub struct Stage {
 }
 
 impl Stage {
-    /// `None`: the long way. Who speaks must be what the addresses say.
+    /// `None`: the long way. Who speaks must be what the addresses say, and no end have cut the connection: then it has an age of
+    /// its own.
     #[inline(always)]
     pub fn after(flow: &Flow, frame: &Frame, forward: bool) -> Option<Self> {
         let flags = flow.flags;
-        if flow.origin != 0 || flags & FLOW_UNASKED != 0 {
+        if flow.origin != 0 || flow.cut != 0 || flags & FLOW_UNASKED != 0 {
             return None;
         }
         let stage = flags & (FLOW_ESTABLISHED | FLOW_CLOSING | FLOW_CLOSED);

@@ -27,6 +27,7 @@ crate::trials! {
     a_cut_connection_stays_refused_and_gives_its_share_back_soon,
     established_flows_outlive_a_flood_from_their_own_pod_and_new_ones_are_refused,
     a_flood_from_one_pod_locks_no_other_out,
+    a_flood_beside_many_connections_locks_no_other_out,
     a_syn_flood_from_outside_locks_nobody_out,
     closed_connections_make_way,
     a_full_table_refuses_and_counts_and_established_flows_go_on,
@@ -219,7 +220,7 @@ impl Churn {
 }
 
 fn a_cut_connection_stays_refused_and_gives_its_share_back_soon() {
-    const CUT: Duration = Duration::from_millis(400);
+    const CUT: Duration = Duration::from_millis(1200);
     const REVOKED: End = End::Drop(DROP_REVOKED, RULE_DEFAULT_DENY);
     let ages = Ages { cut: CUT.as_nanos() as u64, ..LASTING };
     let mut node = Node::with_room(rules(), Connections { ages, ..ROOM });
@@ -365,6 +366,20 @@ fn a_flood_from_one_pod_locks_no_other_out() {
     let request = tcp((V4.b, 5), (V4.vm, 80), SYN);
     assert_eq!(node.send(B, &request).end, End::Next);
     assert_eq!(node.deliver(B, &tcp((V4.vm, 80), (V4.b, 5), SYN | ACK), VM).end, End::Next);
+}
+
+/// Names of what was evicted make way for those of newcomers, also between many that live, whose age nobody has to look at yet.
+fn a_flood_beside_many_connections_locks_no_other_out() {
+    let room = Connections { per_pod: 400, ..ROOM };
+    let node = Node::with_room(rules(), room);
+    assert!((1000..1200).all(|port| connect(&node, port) == End::Next));
+    for port in 2000..6000 {
+        assert_eq!(node.send(A, &tcp((V4.a, port), (V4.vm, 80), SYN)).end, End::Next, "{port}");
+        let other = tcp((V4.b, port), (V4.vm, 80), SYN);
+        assert_eq!(node.send(B, &other).end, End::Next, "{port}");
+    }
+    assert_eq!(node.datapath.flow_count().expect("count"), 200 + 16 + 16);
+    assert!((1000..1200).all(|port| lives(&node, port)));
 }
 
 fn a_syn_flood_from_outside_locks_nobody_out() {
