@@ -251,7 +251,9 @@ impl Node {
         refused.extend(errors);
         let blocks_stay = self.in_force.blocks.ptr_eq(&snapshot.blocks);
         self.in_force.blocks = snapshot.blocks;
-        let objects = if blocks_stay && same_ranges(&self.in_force.policy, &objects) {
+        // What a switch that failed did not bring is made anew.
+        let objects = if blocks_stay && self.failed.is_empty() && same_ranges(&self.in_force.policy, &objects)
+        {
             Objects { strays: self.in_force.policy.strays.clone(), ..objects }
         } else {
             self.with_strays(objects)

@@ -1,6 +1,6 @@
 //! The blocks that all nodes have claimed, beside what a directory of objects tells: in a cluster they are objects as all others.
 
-use super::{Object, Observed, parse};
+use super::{Object, Observed, directory::is_finished_change, parse};
 use bulkhead_api::objects::IPBlockSpec;
 use bulkhead_policy::{Named, files::is_object_file};
 use notify::{RecursiveMode, Watcher};
@@ -47,24 +47,40 @@ impl Blocks {
         for name in self.files.keys().filter(|name| !files.contains_key(*name)) {
             self.blocks.remove(name);
         }
-        for (name, _) in files.iter().filter(|(name, stamp)| self.files.get(*name) != Some(stamp)) {
-            match read(&self.dir.join(name)) {
-                Some(block) => drop(self.blocks.insert(name.clone(), block)),
-                None => drop(self.blocks.remove(name)),
+        let changed = files.iter().filter(|(name, stamp)| self.files.get(*name) != Some(stamp));
+        let mut unread = Vec::new();
+        for name in changed.map(|(name, _)| name.clone()) {
+            match read(&self.dir.join(&name)) {
+                Ok(Some(block)) => drop(self.blocks.insert(name, block)),
+                Ok(None) => drop(self.blocks.remove(&name)),
+                // What is known of it stays, and the next scan tries again.
+                Err(e) => {
+                    warn!(file = name, error = %e, "cannot read a block; tried again");
+                    unread.push(name);
+                }
             }
         }
         self.files = files;
+        for name in unread {
+            self.files.remove(&name);
+        }
         Ok(true)
     }
 }
 
 /// None: it is no claim, of which whoever claims blocks tells, or gone.
-fn read(path: &Path) -> Option<Arc<IPBlockSpec>> {
-    let objects = parse("", &fs::read_to_string(path).ok()?).ok()?;
-    objects.into_iter().find_map(|object| match object {
+fn read(path: &Path) -> io::Result<Option<Arc<IPBlockSpec>>> {
+    let text = match fs::read_to_string(path) {
+        Err(e) if matches!(e.kind(), io::ErrorKind::NotFound | io::ErrorKind::InvalidData) => {
+            return Ok(None);
+        }
+        text => text?,
+    };
+    let objects = parse("", &text).unwrap_or_default();
+    Ok(objects.into_iter().find_map(|object| match object {
         Object::IpBlock(_, block) => Some(block),
         _ => None,
-    })
+    }))
 }
 
 /// What is observed, with the blocks in `dir`, until the receiver is gone.
@@ -76,9 +92,11 @@ pub fn with_blocks(
     dir: &Path,
 ) -> io::Result<watch::Receiver<Observed>> {
     let (wake, mut woken) = mpsc::channel::<()>(1);
-    let mut watcher = notify::recommended_watcher(move |_| {
-        // Full: a scan is due already.
-        let _ = wake.try_send(());
+    let mut watcher = notify::recommended_watcher(move |event| {
+        if may_be_change(&event) {
+            // Full: a scan is due already.
+            let _ = wake.try_send(());
+        }
     })
     .map_err(io::Error::other)?;
     watcher.watch(dir, RecursiveMode::NonRecursive).map_err(io::Error::other)?;
@@ -117,6 +135,11 @@ pub fn with_blocks(
     Ok(receiver)
 }
 
+/// The kernel also tells of what a scan itself does, which opens files. A claim appears by a link, whole.
+fn may_be_change(event: &notify::Result<notify::Event>) -> bool {
+    event.as_ref().map_or(true, |e| e.kind.is_create() || is_finished_change(&e.kind))
+}
+
 fn joined(observed: &Observed, blocks: &Blocks) -> Observed {
     let mut observed = observed.clone();
     if let Some(snapshot) = &mut observed.snapshot {
@@ -129,7 +152,10 @@ fn joined(observed: &Observed, blocks: &Blocks) -> Observed {
 mod tests {
     use super::*;
     use crate::ipam::{BlockClaims, ClaimFiles};
-    use std::time::Duration;
+    use notify::{
+        EventKind,
+        event::{AccessKind, AccessMode, CreateKind, RemoveKind},
+    };
 
     fn block(cidr: &str, node: &str) -> IPBlockSpec {
         IPBlockSpec { cidr: cidr.parse().unwrap(), partition: "web".into(), node: node.into() }
@@ -140,8 +166,17 @@ mod tests {
             let blocks = &observed.snapshot.as_ref().unwrap().blocks;
             blocks.values().map(|b| format!("{} {}", b.cidr, b.node)).collect::<Vec<_>>() == wanted
         };
-        let wait = tokio::time::timeout(Duration::from_secs(30), of.wait_for(says));
+        let wait = tokio::time::timeout(RESCAN / 2, of.wait_for(says));
         wait.await.unwrap_or_else(|_| panic!("never told: {wanted:?}")).unwrap();
+    }
+
+    #[test]
+    fn a_scan_does_not_wake_the_next_one() {
+        let event = |kind| may_be_change(&Ok(notify::Event::new(kind)));
+        assert!(!event(EventKind::Access(AccessKind::Open(AccessMode::Any))));
+        assert!(!event(EventKind::Access(AccessKind::Close(AccessMode::Read))));
+        assert!(event(EventKind::Create(CreateKind::File)) && event(EventKind::Remove(RemoveKind::File)));
+        assert!(may_be_change(&Err(notify::Error::generic("events were lost"))));
     }
 
     #[tokio::test]

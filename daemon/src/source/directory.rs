@@ -7,6 +7,7 @@
 
 mod follow;
 
+pub(super) use follow::is_finished_change;
 pub use follow::watch;
 
 use super::{Object, Snapshot, parse};
@@ -80,16 +81,21 @@ impl Directory {
 
     /// As [`Self::scan`], of these files alone.
     pub fn look_at(&mut self, names: BTreeSet<String>) -> bool {
-        let mut changed = BTreeMap::new();
+        let (mut changed, mut gone) = (BTreeMap::new(), Vec::new());
+        let folder = follow::identity(&self.path);
         for name in names.into_iter().filter(|name| is_object_file(name)) {
             let path = self.path.join(&name);
-            let is_gone = |e: &io::Error| e.kind() == io::ErrorKind::NotFound;
-            let before = if fs::symlink_metadata(&path).is_err_and(|e| is_gone(&e)) {
-                self.files.remove(&name).map(|file| file.objects)
-            } else {
-                self.scan_file(&name, &path)
-            };
-            changed.extend(before.map(|before| (name, before)));
+            if fs::symlink_metadata(&path).is_err_and(|e| e.kind() == io::ErrorKind::NotFound) {
+                gone.push(name);
+            } else if let Some(before) = self.scan_file(&name, &path) {
+                changed.insert(name, before);
+            }
+        }
+        // Where another folder has come in its place meanwhile, or none, its files are not gone: the next look is at that one.
+        if folder.is_some() && follow::identity(&self.path) == folder {
+            for name in gone {
+                changed.extend(self.files.remove(&name).map(|file| (name, file.objects)));
+            }
         }
         self.unwritten.extend(changed.keys().cloned());
         let followed = changed.is_empty()

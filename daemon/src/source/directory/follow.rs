@@ -74,7 +74,7 @@ pub fn watch(path: &Path, memory: &Path) -> io::Result<watch::Receiver<Observed>
 }
 
 /// Which folder this is, whatever it is called.
-fn identity(path: &Path) -> Option<(u64, u64)> {
+pub(super) fn identity(path: &Path) -> Option<(u64, u64)> {
     fs::metadata(path).ok().map(|m| (m.dev(), m.ino()))
 }
 
@@ -138,7 +138,7 @@ fn object_files(paths: &[PathBuf]) -> Option<BTreeSet<String>> {
     (!paths.is_empty()).then_some(names)
 }
 
-fn is_finished_change(kind: &EventKind) -> bool {
+pub(in crate::source) fn is_finished_change(kind: &EventKind) -> bool {
     matches!(
         kind,
         EventKind::Access(AccessKind::Close(AccessMode::Write))
