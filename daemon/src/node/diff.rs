@@ -1,6 +1,9 @@
 //! What a change would do, before it is made: nothing here touches the kernel.
 
-use super::{Node, local_of, local_pod};
+use super::{
+    Node,
+    switch::{local_of, local_pod},
+};
 use crate::datapath::{DatapathError, Generation};
 use bulkhead_api::messages::{DiffRequest, ErrorReply, ObjectError, PolicyDiff, code};
 use bulkhead_policy::{

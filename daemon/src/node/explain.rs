@@ -1,6 +1,6 @@
 //! `explain`: what happens to a flow and why, the connections that live of it, and what its ends may use.
 
-use super::{Node, explain_service::Called, local_pod, views::kernel_error};
+use super::{Node, explain_service::Called, switch::local_pod, views::kernel_error};
 use crate::datapath::{Datapath, DatapathError};
 use bulkhead_api::{
     messages::{
