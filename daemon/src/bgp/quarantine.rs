@@ -3,7 +3,8 @@
 //! ```text
 //!  claimed ──▶ waits ──every router that is spoken with has said everything, and none has a way to it──▶ announced
 //!                ▲                                                                                          │
-//!                └─────────── a session begins, and the claim cannot be asked for ──────────────────────────┘
+//!                ├─────────── a session begins, and the claim cannot be asked for ──────────────────────────┤
+//!                └─────────── the claim was gone, and is made anew ─────────────────────────────────────────┘
 //!                             (is the claim another node's, it is no block of this node any more)
 //! ```
 //! The claim alone does not do: it goes with its `Node` object, and that node may be alive, cut off, or kept by its routers for the
@@ -75,10 +76,11 @@ impl Quarantine {
 
     /// The blocks that this node has claimed: a fixed address that is new waits.
     pub fn follow<'a>(&mut self, blocks: impl Iterator<Item = &'a IpNetwork> + Clone) {
-        let fixed: BTreeSet<IpNetwork> = blocks.filter(|block| is_fixed(block)).copied().collect();
+        let fixed: BTreeSet<IpNetwork> = blocks.clone().filter(|block| is_fixed(block)).copied().collect();
         self.ours.retain(|address| fixed.contains(address));
         self.waiting.retain(|address, _| fixed.contains(address));
-        self.lost.retain(|address, _| !fixed.contains(address));
+        // Also one that a pod has now of a block that is shared.
+        self.lost.retain(|address, _| !blocks.clone().any(|block| block.contains(address.ip())));
         for address in fixed.difference(&self.ours) {
             self.waiting.entry(*address).or_insert(Waiting { doubted: None, why: Why::NoRouter });
         }
@@ -93,6 +95,11 @@ impl Quarantine {
                     if self.waiting.get(&address).is_some_and(|waiting| waiting.doubted.is_some()) {
                         self.free(address);
                     }
+                }
+                // To whoever had it meanwhile there may be a way still: it is as one that was never ours.
+                Asked::Again => {
+                    self.ours.remove(&address);
+                    self.waiting.insert(address, Waiting { doubted: None, why: Why::NoRouter });
                 }
                 Asked::Unknown => {
                     if alone && self.ours.remove(&address) {
@@ -272,6 +279,30 @@ mod tests {
         assert_eq!(quarantine.lost().collect::<Vec<_>>(), [(&address(), &"n2".to_owned())]);
         quarantine.follow([address()].iter());
         assert_eq!((quarantine.lost().count(), quarantine.waiting().count()), (0, 1));
+    }
+
+    #[test]
+    fn what_was_claimed_anew_waits_for_the_routers_as_if_it_had_never_been_ours() {
+        let mut quarantine = Quarantine::new([address()]);
+        quarantine.follow([address()].iter());
+        let now = Instant::now();
+        quarantine.asked(now, vec![(address(), Asked::Again)], false);
+        quarantine.follow([address()].iter());
+        assert!(!quarantine.admits(now, &address()) && !quarantine.is_in_doubt(now));
+        quarantine.asked(now, vec![(address(), Asked::Ours)], true);
+        assert!(!quarantine.admits(now, &address()), "the claim says nothing of who had it meanwhile");
+        assert!(!quarantine.heard(address(), &[at(true, Some("leaf has a way"))]));
+        assert!(quarantine.heard(address(), &[at(true, None)]) && quarantine.admits(now, &address()));
+    }
+
+    #[test]
+    fn what_lies_in_a_block_of_ours_is_nobody_elses() {
+        let mut quarantine = Quarantine::default();
+        quarantine.asked(Instant::now(), vec![(address(), Asked::Anothers("n2".into()))], false);
+        quarantine.follow(["10.65.0.0/26".parse().unwrap()].iter());
+        assert_eq!(quarantine.lost().count(), 1);
+        quarantine.follow(["10.65.15.0/26".parse().unwrap()].iter());
+        assert_eq!(quarantine.lost().count(), 0);
     }
 
     #[test]

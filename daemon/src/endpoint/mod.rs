@@ -34,6 +34,7 @@ use std::{
     net::IpAddr,
     path::Path,
 };
+use tracing::warn;
 
 #[derive(Debug, thiserror::Error)]
 pub enum LoadError {
@@ -279,7 +280,9 @@ impl<N: Net, C: BlockClaims> Endpoints<N, C> {
     /// Asks whose the fixed addresses of this node are. What is another's is no block of this node any more, whatever pod has
     /// it here.
     pub async fn ask_for_fixed(&mut self) -> Vec<(IpNetwork, Asked)> {
-        self.ipam.ask_for_fixed().await
+        let answers = self.ipam.ask_for_fixed().await;
+        self.follow_blocks().await;
+        answers
     }
 
     pub fn is_leaving(&self) -> bool {
@@ -288,10 +291,17 @@ impl<N: Net, C: BlockClaims> Endpoints<N, C> {
 
     /// Claims again what the cluster does not have any more of this node's claims; what cannot be had again is lost, and its
     /// discard routes go.
-    pub async fn keep_claims(&mut self, told: &BTreeSet<IpNetwork>) -> Result<Kept, NetError> {
+    pub async fn keep_claims(&mut self, told: &BTreeSet<IpNetwork>) -> Kept {
         let kept = self.ipam.keep(told).await;
-        self.route_blocks().await?;
-        Ok(kept)
+        self.follow_blocks().await;
+        kept
+    }
+
+    /// What fails is tried again with the next question.
+    async fn follow_blocks(&mut self) {
+        if let Err(e) = self.route_blocks().await {
+            warn!(error = %e, "cannot set discard routes of blocks; tried again");
+        }
     }
 
     /// Blocks that were this node's, and its pods in them.

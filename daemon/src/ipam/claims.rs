@@ -54,8 +54,10 @@ pub trait BlockClaims {
     fn list(&self) -> impl Future<Output = Result<Vec<IPBlockSpec>, ClaimError>> + Send;
     /// Of this node, as far as can be known now.
     fn of_node(&self, node: &str) -> impl Future<Output = Result<Vec<IPBlockSpec>, ClaimError>> + Send;
-    /// What this node had claimed when it was last known, whatever has become of it.
+    /// What this node had claimed when it was last known, whatever has become of it. What it had lost is of no node.
     fn remembered(&self) -> Vec<IPBlockSpec>;
+    /// So that a daemon that comes later does not take it for its own.
+    fn remember_lost(&self, block: &IPBlockSpec);
 }
 
 #[derive(Serialize, Deserialize)]
@@ -217,6 +219,8 @@ impl BlockClaims for ClaimFiles {
     fn remembered(&self) -> Vec<IPBlockSpec> {
         Vec::new()
     }
+
+    fn remember_lost(&self, _: &IPBlockSpec) {}
 }
 
 #[cfg(test)]

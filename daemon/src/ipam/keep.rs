@@ -1,10 +1,10 @@
 //! What becomes of a block whose claim somebody has taken away while this node has pods in it.
 //!
 //! ```text
-//!            claimed again ◀─────────────────────────────┐ now and then
-//!  missing ──▶ claim ──Won──▶ ours as before             │
-//!                 ├──Taken, or no such node──▶ lost ─────┘  not announced, gives no address; its pods keep theirs
-//!                 └──no answer──▶ unsure: announced as before, gives no address
+//!            looked at again ◀───────────────────────────────────────┐ now and then
+//!  missing ──▶ list ──nothing overlaps──▶ claim ──Won──▶ ours again    │
+//!                ├──something does, or no such node──▶ lost ───────────┘  not announced, gives no address; its pods keep theirs
+//!                └──no answer──▶ unsure: announced as before, gives no address
 //! ```
 //! Until the last pod with an address of a lost block is gone, that address is given to no other.
 
@@ -47,6 +47,7 @@ impl fmt::Display for Holder {
 /// What [`Ipam::keep`] did.
 #[derive(Debug, Default)]
 pub struct Kept {
+    /// Were gone, and are this node's again: another may have had them meanwhile.
     pub again: Vec<IpNetwork>,
     /// Lost by this call.
     pub lost: Vec<IpNetwork>,
@@ -56,49 +57,55 @@ pub struct Kept {
 
 impl<C: BlockClaims> Ipam<C> {
     /// Claims again what is not among `told`, the claims that the cluster has of this node, and what was lost. `told` may be
-    /// older than the last claim: what is this node's already is won again.
+    /// older than the last claim, so that all claims are listed before anything is claimed.
     pub async fn keep(&mut self, told: &BTreeSet<IpNetwork>) -> Kept {
+        self.forget_lost();
         self.unsure.retain(|block| !told.contains(block));
         let missing = self.allocator.blocks().iter().filter(|(block, _)| !told.contains(block));
-        let missing = missing.map(|(block, partition)| (*block, partition.clone()));
-        let lost = self.lost.iter().map(|(block, lost)| (*block, lost.partition.clone()));
-        let spec = |(cidr, partition)| IPBlockSpec { cidr, partition, node: self.node.clone() };
-        let specs: Vec<IPBlockSpec> = missing.chain(lost).map(spec).collect();
-        let answers = join_all(specs.iter().map(|spec| self.claims.claim(spec))).await;
+        let lost = self.lost.iter().map(|(block, lost)| (block, &lost.partition));
+        let specs: Vec<IPBlockSpec> = missing.chain(lost).map(|(b, p)| self.spec(*b, p)).collect();
         let mut kept = Kept::default();
+        if specs.is_empty() {
+            return kept;
+        }
+        let answers = match self.claims.list().await {
+            Ok(listed) => join_all(specs.iter().map(|spec| stands(&self.claims, spec, &listed))).await,
+            Err(error) => {
+                kept.failed = Some(error);
+                specs.iter().map(|_| Ok(Stands::Unknown)).collect()
+            }
+        };
         for (spec, answer) in specs.into_iter().zip(answers) {
-            let holder = match answer {
-                Ok(Claim::Won) => {
-                    kept.again.push(spec.cidr);
+            let was_lost = self.lost.contains_key(&spec.cidr);
+            let failed = match answer {
+                Ok(Stands::Ours { again }) => {
+                    if again || was_lost {
+                        kept.again.push(spec.cidr);
+                    }
                     self.add_block(&spec.partition, spec.cidr);
                     continue;
                 }
-                Ok(Claim::Taken) => match self.claims.list().await {
-                    Ok(claims) => claims
-                        .into_iter()
-                        .find(|c| overlap(c.cidr, spec.cidr))
-                        .map_or(Holder::Unknown, Holder::Claim),
-                    Err(_) => Holder::Unknown,
-                },
-                Err(ClaimError::NoNode(_)) => Holder::NoNode,
-                Err(error) => {
-                    if !self.lost.contains_key(&spec.cidr) {
-                        self.unsure.insert(spec.cidr);
+                Ok(Stands::Not(holder)) => {
+                    if !was_lost {
+                        kept.lost.push(spec.cidr);
                     }
-                    kept.failed = kept.failed.or(Some(error));
+                    self.lose(spec, holder);
                     continue;
                 }
+                Ok(Stands::Unknown) => None,
+                Err(error) => Some(error),
             };
-            if self.allocator.blocks().contains_key(&spec.cidr) {
-                kept.lost.push(spec.cidr);
+            if !was_lost {
+                self.unsure.insert(spec.cidr);
             }
-            self.lose(spec, holder);
+            kept.failed = kept.failed.or(failed);
         }
-        self.forget_lost();
         kept
     }
 
-    pub(super) fn lose(&mut self, IPBlockSpec { cidr, partition, .. }: IPBlockSpec, holder: Holder) {
+    pub(super) fn lose(&mut self, block: IPBlockSpec, holder: Holder) {
+        self.claims.remember_lost(&block);
+        let IPBlockSpec { cidr, partition, .. } = block;
         self.allocator.remove_block(cidr);
         self.unsure.remove(&cidr);
         self.lost.insert(cidr, Lost { partition, holder });
@@ -109,17 +116,48 @@ impl<C: BlockClaims> Ipam<C> {
         &self.lost
     }
 
-    /// Those of them whose last pod has gone.
+    /// Those of them whose last pod has gone. A claim that was made again without an answer is given back.
     pub(super) fn forget_lost(&mut self) {
         let allocator = &self.allocator;
-        self.lost.retain(|block, _| allocator.is_any_used(*block));
+        let forgotten = self.lost.extract_if(.., |block, _| !allocator.is_any_used(*block));
+        self.leaving.extend(forgotten.map(|(block, lost)| (block, lost.partition)));
     }
+}
+
+/// What has become of a claim.
+enum Stands {
+    Ours {
+        /// It was gone.
+        again: bool,
+    },
+    Not(Holder),
+    Unknown,
+}
+
+/// Claims only what nothing overlaps: a claim that gives way at once would wake whoever watches, and others might give way to it.
+async fn stands<C: BlockClaims>(
+    claims: &C,
+    spec: &IPBlockSpec,
+    listed: &[IPBlockSpec],
+) -> Result<Stands, ClaimError> {
+    let other = listed.iter().find(|c| *c != spec && overlap(c.cidr, spec.cidr));
+    Ok(match (listed.contains(spec), other) {
+        (true, None) => Stands::Ours { again: false },
+        (false, Some(other)) => Stands::Not(Holder::Claim(other.clone())),
+        // Of two that overlap the older one counts.
+        (_, other) => match claims.claim(spec).await {
+            Ok(Claim::Won) => Stands::Ours { again: other.is_none() },
+            Ok(Claim::Taken) => Stands::Not(other.cloned().map_or(Holder::Unknown, Holder::Claim)),
+            Err(ClaimError::NoNode(_)) => Stands::Not(Holder::NoNode),
+            Err(error) => return Err(error),
+        },
+    })
 }
 
 #[cfg(test)]
 mod tests {
     use super::*;
-    use crate::ipam::{ClaimFiles, IpamError};
+    use crate::ipam::{ClaimFiles, IpamError, observed::Observed};
     use std::{fs, net::IpAddr, path::Path};
 
     fn net(text: &str) -> IpNetwork {
@@ -165,6 +203,25 @@ mod tests {
         let kept = one.keep(&[net("10.1.0.64/26")].into()).await;
         assert_eq!((kept.again, one.lost().len()), (vec![net("10.1.0.0/26")], 0));
         assert!(one.blocks_in_use().contains_key(&net("10.1.0.0/26")), "{address} is in it still");
+    }
+
+    #[tokio::test]
+    async fn nothing_is_claimed_where_another_has_a_part_nor_what_is_ours_already() {
+        let dir = tempfile::tempdir().unwrap();
+        let mut one = Ipam::load(Observed::new(dir.path()), "n1").await.unwrap();
+        for range in ["10.1.0.0/26", "10.1.0.64/26"] {
+            one.allocate("web", &[net(range)], &[]).await.unwrap();
+        }
+        fs::remove_file(dir.path().join("10-1-0-0-26.yaml")).unwrap();
+        node(dir.path(), "n2").await.allocate("web", &[net("10.1.0.32/27")], &[]).await.unwrap();
+        one.claims.seen.lock().unwrap().claimed.clear();
+        for lost_now in [1, 0] {
+            let kept = one.keep(&BTreeSet::new()).await;
+            assert_eq!((kept.lost.len(), kept.again.len(), one.lost().len()), (lost_now, 0, 1));
+        }
+        assert_eq!(one.claims.seen.lock().unwrap().claimed, []);
+        assert_eq!(one.lost()[&net("10.1.0.0/26")].holder.to_string(), "node n2 holds 10.1.0.32/27 now");
+        assert!(one.blocks().contains_key(&net("10.1.0.64/26")));
     }
 
     #[tokio::test]

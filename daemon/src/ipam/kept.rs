@@ -62,4 +62,11 @@ impl BlockClaims for Claims {
             Self::Objects(objects) => objects.remembered(),
         }
     }
+
+    fn remember_lost(&self, block: &IPBlockSpec) {
+        match self {
+            Self::Files(files) => files.remember_lost(block),
+            Self::Objects(objects) => objects.remember_lost(block),
+        }
+    }
 }

@@ -12,12 +12,14 @@ mod fixed;
 mod keep;
 mod kept;
 mod objects;
+#[cfg(test)]
+mod observed;
 mod told;
 
 pub use allocator::{Allocator, Family, blocks_of, overlap};
 pub use claims::{BlockClaims, Claim, ClaimError, ClaimFiles};
 pub use fixed::{Asked, is_fixed};
-pub use keep::{Kept, Lost};
+pub use keep::{Holder, Kept, Lost};
 pub use kept::Claims;
 pub use objects::ClaimObjects;
 pub use told::{ToldClaims, watch_claims};
@@ -79,14 +81,40 @@ impl<C: BlockClaims> Ipam<C> {
         let mut allocator = Allocator::default();
         let claimed = claims.of_node(node).await?;
         // What was taken away while no daemon looked is claimed again with the first [`Self::keep`].
-        let mut gone = claims.remembered();
-        gone.retain(|block| !claimed.iter().any(|c| c.cidr == block.cidr));
-        let unsure = gone.iter().map(|block| block.cidr).collect();
-        for block in claimed.into_iter().chain(gone) {
+        let mut known = claims.remembered();
+        known.retain(|block| !claimed.iter().any(|c| c.cidr == block.cidr));
+        let (gone, lost): (Vec<_>, Vec<_>) = known.into_iter().partition(|block| block.node == node);
+        for block in claimed {
             allocator.add_block(&block.partition, block.cidr);
         }
-        let (leaving, lost) = Default::default();
-        Ok(Self { allocator, claims, node: node.into(), leaving, lost, unsure })
+        let (leaving, unsure) = Default::default();
+        let mut ipam = Self { allocator, claims, node: node.into(), leaving, lost: BTreeMap::new(), unsure };
+        for block in lost {
+            ipam.lose(block, Holder::Unknown);
+        }
+        let all = if gone.is_empty() { Vec::new() } else { ipam.claims.list().await.unwrap_or_default() };
+        for block in gone {
+            match all.iter().find(|c| overlap(c.cidr, block.cidr)) {
+                Some(claim) => ipam.lose(block, Holder::Claim(claim.clone())),
+                None => {
+                    ipam.unsure.insert(block.cidr);
+                    ipam.allocator.add_block(&block.partition, block.cidr);
+                }
+            }
+        }
+        Ok(ipam)
+    }
+
+    fn spec(&self, cidr: IpNetwork, partition: &str) -> IPBlockSpec {
+        IPBlockSpec { cidr, partition: partition.into(), node: self.node.clone() }
+    }
+
+    /// A claim that failed may stand all the same.
+    fn give_back_half(&mut self, error: &ClaimError, block: IpNetwork, partition: &str) {
+        let none_made = matches!(error, ClaimError::NoNode(_));
+        if !none_made && !self.allocator.blocks().contains_key(&block) {
+            self.leaving.insert(block, partition.into());
+        }
     }
 
     /// Exactly these addresses; all or none. Each is claimed as a block of its own, so that nobody else can have it until
@@ -109,14 +137,18 @@ impl<C: BlockClaims> Ipam<C> {
         }
         let cidr = IpNetwork::from(address);
         if !self.allocator.blocks().contains_key(&cidr) || self.unsure.contains(&cidr) {
-            let spec = IPBlockSpec { cidr, partition: partition.into(), node: self.node.clone() };
+            let spec = self.spec(cidr, partition);
             let holder = |blocks: Vec<IPBlockSpec>| blocks.into_iter().find(|b| overlap(b.cidr, cidr));
             let mut held = holder(self.claims.list().await?);
             // Ours may be one that is leaving.
-            if held.as_ref().is_none_or(|held| *held == spec)
-                && self.claims.claim(&spec).await? == Claim::Taken
-            {
-                held = holder(self.claims.list().await?).or(Some(spec.clone()));
+            if held.as_ref().is_none_or(|held| *held == spec) {
+                let answer = self.claims.claim(&spec).await;
+                if let Err(error) = &answer {
+                    self.give_back_half(error, cidr, partition);
+                }
+                if answer? == Claim::Taken {
+                    held = holder(self.claims.list().await?).or(Some(spec.clone()));
+                }
             }
             if let Some(block) = held.filter(|held| *held != spec) {
                 let holder = format!("block {} of node {}", block.cidr, block.node);
@@ -189,7 +221,7 @@ impl<C: BlockClaims> Ipam<C> {
 
     /// The first block in order that nobody has. `None`: there is none left.
     async fn claim_next(
-        &self,
+        &mut self,
         partition: &str,
         ranges: &[IpNetwork],
         fixed: &[IpNetwork],
@@ -206,15 +238,21 @@ impl<C: BlockClaims> Ipam<C> {
             last.is_none_or(|(_, t)| t.broadcast() < block.network() || (comes_back && t == block))
         };
         let mine = self.allocator.blocks();
-        for block in ranges.iter().flat_map(|r| blocks_of(*r)).filter(free).filter(|b| !mine.contains_key(b))
-        {
-            let spec = IPBlockSpec { cidr: block, partition: partition.into(), node: self.node.clone() };
-            match self.claims.claim(&spec).await? {
-                Claim::Won => return Ok(Some(block)),
-                Claim::Taken => {}
+        let not_ours = |block: &IpNetwork| !mine.contains_key(block);
+        let mut failed = None;
+        for block in ranges.iter().flat_map(|r| blocks_of(*r)).filter(free).filter(not_ours) {
+            match self.claims.claim(&self.spec(block, partition)).await {
+                Ok(Claim::Won) => return Ok(Some(block)),
+                Ok(Claim::Taken) => {}
+                Err(error) => {
+                    failed = Some((block, error));
+                    break;
+                }
             }
         }
-        Ok(None)
+        let Some((block, error)) = failed else { return Ok(None) };
+        self.give_back_half(&error, block, partition);
+        Err(error)
     }
 
     pub fn free(&mut self, address: IpAddr) {
@@ -263,12 +301,8 @@ impl<C: BlockClaims> Ipam<C> {
 
     /// Tries again what is not known to be given back. All at once: what does not answer is waited for once.
     pub async fn release_leaving(&mut self) -> Result<Vec<IpNetwork>, ClaimError> {
-        let spec = |(block, partition): (&IpNetwork, &String)| IPBlockSpec {
-            cidr: *block,
-            partition: partition.clone(),
-            node: self.node.clone(),
-        };
-        let specs: Vec<IPBlockSpec> = self.leaving.iter().map(spec).collect();
+        let specs = self.leaving.iter().map(|(block, partition)| self.spec(*block, partition));
+        let specs: Vec<IPBlockSpec> = specs.collect();
         let answers = join_all(specs.iter().map(|spec| self.claims.release(spec))).await;
         let (mut released, mut failed) = (Vec::new(), None);
         for (spec, answer) in specs.iter().zip(answers) {
@@ -287,7 +321,7 @@ impl<C: BlockClaims> Ipam<C> {
 
 #[cfg(test)]
 mod tests {
-    use super::*;
+    use super::{observed::Observed, *};
     use bulkhead_api::objects::block_name;
     use std::{collections::BTreeSet, path::Path};
 
@@ -472,6 +506,10 @@ mod tests {
         fn remembered(&self) -> Vec<IPBlockSpec> {
             self.claims.remembered()
         }
+
+        fn remember_lost(&self, block: &IPBlockSpec) {
+            self.claims.remember_lost(block);
+        }
     }
 
     /// Two blocks of one node, of which the first is released without an answer.
@@ -532,6 +570,41 @@ mod tests {
         one.take("web", &[fixed]).await.unwrap();
         assert_eq!(one.release_leaving().await.unwrap(), []);
         assert!(node(dir.path(), "n2").await.take("web", &[fixed]).await.is_err());
+    }
+
+    #[tokio::test]
+    async fn a_claim_that_was_made_without_an_answer_is_given_back() {
+        let dir = tempfile::tempdir().unwrap();
+        let mut one = Ipam::load(Observed::new(dir.path()), "n1").await.unwrap();
+        one.claims.seen.lock().unwrap().answer_is_lost = true;
+        one.allocate("web", &nets(&["10.1.0.0/24"]), &[]).await.unwrap_err();
+        one.take("web", &["10.1.1.7".parse().unwrap()]).await.unwrap_err();
+        assert_eq!((one.claims.list().await.unwrap().len(), one.blocks().len()), (2, 0));
+        assert!(one.is_leaving());
+        one.release_leaving().await.unwrap();
+        assert_eq!(one.claims.list().await.unwrap(), []);
+    }
+
+    #[tokio::test]
+    async fn what_is_remembered_and_another_has_is_none_of_ours_from_the_start() {
+        let dir = tempfile::tempdir().unwrap();
+        node(dir.path(), "n2").await.allocate("web", &nets(&["10.1.0.0/27"]), &[]).await.unwrap();
+        let claims = Observed::new(dir.path());
+        let spec = |cidr: &str, node: &str| IPBlockSpec {
+            cidr: cidr.parse().unwrap(),
+            partition: "web".into(),
+            node: node.into(),
+        };
+        claims.seen.lock().unwrap().remembered =
+            vec![spec("10.1.0.0/26", "n1"), spec("10.1.0.64/26", "n1"), spec("10.1.0.128/26", "")];
+        let one = Ipam::load(claims, "n1").await.unwrap();
+        assert_eq!(one.blocks().keys().copied().collect::<Vec<_>>(), nets(&["10.1.0.64/26"]));
+        assert_eq!(
+            one.lost().keys().copied().collect::<Vec<_>>(),
+            nets(&["10.1.0.0/26", "10.1.0.128/26"]),
+            "of another's, and lost before"
+        );
+        assert_eq!(one.claims.seen.lock().unwrap().remembered_lost[1], spec("10.1.0.0/26", "n1"));
     }
 
     #[tokio::test]

@@ -79,13 +79,18 @@ impl ClaimObjects {
     /// Reads, changes and writes what is remembered.
     fn remember(&self, change: impl FnOnce(&mut Vec<IPBlockSpec>)) {
         let written = store::read_json::<Vec<IPBlockSpec>>(&self.memory).and_then(|known| {
-            let mut blocks = known.unwrap_or_default();
+            let mut blocks = known.clone().unwrap_or_default();
             change(&mut blocks);
-            store::write_json(&self.memory, &blocks)
+            // Without the file a start would not know that there was none.
+            if known.as_ref() == Some(&blocks) { Ok(()) } else { store::write_json(&self.memory, &blocks) }
         });
         if let Err(e) = written {
             warn!(error = %e, "cannot remember this node's blocks; a restart without the API server would not know them");
         }
+    }
+
+    fn forget(&self, cidr: IpNetwork) {
+        self.remember(|blocks| blocks.retain(|b| b.cidr != cidr));
     }
 }
 
@@ -104,9 +109,13 @@ impl BlockClaims for ClaimObjects {
             }
             Err(e) => return Err(refused(&what, &e)),
         };
-        let Some(ours) = ours else { return Ok(Claim::Taken) };
+        let Some(ours) = ours else {
+            self.forget(block.cidr);
+            return Ok(Claim::Taken);
+        };
         if comes_later(&ours, &self.all().await?) {
             self.delete(&ours).await?;
+            self.forget(block.cidr);
             return Ok(Claim::Taken);
         }
         self.remember(|blocks| {
@@ -121,6 +130,7 @@ impl BlockClaims for ClaimObjects {
         let what = format!("IPBlock/{name}");
         if let Some(found) = ask(&what, self.blocks.get_opt(&name)).await? {
             if found.spec.node != block.node {
+                self.forget(block.cidr);
                 return Err(ClaimError::NotOurs {
                     claim: what,
                     found: found.spec.node,
@@ -129,7 +139,7 @@ impl BlockClaims for ClaimObjects {
             }
             self.delete(&found).await?;
         }
-        self.remember(|blocks| blocks.retain(|b| b.cidr != block.cidr));
+        self.forget(block.cidr);
         Ok(())
     }
 
@@ -162,7 +172,8 @@ impl BlockClaims for ClaimObjects {
             }
             Err(error) => {
                 let known = store::read_json::<Vec<IPBlockSpec>>(&self.memory).ok().flatten();
-                let blocks = known.ok_or(error)?;
+                let mut blocks = known.ok_or(error)?;
+                blocks.retain(|b| b.node == node);
                 warn!(
                     blocks = blocks.len(),
                     "the API server cannot be asked for this node's blocks: those remembered count"
@@ -174,6 +185,13 @@ impl BlockClaims for ClaimObjects {
 
     fn remembered(&self) -> Vec<IPBlockSpec> {
         store::read_json(&self.memory).ok().flatten().unwrap_or_default()
+    }
+
+    fn remember_lost(&self, block: &IPBlockSpec) {
+        self.remember(|blocks| match blocks.iter_mut().find(|b| b.cidr == block.cidr) {
+            Some(known) => known.node.clear(),
+            None => blocks.push(IPBlockSpec { node: String::new(), ..block.clone() }),
+        });
     }
 }
 
@@ -207,4 +225,41 @@ async fn asked<T>(
 
 async fn ask<T>(what: &str, request: impl Future<Output = kube::Result<T>>) -> Result<T, ClaimError> {
     asked(what, request).await?.map_err(|e| refused(what, &e))
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::ipam::Ipam;
+
+    fn spec(cidr: &str) -> IPBlockSpec {
+        IPBlockSpec { cidr: cidr.parse().unwrap(), partition: "web".into(), node: "n1".into() }
+    }
+
+    /// Nobody listens there.
+    fn unreachable(dir: &std::path::Path) -> ClaimObjects {
+        let nowhere = kube::Config::new("http://127.0.0.1:1".parse().unwrap());
+        ClaimObjects::new(Client::try_from(nowhere).unwrap(), dir.join("blocks.json"))
+    }
+
+    #[tokio::test]
+    async fn that_there_is_no_block_is_remembered_too() {
+        let dir = tempfile::tempdir().unwrap();
+        let claims = unreachable(dir.path());
+        assert!(claims.of_node("n1").await.is_err());
+        claims.remember(|_| {});
+        assert_eq!(claims.of_node("n1").await.unwrap(), []);
+    }
+
+    #[tokio::test]
+    async fn without_an_api_server_what_was_lost_is_lost_still() {
+        let dir = tempfile::tempdir().unwrap();
+        let claims = unreachable(dir.path());
+        let (lost, ours) = (spec("10.1.0.0/26"), spec("10.1.0.64/26"));
+        claims.remember(|blocks| *blocks = vec![lost.clone(), ours.clone()]);
+        claims.remember_lost(&lost);
+        let ipam = Ipam::load(claims, "n1").await.unwrap();
+        assert_eq!(ipam.blocks().keys().collect::<Vec<_>>(), [&ours.cidr]);
+        assert_eq!(ipam.lost().keys().collect::<Vec<_>>(), [&lost.cidr]);
+    }
 }

@@ -1,7 +1,7 @@
 //! This node's claims of blocks, held against what the cluster has of them.
 
 use super::Node;
-use crate::ipam::{Lost, ToldClaims};
+use crate::ipam::{Asked, Lost, ToldClaims, is_fixed};
 use bulkhead_api::{
     messages::{ObjectError, PodRef},
     objects::{IpNetwork, block_name},
@@ -20,6 +20,8 @@ pub(super) struct Claimed {
     /// Without an API server nobody but the node itself removes a claim.
     told: Option<ToldClaims>,
     again_at: Option<Instant>,
+    /// What was lost before this daemon came is told with the first look.
+    looked: bool,
 }
 
 impl Claimed {
@@ -43,14 +45,7 @@ impl Node {
     /// Claims again what somebody has taken away. What another has claimed since is announced no more.
     pub(super) async fn look_after_claims(&mut self) {
         let Some(told) = self.claims.due() else { return };
-        let kept = match self.endpoints.keep_claims(&told).await {
-            Ok(kept) => kept,
-            Err(e) => {
-                warn!(error = %e, "cannot set discard routes of blocks; tried again");
-                self.claims.again_at = Some(Instant::now() + AGAIN);
-                return;
-            }
-        };
+        let kept = self.endpoints.keep_claims(&told).await;
         if !kept.again.is_empty() {
             info!(blocks = ?kept.again, "claimed again: the claims were gone");
         }
@@ -59,11 +54,16 @@ impl Node {
         }
         let wait = kept.failed.is_some() || self.endpoints.lost().next().is_some();
         self.claims.again_at = wait.then(|| Instant::now() + AGAIN);
-        if kept.again.is_empty() && kept.lost.is_empty() {
+        let looked = std::mem::replace(&mut self.claims.looked, true);
+        if looked && kept.again.is_empty() && kept.lost.is_empty() {
             return;
         }
+        let lost = self.endpoints.lost().map(|(block, ..)| block);
+        let lost: Vec<_> = lost.filter(|block| !looked || kept.lost.contains(block)).collect();
+        let fixed = kept.again.iter().filter(|block| is_fixed(block));
+        self.bgp.asked(None, fixed.map(|block| (*block, Asked::Again)).collect()).await;
         self.announce_blocks().await;
-        self.tell_lost(&kept.lost);
+        self.tell_lost(&lost);
     }
 
     pub(super) fn tell_lost(&self, blocks: &[IpNetwork]) {

@@ -100,6 +100,11 @@ fn lost(site: &mut Site) -> Result<()> {
         let told = events.lines().any(|l| l.starts_with("atlas AddressLost: ") && l.contains(words));
         if told { Ok(Some(())) } else { unmet(events) }
     })?;
+    // Nor does a daemon that comes later take it for its own.
+    site.node.kill_daemon()?;
+    site.node.start_daemon()?;
+    wait_ours(site, false)?;
+    site.wait_told(words)?;
     let next = wired(site, 1, "globe")?;
     if next.v4.octets()[3] < 64 {
         return unmet(format!("{} is of a block that is lost", next.v4));
