@@ -179,6 +179,7 @@ impl Bgp {
             }
             self.bfd.want(BTreeMap::new(), None);
             self.learning.nobody();
+            self.secrets.follow(&BTreeSet::new());
             return;
         };
         let fixed =
