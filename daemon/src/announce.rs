@@ -60,7 +60,8 @@ pub fn services(objects: &Objects, configuration: &BGPConfigurationSpec) -> Rout
 /// Ranges of partitions that this node is named for to announce whole.
 pub fn aggregates(node: &str, objects: &Objects, configuration: &BGPConfigurationSpec) -> Routes {
     let named = objects.partitions.values().filter_map(|p| {
-        let bgp = p.spec.bgp.as_ref().filter(|bgp| bgp.aggregate_from.iter().any(|name| name == node))?;
+        let named = |bgp: &&PartitionBgp| bgp.advertise && bgp.aggregate_from.iter().any(|name| name == node);
+        let bgp = p.spec.bgp.as_ref().filter(named)?;
         Some(p.spec.pod_cidrs.iter().map(move |range| (*range, bgp)))
     });
     let route =
@@ -409,6 +410,8 @@ mod tests {
         assert_eq!((range.to_string().as_str(), route.aggregate), ("10.66.0.0/16", true));
         assert_eq!(route.communities, [65010 << 16 | 66]);
         assert_eq!(aggregates("n2"), Routes::new());
+        let hidden = partition("{advertise: false, aggregateFrom: [n1]}");
+        assert_eq!(super::aggregates("n1", &hidden, &spec("")), Routes::new());
     }
 
     #[test]

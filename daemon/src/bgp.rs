@@ -4,6 +4,7 @@
 //! next daemon has announced them again. Withdrawal is [`Bgp::drain`], or a block that is released.
 
 mod addresses;
+mod begun;
 mod drained;
 mod meaning;
 mod quarantine;
@@ -11,6 +12,7 @@ mod reader;
 mod secrets;
 pub mod why;
 
+pub use begun::Begun;
 pub use quarantine::{Quarantine, Why};
 pub use reader::Reader;
 
@@ -177,6 +179,7 @@ impl Bgp {
             }
             self.bfd.want(BTreeMap::new(), None);
             self.learning.nobody();
+            self.secrets.follow(&BTreeSet::new());
             return;
         };
         let fixed =
@@ -406,29 +409,29 @@ impl Bgp {
         self.speaker.is_some() && self.leaving_now(unix_seconds()).await != self.leaving
     }
 
-    /// Wakes whoever is to look after fixed addresses: by [`Self::is_unasked`], and then [`Self::hear`].
+    /// Wakes whoever is to look after fixed addresses: by [`Self::begun_since_asked`], and then [`Self::hear`].
     pub fn attention(&self) -> Arc<Notify> {
         self.attention.clone()
     }
 
-    /// How many sessions have begun since the claims of fixed addresses were asked for, if any.
-    pub fn is_unasked(&self) -> Option<u64> {
-        let begun = *self.speaker.as_ref()?.0.sessions_begun().borrow();
-        (begun != self.asked_after).then_some(begun)
-    }
-
-    /// What came of asking for their claims, after so many sessions had begun; in force with the next [`Self::apply`].
-    pub async fn asked(&mut self, begun: Option<u64>, answers: Vec<(IpNetwork, Asked)>) {
-        let new = begun.unwrap_or_default().saturating_sub(self.asked_after);
-        let alone = new > 0 && self.established().await <= new;
-        self.quarantine.asked(Instant::now(), answers, alone);
-        self.asked_after = begun.unwrap_or(self.asked_after);
-    }
-
-    async fn established(&self) -> u64 {
-        let Some((speaker, _)) = &self.speaker else { return 0 };
+    /// What is to be handed to [`Self::asked`] if sessions have begun since the claims of fixed addresses were asked for: then they
+    /// are to be asked for again.
+    pub async fn begun_since_asked(&self) -> Option<Begun> {
+        let (speaker, _) = self.speaker.as_ref()?;
+        let begun = speaker.sessions_begun();
+        if *begun.borrow() == self.asked_after {
+            return None;
+        }
         let peers = speaker.peers().await;
-        peers.iter().filter(|peer| peer.state == StateName::Established).count() as u64
+        let established = peers.iter().filter(|peer| peer.state == StateName::Established).count() as u64;
+        let sessions = *begun.borrow();
+        Begun::since(self.asked_after, established, sessions)
+    }
+
+    /// What came of asking for their claims, and how sessions were before it; in force with the next [`Self::apply`].
+    pub fn asked(&mut self, begun: Option<Begun>, answers: Vec<(IpNetwork, Asked)>) {
+        self.quarantine.asked(Instant::now(), answers, begun.is_some_and(|begun| begun.alone));
+        self.asked_after = begun.map_or(self.asked_after, |begun| begun.sessions);
     }
 
     /// Asks the routers about what is in quarantine. Whether [`Self::apply`] has more to announce.

@@ -6,7 +6,9 @@ use std::collections::BTreeMap;
 
 /// Beyond it a report says nothing of the kinds whose refusals it has no room for.
 pub const MOST_REFUSALS: usize = 100;
-/// Of a refusal's message, in characters.
+/// Of partitions without an address, in one report; those with fewer waiting pods have no room beyond it.
+pub const MOST_EXHAUSTED: usize = 100;
+/// Of a message, in characters.
 pub const LONGEST_MESSAGE: usize = 1000;
 
 /// What one node makes of the objects. As large with ten thousand of them as with ten. Named after the node and written by its daemon alone; the controller counts all of
@@ -50,6 +52,7 @@ pub struct NodeReportSpec {
     pub refused: Vec<Refusal>,
     /// Partitions that have no free address for pods of this node.
     #[serde(default, skip_serializing_if = "Vec::is_empty")]
+    #[schemars(length(max = MOST_EXHAUSTED))]
     pub exhausted: Vec<Exhausted>,
 }
 
@@ -58,8 +61,10 @@ pub struct NodeReportSpec {
 pub struct Exhausted {
     pub partition: String,
     /// That wait for an address.
-    pub pods: i32,
+    #[schemars(range(min = 1))]
+    pub pods: u32,
     /// Why the first of them has none.
+    #[schemars(length(max = LONGEST_MESSAGE))]
     pub message: String,
 }
 

@@ -27,6 +27,8 @@ pub struct Facts<'a> {
     pub announced: &'a Routes,
     /// Service ranges that are to be announced.
     pub services: &'a Routes,
+    /// Ranges of partitions that this node is named for to announce whole; they are drained as services.
+    pub aggregates: &'a Routes,
     /// What comes of services and of blocks.
     pub leaving: (Leaving, Leaving),
     pub quarantine: &'a Quarantine,
@@ -55,9 +57,15 @@ impl Origin {
             export_rules: facts.peers.iter().map(rules).collect(),
         };
         let Some((block, partition)) = facts.blocks.iter().find(|(block, _)| holds(block, prefix)) else {
-            let range = facts.services.keys().find(|range| holds(range, prefix));
-            let own = range.map(|range| Self { route: Some(*range), ..none(String::new()) });
-            return own.map_or_else(|| none(not_ours(prefix, facts)), |own| own.of_services(prefix, facts));
+            let holding = |ranges: &Routes| ranges.keys().find(|range| holds(range, prefix)).copied();
+            let (route, what) = if let Some(range) = holding(facts.services) {
+                (range, of_services(prefix, &range))
+            } else if let Some(range) = holding(facts.aggregates) {
+                (range, of_aggregate(prefix, &range, facts))
+            } else {
+                return none(not_ours(prefix, facts));
+            };
+            return Self { route: Some(route), ..none(what) }.shared(route, facts);
         };
         let what = match block == prefix {
             true => format!("this node's own block, of partition {partition}"),
@@ -72,17 +80,10 @@ impl Origin {
         }
     }
 
-    fn of_services(self, prefix: &IpNetwork, facts: &Facts<'_>) -> Self {
-        let Some(range) = self.route else { return self };
-        let part = if range == *prefix { "" } else { "a part of " };
-        let what = if is_fixed(&range) {
-            format!(
-                "{range} is an address of a service, and this node is one of those that its traffic policy wants"
-            )
-        } else {
-            format!("{part}the service range {range}, which every node announces")
-        };
-        let announced = facts.announced.contains_key(&range);
+    /// What other nodes may announce too.
+    fn shared(self, route: IpNetwork, facts: &Facts<'_>) -> Self {
+        let what = self.words;
+        let announced = facts.announced.contains_key(&route);
         let words = match (announced, facts.leaving.0) {
             (true, leaving) => what + marked(leaving),
             (false, Leaving::Withdrawn) => format!("{what}; it is not announced: {DRAINED}"),
@@ -90,6 +91,27 @@ impl Origin {
         };
         Self { announced, words, ..self }
     }
+}
+
+fn of_services(prefix: &IpNetwork, range: &IpNetwork) -> String {
+    if is_fixed(range) {
+        return format!(
+            "{range} is an address of a service, and this node is one of those that its traffic policy wants"
+        );
+    }
+    format!("{}the service range {range}, which every node announces", part(prefix, range))
+}
+
+fn of_aggregate(prefix: &IpNetwork, range: &IpNetwork, facts: &Facts<'_>) -> String {
+    let of = facts.objects.own_ranges().find(|(_, own)| *own == range).map_or("", |(partition, _)| partition);
+    format!(
+        "{}the range {range} of partition {of}, which this node is named for to announce whole (`bgp.aggregateFrom`)",
+        part(prefix, range)
+    )
+}
+
+fn part(prefix: &IpNetwork, range: &IpNetwork) -> &'static str {
+    if prefix == range { "" } else { "a part of " }
 }
 
 const DRAINED: &str = "this node's routes were drained: `bulkhead node drain-routes --undo` ends that";
@@ -201,6 +223,7 @@ mod tests {
         announced: Routes,
         configuration: Option<Sourced<BGPConfigurationSpec>>,
         services: Routes,
+        aggregates: Routes,
         leaving: (Leaving, Leaving),
         quarantine: Quarantine,
     }
@@ -220,6 +243,7 @@ mod tests {
             announced: Routes::from([(own, RouteAttributes::default())]),
             configuration: snapshot.bgp,
             services: Routes::new(),
+            aggregates: Routes::new(),
             leaving: (Leaving::No, Leaving::No),
             quarantine: Quarantine::default(),
         }
@@ -234,6 +258,7 @@ mod tests {
                 blocks: &self.blocks,
                 announced: &self.announced,
                 services: &self.services,
+                aggregates: &self.aggregates,
                 leaving: self.leaving,
                 quarantine: &self.quarantine,
                 errors: &[],
@@ -272,6 +297,32 @@ mod tests {
              choice"
         );
         let origin = with(Leaving::Withdrawn, &Routes::new()).origin("10.96.0.0/16");
+        assert!(!origin.announced && origin.words.contains("were drained"), "{origin:?}");
+    }
+
+    #[test]
+    fn a_range_that_this_node_announces_whole_says_so_and_its_blocks_are_blocks_still() {
+        let range: IpNetwork = "10.66.0.0/16".parse().unwrap();
+        let aggregates = Routes::from([(range, RouteAttributes::default())]);
+        let mut announced = aggregates.clone();
+        announced.extend(world().announced);
+        let named = World { aggregates: aggregates.clone(), announced, ..world() };
+        let whole = "the range 10.66.0.0/16 of partition web, which this node is named for to announce whole (`bgp.aggregateFrom`)";
+        for (prefix, words) in [
+            ("10.66.0.0/16", whole.to_owned()),
+            ("10.66.9.0/26", format!("a part of {whole}")),
+            ("10.66.0.0/20", format!("a part of {whole}")),
+        ] {
+            let origin = named.origin(prefix);
+            assert_eq!(
+                (origin.announced, origin.route, origin.words),
+                (true, Some(range), words),
+                "{prefix}"
+            );
+        }
+        assert!(named.origin(OWN).words.contains("own block"));
+        let left = World { aggregates, leaving: (Leaving::Withdrawn, Leaving::No), ..world() };
+        let origin = left.origin("10.66.0.0/16");
         assert!(!origin.announced && origin.words.contains("were drained"), "{origin:?}");
     }
 

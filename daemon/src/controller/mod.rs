@@ -181,8 +181,9 @@ impl Known {
                 };
                 let generation = object.metadata.generation.unwrap_or_default();
                 let summary = Summary::of(self.nodes.opinions(watched.kind, &key, generation, timeline));
-                let room = (watched.kind == Kind::Partition)
-                    .then(|| Room::of(&name, self.reports.iter().map(|(_, report)| report)));
+                let room = (watched.kind == Kind::Partition).then(|| {
+                    Room::of(&name, self.reports.iter().map(|(node, report)| (node.as_str(), report)))
+                });
                 let now = &object.data["status"];
                 let wanted = status(&summary, generation, room.as_ref(), now, Timestamp::now());
                 if !differs(&object.data["status"], &wanted) {

@@ -92,9 +92,8 @@ impl<'a> Summary<'a> {
         };
         let (refused, nodes) = (self.refused.len(), self.nodes);
         if refused < nodes {
-            let first = self.refused.iter().take(3).map(|(node, _)| *node).collect::<Vec<_>>().join(", ");
-            let more = if refused > 3 { ", ..." } else { "" };
-            text += &format!(" (on {refused} of {nodes} nodes: {first}{more})");
+            let names: Vec<&str> = self.refused.iter().map(|(node, _)| *node).collect();
+            text += &format!(" (on {refused} of {nodes} nodes: {})", named(&names));
         }
         Some(text)
     }
@@ -110,6 +109,12 @@ impl<'a> Summary<'a> {
             (_, None) => String::new(),
         }
     }
+}
+
+/// The first of these nodes.
+pub fn named(nodes: &[&str]) -> String {
+    let more = if nodes.len() > 3 { ", ..." } else { "" };
+    nodes.iter().take(3).copied().collect::<Vec<_>>().join(", ") + more
 }
 
 /// The status to stand in the place of `now`. `room`, of a partition: then with the numbers of nodes too.

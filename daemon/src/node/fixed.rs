@@ -11,7 +11,7 @@ const ASK_AGAIN: Duration = Duration::from_secs(15);
 impl Node {
     /// To be called when [`crate::bgp::Bgp::attention`] wakes, and now and then.
     pub async fn look_after_fixed(&mut self) {
-        let begun = self.bgp.is_unasked();
+        let begun = self.bgp.begun_since_asked().await;
         if begun.is_some() || self.ask_at <= Instant::now() {
             self.ask_at = Instant::now() + ASK_AGAIN;
             let before: Vec<_> = self.endpoints.lost().map(|(block, ..)| block).collect();
@@ -19,7 +19,7 @@ impl Node {
             let lost = self.endpoints.lost().map(|(block, ..)| block).filter(|b| !before.contains(b));
             self.tell_lost(&lost.collect::<Vec<_>>());
             if begun.is_some() || !answers.is_empty() {
-                self.bgp.asked(begun, answers).await;
+                self.bgp.asked(begun, answers);
                 self.announce_blocks().await;
             }
         } else if self.bgp.hear().await || self.bgp.has_news() {

@@ -2,6 +2,7 @@
 
 use super::{Node, unix_seconds};
 use crate::{
+    announce,
     bgp::why::{Facts, Origin},
     metrics,
 };
@@ -99,13 +100,17 @@ impl Node {
         let configuration = self.in_force.bgp.as_ref();
         let services =
             configuration.map(|c| self.bgp.of_services(&self.in_force, &c.spec)).unwrap_or_default();
+        let (node, objects) = (&self.config.node, &self.in_force.policy);
+        let aggregates =
+            configuration.map(|c| announce::aggregates(node, objects, &c.spec)).unwrap_or_default();
         let facts = Facts {
-            objects: &self.in_force.policy,
+            objects,
             peers: &self.in_force.bgp_peers,
             configuration,
             blocks: self.endpoints.blocks(),
             announced,
             services: &services,
+            aggregates: &aggregates,
             leaving: (services_leaving, blocks_leaving),
             quarantine: self.bgp.quarantine(),
             errors: self.bgp.errors(),

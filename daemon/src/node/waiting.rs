@@ -1,7 +1,7 @@
 //! Pods of this node that found no free address in their partition, for the partitions' status. Pure.
 
-use bulkhead_api::objects::Exhausted;
-use std::collections::BTreeMap;
+use bulkhead_api::objects::{Exhausted, LONGEST_MESSAGE, MOST_EXHAUSTED};
+use std::{cmp::Reverse, collections::BTreeMap};
 
 /// By partition and pod (`namespace/name`): why.
 #[derive(Debug, Default)]
@@ -23,13 +23,21 @@ impl Waiting {
         self.0.retain(|_, pods| !pods.is_empty());
     }
 
+    /// As far as a report has room: the partitions that most pods wait for.
     pub fn told(&self) -> Vec<Exhausted> {
+        let cut = |why: &String| why.chars().take(LONGEST_MESSAGE).collect();
         let of = |(partition, pods): (&String, &BTreeMap<String, String>)| Exhausted {
             partition: partition.clone(),
-            pods: i32::try_from(pods.len()).unwrap_or(i32::MAX),
-            message: pods.values().next().cloned().unwrap_or_default(),
+            pods: u32::try_from(pods.len()).unwrap_or(u32::MAX),
+            message: pods.values().next().map(cut).unwrap_or_default(),
         };
-        self.0.iter().map(of).collect()
+        let mut told: Vec<_> = self.0.iter().map(of).collect();
+        if told.len() > MOST_EXHAUSTED {
+            told.sort_by_key(|exhausted| Reverse(exhausted.pods));
+            told.truncate(MOST_EXHAUSTED);
+            told.sort();
+        }
+        told
     }
 }
 
@@ -56,5 +64,18 @@ mod tests {
         );
         waiting.keep(|_| false);
         assert_eq!(waiting.told(), []);
+    }
+
+    #[test]
+    fn what_is_told_has_room_in_a_report() {
+        let mut waiting = Waiting::default();
+        for i in 0..=MOST_EXHAUSTED {
+            waiting.failed(&format!("p{i:03}"), "shop/a".into(), &"é".repeat(LONGEST_MESSAGE + 1));
+        }
+        waiting.failed("p100", "shop/b".into(), "full");
+        let told = waiting.told();
+        assert_eq!(told.len(), MOST_EXHAUSTED);
+        assert_eq!(told.last().map(|e| (e.partition.as_str(), e.pods)), Some(("p100", 2)));
+        assert!(told.iter().all(|e| e.message.chars().count() == LONGEST_MESSAGE));
     }
 }

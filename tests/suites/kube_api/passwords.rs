@@ -2,7 +2,12 @@
 
 use crate::site::{Case, SOON, Site};
 use bulkhead_lab::{Bird, Result, enter::WORK, unmet, until};
-use std::{fs, os::unix::fs::PermissionsExt, path::Path, process::Command};
+use std::{
+    fs,
+    os::unix::fs::PermissionsExt,
+    path::{Path, PathBuf},
+    process::Command,
+};
 
 pub const CASES: &[(&str, Case)] =
     &[("a password comes from a Secret, follows its change, and is nowhere to be read", followed)];
@@ -61,13 +66,30 @@ fn followed(site: &mut Site) -> Result<()> {
     site.control.apply(&secret("other", FIRST))?;
     site.control.apply(&peer("name: other, "))?;
     site.wait_told("is it named in the Role of the daemons?")?;
-    site.control.kubectl(&["delete", "bgppeer/leaf", "bgpconfiguration/default"])?;
+    // Read again, so that there is something to forget.
+    site.control.apply(&peer(""))?;
+    until("the Secret is read again", SOON, || Ok(remembered(site)?.contains(SECOND).then_some(())))?;
+    // Also where no configuration is left that could name a Secret.
+    site.control.kubectl(&["delete", "bgpconfiguration/default"])?;
+    until("what was read is forgotten", SOON, || match remembered(site)?.as_str() {
+        "{}" => Ok(Some(())),
+        text => unmet(text.to_owned()),
+    })?;
+    site.control.kubectl(&["delete", "bgppeer/leaf"])?;
     site.wait_sound()
+}
+
+fn file(site: &Site) -> PathBuf {
+    site.node.dir().join("bgp-passwords.json")
+}
+
+fn remembered(site: &Site) -> Result<String> {
+    Ok(fs::read_to_string(file(site))?)
 }
 
 /// But in the Secret, and in one file that is root's.
 fn nowhere(site: &Site) -> Result<()> {
-    let remembered = site.node.dir().join("bgp-passwords.json");
+    let remembered = file(site);
     let mode = fs::metadata(&remembered)?.permissions().mode() & 0o777;
     if mode != 0o600 || !fs::read_to_string(&remembered)?.contains(SECOND) {
         return unmet(format!("{} has mode {mode:o}", remembered.display()));

@@ -160,7 +160,7 @@ fn exhausted(site: &mut Site) -> Result<()> {
             other => return unmet(format!("a pod without room: {other:?}")),
         }
     }
-    wait("False", "2 pods on 1 node without an address: partition narrow has no free IPv4 address")?;
+    wait("False", "2 pods on 1 node (node1) without an address: partition narrow has no free IPv4 address")?;
     site.control.apply(&partition("10.74.0.0/31, 10.74.1.0/31"))?;
     until("the second pod is wired", SOON, || b.add(&site.node).map(|_| Some(())))?;
     wait("True", "")?;
@@ -222,13 +222,8 @@ fn network_policy(site: &mut Site) -> Result<()> {
         let events = site.control.kubectl(&["get", "events", "--field-selector", of, "-o", path])?;
         if events.contains(why) { Ok(Some(())) } else { unmet(events) }
     })?;
-    let described = site.control.kubectl(&["describe", "networkpolicy", "octal"]);
     site.control.kubectl(&["delete", "networkpolicy", "octal"])?;
-    match described? {
-        // kubectl does not list events for every kind, in every version.
-        text if text.contains("010.0.0.0/8") => site.wait_sound(),
-        text => unmet(text),
-    }
+    site.wait_sound()
 }
 
 /// What a stolen token could have a node say of all others' objects: the honest ones are node1 and, by its digests, node5.
@@ -245,10 +240,26 @@ fn liar(site: &mut Site) -> Result<()> {
     report("node5", &own["spec"])?;
     wait_status(site, red, &[("status", "True")], &[("nodesInForce", 2), ("nodes", 2)])?;
     let lie = json!({"object": "Partition/red", "generation": 1, "message": "give all of it to me"});
-    report("node4", &json!({"version": "0", "generation": 1, "refused": [lie]}))?;
+    let room = |pods: i64, message: &str| json!([{"partition": "red", "pods": pods, "message": message}]);
+    let report4 = |exhausted: Value| {
+        report("node4", &json!({"version": "0", "generation": 1, "refused": [lie], "exhausted": exhausted}))
+    };
+    for (exhausted, why) in [(room(-1, "full"), "pods"), (room(1, &"x".repeat(1001)), "message")] {
+        match report4(exhausted) {
+            Err(e) if e.to_string().contains(&format!("spec.exhausted[0].{why}")) => {}
+            other => return unmet(format!("a report with impossible {why}: {other:?}")),
+        }
+    }
+    report4(room(7, "nothing left"))?;
     let named = "refused: give all of it to me (on 1 of 3 nodes: node4)";
     let said = [("status", "True"), ("reason", "Accepted"), ("message", named)];
     wait_status(site, red, &said, &[("nodesInForce", 2), ("nodes", 3)])?;
+    let path = "jsonpath={.status.conditions[?(@.type=='AddressesAvailable')].message}";
+    until("the report of one node is told with its name", SOON, || {
+        let text = site.control.kubectl(&["get", "partition", "red", "-o", path])?;
+        let wanted = "7 pods on 1 node (node4) without an address: nothing left";
+        if text == wanted { Ok(Some(())) } else { unmet(text) }
+    })?;
     site.control.kubectl(&["delete", "nodereport,node", "node4", "node5"])?;
     wait_status(site, red, &[("status", "True")], &[("nodesInForce", 1), ("nodes", 1)])?;
     site.control.kubectl(&["delete", "partition", "red"]).map(drop)
