@@ -61,7 +61,7 @@ impl Node {
         let lost = self.endpoints.lost().map(|(block, ..)| block);
         let lost: Vec<_> = lost.filter(|block| !looked || kept.lost.contains(block)).collect();
         let fixed = kept.again.iter().filter(|block| is_fixed(block));
-        self.bgp.asked(None, fixed.map(|block| (*block, Asked::Again)).collect()).await;
+        self.bgp.asked(None, fixed.map(|block| (*block, Asked::Again)).collect());
         self.announce_blocks().await;
         self.tell_lost(&lost);
     }
