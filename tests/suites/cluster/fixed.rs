@@ -85,6 +85,10 @@ pub fn returned(site: &mut Site) -> Result<()> {
     site.cluster.kubectl(&["wait", "--for=condition=Ready", "node/node2", "--timeout=90s"])?;
     site.cluster.kubectl(&["rollout", "status", "-n", "bulkhead", "ds/bulkheadd", "--timeout=90s"])?;
     site.cluster.bird.wait_established(&["n2v4"], SOON)?;
+    // Before it has said all that it has, nothing is told by what it has not said.
+    until("the router has heard all of node2", SOON, || {
+        Ok(site.cluster.bird.restarts_over(&["n2v4"])?.then_some(()))
+    })?;
     wait_owner(site, 0)?;
     let holder = claimed_by(site)?;
     if holder != "node1" {
