@@ -40,7 +40,7 @@ impl Frr {
             begin(netns, dir, "bfdd", &[])
         };
         let bfdd = setup.bfd.map(|_| bfdd()).transpose()?;
-        let more: &'static [&'static str] = if setup.no_kernel { &["-n"] } else { &[] };
+        let more: &'static [&'static str] = if setup.speaker_alone { &["-n"] } else { &[] };
         let bgpd = begin(netns, dir, "bgpd", more)?;
         let neighbour = setup.unnumbered.unwrap_or(setup.node).to_owned();
         let (netns, sockets) = (netns.clone(), dir.to_owned());

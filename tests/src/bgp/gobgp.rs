@@ -31,7 +31,7 @@ impl Gobgp {
             API,
             "--pprof-disable",
             "-l",
-            "debug",
+            if setup.speaker_alone { "warn" } else { "debug" },
         ];
         let ready = || gobgp(netns, &["neighbor"]).map(drop);
         let daemon = Daemon::start(netns, dir, "gobgpd", &command, ready)?;

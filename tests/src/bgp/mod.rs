@@ -82,8 +82,8 @@ pub struct Setup {
     pub unnumbered: Option<&'static str>,
     /// Milliseconds, three times; not GoBGP, which lacks it.
     pub bfd: Option<u32>,
-    /// FRR alone has to be told: nothing goes to its kernel.
-    pub no_kernel: bool,
+    /// For measurements: nothing goes to the kernel, and no line of log for each route.
+    pub speaker_alone: bool,
 }
 
 pub const THEIRS: &str = "10.99.0.0/16";
@@ -107,7 +107,7 @@ impl Setup {
         long_lived: None,
         unnumbered: None,
         bfd: None,
-        no_kernel: false,
+        speaker_alone: false,
     };
 }
 

@@ -97,7 +97,7 @@ pub fn run() -> Result<Vec<Figure>> {
 fn receive(kind: Option<Kind>, number: usize, octets: &[u8]) -> Result<Spent> {
     let site = Site::create("receiver")?;
     let listener = site.node.run(|| Ok(TcpListener::bind((NODE, 179))?))?;
-    let setup = Setup { hold_time: super::feed::HOLD, no_kernel: true, ..Setup::DEFAULT };
+    let setup = Setup { hold_time: super::feed::HOLD, speaker_alone: true, ..Setup::DEFAULT };
     let mut who = match kind {
         None => Who::Ours(Receiver::start(&site.router)?),
         Some(kind) => Who::Other(kind.start(&site, &setup)?),
@@ -131,8 +131,8 @@ fn feed(who: &mut Who, stream: TcpStream, number: usize, octets: &[u8]) -> Resul
         if received >= number {
             return Ok(Some(Ok(())));
         }
-        if fed.has_ended() {
-            return Ok(Some(unmet("the receiver ended the session")));
+        if let Err(ended) = fed.holds() {
+            return Ok(Some(Err(ended)));
         }
         thread::sleep(LOOK);
         Err(crate::Error::Unmet(format!("{received} of {number}")))

@@ -93,15 +93,26 @@ impl Fed {
         Ok(Self { stream, end })
     }
 
-    /// The receiver has closed the connection.
-    pub fn has_ended(&self) -> bool {
-        self.end.try_recv().is_ok()
+    /// An error once the receiver has closed the connection, with its last words.
+    pub fn holds(&self) -> Result<()> {
+        match self.end.try_recv() {
+            Ok(last) => unmet(format!("the receiver ended the session: {}", words(&last))),
+            Err(_) => Ok(()),
+        }
     }
 
     pub fn send(&mut self, bytes: &[u8]) -> Result<()> {
-        match self.end.try_recv() {
-            Ok(last) => unmet(format!("the receiver ended the session: {last:?}")),
-            Err(_) => Ok(self.stream.write_all(bytes)?),
-        }
+        self.holds()?;
+        Ok(self.stream.write_all(bytes)?)
     }
+}
+
+fn words(last: &[u8]) -> String {
+    let mut framer = Framer::default();
+    framer.push(last);
+    let mut said = Vec::new();
+    while let Some(message) = framer.next(CONTEXT) {
+        said.push(format!("{message:?}"));
+    }
+    said.last().cloned().unwrap_or_else(|| "without a word".into())
 }
