@@ -9,6 +9,8 @@
 
 #[path = "kube_api/blocks.rs"]
 mod blocks;
+#[path = "kube_api/chart.rs"]
+mod chart;
 #[path = "kube_api/claims.rs"]
 mod claims;
 #[path = "kube_api/definitions.rs"]
@@ -51,6 +53,7 @@ fn main() -> Result<()> {
 
 fn trials(site: Option<&Arc<Mutex<Site>>>) -> Vec<Trial> {
     let cases = [
+        chart::CASES,
         definitions::CASES,
         rights::CASES,
         source::CASES,
