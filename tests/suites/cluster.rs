@@ -67,12 +67,13 @@ fn afterwards(before: &Machine, ended: &Ended) -> i32 {
 }
 
 fn trials(site: Option<&Arc<Mutex<Site>>>) -> Vec<Trial> {
-    let cases: [(&str, Case); 14] = [
+    let cases: [(&str, Case); 15] = [
         ("nodes become ready by one kubectl apply, and by nothing else", install::installed),
         ("pods of both nodes reach each other and the nodes, without NAT", reach::everybody),
         ("the previous release is upgraded to this one without a lost packet", upgrade::upgraded),
         ("pods call services, and are seen as who they are", services::of_pods),
         ("nodes and others call services, by kube-proxy in both of its modes", services::of_others),
+        ("services of both families, headless ones and those of SCTP", services::of_both_families),
         ("policy judges the backend, whoever has translated the service", services::judged),
         ("pods call services where no kube-proxy runs", services::without_proxy),
         ("kubelets probe pods of an isolated partition that lets nobody else in", policy::partition),

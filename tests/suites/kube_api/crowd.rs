@@ -9,10 +9,10 @@ pub const CASES: &[(&str, Case)] =
     &[("30,000 pods are listed, and listed anew, in bounded memory, and nothing is let in meanwhile", crowd)];
 
 const PODS: u32 = 30_000;
-/// Of the daemon, in MiB: measured are 78, and 88 after a second list.
+/// Of the daemon, in MiB: measured are 79.
 const KNOWN: u64 = 120;
-/// While it lists all of them beside those that it knows: measured are 103.
-const LISTING: u64 = 160;
+/// While it lists all of them beside those that it knows, and until that is given back: measured are 104.
+const LISTED: u64 = 160;
 
 /// The first three are the database, who may call it, and who may not.
 const DATABASE: &str = "10.64.16.0";
@@ -121,7 +121,7 @@ fn crowd(site: &mut Site) -> Result<()> {
          {again} MiB then; asked {asked} times meanwhile",
         before.0
     );
-    if known.max(again) > KNOWN || listing > LISTING {
+    if known > KNOWN || listing.max(again) > LISTED {
         return unmet("the daemon takes more memory than it may");
     }
     site.control.remove("pods/crowd/")?;
