@@ -75,28 +75,35 @@ fn images(site: &Site) -> Result<String> {
     Ok(images.join(" "))
 }
 
-pub fn upgraded(site: &mut Site) -> Result<()> {
-    let before = images(site)?;
-    let flows = traffic(site)?;
-    let kubectl = |arguments: &[&str]| site.cluster.kubectl(arguments);
+/// Until all is as if it had never been otherwise.
+fn roll_out(site: &Site) -> Result<()> {
     site.cluster.apply()?;
     site.create(&[NEWCOMER])?;
     for workload in ["daemonset/bulkheadd", "deployment/bulkhead-controller"] {
-        kubectl(&["rollout", "status", "-n", "bulkhead", workload, "--timeout=120s"])?;
+        site.cluster.kubectl(&["rollout", "status", "-n", "bulkhead", workload, "--timeout=120s"])?;
     }
     // What the router has kept of daemons that were away is renewed, or gone.
     let sessions = SESSIONS.concat();
     site.cluster.bird.wait_established(&sessions, SOON)?;
     until("no session is in a graceful restart", SOON, || {
         Ok(site.cluster.bird.restarts_over(&sessions)?.then_some(()))
-    })?;
+    })
+}
+
+pub fn upgraded(site: &mut Site) -> Result<()> {
+    let before = images(site)?;
+    let flows = traffic(site)?;
+    let rolled_out = roll_out(site);
+    // Traffic goes on also where the new daemons cannot take over what is there.
     for flow in flows {
         flow.finish()?;
     }
+    rolled_out?;
     let after = until("nobody runs what was there before", SOON, || {
         let now = images(site)?;
         Ok((now.split(' ').count() == 1 && now != before).then_some(now))
     })?;
     eprintln!("upgraded from {before} to {after}");
-    kubectl(&["delete", "pod", "-n", NEWCOMER.namespace, NEWCOMER.name, "--timeout=60s"]).map(drop)
+    let delete = ["delete", "pod", "-n", NEWCOMER.namespace, NEWCOMER.name, "--timeout=60s"];
+    site.cluster.kubectl(&delete).map(drop)
 }
