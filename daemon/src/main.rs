@@ -3,7 +3,7 @@
 use bulkhead_daemon::{
     config::{Config, Origin},
     install::{self, Installer},
-    ipam::{ClaimFiles, ClaimObjects, Claims, watch_claims},
+    ipam::{ClaimFiles, ClaimObjects, Claims},
     memory, metrics,
     node::{Node, uninstall},
     pod_events::PodEvents,
@@ -145,7 +145,6 @@ async fn run(config: Config) -> Result<OwnedMutexGuard<Node>, Box<dyn Error>> {
     let attention = node.bgp.attention();
     if let Some(client) = client {
         node.set_events(PodEvents::publish(client.clone(), name.clone()));
-        node.set_claims(watch_claims(client.clone(), &name));
         node.bgp.set_secrets(client.clone(), passwords);
         tokio::spawn(report::publish(client, name, node.reports()));
     }

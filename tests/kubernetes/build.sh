@@ -1,6 +1,6 @@
 #!/usr/bin/env bash
-# Builds etcd, the control plane, the node agents and kubectl of the release that go.mod names into one program, with
-# a link for each command beside it: build.sh DIRECTORY. Does nothing where that is done already.
+# Builds etcd, the control plane, the node agents and kubectl of the release that go.mod names, Helm and a runtime for network
+# plugins into one program, with a link for each command beside it: build.sh DIRECTORY. Does nothing where that is done already.
 set -euo pipefail
 mkdir -p "$1"
 out=$(cd "$1" && pwd)
@@ -11,7 +11,7 @@ fail() { printf 'kubernetes: %s\n' "$*" >&2; exit 1; }
 # Of the API group that ClusterNetworkPolicy is of: its definition is upstream's.
 policy_api=sigs.k8s.io/network-policy-api@v0.2.0
 
-commands=(etcd kube-apiserver kube-controller-manager kube-proxy kube-scheduler kubectl kubelet)
+commands=(cni-runtime etcd helm kube-apiserver kube-controller-manager kube-proxy kube-scheduler kubectl kubelet)
 key=$(sha256sum go.mod go.sum ./*.go build.sh | sha256sum | cut -d' ' -f1)
 [ "$(cat "$out/built" 2>/dev/null)" != "$key" ] || exit 0
 

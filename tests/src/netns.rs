@@ -15,12 +15,13 @@ use std::{
     thread,
 };
 
-/// Named under `/run/netns`, as `ip netns` names it; goes when dropped (and when the last process in it ends).
+/// Named under `/run/netns`, as `ip netns` names it; goes when dropped (and when the last process in it ends), if it was made here.
 #[derive(Debug)]
 pub struct Netns {
     name: String,
     path: PathBuf,
     file: File,
+    made_here: bool,
 }
 
 impl Netns {
@@ -40,9 +41,16 @@ impl Netns {
             return Err(e);
         }
         let file = File::open(&path).during(|| path.display().to_string())?;
-        let netns = Self { name: name.into(), path, file };
+        let netns = Self { name: name.into(), path, file, made_here: true };
         netns.ip("link set lo up")?;
         Ok(netns)
+    }
+
+    /// One that somebody else has made, and that goes when he likes.
+    pub fn of(path: PathBuf) -> Result<Self> {
+        let file = File::open(&path).during(|| path.display().to_string())?;
+        let name = path.file_name().unwrap_or_default().to_string_lossy().into_owned();
+        Ok(Self { name, path, file, made_here: false })
     }
 
     pub fn name(&self) -> &str {
@@ -92,6 +100,9 @@ impl Netns {
 
 impl Drop for Netns {
     fn drop(&mut self) {
+        if !self.made_here {
+            return;
+        }
         // Nothing to do where it fails: the mount namespace goes with the lab.
         let _ = umount2(&self.path, MntFlags::MNT_DETACH);
         let _ = fs::remove_file(&self.path);

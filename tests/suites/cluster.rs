@@ -1,6 +1,6 @@
 //! A cluster that Bulkhead is installed in as a user would: Kubernetes' own kubelets, containerd, kube-proxy, real pods.
 //!
-//! The cases are one story and run in this order: not ready, installed, used, uninstalled.
+//! The cases are one story and run in this order: not ready, installed, upgraded, used, uninstalled.
 
 #![allow(clippy::unwrap_used, clippy::expect_used, reason = "a suite fails by panicking")]
 
@@ -16,6 +16,8 @@ mod reach;
 mod services;
 #[path = "cluster/site.rs"]
 mod site;
+#[path = "cluster/upgrade.rs"]
+mod upgrade;
 
 use bulkhead_lab::{
     Result,
@@ -65,14 +67,15 @@ fn afterwards(before: &Machine, ended: &Ended) -> i32 {
 }
 
 fn trials(site: Option<&Arc<Mutex<Site>>>) -> Vec<Trial> {
-    let cases: [(&str, Case); 14] = [
+    let cases: [(&str, Case); 15] = [
         ("nodes become ready by one kubectl apply, and by nothing else", install::installed),
         ("pods of both nodes reach each other and the nodes, without NAT", reach::everybody),
+        ("the previous release is upgraded to this one without a lost packet", upgrade::upgraded),
         ("pods call services, and are seen as who they are", services::of_pods),
         ("nodes and others call services, by kube-proxy in both of its modes", services::of_others),
+        ("services of both families, headless ones and those of SCTP", services::of_both_families),
         ("policy judges the backend, whoever has translated the service", services::judged),
         ("pods call services where no kube-proxy runs", services::without_proxy),
-        ("the daemons of all nodes are replaced without a lost packet", reach::replaced),
         ("kubelets probe pods of an isolated partition that lets nobody else in", policy::partition),
         ("a network policy by label holds for pods of both nodes, and follows labels", policy::labels),
         (

@@ -1,6 +1,9 @@
 //! `bulkhead-cni` against a real `bulkheadd` and the kernel, in every version of the CNI specification.
 #![allow(clippy::expect_used, reason = "a suite fails by panicking")]
 
+#[path = "cni/runtime.rs"]
+mod runtime;
+
 use bulkhead_lab::{
     Netns, Node, Pod, Result, Single, enter,
     link::ip_output,
@@ -35,6 +38,10 @@ fn main() -> Result<()> {
         trial("CHECK, GC and STATUS are refused in versions that have them not", verbs_by_version),
         trial("CHECK fails when the pod's interface was tampered with", check_compares),
         trial("GC frees what the runtime no longer names", gc),
+        trial(
+            "containerd's library and libcni have all verbs of the plugin, and leave nothing behind",
+            runtime::verbs,
+        ),
         trial("a version that is not known is refused with code 1", unknown_version),
     ];
     if arguments.list {

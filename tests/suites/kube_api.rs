@@ -7,10 +7,16 @@
 
 #![allow(clippy::unwrap_used, clippy::expect_used, reason = "a suite fails by panicking")]
 
+#[path = "kube_api/absent.rs"]
+mod absent;
 #[path = "kube_api/blocks.rs"]
 mod blocks;
+#[path = "kube_api/chart.rs"]
+mod chart;
 #[path = "kube_api/claims.rs"]
 mod claims;
+#[path = "kube_api/crowd.rs"]
+mod crowd;
 #[path = "kube_api/definitions.rs"]
 mod definitions;
 #[path = "kube_api/fixed.rs"]
@@ -51,6 +57,7 @@ fn main() -> Result<()> {
 
 fn trials(site: Option<&Arc<Mutex<Site>>>) -> Vec<Trial> {
     let cases = [
+        chart::CASES,
         definitions::CASES,
         rights::CASES,
         source::CASES,
@@ -59,6 +66,8 @@ fn trials(site: Option<&Arc<Mutex<Site>>>) -> Vec<Trial> {
         claims::CASES,
         fixed::CASES,
         passwords::CASES,
+        absent::CASES,
+        crowd::CASES,
     ]
     .into_iter()
     .flatten();

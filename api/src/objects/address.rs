@@ -23,7 +23,6 @@ use std::net::IpAddr;
         derive = "PartialEq",
         category = "bulkhead",
         shortname = "ipb",
-        selectable = ".spec.node",
         validation = Rule::new("self.metadata.name == self.spec.cidr.replace('.', '-').replace(':', '-').replace('/', '-')")
             .message("the name of an IPBlock is its CIDR with `-` for `.`, `:` and `/`"),
         printcolumn(name = "CIDR", json_path = ".spec.cidr", type_ = "string"),

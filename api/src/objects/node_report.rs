@@ -6,8 +6,8 @@ use std::collections::BTreeMap;
 
 /// Beyond it a report says nothing of the kinds whose refusals it has no room for.
 pub const MOST_REFUSALS: usize = 100;
-/// Of partitions without an address, in one report; those with fewer waiting pods have no room beyond it.
-pub const MOST_EXHAUSTED: usize = 100;
+/// Of partitions without an address, in one report: no node has so many pods, and each of them is of one partition.
+pub const MOST_EXHAUSTED: usize = 1000;
 /// Of a message, in characters.
 pub const LONGEST_MESSAGE: usize = 1000;
 

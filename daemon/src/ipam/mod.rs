@@ -14,7 +14,6 @@ mod kept;
 mod objects;
 #[cfg(test)]
 mod observed;
-mod told;
 
 pub use allocator::{Allocator, Family, blocks_of, overlap};
 pub use claims::{BlockClaims, Claim, ClaimError, ClaimFiles};
@@ -22,7 +21,6 @@ pub use fixed::{Asked, is_fixed};
 pub use keep::{Holder, Kept, Lost};
 pub use kept::Claims;
 pub use objects::ClaimObjects;
-pub use told::{ToldClaims, watch_claims};
 
 use bulkhead_api::objects::IPBlockSpec;
 use futures_util::future::join_all;

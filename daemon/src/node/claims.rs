@@ -1,7 +1,10 @@
 //! This node's claims of blocks, held against what the cluster has of them.
 
 use super::Node;
-use crate::ipam::{Asked, Lost, ToldClaims, is_fixed};
+use crate::{
+    config::Origin,
+    ipam::{Asked, Lost, is_fixed},
+};
 use bulkhead_api::{
     messages::{ObjectError, PodRef},
     objects::{IpNetwork, block_name},
@@ -17,8 +20,10 @@ const AGAIN: Duration = Duration::from_secs(15);
 
 #[derive(Default)]
 pub(super) struct Claimed {
-    /// Without an API server nobody but the node itself removes a claim.
-    told: Option<ToldClaims>,
+    /// Blocks that the cluster has as this node's; `None` until it has told everything.
+    told: Option<BTreeSet<IpNetwork>>,
+    /// Since it was looked at.
+    changed: bool,
     again_at: Option<Instant>,
     /// What was lost before this daemon came is told with the first look.
     looked: bool,
@@ -27,19 +32,26 @@ pub(super) struct Claimed {
 impl Claimed {
     /// What the cluster has, where it is to be looked at now: it has changed, or something is to be tried again.
     fn due(&mut self) -> Option<BTreeSet<IpNetwork>> {
-        let told = self.told.as_mut()?;
         let again = self.again_at.is_some_and(|at| at <= Instant::now());
-        if !again && !told.has_changed().unwrap_or(false) {
-            return None;
+        let changed = std::mem::take(&mut self.changed);
+        if again || changed { self.told.clone() } else { None }
+    }
+
+    fn tell(&mut self, claims: BTreeSet<IpNetwork>) {
+        if self.told.as_ref() != Some(&claims) {
+            self.told = Some(claims);
+            self.changed = true;
         }
-        told.borrow_and_update().clone()
     }
 }
 
 impl Node {
-    /// Where it is told which claims the cluster has of this node.
-    pub fn set_claims(&mut self, told: ToldClaims) {
-        self.claims.told = Some(told);
+    /// Blocks of all nodes have been told. Without an API server nobody but the node itself removes a claim.
+    pub(super) fn know_claims(&mut self) {
+        if matches!(self.config.origin(), Ok(Origin::Kubernetes(_))) {
+            let ours = self.in_force.blocks.values().filter(|block| block.node == self.config.node);
+            self.claims.tell(ours.map(|block| block.cidr).collect());
+        }
     }
 
     /// Claims again what somebody has taken away. What another has claimed since is announced no more.

@@ -3,6 +3,9 @@
 use bulkhead_api::objects::{Exhausted, LONGEST_MESSAGE, MOST_EXHAUSTED};
 use std::{cmp::Reverse, collections::BTreeMap};
 
+/// Of all messages of a report, in characters: an object may have but so many octets.
+const ALL_MESSAGES: usize = 100 * LONGEST_MESSAGE;
+
 /// By partition and pod (`namespace/name`): why.
 #[derive(Debug, Default)]
 pub struct Waiting(BTreeMap<String, BTreeMap<String, String>>);
@@ -23,9 +26,10 @@ impl Waiting {
         self.0.retain(|_, pods| !pods.is_empty());
     }
 
-    /// As far as a report has room: the partitions that most pods wait for.
+    /// All of them; where they are very many, with shorter messages.
     pub fn told(&self) -> Vec<Exhausted> {
-        let cut = |why: &String| why.chars().take(LONGEST_MESSAGE).collect();
+        let longest = LONGEST_MESSAGE.min(ALL_MESSAGES / self.0.len().max(1));
+        let cut = |why: &String| why.chars().take(longest).collect();
         let of = |(partition, pods): (&String, &BTreeMap<String, String>)| Exhausted {
             partition: partition.clone(),
             pods: u32::try_from(pods.len()).unwrap_or(u32::MAX),
@@ -69,13 +73,21 @@ mod tests {
     #[test]
     fn what_is_told_has_room_in_a_report() {
         let mut waiting = Waiting::default();
-        for i in 0..=MOST_EXHAUSTED {
-            waiting.failed(&format!("p{i:03}"), "shop/a".into(), &"é".repeat(LONGEST_MESSAGE + 1));
+        for (partitions, longest) in [(100, LONGEST_MESSAGE), (400, LONGEST_MESSAGE / 4)] {
+            for i in 0..partitions {
+                waiting.failed(&format!("p{i:03}"), "shop/a".into(), &"é".repeat(LONGEST_MESSAGE + 1));
+            }
+            let told = waiting.told();
+            assert_eq!(told.len(), partitions);
+            assert!(told.iter().all(|e| e.message.chars().count() == longest));
         }
-        waiting.failed("p100", "shop/b".into(), "full");
+        // More than a node has pods: those with the fewest give way.
+        for i in 0..=MOST_EXHAUSTED {
+            waiting.failed(&format!("p{i:04}"), "shop/a".into(), "full");
+        }
+        waiting.failed("p1000", "shop/b".into(), "full");
         let told = waiting.told();
         assert_eq!(told.len(), MOST_EXHAUSTED);
-        assert_eq!(told.last().map(|e| (e.partition.as_str(), e.pods)), Some(("p100", 2)));
-        assert!(told.iter().all(|e| e.message.chars().count() == LONGEST_MESSAGE));
+        assert!(told.iter().any(|e| (e.partition.as_str(), e.pods) == ("p1000", 2)));
     }
 }

@@ -4,18 +4,18 @@
 //! own with a layer of the lab over them, `/run` and the bpffs are new: what is installed on a node is installed in the lab.
 //! cgroups cannot be layered: each kubelet has a root of its own, see [`super::cgroups`].
 
-use super::cgroups;
+use super::{cgroups, images::Archive};
 use crate::{
     Context, Error, Netns, Result,
     enter::WORK,
     kubernetes::{ControlPlane, Identity, start, tail},
-    link::run,
-    programs, until,
+    link::{ip_output, run},
+    programs, unmet, until,
 };
 use serde_json::json;
 use std::{
     fs::{self, File},
-    net::Ipv4Addr,
+    net::{Ipv4Addr, Ipv6Addr},
     os::{fd::AsRawFd, unix::process::CommandExt},
     path::{Path, PathBuf},
     process::{Child, Command},
@@ -41,6 +41,7 @@ pub struct Machine {
     pub name: String,
     pub netns: Netns,
     pub v4: Ipv4Addr,
+    pub v6: Ipv6Addr,
     /// Of kube-proxy.
     proxy_mode: &'static str,
     dir: PathBuf,
@@ -51,11 +52,11 @@ pub struct Machine {
 
 impl Machine {
     /// Makes the namespaces, and starts nothing.
-    pub fn create(netns: Netns, v4: Ipv4Addr, proxy_mode: &'static str) -> Result<Self> {
+    pub fn create(netns: Netns, v4: Ipv4Addr, v6: Ipv6Addr, proxy_mode: &'static str) -> Result<Self> {
         let name = netns.name().to_string();
         let dir = Path::new(WORK).join(&name);
         fs::create_dir_all(&dir).during(|| dir.display().to_string())?;
-        let mut machine = Self { name, netns, v4, proxy_mode, dir, mounts: None, processes: Vec::new() };
+        let mut machine = Self { name, netns, v4, v6, proxy_mode, dir, mounts: None, processes: Vec::new() };
         let furnished = machine.dir.join("furnished");
         let script = machine.write("furnish.sh", &furnish(&machine.dir, &furnished))?;
         let mut holder = machine.netns.command("unshare");
@@ -78,12 +79,16 @@ impl Machine {
         &mut self,
         control: &ControlPlane,
         sandbox: &str,
-        images: &[PathBuf],
+        images: &[Archive],
         cgroup: &str,
     ) -> Result<()> {
         self.start_containerd(sandbox)?;
         for image in images {
-            run(self.command("ctr").args(["-n", "k8s.io", "images", "import", "--no-unpack"]).arg(image))?;
+            let images = ["-n", "k8s.io", "images"];
+            run(self.command("ctr").args(images).args(["import", "--no-unpack"]).arg(&image.path))?;
+            if let Some((name, other)) = image.also {
+                run(self.command("ctr").args(images).args(["tag", "--force", name, other]))?;
+            }
         }
         self.start_kubelet(control, cgroup)?;
         self.start_proxy(control)
@@ -123,6 +128,21 @@ impl Machine {
     /// What this prints, on this machine.
     pub fn run(&self, program: &str, arguments: &[&str]) -> Result<String> {
         run(self.command(program).args(arguments))
+    }
+
+    /// The namespace of the pod that has this address.
+    pub fn pod_netns(&self, address: &str) -> Result<Netns> {
+        let Some((_, holder)) = self.processes.first() else {
+            return unmet(format!("{} does not run", self.name));
+        };
+        let dir = PathBuf::from(format!("/proc/{}/root/run/netns", holder.id()));
+        for entry in fs::read_dir(&dir).during(|| dir.display().to_string())?.flatten() {
+            let netns = Netns::of(entry.path())?;
+            if ip_output(Some(&netns), "-o address show")?.contains(&format!(" {address}/")) {
+                return Ok(netns);
+            }
+        }
+        unmet(format!("no pod of {} has {address}", self.name))
     }
 
     fn start_containerd(&mut self, sandbox: &str) -> Result<()> {
@@ -173,7 +193,9 @@ impl Machine {
         let file = self.write("kubelet.json", &configuration.to_string())?;
         let mut command = self.command(programs::find("kubelet")?);
         command.arg("--config").arg(file).arg("--kubeconfig").arg(kubeconfig);
-        command.arg(format!("--hostname-override={}", self.name)).arg(format!("--node-ip={}", self.v4));
+        command
+            .arg(format!("--hostname-override={}", self.name))
+            .arg(format!("--node-ip={},{}", self.v4, self.v6));
         self.spawn(command, "kubelet")
     }
 

@@ -13,9 +13,11 @@ pub mod cgroups;
 pub mod door;
 mod images;
 mod machine;
+mod release;
 
 pub use images::BUSYBOX;
 pub use machine::Machine;
+pub use release::Release;
 
 use crate::{
     Bird, Error, Netns, Result,
@@ -25,7 +27,7 @@ use crate::{
     unmet, until,
 };
 use std::{
-    net::Ipv4Addr,
+    net::{Ipv4Addr, Ipv6Addr},
     path::{Path, PathBuf},
     time::Duration,
 };
@@ -59,12 +61,13 @@ impl Cluster {
             let netns = namespace(&format!("node{n}"))?;
             cable(&router, &format!("n{n}"), n, &netns)?;
             forward(&netns)?;
-            machines.push(Machine::create(netns, Ipv4Addr::new(172, 30, n, 2), proxy_mode)?);
+            let v6 = Ipv6Addr::new(0xfd00, 0x30, n.into(), 0, 0, 0, 0, 2);
+            machines.push(Machine::create(netns, Ipv4Addr::new(172, 30, n, 2), v6, proxy_mode)?);
         }
         let bird = Bird::start(&router, &dir.join("router"), ROUTER)?;
         let control = ControlPlane::start_for_kubelets(control, CONTROL.into(), &dir.join("control"))?;
         let managers = control.start_managers()?;
-        let (group, images) = (cgroups::own()?, images::all(&dir)?);
+        let (group, images) = (cgroups::own()?, images::all(&dir, &Release::previous())?);
         for machine in &mut machines {
             let group = format!("{group}/{}", machine.name);
             cgroups::create(&group)?;
@@ -79,10 +82,26 @@ impl Cluster {
         Ok(cluster)
     }
 
+    /// What a user does, to install and to upgrade.
+    pub fn apply(&self) -> Result<()> {
+        let file = deploy().join("bulkhead.yaml");
+        self.kubectl(&["apply", "--server-side", "-f", &file.display().to_string()]).map(drop)
+    }
+
     /// What a user does, and the objects that say whom the nodes peer with.
     pub fn install(&self) -> Result<()> {
-        let file = deploy().join("bulkhead.yaml");
-        self.kubectl(&["apply", "--server-side", "-f", &file.display().to_string()])?;
+        self.apply()?;
+        self.peer()
+    }
+
+    /// As [`Self::install`], of the release that this one takes the place of.
+    pub fn install_previous(&self) -> Result<()> {
+        let file = self.control.write("previous.yaml", &Release::previous().manifest()?)?;
+        self.kubectl(&["apply", "--server-side", "-f", &file])?;
+        self.peer()
+    }
+
+    fn peer(&self) -> Result<()> {
         self.kubectl(&["wait", "--for=condition=Established", "crd", "--all", "--timeout=30s"])?;
         self.control.apply(BGP)?;
         let ready =

@@ -18,7 +18,7 @@ pub fn installed(site: &mut Site) -> Result<()> {
     if ready != "False False" {
         return unmet(format!("without a network plugin the nodes are ready: {ready}"));
     }
-    site.cluster.install()?;
+    site.cluster.install_previous()?;
     let ready = ["wait", "--for=condition=Ready", "-n", "bulkhead", "pod", "--all", "--timeout=60s"];
     let pods = site.cluster.kubectl(&ready)?;
     if pods.lines().count() != 5 {

@@ -2,11 +2,10 @@
 
 use crate::site::{Pod, Site};
 use bulkhead_lab::{
-    Error, Result,
+    Result,
     cluster::{BUSYBOX, SOON},
     unmet, until,
 };
-use std::thread;
 
 pub const PODS: [Pod; 4] = [
     Pod { namespace: "shop", name: "app1", node: "node1", host: false, role: "app" },
@@ -23,47 +22,25 @@ pub fn everybody(site: &mut Site) -> Result<()> {
     site.cluster.kubectl(&["create", "namespace", "shop"])?;
     let all = [&PODS[..], &NODES].concat();
     site.create(&all)?;
-    let addresses = all.iter().map(|pod| site.address(pod)).collect::<Result<Vec<_>>>()?;
-    if addresses.iter().filter(|a| a.starts_with("10.64.")).count() != PODS.len() {
-        return unmet(format!("addresses outside podCIDRs: {addresses:?}"));
-    }
-    for (from, own) in all.iter().zip(&addresses) {
-        // A neighbour's way to a new pod may come a moment after the pod.
-        until(&format!("{} is seen as {own} everywhere", from.name), SOON, || {
-            let seen = site.call(from, &addresses)?;
-            // A node has another address towards its own pods, and towards itself.
-            let expected =
-                |to: &Pod, seen: &String| seen == own || (from.host && to.node == from.node && seen != "-");
-            let held = seen.len() == all.len() && all.iter().zip(&seen).all(|(to, seen)| expected(to, seen));
-            if held { Ok(Some(())) } else { unmet(format!("{addresses:?} see {seen:?}")) }
-        })?;
-    }
-    Ok(())
-}
-
-/// Every daemon is replaced while a pod of one node calls pods of both, twenty times a second.
-pub fn replaced(site: &mut Site) -> Result<()> {
-    let [caller, neighbour, _, far] = &PODS;
-    let to = [site.address(neighbour)?, site.address(far)?].join(" ");
-    let cluster = &site.cluster;
-    let script = format!(
-        "b=/bin/busybox; $b rm -f /stop; while [ ! -e /stop ]; do for a in {to}; do \
-         $b ping -q -c 20 -i 0.05 $a | $b grep loss; done; done"
-    );
-    let pod = ["-n", caller.namespace, caller.name];
-    let said = thread::scope(|scope| {
-        let calls = scope.spawn(|| cluster.exec(&pod, &["/bin/busybox", "sh", "-c", &script]));
-        let set = ["-n", "bulkhead", "ds/bulkheadd"];
-        let replaced = cluster
-            .kubectl(&[&["rollout", "restart"], &set[..]].concat())
-            .and_then(|_| cluster.kubectl(&[&["rollout", "status", "--timeout=90s"], &set[..]].concat()));
-        cluster.exec(&pod, &["/bin/busybox", "touch", "/stop"])?;
-        let said = calls.join().map_err(|_| Error::Unmet("the caller panicked".into()))?;
-        replaced.and(said)
-    })?;
-    let rounds = said.lines().count();
-    if rounds < 4 || !said.lines().all(|line| line.contains(", 0% packet loss")) {
-        return unmet(format!("{rounds} rounds: {said}"));
+    let both = all.iter().map(|pod| site.addresses(pod)).collect::<Result<Vec<_>>>()?;
+    for (family, range) in ["10.64.", "fd00:64:"].into_iter().enumerate() {
+        let addresses: Vec<String> = both.iter().map(|addresses| addresses[family].clone()).collect();
+        if addresses.iter().filter(|a| a.starts_with(range)).count() != PODS.len() {
+            return unmet(format!("addresses outside podCIDRs: {addresses:?}"));
+        }
+        for (from, own) in all.iter().zip(&addresses) {
+            // A neighbour's way to a new pod may come a moment after the pod.
+            until(&format!("{} is seen as {own} everywhere", from.name), SOON, || {
+                let seen = site.call(from, &addresses)?;
+                // A node has another address towards its own pods, and towards itself.
+                let expected = |to: &Pod, seen: &String| {
+                    seen == own || (from.host && to.node == from.node && seen != "-")
+                };
+                let held =
+                    seen.len() == all.len() && all.iter().zip(&seen).all(|(to, seen)| expected(to, seen));
+                if held { Ok(Some(())) } else { unmet(format!("{addresses:?} see {seen:?}")) }
+            })?;
+        }
     }
     Ok(())
 }

@@ -97,6 +97,40 @@ pub fn of_pods(site: &mut Site) -> Result<()> {
     )
 }
 
+/// A service of both families has an address of each; headless ones and those of SCTP are left to DNS and to kube-proxy.
+pub fn of_both_families(site: &mut Site) -> Result<()> {
+    let signal = "ports: [{name: m3ua, protocol: SCTP, port: 2905}]";
+    let services = [
+        service("both", "role: db", &format!("ipFamilyPolicy: RequireDualStack, {}", port(""))),
+        service("headless", "role: db", &format!("clusterIP: None, {}", port(""))),
+        service("signal", "role: db", signal),
+    ];
+    site.cluster.control.apply(&services.concat())?;
+    let kubectl = |arguments: &[&str]| site.cluster.kubectl(arguments);
+    let told = kubectl(&["get", "service", "-n", "shop", "both", "-o", "jsonpath={.spec.clusterIPs[*]}"])?;
+    let given: Vec<&str> = told.split(' ').collect();
+    if given.len() != 2 {
+        return unmet(format!("not an address of each family: {told}"));
+    }
+    let app1 = &PODS[0];
+    for own in site.addresses(app1)? {
+        let Some(address) = given.iter().find(|given| given.contains(':') == own.contains(':')) else {
+            return unmet(format!("no address of the family of {own}: {told}"));
+        };
+        let calls = || site.ask(app1, &vec![(*address, SERVICE); CALLS]);
+        wait_answers(&format!("a pod calls {address}"), &["db1", "db2"], |a| a.seen == own, calls)?;
+    }
+    until("what is not translated at the socket is told", SOON, || {
+        let told =
+            kubectl(&["exec", "-n", "bulkhead", "ds/bulkheadd", "--", "/usr/bin/bulkhead", "services"])?;
+        let line = |name: &str, words: &str| told.lines().any(|l| l.contains(name) && l.contains(words));
+        let both =
+            line("shop/headless", "headless: DNS answers") && line("shop/signal", "SCTP is not translated");
+        if both { Ok(Some(())) } else { unmet(told) }
+    })?;
+    kubectl(&["delete", "service", "-n", "shop", "both", "headless", "signal"]).map(drop)
+}
+
 /// Goes on from the case before: who is no pod calls, and kube-proxy translates.
 pub fn of_others(site: &mut Site) -> Result<()> {
     let nodes: Vec<String> = site.cluster.machines.iter().map(|m| m.v4.to_string()).collect();

@@ -57,6 +57,16 @@ impl Site {
         self.cluster.kubectl(&["get", "pod", "-n", pod.namespace, pod.name, "-o", path])
     }
 
+    /// All addresses of a pod, IPv4 first.
+    pub fn addresses(&self, pod: &Pod) -> Result<[String; 2]> {
+        let path = "jsonpath={.status.podIPs[*].ip}";
+        let told = self.cluster.kubectl(&["get", "pod", "-n", pod.namespace, pod.name, "-o", path])?;
+        match told.split(' ').collect::<Vec<_>>()[..] {
+            [v4, v6] if v6.contains(':') => Ok([v4.into(), v6.into()]),
+            _ => unmet(format!("{} has not an address of each family: {told}", pod.name)),
+        }
+    }
+
     /// As whom `from` is seen at each of these addresses; `-` where nobody answers.
     pub fn call(&self, from: &Pod, to: &[String]) -> Result<Vec<String>> {
         let to: Vec<_> = to.iter().map(|address| (address.as_str(), PORT)).collect();
@@ -106,8 +116,11 @@ fn asking(to: &[(&str, u16)]) -> String {
 }
 
 fn answers(said: &str) -> Vec<Answer> {
-    // An IPv6 socket's view of IPv4.
-    let plain = |address: &str| address.trim_start_matches("[::ffff:").trim_end_matches(']').to_string();
+    // An IPv6 socket's view of IPv4; and IPv6 as it stands in a URL.
+    let plain = |address: &str| {
+        let bare = address.trim_start_matches('[').trim_end_matches(']');
+        bare.trim_start_matches("::ffff:").to_string()
+    };
     let one = |line: &str| {
         let (name, seen) = line.split_once(' ').unwrap_or((line, "-"));
         Answer { name: name.into(), seen: plain(seen) }

@@ -1,7 +1,7 @@
 //! The API server as source: what is applied comes into force, and what is in force stays when the API server goes.
 
 use crate::site::{Case, SOON, Site};
-use bulkhead_api::messages::{BgpPeerInfo, FrontendInfo, Services};
+use bulkhead_api::messages::{BgpPeerInfo, ExplainRequest, Explanation, FrontendInfo, Services};
 use bulkhead_lab::{Result, unmet, until};
 use nix::{
     sys::signal::{Signal, kill},
@@ -11,6 +11,7 @@ use nix::{
 pub const CASES: &[(&str, Case)] = &[
     ("what is applied comes into force, and what is deleted goes", applied),
     ("NetworkPolicy goes by the labels that the cluster's pods have now", by_label),
+    ("a NetworkPolicy that names an SCTP port admits that and nothing else", sctp),
     ("services are those of the API server, with the backends of their slices", services),
     ("an object that is refused is told, and the others come into force", refused),
     ("a pause in which etcd was compacted and the API server killed is made up for", compacted),
@@ -86,6 +87,42 @@ fn by_label(site: &mut Site) -> Result<()> {
         "--grace-period=0",
     ])?;
     site.wait_allowed("10.64.5.9", "10.64.5.1", 5432, true)
+}
+
+fn sctp(site: &mut Site) -> Result<()> {
+    site.control.apply(
+        "apiVersion: v1\nkind: Namespace\nmetadata: {name: shop}\n---\n\
+         apiVersion: v1\nkind: Pod\nmetadata: {name: signal, namespace: shop, labels: {app: signal}}\n\
+         spec: {nodeName: node2, containers: [{name: c, image: none}]}\n---\n\
+         apiVersion: networking.k8s.io/v1\nkind: NetworkPolicy\nmetadata: {name: signal, namespace: shop}\n\
+         spec: {podSelector: {matchLabels: {app: signal}}, ingress: [{ports: [{protocol: SCTP, port: 2905}]}]}\n",
+    )?;
+    let address = "10.64.5.7";
+    let status =
+        format!(r#"{{"status":{{"phase":"Running","podIP":"{address}","podIPs":[{{"ip":"{address}"}}]}}}}"#);
+    site.control.kubectl(&[
+        "-n",
+        "shop",
+        "patch",
+        "pod",
+        "signal",
+        "--subresource=status",
+        "--type=merge",
+        "-p",
+        &status,
+    ])?;
+    site.wait_allowed("10.64.5.9", address, 2905, false)?;
+    for (protocol, port, allowed) in [("sctp", 2905, true), ("sctp", 2906, false), ("udp", 2905, false)] {
+        let request =
+            ExplainRequest { from: "10.64.5.9".into(), to: address.into(), protocol: protocol.into(), port };
+        let explanation: Explanation = site.node.post("/v1/explain", &request)?;
+        if explanation.allowed != allowed {
+            return unmet(format!("{protocol} {port}: {explanation:?}"));
+        }
+    }
+    site.control
+        .kubectl(&["-n", "shop", "delete", "networkpolicy,pod", "--all", "--force", "--grace-period=0"])
+        .map(drop)
 }
 
 /// The cluster IP is what the API server has given the service.
