@@ -35,7 +35,7 @@ pub mod wire;
 pub use driver::{
     Awaited, Change, Direction, LearnedFeed, LearnedRoutes, Messages, Password, Paths, PeerConfig,
     PeerStatus, PrefixAtPeer, Remote, RouteView, Routes, Speaker, SpeakerConfig, SpeakerError, Station,
-    StationStatus, Ttl,
+    StationStatus, Ttl, Whom,
 };
 pub use export::RouteAttributes;
 pub use family::Family;

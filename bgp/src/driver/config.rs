@@ -186,7 +186,7 @@ impl PeerConfig {
     }
 
     /// What packets of a peer that may be several hops away must arrive with.
-    fn least_ttl(&self) -> Option<u8> {
+    pub(super) fn least_ttl(&self) -> Option<u8> {
         match self.ttl {
             Ttl::System | Ttl::Security(..=1) | Ttl::Fixed(..=1) => None,
             Ttl::Security(hops) => Some(u8::MAX - (hops - 1)),

@@ -30,7 +30,7 @@ mod unnumbered;
 pub use bmp::{Station, StationStatus};
 pub use config::{Password, PeerConfig, Remote, SpeakerConfig, Ttl};
 pub use learned::{LearnedFeed, LearnedRoutes};
-pub use paths::{Awaited, Paths};
+pub use paths::{Awaited, Paths, Whom};
 pub use record::{Change, Messages};
 pub use speaker::{Speaker, SpeakerError};
 pub use status::{Direction, PeerStatus, PrefixAtPeer, RouteView, Routes};

@@ -5,17 +5,26 @@ use crate::bfd;
 use ipnetwork::IpNetwork;
 use nix::net::if_::if_nametoindex;
 use std::collections::BTreeMap;
-use std::net::SocketAddrV6;
+use std::net::{IpAddr, SocketAddrV6};
 
 #[derive(Clone, Debug, Default, PartialEq, Eq)]
 pub struct Paths {
     pub sessions: BTreeMap<bfd::Key, bfd::Settings>,
     /// Sessions with such neighbours go on, where there are any: after a restart nobody has been heard yet.
-    pub awaited: Vec<(Awaited, bfd::Settings)>,
+    pub awaited: Vec<Awaited>,
+}
+
+/// What is known of a session before its neighbour is.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct Awaited {
+    pub whom: Whom,
+    pub local: Option<IpAddr>,
+    pub multihop: Option<u8>,
+    pub settings: bfd::Settings,
 }
 
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub enum Awaited {
+pub enum Whom {
     /// The router of this interface, which has not advertised itself yet.
     Interface(u32),
     /// Everybody of this range who has not connected yet.
@@ -26,8 +35,8 @@ impl Paths {
     /// Those that are wanted, and of those that there are the ones that may be.
     pub fn wanted(&self, there: impl IntoIterator<Item = bfd::Key>) -> BTreeMap<bfd::Key, bfd::Settings> {
         let kept = there.into_iter().filter_map(|key| {
-            let (_, settings) = self.awaited.iter().find(|(awaited, _)| awaited.may_be(&key))?;
-            Some((key, *settings))
+            let awaited = self.awaited.iter().find(|awaited| awaited.may_be(&key))?;
+            Some((key, awaited.settings))
         });
         kept.chain(self.sessions.iter().map(|(key, settings)| (*key, *settings))).collect()
     }
@@ -36,22 +45,25 @@ impl Paths {
     pub(super) fn add(&mut self, peer: &PeerConfig, located: Option<SocketAddrV6>) {
         self.sessions.extend(peer.bfd_session_at(located));
         let Some(settings) = peer.bfd.filter(|_| peer.shutdown.is_none()) else { return };
-        let awaited = match &peer.remote {
+        let whom = match &peer.remote {
             Remote::Address(_) => None,
-            Remote::Range(range) => Some(Awaited::Range(*range)),
+            Remote::Range(range) => Some(Whom::Range(*range)),
             Remote::Interface(_) if located.is_some() => None,
-            Remote::Interface(name) => if_nametoindex(name.as_str()).ok().map(Awaited::Interface),
+            Remote::Interface(name) => if_nametoindex(name.as_str()).ok().map(Whom::Interface),
         };
-        self.awaited.extend(awaited.map(|awaited| (awaited, settings)));
+        let (local, multihop) = (peer.local_address, peer.least_ttl());
+        self.awaited.extend(whom.map(|whom| Awaited { whom, local, multihop, settings }));
     }
 }
 
 impl Awaited {
+    /// Another session with the same neighbour is none of the peer's.
     fn may_be(&self, key: &bfd::Key) -> bool {
-        match self {
-            Awaited::Interface(index) => key.ifindex == Some(*index),
-            Awaited::Range(range) => key.ifindex.is_none() && range.contains(key.peer),
-        }
+        let with = match self.whom {
+            Whom::Interface(index) => key.ifindex == Some(index),
+            Whom::Range(range) => key.ifindex.is_none() && range.contains(key.peer),
+        };
+        with && (self.local, self.multihop) == (key.local, key.multihop)
     }
 }
 
@@ -92,6 +104,9 @@ mod tests {
         paths.add(&range.member("192.0.2.1".parse().unwrap()), None);
         let [one, two, outside] = ["192.0.2.1", "192.0.2.2", "192.0.2.99"].map(|peer| key(peer, None));
         assert_eq!(paths.wanted([two, outside]), BTreeMap::from([(one, FAST), (two, FAST)]));
+        // As of a peer that had this address before.
+        let other = Key { local: Some("192.0.2.9".parse().unwrap()), ..two };
+        assert_eq!(paths.wanted([other]), BTreeMap::from([(one, FAST)]));
     }
 
     #[test]
