@@ -31,10 +31,6 @@ fn main() -> Result<()> {
         ("a killed daemon's sessions stay up, and the router keeps the routes", killed),
         ("other intervals change nothing for either session", changed_live),
         ("a router without BFD is spoken with, and its state is told", not_answering),
-        (
-            "a router out of a range is watched once it has connected, and while the daemon restarts",
-            of_a_range,
-        ),
     ];
     for (name, test) in each {
         for kind in [Kind::Bird, Kind::Frr] {

@@ -279,7 +279,7 @@ fn refused(site: &Site) -> Result<u64> {
     let mut lines = counters.lines().filter(|line| line.starts_with("Tcp:")).map(str::split_whitespace);
     let (names, values) = (lines.next().into_iter().flatten(), lines.next().into_iter().flatten());
     let value = names.zip(values).find(|(name, _)| *name == "PassiveOpens").map(|(_, value)| value);
-    value.and_then(|value| value.parse().ok()).ok_or_else(|| Error::Unmet(counters))
+    value.and_then(|value| value.parse().ok()).ok_or(Error::Unmet(counters))
 }
 
 fn too_many(site: &Site, kind: Kind) -> Result<()> {
