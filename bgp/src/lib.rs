@@ -33,8 +33,9 @@ pub mod wire;
 
 #[cfg(feature = "tokio")]
 pub use driver::{
-    Change, Direction, LearnedFeed, LearnedRoutes, Messages, Password, PeerConfig, PeerStatus, PrefixAtPeer,
-    Remote, RouteView, Routes, Speaker, SpeakerConfig, SpeakerError, Station, StationStatus, Ttl,
+    Awaited, Change, Direction, LearnedFeed, LearnedRoutes, Messages, Password, Paths, PeerConfig,
+    PeerStatus, PrefixAtPeer, Remote, RouteView, Routes, Speaker, SpeakerConfig, SpeakerError, Station,
+    StationStatus, Ttl, Whom,
 };
 pub use export::RouteAttributes;
 pub use family::Family;

@@ -2,24 +2,26 @@
 //! path has died.
 //!
 //! ```text
-//!   Bgp ──Wanted──▶ task ⇄ lines of JSON ⇄ bulkhead-bfd
-//!   Speaker ◀──path_down──┘ └──View──▶ status
+//!   Speaker ──Paths──▶ task ⇄ lines of JSON ⇄ bulkhead-bfd
+//!           ◀──path_down─┘ └──View──▶ status
 //! ```
 //!
-//! Nothing is said before [`Bfd::want`]: what a daemon before us asked for goes on until we know better. The task never
+//! Nothing is said before [`Bfd::follow`]: what a daemon before us asked for goes on until we know better; and so do sessions with
+//! the router of an interface, or those of a range, until it is known who they are. The task never
 //! waits for the node; without the process BGP goes on, and [`Bfd::error`] says so.
 
 use bulkhead_api::messages::BgpBfdInfo;
 use bulkhead_bgp::{
-    Speaker,
+    Paths, Speaker,
     bfd::{
-        Diagnostic, Key, Settings, State,
+        Diagnostic, Key, State,
         control::{Report, Request, SessionInfo, Wanted as Wish},
         session::Change,
     },
 };
 use std::{
     collections::BTreeMap,
+    future::pending,
     io,
     path::{Path, PathBuf},
     time::Duration,
@@ -45,11 +47,29 @@ const POLL: Duration = Duration::from_secs(5);
 const SILENCE: Duration = Duration::from_secs(15);
 const WRITE_LIMIT: Duration = Duration::from_secs(5);
 
+/// Who says what is wanted, and is told of paths that died; nobody wants anything where there is none.
 #[derive(Clone, Default)]
-struct Wanted {
-    sessions: BTreeMap<Key, Settings>,
-    /// Who is told of paths that died.
-    speaker: Option<Speaker>,
+struct Wanted(Option<(Speaker, watch::Receiver<Paths>)>);
+
+impl Wanted {
+    fn paths(&self) -> Paths {
+        self.0.as_ref().map(|(_, paths)| paths.borrow().clone()).unwrap_or_default()
+    }
+
+    /// What is known from then on.
+    fn read(&mut self) -> Paths {
+        self.0.as_mut().map(|(_, paths)| paths.borrow_and_update().clone()).unwrap_or_default()
+    }
+
+    /// Waits for what has not been read yet. May be dropped and called again.
+    async fn changed(&mut self) {
+        if let Some((_, paths)) = &mut self.0
+            && paths.changed().await.is_ok()
+        {
+            return;
+        }
+        pending().await
+    }
 }
 
 /// What is known of the process.
@@ -86,14 +106,19 @@ impl Bfd {
         Self { wanted, view, task: tokio::spawn(client.run()) }
     }
 
-    /// The whole set; without a speaker nobody hears of dead paths.
-    pub fn want(&self, sessions: BTreeMap<Key, Settings>, speaker: Option<Speaker>) {
-        self.wanted.send_replace(Some(Wanted { sessions, speaker }));
+    /// From now on this speaker says what is wanted.
+    pub fn follow(&self, speaker: &Speaker) {
+        self.wanted.send_replace(Some(Wanted(Some((speaker.clone(), speaker.paths())))));
+    }
+
+    /// Nothing is wanted any more.
+    pub fn nobody(&self) {
+        self.wanted.send_replace(Some(Wanted::default()));
     }
 
     /// Why what is wanted is not there.
     pub fn error(&self) -> Option<String> {
-        let wants = self.wanted.borrow().as_ref().is_some_and(|wanted| !wanted.sessions.is_empty());
+        let wants = self.wanted.borrow().as_ref().is_some_and(|wanted| wanted.paths() != Paths::default());
         self.view.borrow().error.clone().filter(|_| wants)
     }
 
@@ -181,9 +206,14 @@ impl Client {
         poll.reset();
         let mut told = None;
         let mut heard = Instant::now();
+        let mut knows = false;
+        // Which sessions there are, before the whole set is said.
+        say(&mut writer, &Request::List).await?;
         loop {
-            let wanted = self.wanted.borrow_and_update().clone().unwrap_or_default().sessions;
-            if told.as_ref() != Some(&wanted) {
+            let mut speaker = self.wanted.borrow_and_update().clone().unwrap_or_default();
+            let there: Vec<Key> = self.view.borrow().sessions.keys().copied().collect();
+            let wanted = speaker.read().wanted(there);
+            if knows && told.as_ref() != Some(&wanted) {
                 let wishes = wanted.iter().map(|(key, settings)| Wish::new(*key, *settings)).collect();
                 say(&mut writer, &Request::Configure(wishes)).await?;
                 told = Some(wanted);
@@ -191,8 +221,11 @@ impl Client {
             tokio::select! {
                 line = next(&mut lines) => {
                     heard = Instant::now();
-                    self.hear(serde_json::from_str(&line?)?);
+                    let report = serde_json::from_str(&line?)?;
+                    knows |= matches!(report, Report::Sessions { .. });
+                    self.hear(report);
                 }
+                () = speaker.changed() => {}
                 changed = self.wanted.changed() => if changed.is_err() {
                     return Ok(());
                 },
@@ -243,7 +276,7 @@ impl Client {
         }
         warn!(peer = %session.peer, diagnostic = %change.diagnostic, "BFD: the path to the router is dead");
         let wanted = self.wanted.borrow().clone().unwrap_or_default();
-        if let Some(speaker) = wanted.speaker {
+        if let Some((speaker, _)) = wanted.0 {
             let silent = change.diagnostic == Diagnostic::DETECTION_TIME_EXPIRED;
             speaker.path_down(session, change.neighbor_control_plane_independent, silent);
         }
@@ -251,7 +284,7 @@ impl Client {
 
     /// The sessions as they were last known stay in the view: a fall that is told of later is then seen as one.
     fn failed(&self, error: &str) {
-        let wants = self.wanted.borrow().as_ref().is_some_and(|wanted| !wanted.sessions.is_empty());
+        let wants = self.wanted.borrow().as_ref().is_some_and(|wanted| wanted.paths() != Paths::default());
         let new = self.view.send_if_modified(|view| {
             let differs = view.error.as_deref() != Some(error);
             view.error = Some(error.to_owned());

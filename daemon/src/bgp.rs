@@ -6,10 +6,14 @@
 mod addresses;
 mod begun;
 mod drained;
+mod fixed;
+mod leaving;
 mod meaning;
+mod members;
 mod quarantine;
 mod reader;
 mod secrets;
+mod untold;
 pub mod why;
 
 pub use begun::Begun;
@@ -19,8 +23,7 @@ pub use reader::Reader;
 use crate::{
     announce::{self, Routes},
     bfd::Bfd,
-    drain::{self, Drains},
-    ipam::Asked,
+    drain,
     learning::Learning,
     net::{Kernel, Sources},
     peering::Refusal,
@@ -28,32 +31,28 @@ use crate::{
     store,
 };
 use bulkhead_api::{
-    messages::{DrainInfo, DrainRequest, DrainScope, ErrorReply, ObjectError, code},
+    messages::ObjectError,
     objects::{BGPConfigurationSpec, BGPSession},
 };
-use bulkhead_bgp::{
-    Family, Password, PeerConfig, PeerStatus, Speaker, SpeakerConfig, StationStatus, fsm::StateName,
-    neighbour::Leaving,
-};
+use bulkhead_bgp::{Password, PeerConfig, Speaker, SpeakerConfig, StationStatus, neighbour::Leaving};
 use drained::Drained;
 use ipnetwork::IpNetwork;
 use kube::Client;
 use meaning::Md5;
-use quarantine::AtRouter;
+use members::Members;
 use secrets::Secrets;
 use std::{
     collections::{BTreeMap, BTreeSet},
     net::{Ipv4Addr, Ipv6Addr, SocketAddr},
     path::PathBuf,
     sync::Arc,
-    time::{Duration, Instant, SystemTime, UNIX_EPOCH},
+    time::{Instant, SystemTime, UNIX_EPOCH},
 };
 use tokio::{sync::Notify, task::JoinHandle};
 use tracing::{error, info};
+use untold::Untold;
 
 const PORT: u16 = 179;
-/// How often routers are asked whether an address in quarantine is free.
-const HEAR_AGAIN: Duration = Duration::from_millis(250);
 
 /// What a speaker cannot change while it runs.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -86,6 +85,8 @@ pub struct Bgp {
     before: Option<Vec<IpNetwork>>,
     secrets: Secrets,
     quarantine: Quarantine,
+    untold: Untold,
+    members: Members,
     /// After so many sessions had begun, the claims of fixed addresses were asked for.
     asked_after: u64,
     /// The speaker was told what came of it.
@@ -107,6 +108,7 @@ impl Bgp {
         forwarding_preserved: bool,
     ) -> Self {
         let drains = Drained::open(announced.with_file_name(DRAINS_FILE));
+        let members = Members::open(announced.with_file_name(MEMBERS_FILE));
         let before = store::read_json::<Vec<IpNetwork>>(&announced).ok().flatten().unwrap_or_default();
         let attention = Arc::new(Notify::new());
         Self {
@@ -124,6 +126,8 @@ impl Bgp {
             drains,
             leaving: (Leaving::No, Leaving::No, BTreeMap::new()),
             quarantine: Quarantine::new(before.clone()),
+            untold: Untold::default(),
+            members,
             before: Some(before),
             secrets: Secrets::new(None, PathBuf::new(), attention.clone()),
             asked_after: 0,
@@ -177,7 +181,7 @@ impl Bgp {
                 self.routes.clear();
                 self.remember();
             }
-            self.bfd.want(BTreeMap::new(), None);
+            self.bfd.nobody();
             self.learning.nobody();
             self.secrets.follow(&BTreeSet::new());
             return;
@@ -223,9 +227,8 @@ impl Bgp {
         self.announce(routes);
         if let Some((speaker, _)) = &self.speaker {
             speaker.set_stations(announce::stations(&self.node, &configuration.spec));
-            let sessions = peers.iter().filter_map(PeerConfig::bfd_session).collect();
-            self.bfd.want(sessions, Some(speaker.clone()));
             speaker.set_peers(peers);
+            self.bfd.follow(speaker);
             speaker.initial_routes_complete();
             if !self.quarantine.is_in_doubt(Instant::now()) {
                 self.told_after = self.asked_after;
@@ -309,6 +312,7 @@ impl Bgp {
         };
         info!(asn = fixed.asn, %router_id, restarting, self.forwarding_preserved, "starting the BGP speaker");
         let speaker = Speaker::start(config).await.map_err(|e| e.to_string())?;
+        speaker.expect_members(self.members.known().clone());
         let (mut begun, attention) = (speaker.sessions_begun(), self.attention.clone());
         tokio::spawn(async move {
             while begun.changed().await.is_ok() {
@@ -340,129 +344,6 @@ impl Bgp {
         }
     }
 
-    /// What is asked for, from the next [`Self::apply`] on; until it is undone.
-    pub fn drain(&mut self, request: &DrainRequest) -> Result<(), ErrorReply> {
-        let invalid = |msg: String, details: String| ErrorReply { code: code::INVALID_CONFIG, msg, details };
-        if self.speaker.is_none() && !request.undo {
-            let details = "there is no BGPConfiguration in force";
-            return Err(invalid("this node announces nothing".into(), details.into()));
-        }
-        if let DrainScope::Peers(names) = &request.what {
-            let known = self.peers.keys().map(String::as_str).collect::<Vec<_>>().join(", ");
-            if let Some(unknown) = names.iter().find(|name| !self.peers.contains_key(*name)) {
-                return Err(invalid(
-                    format!("no BGP peer `{unknown}` on this node"),
-                    format!("there are: {known}"),
-                ));
-            }
-            let lost = self.only_way_among(names);
-            if names.is_empty() || (lost.is_some() && !request.undo) {
-                let carry = lost
-                    .map(|family| format!("no other carries {}: ", reader::family_name(&family)))
-                    .unwrap_or_default();
-                return Err(invalid(
-                    "a node keeps one way out".into(),
-                    format!("{carry}of its peers ({known}) name some, and not all: or ask for everything"),
-                ));
-            }
-        }
-        self.drains.command(request, unix_seconds()).map_err(|e| ErrorReply {
-            code: code::IO_FAILURE,
-            msg: "nothing has changed: this could not be remembered, and would be forgotten with the daemon's end".into(),
-            details: e.to_string(),
-        })
-    }
-
-    /// A family of these peers that no peer carries that stays.
-    fn only_way_among(&self, names: &[String]) -> Option<Family> {
-        let now = unix_seconds();
-        let stays = |name: &String| !names.contains(name) && self.drains.annotated(name, now) == Leaving::No;
-        let others = self.peers.values().filter(|peer| stays(&peer.name)).flat_map(|peer| &peer.families);
-        let gone =
-            self.peers.values().filter(|peer| names.contains(&peer.name)).flat_map(|peer| &peer.families);
-        drain::uncarried(gone.copied(), others.copied())
-    }
-
-    async fn leaving_now(&self, now: u64) -> (Leaving, Leaving, BTreeMap<String, Leaving>) {
-        let statuses = match &self.speaker {
-            Some((speaker, _)) if *self.drains != Drains::default() => speaker.peers().await,
-            _ => Vec::new(),
-        };
-        let stays = |name: &str| self.drains.peer(name, now, true) == Leaving::No;
-        let established = || statuses.iter().filter(|peer| peer.state == StateName::Established);
-        let others = established().filter(|peer| stays(configured(peer))).flat_map(|peer| &peer.carried);
-        let others: Vec<Family> = others.copied().collect();
-        let announced = |family: &Family| self.routes.keys().any(|prefix| Family::of(prefix) == *family);
-        let of_peers = self.peers.iter().map(|(name, config)| {
-            let own: Vec<&[Family]> =
-                established().filter(|peer| configured(peer) == name).map(|p| &*p.families).collect();
-            let own = if own.is_empty() { config.families.clone() } else { own.concat() };
-            let own = own.into_iter().filter(&announced);
-            let other = drain::uncarried(own, others.iter().copied()).is_none();
-            (name.clone(), self.drains.peer(name, now, other))
-        });
-        (self.drains.services(now), self.drains.blocks(now), of_peers.collect())
-    }
-
-    /// Whether [`Self::apply`] has something to withdraw, or to bring back, since it was called.
-    pub async fn drain_is_due(&self) -> bool {
-        self.speaker.is_some() && self.leaving_now(unix_seconds()).await != self.leaving
-    }
-
-    /// Wakes whoever is to look after fixed addresses: by [`Self::begun_since_asked`], and then [`Self::hear`].
-    pub fn attention(&self) -> Arc<Notify> {
-        self.attention.clone()
-    }
-
-    /// What is to be handed to [`Self::asked`] if sessions have begun since the claims of fixed addresses were asked for: then they
-    /// are to be asked for again.
-    pub async fn begun_since_asked(&self) -> Option<Begun> {
-        let (speaker, _) = self.speaker.as_ref()?;
-        let begun = speaker.sessions_begun();
-        if *begun.borrow() == self.asked_after {
-            return None;
-        }
-        let peers = speaker.peers().await;
-        let established = peers.iter().filter(|peer| peer.state == StateName::Established).count() as u64;
-        let sessions = *begun.borrow();
-        Begun::since(self.asked_after, established, sessions)
-    }
-
-    /// What came of asking for their claims, and how sessions were before it; in force with the next [`Self::apply`].
-    pub fn asked(&mut self, begun: Option<Begun>, answers: Vec<(IpNetwork, Asked)>) {
-        self.quarantine.asked(Instant::now(), answers, begun.is_some_and(|begun| begun.alone));
-        self.asked_after = begun.map_or(self.asked_after, |begun| begun.sessions);
-    }
-
-    /// Asks the routers about what is in quarantine. Whether [`Self::apply`] has more to announce.
-    pub async fn hear(&mut self) -> bool {
-        let waiting: Vec<IpNetwork> = self.quarantine.waiting().map(|(address, _)| *address).collect();
-        let Some((speaker, _)) = self.speaker.as_ref().filter(|_| !waiting.is_empty()) else { return false };
-        let mut freed = false;
-        for address in waiting {
-            let told: Vec<AtRouter> = speaker.prefix(address).await.iter().map(AtRouter::from).collect();
-            freed |= self.quarantine.heard(address, &told);
-        }
-        if self.hear_again.as_ref().is_none_or(JoinHandle::is_finished) {
-            let attention = self.attention.clone();
-            self.hear_again = Some(tokio::spawn(async move {
-                tokio::time::sleep(HEAR_AGAIN).await;
-                attention.notify_one();
-            }));
-        }
-        let decided = self.told_after != self.asked_after && !self.quarantine.is_in_doubt(Instant::now());
-        freed || decided
-    }
-
-    pub fn quarantine(&self) -> &Quarantine {
-        &self.quarantine
-    }
-
-    /// What is being drained.
-    pub fn draining(&self) -> Vec<DrainInfo> {
-        self.drains.told(unix_seconds())
-    }
-
     /// Returns when all that is to be announced or withdrawn went out, or nobody reads it.
     pub async fn flush(&self) {
         if let Some((speaker, _)) = &self.speaker {
@@ -491,11 +372,8 @@ impl Bgp {
 
 /// What is drained, beside what is announced.
 const DRAINS_FILE: &str = "drains.json";
-
-/// The name of the object that the peer comes of: one out of a range has the range's name in front.
-fn configured(peer: &PeerStatus) -> &str {
-    peer.name.split('[').next().unwrap_or_default()
-}
+/// Who has connected out of ranges.
+const MEMBERS_FILE: &str = "bgp-members.json";
 
 fn unix_seconds() -> u64 {
     SystemTime::now().duration_since(UNIX_EPOCH).map_or(0, |d| d.as_secs())

@@ -100,16 +100,10 @@ pub fn check_remote(peer: &PeerConfig) -> Result<(), Refusal> {
             return refuse("multihopTTL", "the router of an interface is on the link");
         }
     }
-    let refuse = |message: &str| refuse("bfd", message);
-    match (peer.bfd, &peer.remote, peer.bfd_session()) {
-        (Some(_), Remote::Range(_) | Remote::Interface(_), _) => refuse(
-            "goes with peerAddress only: of a range, or an interface, nobody knows who is there before he is heard",
-        ),
-        (_, _, Some((bfd::Key { multihop: Some(_), local: None, .. }, _))) => {
-            refuse("needs sourceAddress for a router that is several hops away")
-        }
-        _ => Ok(()),
+    if peer.bfd.is_some() && peer.local_address.is_none() && peer.is_far() {
+        return refuse("bfd", "needs sourceAddress for a router that is several hops away");
     }
+    Ok(())
 }
 
 fn limit(max: &BGPMaxPrefixes) -> PrefixLimit {
@@ -229,14 +223,15 @@ mod tests {
         let interface = Remote::Interface("eth0".into());
         let unnumbered = PeerConfig { remote: interface, ttl: Ttl::System, ..far.clone() };
         let field = |peer: &PeerConfig| check_remote(peer).map_err(|(field, _)| field);
-        assert_eq!(field(&unnumbered), Err("bfd".into()));
+        assert_eq!(field(&unnumbered), Ok(()), "it is on the link");
         let without = PeerConfig { bfd: None, ..unnumbered };
-        assert_eq!(field(&without), Ok(()));
         let from = PeerConfig { local_address: source, ..without.clone() };
         assert_eq!(field(&from), Err("sourceAddress".into()));
         assert_eq!(field(&PeerConfig { ttl: Ttl::Fixed(9), ..without }), Err("multihopTTL".into()));
         let range = Remote::Range("192.0.2.0/24".parse().expect("a range"));
-        assert!(check_remote(&PeerConfig { remote: range, ttl: Ttl::System, ..far }).is_err());
+        let members = PeerConfig { remote: range, ttl: Ttl::System, ..far };
+        assert_eq!(check_remote(&members), Ok(()), "of a range each is watched once it has connected");
+        assert!(check_remote(&PeerConfig { ttl: Ttl::Fixed(9), ..members }).is_err());
     }
 
     #[test]

@@ -37,7 +37,11 @@ fn main() -> Result<()> {
             trials.push(trial(format!("{name} × {kind}"), move |rack| test(rack, kind)));
         }
     }
-    let others: [(&str, Test); 4] = [
+    let others: [(&str, Test); 5] = [
+        (
+            "a router out of a range is watched once it has connected, and while the daemon restarts",
+            of_a_range,
+        ),
         ("a router that stops BFD on purpose is not left", stopped_on_purpose),
         ("BFD that is asked for no more is no end of BGP", switched_off),
         ("BGP goes on without bulkhead-bfd, which is told, and is asked again when it is back", process_gone),
@@ -147,6 +151,23 @@ fn not_answering(rack: &mut Rack, kind: Kind) -> Result<()> {
     assert_eq!(leaf.bfd.and_then(|bfd| bfd.reason).as_deref(), Some("the router has not answered yet"));
     let shown = rack.node.cli(&["bgp", "peers"])?;
     assert!(shown.contains("Established") && shown.contains("the router has not answered yet"), "{shown}");
+    Ok(())
+}
+
+/// Of a range the router alone dials. FRR takes up to a minute for its next attempt after a few in vain.
+fn of_a_range(rack: &mut Rack) -> Result<()> {
+    let bfd = rack.bfd()?;
+    rack.peer_with("peerRange: 172.31.9.0/28", SESSION)?;
+    until("the former peer is gone", DEADLINE, || Ok(rack.leaf().is_err().then_some(())))?;
+    let router = Kind::Bird.start_in(&rack.router, &rack.dir, &SETUP)?;
+    all_up(rack, &*router)?;
+    let (before, fallen) = (router.watched()?, falls(&bfd)?);
+    rack.node.kill_daemon()?;
+    router.wait_lost()?;
+    rack.node.start_daemon()?;
+    all_up(rack, &*router)?;
+    let log = fs::read_to_string(&bfd.log)?;
+    assert_eq!((router.watched()?, falls(&bfd)?), (before, fallen), "{log}");
     Ok(())
 }
 

@@ -35,11 +35,15 @@ fn main() -> Result<()> {
     for (name, test) in each {
         trials.extend(Kind::ALL.map(|kind| trial(format!("{name} × {kind}"), move |rack| test(rack, kind))));
     }
-    let others: [(&str, Test); 6] = [
+    let others: [(&str, Test); 7] = [
         ("without an import rule nothing is installed", opted_out),
         ("routes stay through the router's restart", router_restarts),
         ("routes of a router that does not come back are swept after its restart time", router_gone),
         ("two routers that are as good are two next hops, and one when one is left", two_routers),
+        (
+            "of a range the routes of a router that is not back yet stay, and go when it no longer has them",
+            of_a_range,
+        ),
         ("what somebody else removes is put back, and an uninstallation leaves nothing", looked_after),
         ("a next hop that is on no link is told, and hinders no other route", off_link),
     ];
@@ -214,6 +218,25 @@ fn two_routers(rack: &mut Rack) -> Result<()> {
     wait_kernel(rack, &[&both()[0]])?;
     assert_eq!(watch.stop()?, [], "there was a way all the time");
     Ok(())
+}
+
+fn of_a_range(rack: &mut Rack) -> Result<()> {
+    rack.router.ip(&format!("address add {OTHER}/24 dev downlink"))?;
+    rack.peer_with("peerRange: 172.31.9.0/28", IMPORT)?;
+    let (theirs, former) = (format!("{THEIRS} via {ROUTER}"), format!("10.98.0.0/16 via {OTHER}"));
+    let _first = bird(rack, ROUTER, THEIRS, ROUTER, Bird::start)?;
+    let second = bird(rack, OTHER, "10.98.0.0/16", OTHER, Bird::start)?;
+    wait_kernel(rack, &[&theirs, &former])?;
+    rack.node.kill_daemon()?;
+    drop(second);
+    rack.node.start_daemon()?;
+    // The kernel's routes are compared every half second.
+    rack.wait_leaf("the first router has long said everything", |leaf| {
+        leaf.state == "Established" && leaf.received == 1 && leaf.since_seconds >= 4
+    })?;
+    wait_kernel(rack, &[&theirs, &former])?;
+    let _second = bird(rack, OTHER, "10.97.0.0/16", OTHER, Bird::recover)?;
+    wait_kernel(rack, &[&theirs, &format!("10.97.0.0/16 via {OTHER}")])
 }
 
 fn off_link(rack: &mut Rack) -> Result<()> {

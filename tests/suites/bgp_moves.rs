@@ -1,10 +1,10 @@
-//! A fixed address moves to another node, whatever has become of its old owner: the router never has two ways to it. What
-//! counts is the log that a real BIRD keeps of its own table.
+//! A fixed address moves to another node, whatever has become of its old owner: the routers never have two ways to it. What
+//! counts is what real routers have in their tables.
 #![allow(clippy::expect_used, clippy::unwrap_used, reason = "a suite fails by panicking")]
 
 use bulkhead_api::messages::Status;
 use bulkhead_lab::bgp::{
-    pair::{ADDRESS, Pair},
+    pair::{ADDRESS, Pair, Routers},
     site::DEADLINE,
 };
 use bulkhead_lab::{Error, Result, enter, unmet, until};
@@ -27,21 +27,33 @@ fn main() -> Result<()> {
         ("the old owner restarts, and hears of its pod's end then", restarts),
         ("the old owner restarts, and its claim is another's", restarts_without_its_claim),
     ];
-    let trials = all.map(|(name, test)| {
-        let place: String = name.split(' ').filter_map(|word| word.chars().next()).collect();
-        let place = place.to_lowercase().replace(|c: char| !c.is_ascii_alphanumeric(), "");
-        Trial::test(name, move || {
-            let mut pair = Pair::create(&place)?;
-            pair.add(OLD)?;
-            pair.wait_owners("at first", &["node1"])?;
-            let held = test(&mut pair).and_then(|()| never_two(&pair));
-            if held.is_err() {
-                eprintln!("{}", pair.logs());
-            }
-            held.map_err(Failed::from)
-        })
-    });
-    libtest_mimic::run(&arguments, trials.into()).exit()
+    let two: [(&str, Test); 2] = [
+        ("the old owner is cut off from one of two routers, and from the claims", cut_off_from_one),
+        ("the old owner is cut off from one router, and the new one from the other", cut_off_crosswise),
+    ];
+    let mut trials: Vec<Trial> = all.map(|(name, test)| trial(name, Routers::Bird, test)).into();
+    for routers in [Routers::TwoBirds, Routers::GuideBird, Routers::GuideFrr, Routers::Gobgp] {
+        trials.extend(all.map(|(name, test)| trial(name, routers, test)));
+    }
+    trials.extend(two.map(|(name, test)| trial(name, Routers::TwoBirds, test)));
+    trials.push(trial("a router that holds host routes back is named", Routers::Deaf, holds_back));
+    libtest_mimic::run(&arguments, trials).exit()
+}
+
+fn trial(name: &str, routers: Routers, test: Test) -> Trial {
+    let name = format!("{name} × {routers}");
+    let place: String = name.split(' ').filter_map(|word| word.chars().next()).collect();
+    let place = place.to_lowercase().replace(|c: char| !c.is_ascii_alphanumeric(), "");
+    Trial::test(name, move || {
+        let mut pair = Pair::create_at(&place, routers)?;
+        pair.add(OLD)?;
+        pair.wait_owners("at first", &["node1"])?;
+        let held = test(&mut pair).and_then(|()| never_two(&pair));
+        if held.is_err() {
+            eprintln!("{}", pair.logs());
+        }
+        held.map_err(Failed::from)
+    })
 }
 
 fn never_two(pair: &Pair) -> Result<()> {
@@ -87,11 +99,11 @@ fn in_order(pair: &mut Pair) -> Result<()> {
 
 fn dead(pair: &mut Pair) -> Result<()> {
     pair.nodes[OLD].kill_daemon()?;
-    until("the router keeps a dead node's routes", DEADLINE, || {
-        Ok((!pair.bird.established("node1")?).then_some(()))
+    until("the router's session with the dead node is over", DEADLINE, || {
+        Ok((!pair.leaf().established(OLD)?).then_some(()))
     })?;
     taken_over(pair)?;
-    pair.wait_why(NEW, "in quarantine, for another node may have the address still: leaf2 has a way to it")?;
+    pair.wait_why(NEW, "in quarantine, for another node may have the address still: leaf has a way to it")?;
     let status = pair.nodes[NEW].cli(&["status"])?;
     assert!(status.contains("its fixed address 10.65.15.7 is not announced"), "{status}");
     moved(pair)
@@ -109,10 +121,8 @@ fn cut_off(pair: &mut Pair) -> Result<()> {
 /// Its session is there again, and it has said all that it has.
 fn back_without_it(pair: &Pair) -> Result<()> {
     told(pair)?;
-    pair.bird.wait_established(&["node1"], DEADLINE)?;
-    until("the router's wait for the old owner is over", DEADLINE, || {
-        Ok(pair.bird.restarts_over(&["node1"])?.then_some(()))
-    })?;
+    pair.leaf().wait_established(OLD)?;
+    pair.leaf().wait_restarts_over()?;
     moved(pair)
 }
 
@@ -122,8 +132,8 @@ fn cut_off_from_everything(pair: &mut Pair) -> Result<()> {
     taken_over(pair)?;
     moved(pair)?;
     pair.mend(OLD)?;
-    pair.bird.wait_established(&["node1"], DEADLINE)?;
-    pair.wait_why(OLD, "in quarantine, for another node may have the address still: leaf1 has a way to it")?;
+    pair.leaf().wait_established(OLD)?;
+    pair.wait_why(OLD, "in quarantine, for another node may have the address still: leaf has a way to it")?;
     moved(pair)?;
     pair.claims_reachable(OLD, true)?;
     told(pair)
@@ -132,11 +142,54 @@ fn cut_off_from_everything(pair: &mut Pair) -> Result<()> {
 fn knows_nothing(pair: &mut Pair) -> Result<()> {
     pair.claims_reachable(OLD, false)?;
     taken_over(pair)?;
-    pair.wait_why(NEW, "leaf2 has a way to it")?;
+    pair.wait_why(NEW, "leaf has a way to it")?;
     pair.wait_owners("while nobody has told the old one", &["node1"])?;
     pair.claims_reachable(OLD, true)?;
     told(pair)?;
     moved(pair)
+}
+
+/// The other router tells of it.
+fn cut_off_from_one(pair: &mut Pair) -> Result<()> {
+    pair.cut_from(OLD, 0)?;
+    pair.claims_reachable(OLD, false)?;
+    taken_over(pair)?;
+    pair.wait_tables("the first router's wait is over", &[&[], &["node1"]])?;
+    pair.wait_why(NEW, "second has a way to it")?;
+    pair.claims_reachable(OLD, true)?;
+    told(pair)?;
+    moved(pair)
+}
+
+/// Each router knows of one node alone: the new owner waits for the one that it does not speak with, and the old one has asked for its
+/// claim meanwhile.
+fn cut_off_crosswise(pair: &mut Pair) -> Result<()> {
+    pair.cut_from(OLD, 0)?;
+    pair.wait_tables("the first router's wait is over", &[&[], &["node1"]])?;
+    pair.cut_from(NEW, 1)?;
+    until("the new one speaks with the first router alone", DEADLINE, || {
+        Ok((!pair.established(NEW, 1)?).then_some(()))
+    })?;
+    taken_over(pair)?;
+    pair.wait_why(NEW, "there is no session with second")?;
+    told(pair)?;
+    pair.wait_tables("in the end", &[&["node2"], &[]])?;
+    pair.mend(NEW)?;
+    moved(pair)
+}
+
+fn holds_back(pair: &mut Pair) -> Result<()> {
+    let words = format!(
+        "leaf tells this node of no fixed address that another node has (10.65.15.7 of node {})",
+        pair.nodes[OLD].name
+    );
+    // A claim of a minute, and a session of one.
+    until("the new one's status names the router", 4 * DEADLINE, || {
+        let status: Status = pair.nodes[NEW].get("/v1/status")?;
+        let said: Vec<String> = status.errors.iter().map(ToString::to_string).collect();
+        let named = said.iter().any(|error| error.contains(&words));
+        if named { Ok(Some(())) } else { Err(Error::Unmet(format!("{said:?}"))) }
+    })
 }
 
 fn restarts(pair: &mut Pair) -> Result<()> {

@@ -69,7 +69,7 @@ fn endpoints(pair: &Pair, on: &[(usize, bool)]) -> Result<()> {
 
 fn owners(pair: &Pair, prefix: &str) -> Result<BTreeSet<String>> {
     // BIRD calls it an error that there is nothing.
-    let table = pair.bird.birdc(&format!("show route {prefix}")).unwrap_or_default();
+    let table = pair.bird()?.birdc(&format!("show route {prefix}")).unwrap_or_default();
     let named = |node: &&str| table.contains(&format!("[{node} "));
     Ok(BOTH.into_iter().filter(named).map(str::to_owned).collect())
 }
@@ -119,8 +119,8 @@ fn drained(pair: &mut Pair) -> Result<()> {
     // What another node announces as well is nobody's own: no claim, no quarantine.
     pair.nodes[1].kill_daemon()?;
     pair.nodes[1].start_daemon()?;
-    pair.bird.wait_established(&BOTH, DEADLINE)?;
-    until("the router's wait is over", DEADLINE, || Ok(pair.bird.restarts_over(&BOTH)?.then_some(())))?;
+    pair.leaf().wait_established(1)?;
+    pair.leaf().wait_restarts_over()?;
     wait_owners(pair, EXTERNAL, &BOTH)?;
     let log = pair.router_log()?;
     let removed = log.lines().filter(|l| l.contains("node2.ipv4 > removed") && l.contains(EXTERNAL)).count();
@@ -135,7 +135,7 @@ fn aggregate(pair: &mut Pair) -> Result<()> {
     // Nothing that pods' packets could end in.
     let routes = ip_output(Some(&pair.nodes[1].netns), "route show table all 10.65.0.0/16")?;
     assert_eq!(routes.trim(), "", "{routes}");
-    let seen = pair.bird.birdc("show route 10.65.0.0/16 all")?;
+    let seen = pair.bird()?.birdc("show route 10.65.0.0/16 all")?;
     assert!(seen.contains("(65010,100)"), "{seen}");
     pair.configure("", "")?;
     wait_owners(pair, "10.65.0.0/16", &[])

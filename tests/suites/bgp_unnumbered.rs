@@ -28,7 +28,7 @@ type Test = fn(&mut Rack) -> Result<()>;
 fn main() -> Result<()> {
     let arguments = Arguments::from_args();
     let _inside = enter()?;
-    let all: [(&str, Test); 7] = [
+    let all: [(&str, Test); 9] = [
         (
             "routes of both IP versions go both ways over link-local next hops, and packets with them",
             both_ways,
@@ -38,6 +38,8 @@ fn main() -> Result<()> {
         ("a router that is not there is told in words, and taken when it comes", comes_late),
         ("a router that comes back with another address is found again", another_address),
         ("a killed daemon's routes stay in the router, and the router's in the node", killed),
+        ("BFD watches the path between link-local addresses, over a restart of the daemon as well", watched),
+        ("BFD follows a router that comes back with another address", watched_elsewhere),
         ("what an unnumbered session cannot have is refused by its field", refused),
     ];
     let trials = all.map(|(name, test)| {
@@ -212,9 +214,56 @@ fn killed(rack: &mut Rack) -> Result<()> {
     })
 }
 
+const WATCHED: &str = "{bfd: {}, import: [{action: Accept}]}";
+const WATCHED_SETUP: Setup = Setup { hold_time: 90, bfd: Some(300), ..SETUP };
+
+fn wait_watched(rack: &Rack, router: &dyn Router) -> Result<()> {
+    all_there(rack, router)?;
+    rack.wait_leaf("BFD is up", |leaf| leaf.bfd.as_ref().is_some_and(|bfd| bfd.state == "Up"))?;
+    router.wait_watched("the router's BFD session is up", &|session| session.up).map(drop)
+}
+
+fn watched(rack: &mut Rack) -> Result<()> {
+    let bfd = rack.bfd()?;
+    session(rack, WATCHED)?;
+    let router = frr(rack, &WATCHED_SETUP)?;
+    wait_watched(rack, &*router)?;
+    let before = router.watched()?;
+    rack.node.kill_daemon()?;
+    router.wait_lost()?;
+    rack.node.start_daemon()?;
+    wait_watched(rack, &*router)?;
+    let log = std::fs::read_to_string(&bfd.log)?;
+    assert_eq!(router.watched()?, before, "the router's BFD session has not changed its state: {log}");
+    rack.cut()?;
+    // The hold time is 90 s.
+    let leaf = rack.wait_leaf("we have left the router", |leaf| leaf.state != "Established")?;
+    assert_eq!(leaf.last_error.as_deref(), Some("BFD: the path to the peer is dead"));
+    router.wait_lost()?;
+    rack.mend()?;
+    wait_watched(rack, &*router)
+}
+
+fn watched_elsewhere(rack: &mut Rack) -> Result<()> {
+    let bfd = rack.bfd()?;
+    session(rack, WATCHED)?;
+    let router = frr(rack, &WATCHED_SETUP)?;
+    wait_watched(rack, &*router)?;
+    let before = rack.leaf()?.address;
+    drop(router);
+    rack.wait_leaf("we notice", |leaf| leaf.state != "Established")?;
+    rack.router.ip(&format!("address del {before}/64 dev downlink"))?;
+    rack.router.ip("address add fe80::99/64 dev downlink scope link")?;
+    let router = frr(rack, &WATCHED_SETUP)?;
+    wait_watched(rack, &*router)?;
+    until("the session with the former address is over", DEADLINE, || {
+        let peers: Vec<String> = bfd.client()?.list()?.iter().map(|s| s.key.peer.to_string()).collect();
+        if peers == ["fe80::99"] { Ok(Some(())) } else { Err(Error::Unmet(format!("{peers:?}"))) }
+    })
+}
+
 fn refused(rack: &mut Rack) -> Result<()> {
     for (spec, field) in [
-        ("{bfd: {}}", "spec.session.bfd"),
         ("{sourceAddress: 172.31.9.2}", "spec.session.sourceAddress"),
         ("{multihopTTL: 9}", "spec.session.multihopTTL"),
     ] {

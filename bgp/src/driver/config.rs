@@ -9,7 +9,7 @@ use crate::neighbour::{Leaving, Policy, PrefixLimit};
 use ipnetwork::IpNetwork;
 use std::fmt;
 use std::hash::{BuildHasher, Hasher, RandomState};
-use std::net::{IpAddr, Ipv4Addr, Ipv6Addr, SocketAddr};
+use std::net::{IpAddr, Ipv4Addr, Ipv6Addr, SocketAddr, SocketAddrV6};
 
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct SpeakerConfig {
@@ -110,7 +110,8 @@ pub struct PeerConfig {
     pub prefix_limit: Option<PrefixLimit>,
     /// No session, and why: the peer is told (RFC 9003).
     pub shutdown: Option<String>,
-    /// The caller's part: to keep such a session, and to say [`Speaker::path_down`](super::Speaker::path_down).
+    /// The caller's part: to keep what [`Speaker::paths`](super::Speaker::paths) names, and to say
+    /// [`Speaker::path_down`](super::Speaker::path_down).
     pub bfd: Option<bfd::Settings>,
     pub leaving: Leaving,
 }
@@ -162,17 +163,36 @@ impl PeerConfig {
         }
     }
 
-    /// The BFD session that is wanted; none while there shall be no session of BGP.
+    /// The BFD session that is wanted; none while there shall be no session of BGP, and with the router of an interface or those of
+    /// a range, who are not known here.
     pub fn bfd_session(&self) -> Option<(bfd::Key, bfd::Settings)> {
+        self.bfd_session_at(None)
+    }
+
+    /// `located`: where the router of an interface was found.
+    pub(super) fn bfd_session_at(&self, located: Option<SocketAddrV6>) -> Option<(bfd::Key, bfd::Settings)> {
         let settings = self.bfd.filter(|_| self.shutdown.is_none())?;
-        let Remote::Address(peer) = self.remote else { return None };
-        let multihop = match self.ttl {
+        let (peer, ifindex) = match self.remote {
+            Remote::Address(peer) => (peer, None),
+            Remote::Interface(_) => located.map(|at| (IpAddr::V6(*at.ip()), Some(at.scope_id())))?,
+            Remote::Range(_) => return None,
+        };
+        Some((bfd::Key { peer, local: self.local_address, ifindex, multihop: self.least_ttl() }, settings))
+    }
+
+    /// The peer may be several hops away.
+    pub fn is_far(&self) -> bool {
+        self.least_ttl().is_some()
+    }
+
+    /// What packets of a peer that may be several hops away must arrive with.
+    pub(super) fn least_ttl(&self) -> Option<u8> {
+        match self.ttl {
             Ttl::System | Ttl::Security(..=1) | Ttl::Fixed(..=1) => None,
             Ttl::Security(hops) => Some(u8::MAX - (hops - 1)),
             // How far away it is was not said.
             Ttl::Fixed(_) => Some(1),
-        };
-        Some((bfd::Key { peer, local: self.local_address, ifindex: None, multihop }, settings))
+        }
     }
 
     pub(super) fn settings(&self, speaker: &SpeakerConfig) -> Settings {

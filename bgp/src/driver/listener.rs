@@ -1,7 +1,7 @@
 //! Connections from peers: each goes to the task of the neighbour with that address.
 
 use super::socket;
-use super::speaker::{Caller, PeerTable};
+use super::table::{Caller, PeerTable};
 use super::task::Command;
 use crate::wire::notification::{Notification, cease, code};
 use crate::wire::{Context, Message};
@@ -35,6 +35,9 @@ fn admit(stream: TcpStream, from: SocketAddr, peers: &PeerTable, strangers: &mps
     // A full queue is a flood of connections: the last ones are dropped.
     match peers.caller(from) {
         Caller::Peer(commands) => drop(commands.try_send(Command::Incoming(stream))),
+        // Idle refuses (RFC 4271 section 8.2.2). No message: it would take the place of the text that the peer was told at the end
+        // of its session.
+        Caller::Down => socket::refuse(stream),
         Caller::Member => drop(strangers.try_send(stream)),
         Caller::Nobody => {
             tracing::info!(%from, "refused a BGP connection from an address that is no peer's");

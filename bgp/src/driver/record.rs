@@ -67,6 +67,11 @@ impl History {
         self.changes.iter().rev().map(change).collect()
     }
 
+    /// For how long no session has come up or ended.
+    pub fn unchanged(&self, now: Duration) -> Duration {
+        now.saturating_sub(self.changes.back().map_or(Duration::ZERO, |(at, _)| *at))
+    }
+
     /// How often a session came up.
     pub fn ups(&self) -> u64 {
         self.ups

@@ -145,6 +145,13 @@ pub(super) fn set_raw(socket: &impl AsRawFd, level: i32, name: i32, value: &[u8]
     Ok(())
 }
 
+/// Resets the connection: to the other end it is as if nobody had listened.
+pub(super) fn refuse(stream: TcpStream) {
+    // It closes all the same.
+    let _ = stream.set_zero_linger();
+    drop(stream);
+}
+
 /// Sends what is left and closes. Waits for the other end to close, for a moment: octets of it that nobody
 /// reads would make the kernel reset the connection, and the NOTIFICATION would be lost.
 pub(super) async fn finish(mut stream: TcpStream, rest: Vec<u8>) {

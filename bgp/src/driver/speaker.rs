@@ -3,7 +3,9 @@
 use super::bmp::{Station, StationStatus, Stations};
 use super::config::{Password, PeerConfig, Remote, SpeakerConfig};
 use super::learned::{Learned, LearnedFeed, LearnedRoutes};
+use super::paths::Paths;
 use super::status::{Direction, PeerStatus, PrefixAtPeer, Routes};
+use super::table::{PeerHandle, PeerTable, Table, holds};
 use super::task::{Command, Orders, Task};
 use super::unnumbered::{Located, Search};
 use super::{listener, socket};
@@ -13,7 +15,7 @@ use crate::neighbour::Intent;
 use ipnetwork::IpNetwork;
 use std::collections::{BTreeMap, BTreeSet};
 use std::io::{self, ErrorKind};
-use std::net::{IpAddr, SocketAddr, SocketAddrV6};
+use std::net::{IpAddr, SocketAddr};
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError, Weak};
 use std::time::Duration;
 use thiserror::Error;
@@ -53,6 +55,7 @@ struct Inner {
     intent: watch::Sender<Intent>,
     /// How many sessions have begun, of all peers together.
     begun: Arc<watch::Sender<u64>>,
+    paths: watch::Sender<Paths>,
     peers: PeerTable,
     learned: Learned,
     stations: Stations,
@@ -94,6 +97,7 @@ impl Speaker {
             announcing: Mutex::default(),
             intent: watch::Sender::default(),
             begun: Arc::default(),
+            paths: watch::Sender::default(),
             peers,
             learned: Learned::default(),
             stations: Stations::default(),
@@ -139,6 +143,7 @@ impl Speaker {
         for (name, config) in wanted {
             table.peers.entry(name).or_insert_with(|| Inner::spawn(&self.inner, config));
         }
+        self.inner.tell_paths(&table);
     }
 
     /// The whole set that is to be announced; peers get the difference to what they were sent.
@@ -190,11 +195,28 @@ impl Speaker {
         self.inner.stations.status()
     }
 
+    /// Who had connected out of ranges to an earlier process: until they are back, more may be learned.
+    pub fn expect_members(&self, members: BTreeSet<IpAddr>) {
+        self.inner.peers.lock().expected = members;
+    }
+
+    /// Who has connected out of ranges.
+    pub fn members(&self) -> BTreeSet<IpAddr> {
+        self.inner.peers.lock().members()
+    }
+
+    /// What is wanted of BFD; changes when the router of an interface is found, or somebody of a range connects.
+    pub fn paths(&self) -> watch::Receiver<Paths> {
+        self.inner.paths.subscribe()
+    }
+
     /// BFD has found the path to these peers dead; `silent`: nothing was heard of the neighbour; `independent`: the neighbour had said that its BFD does not end with
     /// its control plane (C bit). An established session ends with Cease, BFD down (RFC 9384).
     pub fn path_down(&self, session: &bfd::Key, independent: bool, silent: bool) {
         let table = self.inner.peers.lock();
-        let of = |peer: &&PeerHandle| peer.config.bfd_session().is_some_and(|(key, _)| key == *session);
+        let of = |peer: &&PeerHandle| {
+            peer.config.bfd_session_at(peer.located).is_some_and(|(key, _)| key == *session)
+        };
         for peer in table.peers.values().filter(of) {
             peer.command(Command::PathDown { independent, silent }, &self.inner.runtime);
         }
@@ -211,8 +233,8 @@ impl Speaker {
         self.ask(Command::Status).await
     }
 
-    /// Whether more may be learned without anything having changed at a peer: one has not said everything yet, a range that
-    /// is learned from has nobody yet, or there is no peer at all.
+    /// Whether more may be learned without anything having changed at a peer: one has not said everything yet, of a range that
+    /// is learned from nobody has come yet or somebody who was there before, or there is no peer at all.
     pub async fn is_learning(&self) -> bool {
         let waits = self.inner.peers.lock().waits_for_somebody();
         waits || self.peers().await.iter().any(|peer| peer.learning)
@@ -320,6 +342,18 @@ impl Inner {
         let all = table.peers.values().map(|peer| &peer.config).chain(&table.ranges).cloned();
         let all: Vec<PeerConfig> = all.collect();
         self.set_passwords(&mut table, &all);
+        self.tell_paths(&table);
+    }
+
+    fn tell_paths(&self, table: &Table) {
+        let mut paths = Paths::default();
+        table.peers.values().for_each(|peer| paths.add(&peer.config, peer.located));
+        table.ranges.iter().for_each(|range| paths.add(range, None));
+        self.paths.send_if_modified(|told| {
+            let differs = *told != paths;
+            *told = paths;
+            differs
+        });
     }
 
     /// Listening sockets must know the key before a connection begins.
@@ -352,11 +386,6 @@ impl Inner {
     }
 }
 
-/// The range's addresses hold this one.
-fn holds(range: &PeerConfig, address: IpAddr) -> bool {
-    matches!(range.remote, Remote::Range(range) if range.contains(address))
-}
-
 /// How many peers of all ranges there may be at once.
 const MAX_MEMBERS: usize = 1024;
 
@@ -378,6 +407,7 @@ async fn welcome(speaker: Weak<Inner>, mut strangers: mpsc::Receiver<TcpStream>)
         let handle = table.peers.entry(member.name.clone()).or_insert_with(|| Inner::spawn(&speaker, member));
         // A queue that is full at once is none.
         let _ = handle.commands.try_send(Command::Incoming(stream));
+        speaker.tell_paths(&table);
     }
 }
 
@@ -407,96 +437,7 @@ fn bind_all(addresses: &[SocketAddr]) -> Result<Vec<TcpListener>, SpeakerError> 
     Ok(listeners)
 }
 
-/// The peers' tasks by name, shared with the listeners.
-#[derive(Clone, Debug, Default)]
-pub(super) struct PeerTable(Arc<Mutex<Table>>);
-
-#[derive(Debug, Default)]
-pub(super) struct Table {
-    peers: BTreeMap<String, PeerHandle>,
-    ranges: Vec<PeerConfig>,
-    /// Whose keys the listening sockets have.
-    passwords: BTreeSet<(IpAddr, u8)>,
-}
-
-impl Table {
-    /// Who is learned from may come from a range that nobody has connected from so far.
-    fn waits_for_somebody(&self) -> bool {
-        let is_of = |range: &PeerConfig, peer: &PeerHandle| {
-            range.member(peer.config.address()).name == peer.config.name
-        };
-        let is_empty = |range: &PeerConfig| !self.peers.values().any(|peer| is_of(range, peer));
-        let learns = |range: &&PeerConfig| range.shutdown.is_none() && !range.import.accepts_nothing();
-        let nobody = self.peers.is_empty() && self.ranges.is_empty();
-        nobody || self.ranges.iter().filter(learns).any(is_empty)
-    }
-}
-
-#[derive(Debug)]
-pub(super) struct PeerHandle {
-    config: PeerConfig,
-    commands: mpsc::Sender<Command>,
-    /// The router of an interface, once it is found.
-    located: Option<SocketAddrV6>,
-    task: JoinHandle<()>,
-}
-
-impl PeerHandle {
-    /// Whether the session can go on under `config`; it then does.
-    fn keep(&mut self, config: PeerConfig, runtime: &Handle) -> bool {
-        if config == self.config {
-            return true;
-        }
-        if !self.config.may_become(&config) {
-            self.task.abort();
-            return false;
-        }
-        self.config = config.clone();
-        self.command(Command::Reconfigure(Box::new(config)), runtime);
-        true
-    }
-
-    fn is(&self, address: SocketAddr) -> bool {
-        match (&self.config.remote, self.located, address) {
-            (Remote::Interface(_), Some(router), SocketAddr::V6(from)) => {
-                (router.ip(), router.scope_id()) == (from.ip(), from.scope_id())
-            }
-            (Remote::Interface(_), ..) => false,
-            (_, _, from) => self.config.address().to_canonical() == from.ip().to_canonical(),
-        }
-    }
-
-    fn command(&self, command: Command, runtime: &Handle) {
-        let commands = self.commands.clone();
-        runtime.spawn(async move { commands.send(command).await });
-    }
-}
-
-/// Who connected.
-pub(super) enum Caller {
-    Peer(mpsc::Sender<Command>),
-    /// No peer yet, but one out of a range.
-    Member,
-    Nobody,
-}
-
-impl PeerTable {
-    fn lock(&self) -> MutexGuard<'_, Table> {
-        unpoisoned(&self.0)
-    }
-
-    pub fn caller(&self, from: SocketAddr) -> Caller {
-        let address = from.ip().to_canonical();
-        let table = self.lock();
-        match table.peers.values().find(|peer| peer.is(from)) {
-            Some(peer) => Caller::Peer(peer.commands.clone()),
-            None if table.ranges.iter().any(|range| holds(range, address)) => Caller::Member,
-            None => Caller::Nobody,
-        }
-    }
-}
-
 /// Nothing here is left half-changed by a panic.
-fn unpoisoned<T>(mutex: &Mutex<T>) -> MutexGuard<'_, T> {
+pub(super) fn unpoisoned<T>(mutex: &Mutex<T>) -> MutexGuard<'_, T> {
     mutex.lock().unwrap_or_else(PoisonError::into_inner)
 }

@@ -25,6 +25,8 @@ pub struct PeerStatus {
     pub state: StateName,
     /// Time in this state.
     pub since: Duration,
+    /// Without a session for so long, since the last one ended or the peer was configured; absent while there is one.
+    pub away: Option<Duration>,
     /// Negotiated; while there is no session, those configured.
     pub families: Vec<Family>,
     /// Those of which the peer holds a route of ours.
@@ -71,6 +73,7 @@ impl PeerStatus {
             Some(Located::Nowhere(why)) => (config.address(), Some(why.clone())),
             None => (config.address(), None),
         };
+        let found = located.and_then(|located| located.socket_address(config.port));
         let no_session = nowhere.filter(|_| negotiated.is_none() && config.shutdown.is_none());
         PeerStatus {
             name: config.name.clone(),
@@ -79,6 +82,7 @@ impl PeerStatus {
             asn: config.asn,
             state: peer.state(),
             since: now.saturating_sub(peer.since()),
+            away: None,
             families: negotiated.map_or(&config.families, |negotiated| &negotiated.families).clone(),
             carried: Family::ALL.into_iter().filter(|family| carries(neighbour, *family)).collect(),
             advertised: neighbour.advertised().count(),
@@ -88,7 +92,7 @@ impl PeerStatus {
             error: peer.last_error().filter(|_| no_session.is_none()).cloned(),
             learning: neighbour.is_learning(),
             password: config.password.is_some(),
-            bfd: config.bfd_session().map(|(key, _)| key),
+            bfd: config.bfd_session_at(found).map(|(key, _)| key),
             last_error: no_session.or_else(|| peer.last_error().map(ToString::to_string)).or(withheld),
             messages_sent: Messages::default(),
             messages_received: Messages::default(),

@@ -246,7 +246,9 @@ impl Task {
     }
 
     fn status(&self) -> PeerStatus {
+        let is_away = self.neighbour.peer().state() != StateName::Established;
         PeerStatus {
+            away: is_away.then(|| self.history.unchanged(self.now())),
             messages_sent: self.monitored.sent,
             messages_received: self.monitored.received,
             history: self.history.changes(self.now()),

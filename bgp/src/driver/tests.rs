@@ -3,7 +3,7 @@
 //! A green run says nothing about real routers: `tests/suites/bgp_bird.rs` does.
 
 use super::socket::Options;
-use super::speaker::PeerTable;
+use super::table::PeerTable;
 use super::*;
 use crate::filter::{Filter, PrefixRange, Rule};
 use crate::fsm::StateName;
@@ -390,6 +390,23 @@ async fn whoever_connects_out_of_a_range_becomes_a_peer_of_its_own() {
         assert_eq!(session.receive().await, Some(Message::Notification(Notification::new(6, 3))));
     }
     assert_eq!(speaker.peers().await.len(), 1);
+}
+
+#[tokio::test]
+async fn a_peer_that_is_shut_down_is_refused_without_a_word() {
+    let address = free_address().await;
+    let speaker = speaker(vec![address]).await;
+    let down =
+        |remote| PeerConfig { shutdown: Some("moving".to_owned()), ..PeerConfig::new("leaf", remote, 65020) };
+    for remote in [Remote::Address([127, 0, 0, 1].into()), Remote::Range("127.0.0.0/30".parse().unwrap())] {
+        speaker.set_peers(vec![down(remote)]);
+        let refused = async {
+            let mut stream = TcpStream::connect(address).await?;
+            stream.read(&mut [0; 64]).await
+        };
+        let refused = within(refused).await.map_err(|error| error.kind());
+        assert_eq!(refused, Err(std::io::ErrorKind::ConnectionReset));
+    }
 }
 
 #[tokio::test]

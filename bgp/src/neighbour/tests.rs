@@ -10,6 +10,8 @@ use crate::wire::{
 use std::collections::BTreeSet;
 use std::net::{IpAddr, Ipv4Addr};
 
+mod restarts;
+
 const PLENTY: usize = 1 << 20;
 const CONTEXT: Context = Context {
     four_octet_as: true,
@@ -267,122 +269,6 @@ fn their_route(prefix: &str) -> Message {
     Message::Update(Update::announce(attributes, Reach::new(Family::Ipv4Unicast, next_hop, prefixes)))
 }
 
-/// A neighbour that sent two routes and then lost its connection at 10 s.
-fn lost(restart: Option<GracefulRestart>) -> Neighbour {
-    let mut neighbour = neighbour(false);
-    establish(&mut neighbour, seconds(0), 1, open(restart));
-    receive(&mut neighbour, seconds(0), 1, their_route("10.8.0.0/24"));
-    receive(&mut neighbour, seconds(0), 1, their_route("10.9.0.0/24"));
-    assert_eq!(neighbour.received().len(), 2);
-    neighbour.handle(seconds(10), Input::Closed(ConnId(1), None));
-    neighbour
-}
-
-#[test]
-fn routes_of_a_peer_that_does_not_restart_gracefully_go_with_its_session() {
-    assert_eq!(lost(None).received().len(), 0);
-}
-
-#[test]
-fn routes_of_a_restarting_peer_stay_until_its_restart_time_is_over() {
-    let mut neighbour = lost(Some(kept(true)));
-    neighbour.handle(seconds(129), Input::TimerTick);
-    assert_eq!(neighbour.received().len(), 2);
-    assert!(neighbour.deadline().is_some_and(|at| at <= seconds(130)));
-    neighbour.handle(seconds(130), Input::TimerTick);
-    assert_eq!(neighbour.received().len(), 0);
-}
-
-#[test]
-fn a_peer_that_returns_keeps_what_it_announces_before_its_end_of_rib() {
-    let mut neighbour = lost(Some(kept(true)));
-    establish(&mut neighbour, seconds(20), 2, open(Some(kept(true))));
-    assert_eq!(neighbour.received().len(), 2);
-    receive(&mut neighbour, seconds(21), 2, their_route("10.9.0.0/24"));
-    receive(&mut neighbour, seconds(22), 2, Message::Update(Update::end_of_rib(Family::Ipv4Unicast)));
-    let held: Vec<String> =
-        neighbour.received().first(usize::MAX).iter().map(|route| route.prefix.to_string()).collect();
-    assert_eq!(held, ["10.9.0.0/24"]);
-    assert!(!neighbour.received().has_stale());
-}
-
-#[test]
-fn an_end_of_rib_before_any_route_leaves_the_peer_a_moment_to_say_them() {
-    let mut neighbour = lost(Some(kept(true)));
-    establish(&mut neighbour, seconds(20), 2, open(Some(kept(true))));
-    receive(&mut neighbour, seconds(20), 2, Message::Update(Update::end_of_rib(Family::Ipv4Unicast)));
-    assert_eq!(neighbour.received().len(), 2);
-    receive(&mut neighbour, seconds(23), 2, their_route("10.9.0.0/24"));
-    neighbour.handle(seconds(29), Input::TimerTick);
-    assert_eq!(neighbour.received().len(), 2);
-    assert!(neighbour.deadline().is_some_and(|at| at <= seconds(30)));
-    neighbour.handle(seconds(30), Input::TimerTick);
-    assert_eq!(neighbour.received().len(), 1, "what was not said by then is gone");
-    assert!(!neighbour.received().has_stale());
-}
-
-#[test]
-fn a_peer_that_returns_without_its_forwarding_state_loses_its_stale_routes_at_once() {
-    let mut neighbour = lost(Some(kept(true)));
-    establish(&mut neighbour, seconds(20), 2, open(Some(kept(false))));
-    assert_eq!(neighbour.received().len(), 0);
-}
-
-#[test]
-fn stale_routes_do_not_outlive_a_peer_that_never_sends_end_of_rib() {
-    let mut neighbour = lost(Some(kept(true)));
-    establish(&mut neighbour, seconds(20), 2, open(Some(kept(true))));
-    let mut now = seconds(20);
-    while now < seconds(380) {
-        now += seconds(20);
-        receive(&mut neighbour, now, 2, Message::Keepalive);
-        neighbour.handle(now, Input::TimerTick);
-    }
-    assert_eq!(neighbour.received().len(), 0);
-}
-
-#[test]
-fn a_peer_is_learned_from_until_it_has_said_everything_in_each_family() {
-    let mut neighbour = neighbour(false);
-    establish(&mut neighbour, seconds(0), 1, open(None));
-    assert!(!neighbour.is_learning(), "no import rule");
-    neighbour.set_policy(seconds(0), Policy { import: Filter::ACCEPT, ..policy() });
-    for family in Family::ALL {
-        assert!(neighbour.is_learning());
-        receive(&mut neighbour, seconds(1), 1, Message::Update(Update::end_of_rib(family)));
-    }
-    assert!(!neighbour.is_learning());
-    let mut restarting = lost(Some(kept(true)));
-    restarting.set_policy(seconds(11), Policy { import: Filter::ACCEPT, ..policy() });
-    assert!(restarting.is_learning(), "it may have more to say when it is back");
-    restarting.handle(seconds(1000), Input::TimerTick);
-    assert!(!restarting.is_learning(), "its time to come back is over");
-}
-
-/// A peer that restarts gracefully, with two routes of its own, whose path BFD has found dead.
-fn path_down(independent: bool) -> Neighbour {
-    let mut neighbour = neighbour(false);
-    establish(&mut neighbour, seconds(0), 1, open(Some(kept(true))));
-    receive(&mut neighbour, seconds(0), 1, their_route("10.8.0.0/24"));
-    neighbour.handle(seconds(10), Input::PathDown { independent });
-    neighbour
-}
-
-#[test]
-fn routes_of_a_peer_whose_bfd_may_end_with_its_control_plane_stay_when_its_path_is_down() {
-    assert!(path_down(false).received().has_stale());
-    assert_eq!(path_down(true).received().len(), 0);
-}
-
-#[test]
-fn a_restart_that_goes_on_is_over_when_the_path_is_down_for_sure() {
-    let mut neighbour = lost(Some(kept(true)));
-    neighbour.handle(seconds(11), Input::PathDown { independent: false });
-    assert_eq!(neighbour.received().len(), 2);
-    neighbour.handle(seconds(12), Input::PathDown { independent: true });
-    assert_eq!(neighbour.received().len(), 0);
-}
-
 #[test]
 fn a_malformed_update_is_noted_and_its_routes_go() {
     let mut neighbour = neighbour(false);
@@ -553,33 +439,6 @@ fn a_peer_with_too_many_routes_is_warned_of_and_then_left() {
     assert_eq!(neighbour.handle(seconds(30), Input::TimerTick), [Effect::Connect]);
 }
 
-/// As [`kept`], and wanting more time after its restart time.
-fn long_lived(time: u32) -> Open {
-    let mut open = open(Some(kept(true)));
-    let family = Family::Ipv4Unicast;
-    open.capabilities.push(Capability::LongLived(vec![LongLived { family, forwarding: true, time }]));
-    open
-}
-
-#[test]
-fn long_lived_routes_stay_beyond_the_restart_time_and_no_longer_than_asked() {
-    let mut neighbour = neighbour(false);
-    establish(&mut neighbour, seconds(0), 1, long_lived(1000));
-    receive(&mut neighbour, seconds(0), 1, their_route("10.8.0.0/24"));
-    neighbour.handle(seconds(10), Input::Closed(ConnId(1), None));
-    let communities = |neighbour: &Neighbour| {
-        neighbour.received().first(usize::MAX).first().map(|route| route.path.attributes.communities.clone())
-    };
-    neighbour.handle(seconds(129), Input::TimerTick);
-    assert_eq!(communities(&neighbour), Some(Vec::new()));
-    neighbour.handle(seconds(130), Input::TimerTick);
-    assert_eq!(communities(&neighbour), Some(vec![crate::rib::LLGR_STALE]));
-    neighbour.handle(seconds(1129), Input::TimerTick);
-    assert_eq!(neighbour.received().len(), 1);
-    neighbour.handle(seconds(1130), Input::TimerTick);
-    assert_eq!(neighbour.received().len(), 0);
-}
-
 #[test]
 fn several_paths_of_a_prefix_are_learned_from_a_peer_that_adds_them() {
     let mut neighbour = neighbour(false);
@@ -599,18 +458,4 @@ fn several_paths_of_a_prefix_are_learned_from_a_peer_that_adds_them() {
     }
     let prefix: IpNetwork = "10.8.0.0/24".parse().unwrap();
     assert_eq!((neighbour.received().len(), neighbour.learned(&prefix).len()), (2, 2));
-}
-
-#[test]
-fn routes_survive_an_error_where_both_sides_agreed_on_that_but_no_hard_reset() {
-    let lose = |notification| {
-        let mut neighbour = neighbour(false);
-        let restart = GracefulRestart { notification: true, ..kept(true) };
-        establish(&mut neighbour, seconds(0), 1, open(Some(restart)));
-        receive(&mut neighbour, seconds(0), 1, their_route("10.8.0.0/24"));
-        receive(&mut neighbour, seconds(1), 1, Message::Notification(notification));
-        neighbour.received().len()
-    };
-    assert_eq!(lose(Notification::new(4, 0)), 1);
-    assert_eq!(lose(Notification::new(4, 0).hard()), 0);
 }

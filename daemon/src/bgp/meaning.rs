@@ -132,6 +132,7 @@ mod tests {
             interface: None,
             asn: 65020,
             state: StateName::Active,
+            away: None,
             since: Duration::ZERO,
             families: Vec::new(),
             carried: Vec::new(),

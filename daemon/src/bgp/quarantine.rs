@@ -1,14 +1,19 @@
 //! Who may announce a fixed address: never two nodes at once, whatever has become of the one that had it before. Pure.
 //!
 //! ```text
-//!  claimed ──▶ waits ──every router that is spoken with has said everything, and none has a way to it──▶ announced
+//!  claimed ──▶ waits ──every router of this node has said everything, and none has a way to it──────────▶ announced
 //!                ▲                                                                                          │
 //!                ├─────────── a session begins, and the claim cannot be asked for ──────────────────────────┤
 //!                └─────────── the claim was gone, and is made anew ─────────────────────────────────────────┘
 //!                             (is the claim another node's, it is no block of this node any more)
 //! ```
 //! The claim alone does not do: it goes with its `Node` object, and that node may be alive, cut off, or kept by its routers for the
-//! time of a restart. Its route tells. The routers must tell it: those that hold back routes of our own AS are to be asked not to.
+//! time of a restart. Its route tells. The routers must tell it: those that hold back routes of our own AS are to be asked not to,
+//! and [`Untold`](super::untold::Untold) names them.
+//!
+//! Time alone frees an address from silence only: a router that never says that it has said everything is believed after a while, and
+//! one that cannot be reached is waited for no longer than that, for with a leaf that is out of order nothing could move. A router
+//! that **has** a way is never overruled by time: that node carries packets, and the operator is told which router and which way it is.
 
 use crate::ipam::{Asked, is_fixed};
 use bulkhead_bgp::{PrefixAtPeer, RouteView, fsm::StateName};
@@ -19,7 +24,8 @@ use std::{
     time::{Duration, Instant},
 };
 
-/// Some routers never say that they have said everything (RFC 4724): then the session must be that old.
+/// Some routers never say that they have said everything (RFC 4724): then the session must be that old. Without a session for as long
+/// a router counts as out of order. A node that is cut off from this node's routers has asked for its claims in the meantime.
 const SILENT: Duration = Duration::from_secs(30);
 /// What was announced before is kept by routers meanwhile, until we have said everything ourselves. One that restarts says
 /// nothing before that.
@@ -53,6 +59,8 @@ pub enum Why {
     NoRouter,
     /// This router has not said everything yet.
     Unheard(String),
+    /// With this router there has been no session for a moment only.
+    Away(String),
     /// This router has another way to it.
     Elsewhere(String),
 }
@@ -63,6 +71,13 @@ impl fmt::Display for Why {
         match self {
             Why::NoRouter => f.write_str("no router can be heard that would know"),
             Why::Unheard(peer) => write!(f, "{peer} has not told all of its routes yet"),
+            Why::Away(peer) => {
+                let seconds = SILENT.as_secs();
+                write!(
+                    f,
+                    "there is no session with {peer}, which is waited for until it has been away for {seconds} s"
+                )
+            }
             Why::Elsewhere(words) => write!(f, "{words}"),
         }
     }
@@ -161,10 +176,12 @@ fn judge(routers: &[AtRouter]) -> Option<Why> {
     }
     let spoken_with = || routers.iter().filter_map(|at| Some((at, at.established?)));
     let silent = spoken_with().find(|(at, since)| !at.heard && *since < SILENT);
-    match silent {
-        Some((at, _)) => Some(Why::Unheard(at.name.clone())),
-        None if spoken_with().count() == 0 => Some(Why::NoRouter),
-        None => None,
+    let away = routers.iter().find(|at| at.away.is_some_and(|away| away < SILENT));
+    match (silent, away) {
+        (Some((at, _)), _) => Some(Why::Unheard(at.name.clone())),
+        _ if spoken_with().count() == 0 => Some(Why::NoRouter),
+        (None, Some(at)) => Some(Why::Away(at.name.clone())),
+        (None, None) => None,
     }
 }
 
@@ -174,6 +191,8 @@ pub struct AtRouter {
     pub name: String,
     /// Since when there is a session.
     pub established: Option<Duration>,
+    /// For how long there has been none, since the last one or since this node has known the router.
+    pub away: Option<Duration>,
     /// It has said everything in it.
     pub heard: bool,
     /// Its way to it, in words; also one that is kept from a session before.
@@ -186,6 +205,7 @@ impl From<&PrefixAtPeer> for AtRouter {
         Self {
             name: at.peer.name.clone(),
             established: established.then_some(at.peer.since),
+            away: at.peer.away,
             heard: at.heard,
             way: at.received.iter().chain(&at.looped).next().map(words),
         }
@@ -210,7 +230,7 @@ mod tests {
 
     fn at(heard: bool, way: Option<&str>) -> AtRouter {
         let established = Some(Duration::from_secs(1));
-        AtRouter { name: "leaf".into(), established, heard, way: way.map(Into::into) }
+        AtRouter { name: "leaf".into(), established, away: None, heard, way: way.map(Into::into) }
     }
 
     fn claimed() -> Quarantine {
@@ -223,7 +243,8 @@ mod tests {
     fn a_new_claim_waits_until_all_who_are_spoken_with_have_told_and_nobody_has_a_way() {
         let mut quarantine = claimed();
         assert_eq!(quarantine.waiting().count(), 1, "of blocks that are shared none waits");
-        let down = AtRouter { name: "spine".into(), ..AtRouter::default() };
+        let away = |time| AtRouter { name: "spine".into(), away: Some(time), ..AtRouter::default() };
+        let (down, lost) = (away(SILENT), away(SILENT / 2));
         let old = AtRouter { established: Some(SILENT), ..at(false, None) };
         let elsewhere = || Why::Elsewhere("leaf has a way".into());
         for (routers, why) in [
@@ -233,6 +254,9 @@ mod tests {
             (vec![at(true, Some("leaf has a way"))], Some(elsewhere())),
             (vec![at(true, None), at(true, Some("leaf has a way"))], Some(elsewhere())),
             (vec![AtRouter { established: None, ..at(false, Some("leaf has a way")) }], Some(elsewhere())),
+            (vec![lost.clone()], Some(Why::NoRouter)),
+            (vec![lost.clone(), at(false, None)], Some(Why::Unheard("leaf".into()))),
+            (vec![lost, at(true, None)], Some(Why::Away("spine".into()))),
             (vec![down, at(true, None)], None),
             (vec![old], None),
         ] {

@@ -14,6 +14,8 @@ impl Node {
         let begun = self.bgp.begun_since_asked().await;
         if begun.is_some() || self.ask_at <= Instant::now() {
             self.ask_at = Instant::now() + ASK_AGAIN;
+            self.bgp.look_after_members();
+            self.bgp.hear_others(&self.in_force.blocks).await;
             let before: Vec<_> = self.endpoints.lost().map(|(block, ..)| block).collect();
             let answers = self.endpoints.ask_for_fixed().await;
             let lost = self.endpoints.lost().map(|(block, ..)| block).filter(|b| !before.contains(b));
@@ -42,6 +44,6 @@ impl Node {
             let message = format!("its fixed address {address} {words}");
             Some(ObjectError { file: None, object, field: None, message })
         };
-        lost.chain(waiting).filter_map(error).collect()
+        lost.chain(waiting).filter_map(error).chain(self.bgp.untold()).collect()
     }
 }

@@ -1,5 +1,6 @@
 //! BIRD 2: its configuration, and its table in words.
 
+use super::leaf::Owners;
 use super::site::{NODE, ROUTER, ROUTER6};
 use super::{Router, Seen, Setup, THEIRS, THEIRS6, Watched};
 use crate::{Bird, Context, Netns, Result};
@@ -157,5 +158,50 @@ fn parse(text: &str) -> Seen {
         med: value("BGP.med").and_then(|n| n.parse().ok()),
         local_pref: value("BGP.local_pref").and_then(|n| n.parse().ok()),
         stale: false,
+    }
+}
+
+/// Who has had a way to `prefix`, after each change, by lines such as
+/// `2026-11-29 10:00:00.123 <TRACE> node1.ipv4 > added [best] 10.65.15.7/32 0L 10G unicast`.
+pub(super) fn owners(log: &str, prefix: &str) -> Vec<Owners> {
+    let mut history = Vec::new();
+    let mut now = BTreeSet::new();
+    for line in log.lines().filter(|line| line.contains(&format!(" {prefix} "))) {
+        let Some((channel, change)) = line.split_once(" > ") else { continue };
+        let node = channel.split_whitespace().last().and_then(|channel| channel.split('.').next());
+        let Some(node) = node else { continue };
+        if change.starts_with("removed") {
+            now.remove(node);
+        } else if change.starts_with("added") {
+            now.insert(node.to_owned());
+        }
+        history.push((clock(line), now.clone()));
+    }
+    history
+}
+
+/// Seconds since midnight.
+fn clock(line: &str) -> f64 {
+    let time = line.split_whitespace().nth(1).unwrap_or_default();
+    time.split(':').filter_map(|part| part.parse::<f64>().ok()).fold(0.0, |sum, part| sum * 60.0 + part)
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn owners_are_read_from_the_routers_log() {
+        let log = "2026-11-29 10:00:00.100 <TRACE> node1.ipv4 > added [best] 10.65.15.7/32 0L 10G unicast\n\
+                   2026-11-29 10:00:00.200 <TRACE> node1.ipv4 > added [best] 10.65.0.0/26 0L 10G unicast\n\
+                   2026-11-29 10:00:00.300 <TRACE> node2.ipv4 < added 10.65.15.7/32 0L 10G unicast\n\
+                   2026-11-29 10:00:01.250 <TRACE> node2.ipv4 > added 10.65.15.7/32 0L 11G unicast\n\
+                   2026-11-29 10:01:00.000 <TRACE> node1.ipv4 > removed [replaced] 10.65.15.7/32 0L 10G unicast\n";
+        let owners = owners(log, "10.65.15.7/32");
+        let told: Vec<(f64, usize)> =
+            owners.iter().map(|(at, owners)| (at - 36000.0, owners.len())).collect();
+        let told: Vec<(u64, usize)> = told.iter().map(|(at, n)| ((at * 1000.0).round() as u64, *n)).collect();
+        assert_eq!(told, [(100, 1), (1250, 2), (60000, 1)]);
+        assert_eq!(owners.last().map(|(_, last)| last.clone()), Some(BTreeSet::from(["node2".to_owned()])));
     }
 }

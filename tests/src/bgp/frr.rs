@@ -1,6 +1,7 @@
 //! FRR: zebra and bgpd with their files and sockets in a folder of the test's, asked by `vtysh`.
 
 use super::daemon::{Daemon, ask_here};
+use super::leaf::NextHops;
 use super::site::{NODE, ROUTER, ROUTER_AS, ROUTER6};
 use super::{Router, Seen, Setup, THEIRS, THEIRS6, Watched};
 use crate::{Context, Error, Netns, Result};
@@ -13,7 +14,7 @@ use std::{
     sync::Arc,
 };
 
-pub(super) struct Frr {
+pub struct Frr {
     netns: Arc<Netns>,
     sockets: PathBuf,
     /// The neighbour, as FRR names it.
@@ -55,7 +56,7 @@ impl Frr {
             fs::write(dir.join(format!("{name}.conf")), "")?;
         }
         fs::write(dir.join("frr.conf"), configuration)?;
-        let zebra = begin(netns, dir, "zebra", &[])?;
+        let zebra = begin(netns, dir, "zebra", ZEBRA)?;
         let bfdd = begin(netns, dir, "bfdd", &[])?;
         let bgpd = begin(netns, dir, "bgpd", &[])?;
         let frr = Frr {
@@ -81,10 +82,31 @@ impl Frr {
     }
 
     fn json(&self, command: &str) -> Result<Value> {
-        let text = vtysh(&self.sockets, "bgpd", command)?;
-        serde_json::from_str(&text).map_err(|source| Error::Json { what: command.into(), source })
+        json(&self.sockets, command)
+    }
+
+    pub fn established_with(&self, neighbour: &str) -> Result<bool> {
+        Ok(self.json("show bgp neighbors json")?[neighbour]["bgpState"] == "Established")
+    }
+
+    /// Of all of its ways to `prefix`, whenever it is asked.
+    pub fn next_hops(&self, prefix: &'static str) -> NextHops {
+        let sockets = self.sockets.clone();
+        Box::new(move || {
+            let route = json(&sockets, &format!("show bgp {} unicast {prefix} json", family(prefix)))?;
+            let paths = route["paths"].as_array().cloned().unwrap_or_default();
+            Ok(paths.iter().map(|path| parse(path).next_hop).collect())
+        })
     }
 }
+
+fn json(sockets: &Path, command: &str) -> Result<Value> {
+    let text = vtysh(sockets, "bgpd", command)?;
+    serde_json::from_str(&text).map_err(|source| Error::Json { what: command.into(), source })
+}
+
+/// `zebra_options` of the guide's `/etc/frr/daemons`.
+const ZEBRA: &[&str] = &["--v6-rr-semantics"];
 
 fn begin(netns: &Netns, dir: &Path, name: &'static str, more: &[&str]) -> Result<Daemon> {
     let file = |name: &str| dir.join(name).display().to_string();
@@ -181,8 +203,7 @@ fn family(prefix: &str) -> &'static str {
 
 impl Router for Frr {
     fn established(&self) -> Result<bool> {
-        let all = self.json("show bgp neighbors json")?;
-        Ok(all[&self.neighbour]["bgpState"] == "Established")
+        self.established_with(&self.neighbour)
     }
 
     fn session(&self) -> Result<String> {
@@ -200,7 +221,8 @@ impl Router for Frr {
             let all: Value =
                 serde_json::from_str(&text).map_err(|source| Error::Json { what: command.into(), source })?;
             let peers = all.as_array().cloned().unwrap_or_default();
-            Ok::<_, Error>(peers.into_iter().find(|peer| peer["peer"] == NODE))
+            let is_ours = |peer: &Value| peer["peer"] == NODE || peer["interface"] == *self.neighbour;
+            Ok::<_, Error>(peers.into_iter().find(is_ours))
         };
         let (peer, counters) = (json("show bfd peers json")?, json("show bfd peers counters json")?);
         let number = |peer: &Value, key: &str| peer[key].as_u64().unwrap_or_default();

@@ -1,13 +1,14 @@
 //! GoBGP: a daemon that keeps its table to itself, asked by `gobgp`.
 
 use super::daemon::{Daemon, ask};
+use super::leaf::NextHops;
 use super::site::{ROUTER, ROUTER_AS, ROUTER6};
 use super::{Router, Seen, Setup, THEIRS, THEIRS6, Watched};
 use crate::{Context, Error, Netns, Result};
 use serde_json::Value;
 use std::{collections::BTreeSet, fs, path::Path, sync::Arc};
 
-pub(super) struct Gobgp {
+pub struct Gobgp {
     netns: Arc<Netns>,
     node: &'static str,
     daemon: Daemon,
@@ -17,9 +18,20 @@ const API: &str = "127.0.0.1:50051";
 
 impl Gobgp {
     pub fn start(netns: &Arc<Netns>, dir: &Path, setup: &Setup) -> Result<Self> {
+        let gobgp = Self::boot(netns, dir, &configuration(setup), setup.node)?;
+        gobgp.originate(THEIRS, ROUTER, &[])?;
+        gobgp.originate(THEIRS6, ROUTER6, &[])?;
+        if setup.add_path {
+            gobgp.originate(THEIRS, ROUTER, &["identifier", "7"])?;
+        }
+        Ok(gobgp)
+    }
+
+    /// With a configuration of its own, and no routes.
+    pub fn boot(netns: &Arc<Netns>, dir: &Path, configuration: &str, node: &'static str) -> Result<Self> {
         fs::create_dir_all(dir).during(|| dir.display().to_string())?;
         let conf = dir.join("gobgpd.yaml");
-        fs::write(&conf, configuration(setup))?;
+        fs::write(&conf, configuration)?;
         let conf = conf.display().to_string();
         let command = [
             "/usr/bin/gobgpd",
@@ -35,13 +47,25 @@ impl Gobgp {
         ];
         let ready = || gobgp(netns, &["neighbor"]).map(drop);
         let daemon = Daemon::start(netns, dir, "gobgpd", &command, ready)?;
-        let gobgp = Gobgp { netns: netns.clone(), node: setup.node, daemon };
-        gobgp.originate(THEIRS, ROUTER, &[])?;
-        gobgp.originate(THEIRS6, ROUTER6, &[])?;
-        if setup.add_path {
-            gobgp.originate(THEIRS, ROUTER, &["identifier", "7"])?;
-        }
-        Ok(gobgp)
+        Ok(Gobgp { netns: netns.clone(), node, daemon })
+    }
+
+    pub fn established_with(&self, node: &str) -> Result<bool> {
+        let neighbours = json(&self.netns, &["neighbor"])?;
+        let node =
+            neighbours.as_array().into_iter().flatten().find(|n| n["state"]["neighbor_address"] == node);
+        // SESSION_STATE of its API.
+        Ok(node.is_some_and(|node| node["state"]["session_state"] == 6))
+    }
+
+    /// Of all of its ways to `prefix`, whenever it is asked.
+    pub fn next_hops(&self, prefix: &'static str) -> NextHops {
+        let netns = self.netns.clone();
+        Box::new(move || {
+            let table = json(&netns, &["global", "rib", "-a", family(prefix)])?;
+            let paths = table[prefix].as_array().cloned().unwrap_or_default();
+            Ok(paths.iter().map(|path| parse(path).next_hop).collect())
+        })
     }
 
     fn originate(&self, prefix: &str, next_hop: &str, more: &[&str]) -> Result<()> {
@@ -62,11 +86,11 @@ impl Gobgp {
         ];
         gobgp(&self.netns, &[&route[..], more, &tags].concat()).map(drop)
     }
+}
 
-    fn json(&self, arguments: &[&str]) -> Result<Value> {
-        let text = gobgp(&self.netns, &[arguments, &["-j"]].concat())?;
-        serde_json::from_str(&text).map_err(|source| Error::Json { what: "what gobgp says".into(), source })
-    }
+fn json(netns: &Netns, arguments: &[&str]) -> Result<Value> {
+    let text = gobgp(netns, &[arguments, &["-j"]].concat())?;
+    serde_json::from_str(&text).map_err(|source| Error::Json { what: "what gobgp says".into(), source })
 }
 
 fn gobgp(netns: &Netns, arguments: &[&str]) -> Result<String> {
@@ -125,11 +149,7 @@ fn family(prefix: &str) -> &'static str {
 
 impl Router for Gobgp {
     fn established(&self) -> Result<bool> {
-        let neighbours = self.json(&["neighbor"])?;
-        let node =
-            neighbours.as_array().into_iter().flatten().find(|n| n["state"]["neighbor_address"] == self.node);
-        // SESSION_STATE of its API.
-        Ok(node.is_some_and(|node| node["state"]["session_state"] == 6))
+        self.established_with(self.node)
     }
 
     fn session(&self) -> Result<String> {
@@ -137,7 +157,7 @@ impl Router for Gobgp {
     }
 
     fn seen(&self, prefix: &str) -> Result<Option<Seen>> {
-        let table = self.json(&["global", "rib", "-a", family(prefix)])?;
+        let table = json(&self.netns, &["global", "rib", "-a", family(prefix)])?;
         Ok(table[prefix].as_array().and_then(|paths| paths.first()).map(parse))
     }
 

@@ -11,6 +11,7 @@ mod daemon;
 mod frr;
 mod gobgp;
 pub mod guided;
+pub mod leaf;
 pub mod pair;
 pub mod rack;
 pub mod site;

@@ -1,12 +1,17 @@
-//! Two nodes with whole daemons at one router, and a fixed address that a pod has on one of them, then on the other.
+//! Two nodes with whole daemons in one rack, their router or two, and a fixed address that a pod has on one of the nodes, then on the
+//! other.
 //!
 //! ```text
-//!   node1 172.31.1.2 ──── 172.31.1.1 router 172.31.2.1 ──── 172.31.2.2 node2
-//!   AS 65010                      BIRD, AS 65020                      AS 65010
+//!   node1 172.31.9.2 ──┐                      ┌── 172.31.9.1 leaf
+//!                      ├── a bridge, in leaf ─┤                     AS 65020
+//!   node2 172.31.9.3 ──┘                      └── 172.31.9.4 second
+//!   AS 65010
 //! ```
-//! BIRD writes every change of its table to its log: who has had a way to the address is read there, and nothing is missed.
 
-use super::site::{DEADLINE, NODE_AS, ROUTER_AS};
+use super::{
+    leaf::{Leaf, NODES, Owners, together},
+    site::{DEADLINE, NODE_AS, ROUTER, ROUTER_AS},
+};
 use crate::{
     Bird, Error, Netns, Node, Pod, Result,
     link::{End, run},
@@ -15,72 +20,155 @@ use crate::{
 };
 use std::{
     collections::BTreeSet,
-    fs,
+    fmt, fs,
     net::{Ipv4Addr, Ipv6Addr},
     os::unix::fs::symlink,
     path::{Path, PathBuf},
+    sync::Arc,
 };
 
 pub const ADDRESS: &str = "10.65.15.7/32";
 /// For which the router keeps what a node announced that does not come back.
 pub const RESTART_TIME: u16 = 8;
+const SECOND: &str = "172.31.9.4";
+
+/// Whom the nodes peer with.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Routers {
+    Bird,
+    /// Which know nothing of each other.
+    TwoBirds,
+    /// A BIRD that tells the nodes nothing.
+    Deaf,
+    /// The guide's own configurations, with one line for the other node.
+    GuideBird,
+    GuideFrr,
+    /// Reflects, in the nodes' AS: between sessions of two AS it tells none of them what the other announced, or, with
+    /// `replace-peer-as`, never takes it back.
+    Gobgp,
+}
+
+impl fmt::Display for Routers {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.write_str(match self {
+            Routers::Bird => "BIRD",
+            Routers::TwoBirds => "two BIRDs",
+            Routers::Deaf => "a silent BIRD",
+            Routers::GuideBird => "the guide's BIRD",
+            Routers::GuideFrr => "the guide's FRR",
+            Routers::Gobgp => "GoBGP, a reflector",
+        })
+    }
+}
 
 /// Each test has its own.
 pub struct Pair {
     pub nodes: [Node; 2],
     /// The same pod, before it moves and after.
     pub pods: [Pod; 2],
-    pub bird: Bird,
-    pub router: Netns,
+    leaves: Vec<Leaf>,
+    /// Theirs; the first has the bridge as well.
+    _routers: Vec<Arc<Netns>>,
     dir: PathBuf,
     short: String,
+    kind: Routers,
 }
 
 impl Pair {
     pub fn create(short: &str) -> Result<Self> {
-        let machine = |kind: &str| {
-            let netns = Netns::create(&format!("{kind}-{short}"))?;
-            netns.sysctl("net/ipv6/conf/default/accept_dad", "0")?;
-            Ok::<_, Error>(netns)
-        };
+        Self::create_at(short, Routers::Bird)
+    }
+
+    pub fn create_at(short: &str, routers: Routers) -> Result<Self> {
         let dir = Path::new("/run/lab").join(short);
         for folder in ["objects", "blocks"] {
             fs::create_dir_all(dir.join(folder))?;
         }
-        let router = machine("router")?;
-        let node = |n: u8| {
-            let (netns, of_node) = (machine(&format!("node{n}"))?, dir.join(format!("of{n}")));
-            let [near, far] = [2, 1].map(|host| format!("172.31.{n}.{host}/24"));
-            let downlink = format!("n{n}");
+        let router = machine(&format!("router-{short}"))?;
+        router.ip("link add rack type bridge")?;
+        for address in [format!("{ROUTER}/24"), "fd00:31:9::1/64".to_owned()] {
+            router.ip(&format!("address add {address} dev rack"))?;
+        }
+        router.ip("link set rack up")?;
+        let plug = |netns: &Netns, name: &str, port: &str, address: &str| {
             veth(
-                End { netns: &netns, name: UPLINK, addresses: &[&near] },
-                End { netns: &router, name: &downlink, addresses: &[&far] },
+                End { netns, name, addresses: &[&format!("{address}/24")] },
+                End { netns: &router, name: port, addresses: &[] },
             )?;
+            router.ip(&format!("link set {port} master rack"))
+        };
+        let node = |n: usize| {
+            let (netns, of_node) =
+                (machine(&format!("{}-{short}", NODES[n].0))?, dir.join(format!("of{}", n + 1)));
+            plug(&netns, UPLINK, NODES[n].0, NODES[n].1)?;
             fs::create_dir_all(&of_node)?;
             for folder in ["objects", "blocks"] {
                 symlink(dir.join(folder), of_node.join(folder))?;
             }
-            Node::create(netns, Ipv4Addr::new(172, 31, n, 2), Ipv6Addr::UNSPECIFIED, &of_node)
+            let address = if n == 0 { Ipv4Addr::new(172, 31, 9, 2) } else { Ipv4Addr::new(172, 31, 9, 3) };
+            Node::create(netns, address, Ipv6Addr::UNSPECIFIED, &of_node)
         };
-        let nodes = [node(1)?, node(2)?];
-        fs::write(dir.join("objects/all.yaml"), objects(short, &nodes, "", ""))?;
-        let bird = Bird::start(&router, &dir.join("router"), &configuration())?;
+        let nodes = [node(0)?, node(1)?];
+        fs::write(dir.join("objects/all.yaml"), objects(short, routers, "", ""))?;
+        let mut netns = vec![Arc::new(router)];
+        if routers == Routers::TwoBirds {
+            let other = machine(&format!("second-{short}"))?;
+            veth(
+                End { netns: &other, name: "downlink", addresses: &[&format!("{SECOND}/24")] },
+                End { netns: &netns[0], name: "second", addresses: &[] },
+            )?;
+            netns[0].ip("link set second master rack")?;
+            netns.push(Arc::new(other));
+        }
+        let at = |n: usize| dir.join(["router", "router2"][n]);
+        let first = match routers {
+            Routers::Bird | Routers::TwoBirds => Leaf::bird(&netns[0], &at(0), &bird(ROUTER)),
+            Routers::Deaf => {
+                Leaf::bird(&netns[0], &at(0), &bird(ROUTER).replace("export all", "export none"))
+            }
+            Routers::GuideBird => Leaf::bird(&netns[0], &at(0), &guide_bird()),
+            Routers::GuideFrr => Leaf::frr(&netns[0], &at(0), &guide_frr(), ADDRESS),
+            Routers::Gobgp => Leaf::gobgp(&netns[0], &at(0), &gobgp(), ADDRESS),
+        };
+        let mut leaves = vec![first?];
+        if let Some(netns) = netns.get(1) {
+            leaves.push(Leaf::bird(netns, &at(1), &bird(SECOND))?);
+        }
         let pods = [0, 1]
             .map(|node| Pod::create_as(node, short, "db-0", &format!("db-0-{node}")))
             .into_iter()
             .collect::<Result<Vec<_>>>()?;
         let pods = pods.try_into().map_err(|_| Error::Unmet("two pods".into()))?;
-        let mut pair = Self { nodes, pods, bird, router, dir, short: short.to_owned() };
+        let mut pair =
+            Self { nodes, pods, leaves, _routers: netns, dir, short: short.to_owned(), kind: routers };
         for node in &mut pair.nodes {
             node.start_daemon()?;
         }
-        pair.bird.wait_established(&["node1", "node2"], DEADLINE)?;
+        for leaf in &pair.leaves {
+            [0, 1].iter().try_for_each(|node| leaf.wait_established(*node))?;
+        }
         Ok(pair)
+    }
+
+    pub fn leaf(&self) -> &Leaf {
+        &self.leaves[0]
+    }
+
+    pub fn established(&self, node: usize, router: usize) -> Result<bool> {
+        self.leaves[router].established(node)
+    }
+
+    /// Where it is one.
+    pub fn bird(&self) -> Result<&Bird> {
+        match self.leaf() {
+            Leaf::Bird { bird, .. } => Ok(bird),
+            _ => Err(Error::Unmet("the router is no BIRD".into())),
+        }
     }
 
     /// Fields of the BGPConfiguration's `spec`, and of the partition's `bgp`.
     pub fn configure(&self, bgp: &str, partition: &str) -> Result<()> {
-        self.write("all.yaml", &objects(&self.short, &self.nodes, bgp, partition))
+        self.write("all.yaml", &objects(&self.short, self.kind, bgp, partition))
     }
 
     /// A file of objects that both nodes read, whole at once.
@@ -117,10 +205,24 @@ impl Pair {
         Ok(fs::remove_file(at)?)
     }
 
-    /// Everything between this node and the router is dropped, both ways, and the carrier stays.
+    /// Everything that this node sends and is sent is dropped, and the carrier stays.
     pub fn cut(&self, node: usize) -> Result<()> {
-        let rules = "table inet cut { chain in { type filter hook input priority 0; policy drop; }; \
-                     chain out { type filter hook output priority 0; policy drop; }; }";
+        self.drop_all(node, "", "")
+    }
+
+    /// Only between it and the first router, or the second.
+    pub fn cut_from(&self, node: usize, router: usize) -> Result<()> {
+        let address = [ROUTER, SECOND][router];
+        self.drop_all(node, &format!("ip saddr {address} drop;"), &format!("ip daddr {address} drop;"))
+    }
+
+    fn drop_all(&self, node: usize, received: &str, sent: &str) -> Result<()> {
+        let policy = if received.is_empty() { "drop" } else { "accept" };
+        let chain = |name: &str, rule: &str| {
+            let hook = format!("type filter hook {name} priority 0; policy {policy};");
+            format!("chain {name} {{ {hook} {rule} }}; ")
+        };
+        let rules = format!("table inet cut {{ {}{}}}", chain("input", received), chain("output", sent));
         run(self.nodes[node].netns.command("nft").arg(rules)).map(drop)
     }
 
@@ -128,15 +230,26 @@ impl Pair {
         run(self.nodes[node].netns.command("nft").arg("delete table inet cut")).map(drop)
     }
 
-    /// Who has a way to the address in the router's table now: of `node1`, `node2`.
-    pub fn owners(&self) -> Result<BTreeSet<String>> {
-        Ok(self.history()?.pop().unwrap_or_default())
+    /// Who has a way to the address in each router's table now: of `node1`, `node2`.
+    pub fn owners(&self) -> Result<Vec<BTreeSet<String>>> {
+        let last = |mut history: Vec<Owners>| history.pop().map(|(_, owners)| owners).unwrap_or_default();
+        Ok(self.tables()?.into_iter().map(last).collect())
     }
 
+    fn tables(&self) -> Result<Vec<Vec<Owners>>> {
+        self.leaves.iter().map(|leaf| leaf.history(ADDRESS)).collect()
+    }
+
+    /// In all tables.
     pub fn wait_owners(&self, what: &str, wanted: &[&str]) -> Result<()> {
-        until(&format!("{what}: {wanted:?} has a way to the address"), DEADLINE, || {
+        self.wait_tables(what, &vec![wanted; self.leaves.len()])
+    }
+
+    pub fn wait_tables(&self, what: &str, wanted: &[&[&str]]) -> Result<()> {
+        until(&format!("{what}: {wanted:?} have a way to the address"), DEADLINE, || {
             let owners = self.owners()?;
-            if owners.iter().eq(wanted) { Ok(Some(())) } else { Err(Error::Unmet(format!("{owners:?}"))) }
+            let same = owners.iter().zip(wanted).all(|(owners, wanted)| owners.iter().eq(wanted.iter()));
+            if same { Ok(Some(())) } else { Err(Error::Unmet(format!("{owners:?}"))) }
         })
     }
 
@@ -152,84 +265,88 @@ impl Pair {
         })
     }
 
-    /// Who has had a way to the address, after each change.
+    /// Who has had a way to the address in any table, after each change.
     pub fn history(&self) -> Result<Vec<BTreeSet<String>>> {
-        Ok(owners(&self.router_log()?))
+        Ok(together(self.tables()?))
     }
 
     pub fn logs(&self) -> String {
-        let of_node = |node: &Node| format!("-- {}\n{}\n", node.name, node.log_tail(30));
+        let of_node = |node: &Node| {
+            let why = node.cli(&["bgp", "why", ADDRESS]).unwrap_or_default();
+            format!("-- {}\n{}\n{why}\n", node.name, node.log_tail(30))
+        };
         let history = self.history().map(|history| format!("{history:?}")).unwrap_or_default();
         self.nodes.iter().map(of_node).collect::<String>() + &history + " in " + &self.short
     }
 }
 
-/// `node1.ipv4 > added [best] 10.65.15.7/32 0L 10G unicast`
-fn owners(log: &str) -> Vec<BTreeSet<String>> {
-    let mut history = Vec::new();
-    let mut now = BTreeSet::new();
-    for line in log.lines().filter(|line| line.contains(&format!(" {ADDRESS} "))) {
-        let Some((channel, change)) = line.split_once(" > ") else { continue };
-        let node = channel.split_whitespace().last().and_then(|channel| channel.split('.').next());
-        let Some(node) = node else { continue };
-        if change.starts_with("removed") {
-            now.remove(node);
-        } else if change.starts_with("added") {
-            now.insert(node.to_owned());
-        }
-        history.push(now.clone());
-    }
-    history
+/// Addresses must serve at once, without duplicate address detection.
+fn machine(name: &str) -> Result<Netns> {
+    let netns = Netns::create(name)?;
+    netns.sysctl("net/ipv6/conf/default/accept_dad", "0")?;
+    Ok(netns)
 }
 
-fn objects(namespace: &str, nodes: &[Node; 2], bgp: &str, of_partition: &str) -> String {
-    let peer = |n: usize| {
+fn objects(namespace: &str, routers: Routers, bgp: &str, of_partition: &str) -> String {
+    let asn = if routers == Routers::Gobgp { NODE_AS } else { ROUTER_AS };
+    let peer = |name: &str, address: &str| {
         format!(
-            "---\napiVersion: bulkhead.dev/v1alpha1\nkind: BGPPeer\nmetadata: {{name: leaf{n}}}\n\
-             spec: {{node: {}, peerAddress: 172.31.{n}.1, peerASN: {ROUTER_AS}, connectRetrySeconds: 1, families: [IPv4]}}\n",
-            nodes[n - 1].name
+            "---\napiVersion: bulkhead.dev/v1alpha1\nkind: BGPPeer\nmetadata: {{name: {name}}}\n\
+             spec: {{peerAddress: {address}, peerASN: {asn}, connectRetrySeconds: 1, holdTimeSeconds: 6, families: [IPv4]}}\n"
         )
     };
+    let second = if routers == Routers::TwoBirds { peer("second", SECOND) } else { String::new() };
     format!(
         "apiVersion: bulkhead.dev/v1alpha1\nkind: BGPConfiguration\nmetadata: {{name: default}}\n\
          spec: {{asn: {NODE_AS}, restartTimeSeconds: {RESTART_TIME}, {bgp}}}\n---\n\
          apiVersion: bulkhead.dev/v1alpha1\nkind: Partition\nmetadata: {{name: vault}}\n\
          spec: {{policyID: 31, namespaces: [{namespace}], podCIDRs: [10.65.0.0/16], fixedCIDRs: [10.65.15.0/28], bgp: {{{of_partition}}}}}\n---\n\
          apiVersion: bulkhead.dev/v1alpha1\nkind: IPReservation\nmetadata: {{name: db, namespace: {namespace}}}\n\
-         spec: {{pod: db-0, addresses: [10.65.15.7]}}\n{}{}",
-        peer(1),
-        peer(2)
+         spec: {{pod: db-0, addresses: [10.65.15.7]}}\n{}{second}",
+        peer("leaf", ROUTER)
     )
 }
 
-fn configuration() -> String {
-    let session = |n: u8| {
+fn bird(router: &str) -> String {
+    let session = |(name, address): (&str, &str)| {
         format!(
-            "protocol bgp node{n} {{ local 172.31.{n}.1 as {ROUTER_AS}; neighbor 172.31.{n}.2 as {NODE_AS};\n\
+            "protocol bgp {name} {{ local {router} as {ROUTER_AS}; neighbor {address} as {NODE_AS};\n\
              hold time 6; graceful restart on; connect delay time 1; connect retry time 1; error wait time 1, 1;\n\
-             debug {{ routes }}; ipv4 {{ import all; export all; }}; }}\n"
+             ipv4 {{ import all; export all; }}; }}\n"
+        )
+    };
+    let sessions = NODES.map(session).concat();
+    format!(
+        "log stderr all;\nrouter id {router};\nprotocol device {{}}\nprotocol direct {{ ipv4; }}\n{sessions}"
+    )
+}
+
+fn guide_bird() -> String {
+    let [_, (name, address)] = NODES;
+    let guide = include_str!("../../../docs/bgp/bird.conf");
+    format!("{guide}\nprotocol bgp {name} from node {{ neighbor {address} as CLUSTER; }}\n")
+}
+
+fn guide_frr() -> String {
+    let [(_, first), (_, other)] = NODES;
+    let line = |address: &str| format!(" neighbor {address} peer-group NODES\n");
+    let guide = include_str!("../../../docs/bgp/frr.conf");
+    guide.replace(&line(first), &(line(first) + &line(other)))
+}
+
+fn gobgp() -> String {
+    let neighbour = |(_, address): (&str, &str)| {
+        format!(
+            "- config: {{neighbor-address: {address}, peer-as: {NODE_AS}}}\n  \
+             route-reflector: {{config: {{route-reflector-client: true, route-reflector-cluster-id: {ROUTER}}}}}\n  \
+             timers: {{config: {{hold-time: 6, keepalive-interval: 2, connect-retry: 1, idle-hold-time-after-reset: 1}}}}\n  \
+             transport: {{config: {{local-address: {ROUTER}}}}}\n  \
+             graceful-restart: {{config: {{enabled: true, restart-time: 60, notification-enabled: true}}}}\n  \
+             afi-safis:\n  - config: {{afi-safi-name: ipv4-unicast}}\n    mp-graceful-restart: {{config: {{enabled: true}}}}\n"
         )
     };
     format!(
-        "log stderr all;\nrouter id 172.31.1.1;\nprotocol device {{}}\nprotocol direct {{ ipv4; }}\n{}{}",
-        session(1),
-        session(2)
+        "global:\n  config: {{as: {NODE_AS}, router-id: {ROUTER}}}\nneighbors:\n{}",
+        NODES.map(neighbour).concat()
     )
-}
-
-#[cfg(test)]
-mod tests {
-    use super::*;
-
-    #[test]
-    fn owners_are_read_from_the_routers_log() {
-        let log = "2026-11-29 <TRACE> node1.ipv4 > added [best] 10.65.15.7/32 0L 10G unicast\n\
-                   2026-11-29 <TRACE> node1.ipv4 > added [best] 10.65.0.0/26 0L 10G unicast\n\
-                   2026-11-29 <TRACE> node2.ipv4 < added 10.65.15.7/32 0L 10G unicast\n\
-                   2026-11-29 <TRACE> node2.ipv4 > added 10.65.15.7/32 0L 11G unicast\n\
-                   2026-11-29 <TRACE> node1.ipv4 > removed [replaced] 10.65.15.7/32 0L 10G unicast\n";
-        let told: Vec<usize> = owners(log).iter().map(BTreeSet::len).collect();
-        assert_eq!(told, [1, 2, 1]);
-        assert_eq!(owners(log).pop(), Some(BTreeSet::from(["node2".to_owned()])));
-    }
 }

@@ -3,7 +3,7 @@
 use crate::{Row, all};
 use bulkhead_bgp::{Password, PeerConfig, Remote, Ttl, fsm::StateName};
 use bulkhead_lab::bgp::site::{
-    NODE, NODE6, ROUTER, ROUTER_AS, ROUTER6, Running, Site, router, routes, speaker_config,
+    DEADLINE, NODE, NODE6, ROUTER, ROUTER_AS, ROUTER6, Running, Site, router, routes, speaker_config,
 };
 use bulkhead_lab::bgp::{Kind, Router, Setup};
 use bulkhead_lab::{Error, Result, link::run, until};
@@ -263,8 +263,23 @@ fn shutdown(site: &Site, kind: Kind) -> Result<()> {
         Kind::Gobgp => &["hard-reset"],
     };
     there.wait_words(words)?;
+    // GoBGP takes its time.
+    if kind != Kind::Gobgp {
+        let before = refused(site)?;
+        until("the router has tried again", DEADLINE, || Ok((refused(site)? >= before + 3).then_some(())))?;
+        there.wait_words(words)?;
+    }
     node.speaker.set_peers(vec![router()]);
     both_blocks(there.as_ref())
+}
+
+/// Connections that others have begun to the node.
+fn refused(site: &Site) -> Result<u64> {
+    let counters = site.node.run(|| Ok(std::fs::read_to_string("/proc/thread-self/net/snmp")?))?;
+    let mut lines = counters.lines().filter(|line| line.starts_with("Tcp:")).map(str::split_whitespace);
+    let (names, values) = (lines.next().into_iter().flatten(), lines.next().into_iter().flatten());
+    let value = names.zip(values).find(|(name, _)| *name == "PassiveOpens").map(|(_, value)| value);
+    value.and_then(|value| value.parse().ok()).ok_or(Error::Unmet(counters))
 }
 
 fn too_many(site: &Site, kind: Kind) -> Result<()> {
