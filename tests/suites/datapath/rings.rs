@@ -16,6 +16,13 @@ crate::trials! {
     a_connection_that_the_receiver_refuses_has_no_entry_and_counts_where_it_was_let_out_and_refused,
 }
 
+/// On which packets go straight from pod to pod.
+fn node(rules: Rules) -> Node {
+    let mut node = Node::new(rules);
+    node.rewire(1500, 0);
+    node
+}
+
 /// Names in the rings of all pods.
 fn names(node: &Node) -> usize {
     const NAME: usize = size_of::<FlowName>();
@@ -33,8 +40,7 @@ fn names(node: &Node) -> usize {
 }
 
 fn what_is_established_leaves_its_ring() {
-    let node =
-        Node::new(Rules::none().egress(POLICY_A, B, Port::Tcp80, 70).ingress(POLICY_B, A, Port::Tcp80, 71));
+    let node = node(Rules::none().egress(POLICY_A, B, Port::Tcp80, 70).ingress(POLICY_B, A, Port::Tcp80, 71));
     for (n, f) in FAMILIES.iter().enumerate() {
         let (client, server) = ((f.a, 5), (f.b, 80));
         assert_eq!(node.send(A, &tcp(client, server, SYN)).end, End::Redirect);
@@ -46,7 +52,7 @@ fn what_is_established_leaves_its_ring() {
 }
 
 fn a_connection_that_the_receiver_refuses_has_no_entry_and_counts_where_it_was_let_out_and_refused() {
-    let node = Node::new(Rules::none().egress(POLICY_A, B, Port::Tcp80, 70));
+    let node = node(Rules::none().egress(POLICY_A, B, Port::Tcp80, 70));
     for port in 5..10 {
         let refused = node.send(A, &tcp((V4.a, port), (V4.b, 80), SYN)).end;
         assert_eq!(refused, End::Drop(DROP_POLICY, RULE_DEFAULT_DENY));
