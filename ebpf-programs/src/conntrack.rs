@@ -172,7 +172,7 @@ fn icmp(ctx: &TcContext, at: &At, packet: &Packet) -> Verdict {
     if peer.is_unasked() {
         return Verdict::PASS;
     }
-    match ask(at, at.policy, at.dir, peer, packet.proto, packet.service_port(), decide::FIRST, false) {
+    match ask(at, (at.policy, at.dir), peer, packet.proto, packet.service_port(), decide::FIRST, false) {
         Ok(answer) => {
             counters::hit(answer.rule(), at.bytes);
             Verdict::PASS
@@ -303,7 +303,7 @@ fn renew(at: &At, packet: &Packet, flow: &mut Flow, end: u32, keep: u8, renewed:
     let reason = if renewed { DROP_REVOKED } else { decide::FIRST };
     let kept = renewed && flow.flags & keep != 0;
     let peer = peer_of_flow(at, packet, flow, end);
-    match ask(at, at.policy, end, peer, packet.proto, flow.service_port, reason, kept) {
+    match ask(at, (at.policy, end), peer, packet.proto, flow.service_port, reason, kept) {
         // It stays the connection of the rule that admitted it.
         Ok(_) if kept => {
             flow.generations[end as usize] = at.generation;
@@ -444,7 +444,7 @@ fn open(at: &At, packet: &Packet, key: &Key, how: u32) -> Verdict {
         flow.flags |= FLOW_UNASKED;
         (flow.rules[1], flow.begun) = (peer.unasked_rule(), 1 << DIR_INGRESS);
     } else {
-        match ask(at, at.policy, at.dir, peer, packet.proto, packet.service_port(), decide::FIRST, false) {
+        match ask(at, (at.policy, at.dir), peer, packet.proto, packet.service_port(), decide::FIRST, false) {
             Ok(answer) => stamp(flow, at.generation, at.dir, answer),
             Err(verdict) => return verdict,
         }
@@ -478,7 +478,8 @@ fn open(at: &At, packet: &Packet, key: &Key, how: u32) -> Verdict {
 #[inline(always)]
 fn open_there(at: &At, packet: &Packet, flow: &mut Flow) -> Verdict {
     let sender = decide::peer_at(&packet.src);
-    match ask(at, at.there, DIR_INGRESS, sender, packet.proto, packet.service_port(), decide::FIRST, false) {
+    match ask(at, (at.there, DIR_INGRESS), sender, packet.proto, packet.service_port(), decide::FIRST, false)
+    {
         Ok(answer) => {
             stamp(flow, at.generation, DIR_INGRESS, answer);
             flow.begun |= 1 << DIR_INGRESS;

@@ -107,8 +107,7 @@ pub fn peer_at(address: &Address) -> Peer {
 #[inline(always)]
 pub fn ask(
     at: &At,
-    policy: u32,
-    dir: u32,
+    (policy, dir): (u32, u32),
     peer: Peer,
     proto: u8,
     port: u16,
