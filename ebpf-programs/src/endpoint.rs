@@ -29,13 +29,13 @@ pub fn from_pod(ctx: &TcContext) -> i32 {
 
 /// What is known of a packet on the long way: off the stack, which has no room for it beside all that is called from there.
 #[repr(C)]
-struct Sent {
+struct Room {
     packet: MaybeUninit<Packet>,
     at: MaybeUninit<At>,
 }
 
 #[map]
-static SENT: PerCpuArray<Sent> = PerCpuArray::with_max_entries(1, 0);
+static ROOM: PerCpuArray<Room> = PerCpuArray::with_max_entries(1, 0);
 
 /// The long way.
 #[inline(always)]
@@ -48,9 +48,9 @@ fn send(ctx: &TcContext) -> i32 {
     if ethertype == skb::ETHERTYPE_ARP {
         return to_stack(ctx, pod, generation, arp::from_pod(ctx, pod));
     }
-    let Some(room) = SENT.get_ptr_mut(0) else { return DROP };
+    let Some(room) = ROOM.get_ptr_mut(0) else { return DROP };
     // SAFETY: this CPU's own; see `kept`.
-    let Sent { packet: room, at } = unsafe { &mut *room };
+    let Room { packet: room, at } = unsafe { &mut *room };
     let packet = match read(ctx, room, ethertype) {
         Ok(packet) => packet,
         Err(verdict) => return to_stack(ctx, pod, generation, verdict),
@@ -150,8 +150,10 @@ fn inbound(ctx: &TcContext, pod: &Endpoint, generation: u32) -> Verdict {
     if ethertype == skb::ETHERTYPE_ARP {
         return Verdict::PASS;
     }
-    let mut room = MaybeUninit::uninit();
-    let packet = match read(ctx, &mut room, ethertype) {
+    let Some(room) = ROOM.get_ptr_mut(0) else { return Verdict::drop(DROP_NO_ENDPOINT) };
+    // SAFETY: as in `send`.
+    let Room { packet: room, at } = unsafe { &mut *room };
+    let packet = match read(ctx, room, ethertype) {
         Ok(packet) => packet,
         Err(verdict) => return verdict,
     };
@@ -159,9 +161,9 @@ fn inbound(ctx: &TcContext, pod: &Endpoint, generation: u32) -> Verdict {
         return Verdict::PASS;
     }
     let own = if ethertype == skb::ETHERTYPE_IPV6 { pod.identity_v6 } else { pod.identity_v4 };
-    let at = At::new(ctx, generation, pod.policy(generation), DIR_INGRESS);
-    let at = At { origin: origin::at_pod(ctx, own, packet.part), ..at };
-    decide(ctx, &at, packet)
+    let at = at.write(At::new(ctx, generation, pod.policy(generation), DIR_INGRESS));
+    at.origin = origin::at_pod(ctx, own, packet.part);
+    decide(ctx, at, packet)
 }
 
 #[inline(always)]
