@@ -69,7 +69,10 @@ pub struct Flow {
     pub entered_by: u32,
     /// `ORIGIN_TURN` of `origin` when it was written: numbers of identities are given out again.
     pub origin_turn: u32,
-    pub reserved: [u32; 7],
+    /// Where its name stands among those that may be evicted: the slot of the ring and 1, doubled, and the ring (`RECENT_OUT`,
+    /// `RECENT_IN`); 0: in no ring that it knows of.
+    pub ring: u32,
+    pub reserved: [u32; 6],
 }
 
 impl Flow {

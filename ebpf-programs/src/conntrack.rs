@@ -35,7 +35,7 @@ use bulkhead_ebpf_abi::{
 use core::mem::MaybeUninit;
 use decide::{ask, peer_of_flow, peer_of_packet};
 pub use key::Key;
-pub use table::{see, set_flags};
+pub use table::{is_settled, see};
 
 /// What is decided on besides the packet: whose policy, which generation, which side of the pod.
 #[repr(C)]
@@ -53,6 +53,8 @@ pub struct At {
     /// The pod's interface: a new connection counts in its share.
     pub owner: u32,
     pub via: Via,
+    /// The receiver's policy, where a packet goes from pod to pod (`Via::Local`): a new connection is asked about at both ends.
+    pub there: u32,
 }
 
 /// To be read once for each packet, and before the pod that it is about: what a pod is in a generation is written before the
@@ -75,6 +77,7 @@ impl At {
             bytes: skb::len(ctx),
             owner: skb::ifindex(ctx),
             via: Via::Stack,
+            there: 0,
         }
     }
 
@@ -145,7 +148,11 @@ fn begin(at: &At, packet: &Packet, key: &Key, from_low: bool, replaces: bool) ->
     let flag = |set: bool, bit: u32| if set { bit } else { 0 };
     let how = flag(from_low, FROM_LOW) | flag(replaces, REPLACES) | flag(direct, ON_DIRECT);
     let verdict = open(at, packet, key, how);
-    if direct && verdict.passes() { Verdict::DIRECT } else { verdict }
+    match direct && verdict.passes() {
+        true if at.via == Via::Local => Verdict::SETTLED,
+        true => Verdict::DIRECT,
+        false => verdict,
+    }
 }
 
 /// Errors belong to the flow they speak of, and take its path; all else of ICMP but echo has no flow.
@@ -165,7 +172,7 @@ fn icmp(ctx: &TcContext, at: &At, packet: &Packet) -> Verdict {
     if peer.is_unasked() {
         return Verdict::PASS;
     }
-    match ask(at, at.dir, peer, packet.proto, packet.service_port(), decide::FIRST, false) {
+    match ask(at, (at.policy, at.dir), peer, packet.proto, packet.service_port(), decide::FIRST, false) {
         Ok(answer) => {
             counters::hit(answer.rule(), at.bytes);
             Verdict::PASS
@@ -258,11 +265,7 @@ fn known(at: &At, packet: &Packet, key: &Key, flow: &mut Flow, forward: bool, no
         }
     }
     let direct = path::follow(at, packet, flow, forward, again);
-    let closed = flow.flags & FLOW_CLOSED;
-    touch(at, packet, flow, forward, again, now);
-    if closed == 0 && flow.flags & FLOW_CLOSED != 0 {
-        table::closed(key, flow);
-    }
+    touch(at, packet, key, flow, forward, again, now);
     let [egress, ingress] = flow.generations;
     let settled = egress == at.generation && ingress == at.generation && !again;
     match (direct, settled) {
@@ -300,7 +303,7 @@ fn renew(at: &At, packet: &Packet, flow: &mut Flow, end: u32, keep: u8, renewed:
     let reason = if renewed { DROP_REVOKED } else { decide::FIRST };
     let kept = renewed && flow.flags & keep != 0;
     let peer = peer_of_flow(at, packet, flow, end);
-    match ask(at, end, peer, packet.proto, flow.service_port, reason, kept) {
+    match ask(at, (at.policy, end), peer, packet.proto, flow.service_port, reason, kept) {
         // It stays the connection of the rule that admitted it.
         Ok(_) if kept => {
             flow.generations[end as usize] = at.generation;
@@ -344,8 +347,20 @@ fn forget(packet: &Packet, key: &Key, flow: &mut Flow, was_new: bool, end: u32, 
     }
 }
 
+/// Sets bits of how far the connection is that were not set before, and changes its ring where that says so.
+#[inline(never)]
+pub fn advance(key: &Key, flow: &mut Flow, bits: u8) {
+    table::set_flags(flow, bits);
+    if bits & FLOW_ESTABLISHED != 0 {
+        table::established(flow);
+    }
+    if bits & FLOW_CLOSED != 0 {
+        table::closed(key, flow);
+    }
+}
+
 #[inline(always)]
-fn touch(at: &At, packet: &Packet, flow: &mut Flow, forward: bool, again: bool, now: u64) {
+fn touch(at: &At, packet: &Packet, key: &Key, flow: &mut Flow, forward: bool, again: bool, now: u64) {
     let mut flags = flow.flags;
     if again {
         const STAGE: u8 = FLOW_ANSWERED | FLOW_ESTABLISHED | FLOW_CLOSING | FLOW_CLOSED;
@@ -372,7 +387,7 @@ fn touch(at: &At, packet: &Packet, flow: &mut Flow, forward: bool, again: bool, 
     }
     flags |= table::closing(flow);
     if flags != had {
-        table::set_flags(flow, flags & !had);
+        advance(key, flow, flags & !had);
     }
     table::seen(flow, now);
     count(flow, at.sends(), at.bytes);
@@ -420,6 +435,7 @@ fn open(at: &At, packet: &Packet, key: &Key, how: u32) -> Verdict {
         fin_back: 0,
         padding: [0; 2],
         entered_by: 0,
+        ring: 0,
         origin_turn: origin::turn(u32::from(peer.origin())),
         // Zero, and never anything else: see `Draft`.
         reserved: kept_zero,
@@ -428,9 +444,15 @@ fn open(at: &At, packet: &Packet, key: &Key, how: u32) -> Verdict {
         flow.flags |= FLOW_UNASKED;
         (flow.rules[1], flow.begun) = (peer.unasked_rule(), 1 << DIR_INGRESS);
     } else {
-        match ask(at, at.dir, peer, packet.proto, packet.service_port(), decide::FIRST, false) {
-            Ok(answer) => stamp(flow, at, answer),
+        match ask(at, (at.policy, at.dir), peer, packet.proto, packet.service_port(), decide::FIRST, false) {
+            Ok(answer) => stamp(flow, at.generation, at.dir, answer),
             Err(verdict) => return verdict,
+        }
+        if how & ON_DIRECT != 0 && at.via == Via::Local {
+            let verdict = open_there(at, packet, flow);
+            if !verdict.passes() {
+                return verdict;
+            }
         }
     }
     // A reply without its request is let through or not, but is no connection.
@@ -452,6 +474,25 @@ fn open(at: &At, packet: &Packet, key: &Key, how: u32) -> Verdict {
     }
 }
 
+/// The receiver's end of a connection from pod to pod, which the sender's has just admitted.
+#[inline(always)]
+fn open_there(at: &At, packet: &Packet, flow: &mut Flow) -> Verdict {
+    let sender = decide::peer_at(&packet.src);
+    match ask(at, (at.there, DIR_INGRESS), sender, packet.proto, packet.service_port(), decide::FIRST, false)
+    {
+        Ok(answer) => {
+            stamp(flow, at.generation, DIR_INGRESS, answer);
+            flow.begun |= 1 << DIR_INGRESS;
+            Verdict::PASS
+        }
+        Err(verdict) => {
+            // The sender's rule has let it out.
+            counters::fold(flow);
+            verdict.of_receiver()
+        }
+    }
+}
+
 /// Forgets the connection whose key lies behind the Ethernet header: how user space removes an entry, so that its share
 /// is given back in one place.
 #[inline(always)]
@@ -470,13 +511,13 @@ pub fn forget_named(ctx: &TcContext) -> i32 {
 }
 
 #[inline(always)]
-fn stamp(flow: &mut Flow, at: &At, answer: Answer) {
+fn stamp(flow: &mut Flow, generation: u32, dir: u32, answer: Answer) {
     // Not indexed: the verifier likes constants on the stack.
-    if at.dir == DIR_INGRESS {
-        (flow.generations[1], flow.rules[1]) = (at.generation, answer.rule());
+    if dir == DIR_INGRESS {
+        (flow.generations[1], flow.rules[1]) = (generation, answer.rule());
         flow.flags |= if answer.keeps() { FLOW_KEEP_INGRESS } else { 0 };
     } else {
-        (flow.generations[0], flow.rules[0]) = (at.generation, answer.rule());
+        (flow.generations[0], flow.rules[0]) = (generation, answer.rule());
         flow.flags |= if answer.keeps() { FLOW_KEEP_EGRESS } else { 0 };
     }
 }

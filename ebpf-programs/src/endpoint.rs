@@ -12,7 +12,7 @@ use crate::{
     skb,
     verdict::{DROP, NEXT, Verdict},
 };
-use aya_ebpf::{helpers::generated::bpf_redirect, programs::TcContext};
+use aya_ebpf::{helpers::generated::bpf_redirect, macros::map, maps::PerCpuArray, programs::TcContext};
 use bulkhead_ebpf_abi::{
     DIR_EGRESS, DIR_INGRESS, DROP_MULTICAST, DROP_NO_ENDPOINT, DROP_NOT_IP, DROP_SPOOFED_POD, Endpoint,
     ORIGIN_ITSELF, ORIGIN_NONE,
@@ -21,6 +21,25 @@ use core::mem::MaybeUninit;
 
 #[inline(always)]
 pub fn from_pod(ctx: &TcContext) -> i32 {
+    match known::sent(ctx) {
+        known::UNKNOWN => send(ctx),
+        said => said,
+    }
+}
+
+/// What is known of a packet on the long way: off the stack, which has no room for it beside all that is called from there.
+#[repr(C)]
+struct Room {
+    packet: MaybeUninit<Packet>,
+    at: MaybeUninit<At>,
+}
+
+#[map]
+static ROOM: PerCpuArray<Room> = PerCpuArray::with_max_entries(1, 0);
+
+/// The long way.
+#[inline(always)]
+fn send(ctx: &TcContext) -> i32 {
     let generation = conntrack::live_generation();
     let Some(pod) = kept::endpoint(skb::ifindex(ctx)) else {
         return unwired(ctx, DIR_EGRESS);
@@ -29,16 +48,12 @@ pub fn from_pod(ctx: &TcContext) -> i32 {
     if ethertype == skb::ETHERTYPE_ARP {
         return to_stack(ctx, pod, generation, arp::from_pod(ctx, pod));
     }
-    let mut room = MaybeUninit::uninit();
-    let packet = match known::sent(ctx, pod, ethertype, generation, &mut room) {
-        NEXT => return to_stack(ctx, pod, generation, Verdict::PASS),
-        // SAFETY: that is what it says.
-        known::UNKNOWN => unsafe { room.assume_init_mut() },
-        known::UNREAD => match read(ctx, &mut room, ethertype) {
-            Ok(packet) => packet,
-            Err(verdict) => return to_stack(ctx, pod, generation, verdict),
-        },
-        redirected => return redirected,
+    let Some(room) = ROOM.get_ptr_mut(0) else { return DROP };
+    // SAFETY: this CPU's own; see `kept`.
+    let Room { packet: room, at } = unsafe { &mut *room };
+    let packet = match read(ctx, room, ethertype) {
+        Ok(packet) => packet,
+        Err(verdict) => return to_stack(ctx, pod, generation, verdict),
     };
     let checked = check(ctx, pod, packet, ethertype);
     // Of the ethertype, which the verifier follows: of `packet.ipv6` it knows only that it is some byte.
@@ -46,23 +61,27 @@ pub fn from_pod(ctx: &TcContext) -> i32 {
     if !checked.passes() || checked.is_settled() {
         return to_stack(ctx, pod, generation, checked);
     }
-    // One for all ways from here: the stack has no room for more.
-    let mut at = At::new(ctx, generation, pod.policy(generation), DIR_EGRESS);
+    let at = at.write(At::new(ctx, generation, pod.policy(generation), DIR_EGRESS));
     if packet.dst == packet.src {
         at.origin = ORIGIN_ITSELF;
     }
     if forward::is_plain(ctx, packet, ipv6) && !forward::is_paced(pod) {
-        return forward::from_pod(ctx, &mut at, packet, ipv6);
+        return forward::from_pod(ctx, at, packet, ipv6);
     }
-    to_stack(ctx, pod, generation, decide(ctx, &at, packet))
+    to_stack(ctx, pod, generation, decide(ctx, at, packet))
 }
 
-/// The ifb's queue paces; it hands the packet back to this interface, behind this hook, mark and all.
 #[inline(always)]
 fn to_stack(ctx: &TcContext, pod: &Endpoint, generation: u32, verdict: Verdict) -> i32 {
     if !verdict.passes() {
         return counters::drop(verdict, pod.policy(generation), DIR_EGRESS, skb::len(ctx));
     }
+    by_stack(pod)
+}
+
+/// The ifb's queue paces; it hands the packet back to this interface, behind this hook, mark and all.
+#[inline(always)]
+pub fn by_stack(pod: &Endpoint) -> i32 {
     match pod.ifb_ifindex {
         0 => NEXT,
         // SAFETY: a helper that takes two numbers.
@@ -78,6 +97,10 @@ fn read<'a>(
 ) -> Result<&'a mut Packet, Verdict> {
     if ethertype != skb::ETHERTYPE_IPV4 && ethertype != skb::ETHERTYPE_IPV6 {
         return Err(Verdict::drop(DROP_NOT_IP));
+    }
+    if known::read(ctx, ethertype, room) {
+        // SAFETY: that is what it says.
+        return Ok(unsafe { room.assume_init_mut() });
     }
     let packet = Packet::empty(room);
     match parse::parse(ctx, packet, ethertype) {
@@ -106,6 +129,9 @@ fn check(ctx: &TcContext, pod: &Endpoint, packet: &Packet, ethertype: u16) -> Ve
 
 #[inline(always)]
 pub fn to_pod(ctx: &TcContext) -> i32 {
+    if known::received(ctx) {
+        return NEXT;
+    }
     let generation = conntrack::live_generation();
     let Some(pod) = kept::endpoint(skb::ifindex(ctx)) else {
         return unwired(ctx, DIR_INGRESS);
@@ -124,23 +150,20 @@ fn inbound(ctx: &TcContext, pod: &Endpoint, generation: u32) -> Verdict {
     if ethertype == skb::ETHERTYPE_ARP {
         return Verdict::PASS;
     }
-    let mut room = MaybeUninit::uninit();
-    let packet = match known::received(ctx, ethertype, generation, &mut room) {
-        NEXT => return Verdict::PASS,
-        // SAFETY: that is what it says.
-        known::UNKNOWN => unsafe { room.assume_init_mut() },
-        _ => match read(ctx, &mut room, ethertype) {
-            Ok(packet) => packet,
-            Err(verdict) => return verdict,
-        },
+    let Some(room) = ROOM.get_ptr_mut(0) else { return Verdict::drop(DROP_NO_ENDPOINT) };
+    // SAFETY: as in `send`.
+    let Room { packet: room, at } = unsafe { &mut *room };
+    let packet = match read(ctx, room, ethertype) {
+        Ok(packet) => packet,
+        Err(verdict) => return verdict,
     };
     if origin::read(ctx) == ORIGIN_NONE && source::is_neighbour_discovery(packet) {
         return Verdict::PASS;
     }
     let own = if ethertype == skb::ETHERTYPE_IPV6 { pod.identity_v6 } else { pod.identity_v4 };
-    let at = At::new(ctx, generation, pod.policy(generation), DIR_INGRESS);
-    let at = At { origin: origin::at_pod(ctx, own, packet.part), ..at };
-    decide(ctx, &at, packet)
+    let at = at.write(At::new(ctx, generation, pod.policy(generation), DIR_INGRESS));
+    at.origin = origin::at_pod(ctx, own, packet.part);
+    decide(ctx, at, packet)
 }
 
 #[inline(always)]

@@ -9,13 +9,13 @@
 //! forward its own way: a hop limit at its end, a packet longer than its link or route allows, IP options and extension
 //! headers, fragments, what has no route; and the pods whose bandwidth a queue holds.
 
-mod frame;
+pub mod frame;
 mod remote;
 
 use crate::{
     conntrack::{self, At, Via},
     counters,
-    maps::LOCAL,
+    endpoint::kept,
     parse::{self, Packet, Part},
     skb,
     verdict::NEXT,
@@ -53,8 +53,7 @@ pub fn is_paced(pod: &Endpoint) -> bool {
 /// To another pod of this node, or elsewhere; the program's word. `at` is the sender's.
 #[inline(always)]
 pub fn from_pod(ctx: &TcContext, at: &mut At, packet: &Packet, ipv6: bool) -> i32 {
-    // SAFETY: read field by field; the daemon replaces entries, it never writes into them.
-    match unsafe { LOCAL.get(packet.dst.as_addr()) } {
+    match kept::delivery(&packet.dst) {
         Some(to) => to_local(ctx, at, to, packet, ipv6),
         None => to_remote(ctx, at, packet, ipv6),
     }
@@ -63,17 +62,19 @@ pub fn from_pod(ctx: &TcContext, at: &mut At, packet: &Packet, ipv6: bool) -> i3
 #[inline(always)]
 fn to_local(ctx: &TcContext, at: &mut At, to: &Delivery, packet: &Packet, ipv6: bool) -> i32 {
     if to.flags & ENDPOINT_PACED == 0 && to.ifindex != at.owner {
-        at.via = Via::Local;
+        (at.via, at.there) = (Via::Local, to.policy(at.generation));
     }
     let verdict = conntrack::admit(ctx, at, packet);
     if !verdict.passes() {
-        return counters::drop(verdict, at.policy, DIR_EGRESS, at.bytes);
+        let (policy, dir) =
+            if verdict.is_of_receiver() { (at.there, DIR_INGRESS) } else { (at.policy, DIR_EGRESS) };
+        return counters::drop(verdict, policy, dir, at.bytes);
     }
     if !verdict.is_direct() {
         return NEXT;
     }
     if !verdict.is_settled() {
-        (at.policy, at.dir, at.owner) = (to.policy(at.generation), DIR_INGRESS, to.ifindex);
+        (at.policy, at.dir, at.owner) = (at.there, DIR_INGRESS, to.ifindex);
         let verdict = conntrack::admit(ctx, at, packet);
         if !verdict.passes() {
             return counters::drop(verdict, at.policy, DIR_INGRESS, at.bytes);

@@ -4,9 +4,10 @@
 //! for the node (BGP, BFD, SSH) is the node's.
 
 use crate::{
-    conntrack, counters, forward,
+    conntrack, counters,
+    endpoint::kept,
+    forward,
     identity::identity,
-    maps::LOCAL,
     origin,
     parse::{self, Packet},
     skb,
@@ -40,8 +41,7 @@ pub fn from_uplink(ctx: &TcContext) -> i32 {
         return NEXT;
     }
     let generation = conntrack::live_generation();
-    // SAFETY: read field by field; the daemon replaces entries, it never writes into them.
-    match unsafe { LOCAL.get(packet.dst.as_addr()) } {
+    match kept::delivery(&packet.dst) {
         Some(to) if to.flags & ENDPOINT_PACED == 0 => {
             forward::from_uplink(ctx, generation, to, packet, protocol)
         }

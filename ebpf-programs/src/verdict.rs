@@ -6,8 +6,8 @@ use bulkhead_ebpf_abi::RULE_NONE;
 pub const NEXT: i32 = -1;
 pub const DROP: i32 = 2;
 
-/// The reason of a drop in the lowest byte and the rule in the high half. No reason: it passes, and the second byte says
-/// on which path.
+/// The reason of a drop in the lowest byte and the rule in the high half. The second byte says of what
+/// passes (no reason) on which path it does, and of a drop whose it is.
 #[derive(Clone, Copy)]
 #[repr(transparent)]
 pub struct Verdict(u64);
@@ -21,6 +21,7 @@ impl Verdict {
     pub const SETTLED: Self = Self(Self::IS_DIRECT | Self::IS_SETTLED);
     const IS_DIRECT: u64 = 1 << 8;
     const IS_SETTLED: u64 = 1 << 9;
+    const IS_OF_RECEIVER: u64 = 1 << 10;
 
     #[inline(always)]
     pub fn drop(reason: u8) -> Self {
@@ -30,6 +31,17 @@ impl Verdict {
     #[inline(always)]
     pub fn drop_by(reason: u8, rule: u32) -> Self {
         Self(u64::from(reason) | u64::from(rule) << 32)
+    }
+
+    /// Where both ends were asked at once, and it is the receiver's that refuses.
+    #[inline(always)]
+    pub fn of_receiver(self) -> Self {
+        Self(self.0 | Self::IS_OF_RECEIVER)
+    }
+
+    #[inline(always)]
+    pub fn is_of_receiver(self) -> bool {
+        self.0 & Self::IS_OF_RECEIVER != 0
     }
 
     #[inline(always)]

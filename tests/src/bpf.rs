@@ -14,6 +14,7 @@ const PROG_LOAD: libc::c_long = 5;
 const PROG_TEST_RUN: libc::c_long = 10;
 const MAP_FREEZE: libc::c_long = 22;
 const LINK_CREATE: libc::c_long = 28;
+const MAP_TYPE_HASH: u32 = 1;
 const MAP_TYPE_PROG_ARRAY: u32 = 3;
 const PROG_TYPE_SCHED_CLS: u32 = 3;
 const TCX_INGRESS: u32 = 46;
@@ -82,8 +83,17 @@ pub fn load(what: &str, instructions: &[u64]) -> Result<OwnedFd> {
     Ok(unsafe { OwnedFd::from_raw_fd(fd as i32) })
 }
 
+/// A hash of so many entries, all of them allocated.
+pub fn hash(key: u32, value: u32, entries: u32) -> Result<OwnedFd> {
+    create_map(MAP_TYPE_HASH, key, value, entries, "making a hash")
+}
+
 /// A table with room for one program.
 pub fn jump_table() -> Result<OwnedFd> {
+    create_map(MAP_TYPE_PROG_ARRAY, 4, 4, 1, "making a table of programs")
+}
+
+fn create_map(kind: u32, key: u32, value: u32, entries: u32, what: &str) -> Result<OwnedFd> {
     #[repr(C)]
     struct Create {
         kind: u32,
@@ -91,9 +101,9 @@ pub fn jump_table() -> Result<OwnedFd> {
         value: u32,
         entries: u32,
     }
-    let mut attr = Create { kind: MAP_TYPE_PROG_ARRAY, key: 4, value: 4, entries: 1 };
+    let mut attr = Create { kind, key, value, entries };
     // SAFETY: four numbers.
-    let fd = unsafe { bpf(MAP_CREATE, &mut attr) }.during(|| "making a table of programs".into())?;
+    let fd = unsafe { bpf(MAP_CREATE, &mut attr) }.during(|| what.into())?;
     // SAFETY: the kernel has just made this descriptor for us.
     Ok(unsafe { OwnedFd::from_raw_fd(fd as i32) })
 }

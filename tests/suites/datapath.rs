@@ -48,6 +48,8 @@ mod paged;
 mod parsing;
 #[path = "datapath/processors.rs"]
 mod processors;
+#[path = "datapath/rings.rs"]
+mod rings;
 #[path = "datapath/room.rs"]
 mod room;
 #[path = "datapath/sources.rs"]
@@ -95,6 +97,7 @@ fn main() -> ExitCode {
         paged::trials(),
         frontends::trials(),
         oracle::trials(),
+        rings::trials(),
         room::trials(),
     ];
     let conclusion = libtest_mimic::run(&arguments, tests.into_iter().flatten().collect());

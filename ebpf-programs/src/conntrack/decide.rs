@@ -2,6 +2,7 @@
 
 use super::At;
 use crate::{
+    address::Address,
     counters,
     identity::identity,
     origin,
@@ -93,16 +94,20 @@ pub fn peer_of_flow(at: &At, packet: &Packet, flow: &Flow, end: u32) -> Peer {
         // It began as somebody whose number another has got since.
         return if origin::turn(origin) == flow.origin_turn { Peer::by_mark(origin) } else { Peer::UNKNOWN };
     }
-    let other = if at.sends() { &packet.dst } else { &packet.src };
-    Peer::by_address(identity(other).id())
+    peer_at(if at.sends() { &packet.dst } else { &packet.src })
 }
 
-/// What the pod's policy says of `peer` in direction `dir`. An audited refusal is counted and turned into a yes; of a
+#[inline(always)]
+pub fn peer_at(address: &Address) -> Peer {
+    Peer::by_address(identity(address).id())
+}
+
+/// What `policy`, a pod's, says of `peer` in direction `dir`. An audited refusal is counted and turned into a yes; of a
 /// connection that is `kept` the partition tier refuses nothing.
 #[inline(always)]
 pub fn ask(
     at: &At,
-    dir: u32,
+    (policy, dir): (u32, u32),
     peer: Peer,
     proto: u8,
     port: u16,
@@ -110,14 +115,14 @@ pub fn ask(
     kept: bool,
 ) -> Result<Answer, Verdict> {
     let service = u32::from(proto) << 16 | u32::from(port);
-    let answer = policy::decide(at.generation, at.policy.wrapping_mul(2) | dir, peer.identity(), service);
+    let answer = policy::decide(at.generation, policy.wrapping_mul(2) | dir, peer.identity(), service);
     let known = peer != Peer::UNKNOWN || answer.is_open();
     if known && answer.allows() || kept && answer.is_partitions() {
         return Ok(answer);
     }
     let rule = if known { answer.rule() } else { RULE_NONE };
     if answer.audits() {
-        counters::count(u32::from(AUDIT_POLICY), rule, at.policy, dir, at.bytes);
+        counters::count(u32::from(AUDIT_POLICY), rule, policy, dir, at.bytes);
         return Ok(answer);
     }
     Err(Verdict::drop_by(if known { refusal } else { DROP_UNKNOWN_ORIGIN }, rule))

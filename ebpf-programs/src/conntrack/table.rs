@@ -30,8 +30,9 @@ use aya_ebpf::{
     maps::{Array, PerCpuArray},
 };
 use bulkhead_ebpf_abi::{
-    Addr, AgeKind, DROP_CONNTRACK_FULL, DROP_CONNTRACK_SHARE, FLOW_CLOSED, FLOW_ESTABLISHED, Flow, FlowKey,
-    FlowName, NAMES_PER_PAGE, RECENT_CLOSED, RECENT_IN, RECENT_OUT, RecentKey, RecentPage, Share, due_at,
+    Addr, AgeKind, DROP_CONNTRACK_FULL, DROP_CONNTRACK_SHARE, FLOW_CLOSED, FLOW_CLOSING, FLOW_ESTABLISHED,
+    FLOW_UNASKED, Flow, FlowKey, FlowName, NAMES_PER_PAGE, PATH_DIRECT, RECENT_CLOSED, RECENT_IN, RECENT_OUT,
+    RecentKey, RecentPage, Share, due_at,
 };
 use core::{
     intrinsics::{AtomicOrdering, atomic_and, atomic_or, atomic_xadd},
@@ -86,6 +87,28 @@ pub fn see(flow: &mut Flow, kind: AgeKind) -> bool {
         (flow.last_seen, flow.tick) = (now, tick);
     }
     alive
+}
+
+/// Established, direct and not closing, begun by whom its addresses say, stamped within this tick, and admitted by both ends in this
+/// generation (so neither has cut it): a packet that closes nothing changes nothing of it. Two words are read.
+#[inline(always)]
+pub fn is_settled(flow: &Flow, generation: u32) -> bool {
+    const STAGE: u8 = FLOW_ESTABLISHED | FLOW_CLOSING | FLOW_CLOSED | FLOW_UNASKED;
+    const ASKED: u64 = stage_word(u32::MAX, STAGE, u8::MAX, u16::MAX);
+    let flow = &raw const *flow;
+    // SAFETY: aligned words of a live entry.
+    let (stage, generations) = unsafe {
+        let words = flow.cast::<u64>();
+        (words.add(offset_of!(Flow, tick) / 8).read(), words.add(offset_of!(Flow, generations) / 8).read())
+    };
+    let both = u64::from(generation) | u64::from(generation) << 32;
+    (stage ^ stage_word(tick(), FLOW_ESTABLISHED, PATH_DIRECT, 0)) & ASKED == 0 && generations == both
+}
+
+/// `tick` and the three fields behind it.
+#[inline(always)]
+const fn stage_word(tick: u32, flags: u8, path: u8, origin: u16) -> u64 {
+    (tick as u64 | (flags as u64) << 32 | (path as u64) << 40 | (origin as u64) << 48).to_le()
 }
 
 #[inline(always)]
@@ -180,7 +203,11 @@ pub fn clear_flags(flow: &mut Flow, bits: u8) {
 
 /// There are such instructions for words of 8 bytes.
 const _: () = assert!(
-    offset_of!(Flow, flags) == offset_of!(Flow, tick) + 4 && offset_of!(Flow, tick).is_multiple_of(8)
+    offset_of!(Flow, flags) == offset_of!(Flow, tick) + 4
+        && offset_of!(Flow, tick).is_multiple_of(8)
+        && offset_of!(Flow, path) == offset_of!(Flow, flags) + 1
+        && offset_of!(Flow, origin) == offset_of!(Flow, flags) + 2
+        && offset_of!(Flow, generations).is_multiple_of(8)
 );
 
 #[inline(always)]
@@ -288,14 +315,15 @@ fn eldest(name: *mut FlowName) -> bool {
     unsafe { bpf_map_pop_elem((&raw const AGING).cast_mut().cast(), name.cast()) == 0 }
 }
 
-/// Puts an entry into a ring of its pod, whose share is `share`, and evicts the one that stood there.
+/// Puts an entry into a ring of its pod, whose share is `share`, and evicts the one that stood there; what the entry has to
+/// remember of it ([`Flow::ring`]).
 #[unsafe(no_mangle)]
 #[inline(never)]
 extern "C" fn bulkhead_enlist(name: *const Name, share: *mut Share, owner: u32, kind: u32) -> u32 {
     // SAFETY: the caller's; null is what the verifier must be told of.
-    let Some(name) = (unsafe { name.as_ref() }) else { return 0 };
+    let Some(name) = (unsafe { name.as_ref() }) else { return NO_RING };
     if share.is_null() {
-        return 0;
+        return NO_RING;
     }
     // SAFETY: a live entry.
     let next = unsafe { &raw mut (*share).next };
@@ -313,7 +341,7 @@ extern "C" fn bulkhead_enlist(name: *const Name, share: *mut Share, owner: u32, 
     add(next, 1);
     let slot = if room == 0 { 0 } else { turn as u32 % room };
     // No room for rings: this one cannot be evicted; it has its age, and its pod a share.
-    let Some(page) = page(RecentKey { owner, kind, slot: slot / NAMES_PER_PAGE }) else { return 0 };
+    let Some(page) = page(RecentKey { owner, kind, slot: slot / NAMES_PER_PAGE }) else { return NO_RING };
     // SAFETY: a live entry, and a slot of it.
     let old = unsafe { &raw mut (*page)[(slot % NAMES_PER_PAGE) as usize] };
     // SAFETY: a live entry; should another CPU replace it meanwhile, the serial tells.
@@ -323,6 +351,34 @@ extern "C" fn bulkhead_enlist(name: *const Name, share: *mut Share, owner: u32, 
             evict(&*old, kind);
         }
         words::copy(&raw const *name, old.cast::<Name>());
+    }
+    slot.wrapping_add(1) << 1 | kind & 1
+}
+
+/// Of an entry that stands in no ring, as far as its own word goes.
+const NO_RING: u32 = 0;
+
+/// Takes an entry that has just been established out of its ring: nobody evicts it, and whose turn that place is next need
+/// not ask.
+#[inline(always)]
+pub fn established(flow: &Flow) {
+    if flow.ring != NO_RING {
+        leave_ring(flow);
+    }
+}
+
+#[inline(never)]
+fn leave_ring(flow: &Flow) -> u32 {
+    let slot = (flow.ring >> 1).wrapping_sub(1);
+    let key = RecentKey { owner: flow.owner, kind: flow.ring & 1, slot: slot / NAMES_PER_PAGE };
+    let Some(page) = RECENT.get_ptr_mut(key) else { return 0 };
+    // SAFETY: a live entry, and a slot of it.
+    let name = unsafe { &raw mut (*page)[(slot % NAMES_PER_PAGE) as usize] };
+    // SAFETY: as above. Whoever has taken the place meanwhile has another serial, and of two that cross one stands in no ring.
+    unsafe {
+        if (*name).serial == flow.serial {
+            (*name).serial = 0;
+        }
     }
     0
 }
@@ -414,7 +470,7 @@ pub fn insert(at: &At, draft: &mut Draft) -> u32 {
     name.due = next_due(now);
     (flow.owner, flow.serial, flow.entered_by) = (at.owner, name.serial, at.entered_by);
     let kind = if at.sends() { RECENT_OUT } else { RECENT_IN };
-    let _ = bulkhead_enlist(&raw const *name, share, at.owner, kind);
+    flow.ring = bulkhead_enlist(&raw const *name, share, at.owner, kind);
     if share_is_used_up(share) {
         bulkhead_sweep_in_need(now);
         if share_is_used_up(share) {

@@ -32,12 +32,21 @@ pub fn endpoint<'a>(ifindex: u32) -> Option<&'a Endpoint> {
     let kept = KEPT.get_ptr_mut(ifindex % PLACES)?;
     // SAFETY: as said at `KEPT`; zero is a value of every field, and no interface has the index 0.
     let kept = unsafe { &mut *kept };
-    if kept.ifindex != ifindex || kept.epoch != epoch {
-        // SAFETY: the daemon replaces entries, it never writes into them.
-        unsafe { words::copy_halves(ENDPOINT.get(ifindex)?, &raw mut kept.pod) };
-        (kept.ifindex, kept.epoch) = (ifindex, epoch);
+    if (kept.ifindex != ifindex || kept.epoch != epoch) && !keep(kept, ifindex, epoch) {
+        return None;
     }
     Some(&kept.pod)
+}
+
+/// Once an epoch: out of the way of all other packets.
+#[inline(never)]
+fn keep(kept: &mut Kept, ifindex: u32, epoch: u32) -> bool {
+    // SAFETY: the daemon replaces entries, it never writes into them.
+    let Some(pod) = (unsafe { ENDPOINT.get(ifindex) }) else { return false };
+    // SAFETY: both are an endpoint, and not the same.
+    unsafe { words::copy_halves(pod, &raw mut kept.pod) };
+    (kept.ifindex, kept.epoch) = (ifindex, epoch);
+    true
 }
 
 #[repr(C)]
@@ -59,12 +68,20 @@ pub fn delivery<'a>(to: &Address) -> Option<&'a Delivery> {
     let kept = KEPT_LOCAL.get_ptr_mut(place(to))?;
     // SAFETY: as in `endpoint`; nobody has the address of all zeros.
     let kept = unsafe { &mut *kept };
-    if kept.to != *to || kept.epoch != epoch {
-        // SAFETY: as in `endpoint`.
-        unsafe { words::copy_halves(LOCAL.get(to.as_addr())?, &raw mut kept.delivery) };
-        (kept.to, kept.epoch) = (*to, epoch);
+    if (kept.to != *to || kept.epoch != epoch) && !keep_delivery(kept, to, epoch) {
+        return None;
     }
     Some(&kept.delivery)
+}
+
+#[inline(never)]
+fn keep_delivery(kept: &mut KeptDelivery, to: &Address, epoch: u32) -> bool {
+    // SAFETY: as in `keep`.
+    let Some(delivery) = (unsafe { LOCAL.get(to.as_addr()) }) else { return false };
+    // SAFETY: as in `keep`.
+    unsafe { words::copy_halves(delivery, &raw mut kept.delivery) };
+    (kept.to, kept.epoch) = (*to, epoch);
+    true
 }
 
 /// Multiplied (Knuth's number), because the first pods of many blocks end in the same bits.

@@ -49,17 +49,22 @@ pub fn lower_hop_limit(ctx: &TcContext, hop_limit: u8, ipv6: bool) -> bool {
     let mut room = MaybeUninit::<u32>::uninit();
     // SAFETY: four bytes into four: time to live, protocol, checksum.
     let Some(raw) = (unsafe { skb::load::<u32, 0, 4>(ctx, TTL, &mut room) }) else { return false };
-    let hop = u32::from_be(*raw);
+    skb::put::<1, 4>(ctx, TTL, &[one_less(*raw)])
+}
+
+/// Time to live, protocol and checksum of an IPv4 header, as they lie there, with a hop less.
+#[inline(always)]
+pub fn one_less(raw: u32) -> u32 {
+    let hop = u32::from_be(raw);
     // RFC 1141: what the header loses the checksum gains; a sum over both is the same as before.
     let sum = (hop & 0xffff) + 0x100;
     let checksum = (sum + (sum >> 16)) & 0xffff;
-    let hop = ((hop & 0xffff_0000).wrapping_sub(1 << 24) | checksum).to_be();
-    skb::put::<1, 4>(ctx, TTL, &[hop])
+    ((hop & 0xffff_0000).wrapping_sub(1 << 24) | checksum).to_be()
 }
 
 /// Both addresses, as they lie in the frame.
 #[inline(always)]
-fn words(macs: &[[u8; 6]; 2]) -> [u32; 3] {
+pub fn words(macs: &[[u8; 6]; 2]) -> [u32; 3] {
     // SAFETY: twelve bytes of a map's value, whose fields before them are words.
     unsafe { (&raw const *macs).cast::<[u32; 3]>().read() }
 }

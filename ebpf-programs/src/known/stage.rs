@@ -1,7 +1,6 @@
-//! How far a connection is: answers, acknowledgements, the first FIN. What begins or closes one goes the long way.
+//! How far a connection is: answers, acknowledgements, FINs. What begins or resets one goes the long way.
 
-use super::frame::Frame;
-use crate::conntrack;
+use crate::conntrack::{self, Key};
 use crate::parse::{TCP_ACK, TCP_FIN, TCP_SYN};
 use bulkhead_ebpf_abi::{
     FLOW_ANSWERED, FLOW_CLOSED, FLOW_CLOSING, FLOW_ESTABLISHED, FLOW_UNASKED, Flow, PROTO_TCP,
@@ -20,20 +19,16 @@ impl Stage {
     /// `None`: the long way. Who speaks must be what the addresses say, and no end have cut the connection: then it has an age of
     /// its own.
     #[inline(always)]
-    pub fn after(flow: &Flow, frame: &Frame, forward: bool) -> Option<Self> {
+    pub fn after(flow: &Flow, proto: u8, tcp_flags: u8, forward: bool) -> Option<Self> {
         let flags = flow.flags;
         if flow.origin != 0 || flow.cut != 0 || flags & FLOW_UNASKED != 0 {
             return None;
         }
         let stage = flags & (FLOW_ESTABLISHED | FLOW_CLOSING | FLOW_CLOSED);
-        if stage == FLOW_ESTABLISHED && frame.tcp_flags & (TCP_SYN | TCP_FIN) == 0 {
+        if stage == FLOW_ESTABLISHED && tcp_flags & (TCP_SYN | TCP_FIN) == 0 {
             return Some(Self { flags, fin: 0 });
         }
-        if frame.proto == PROTO_TCP {
-            Self::tcp(flow, frame.tcp_flags, forward)
-        } else {
-            Some(Self::udp(flags, forward))
-        }
+        Some(if proto == PROTO_TCP { Self::tcp(flow, tcp_flags, forward) } else { Self::udp(flags, forward) })
     }
 
     #[inline(always)]
@@ -43,7 +38,7 @@ impl Stage {
     }
 
     #[inline(always)]
-    fn tcp(flow: &Flow, tcp_flags: u8, forward: bool) -> Option<Self> {
+    fn tcp(flow: &Flow, tcp_flags: u8, forward: bool) -> Self {
         let mut flags = flow.flags;
         if !forward {
             flags |= FLOW_ANSWERED;
@@ -53,20 +48,19 @@ impl Stage {
         let fin = tcp_flags & TCP_FIN;
         let (ours, theirs) = if forward { (flow.fin, flow.fin_back) } else { (flow.fin_back, flow.fin) };
         flags |= Flow::closing(ours | fin, theirs);
-        let closes = flags & !flow.flags & FLOW_CLOSED != 0;
-        if closes { None } else { Some(Self { flags, fin }) }
+        Self { flags, fin }
     }
 
     /// Writes what is new.
     #[inline(always)]
-    pub fn enter(self, flow: &mut Flow, forward: bool) {
-        let new = self.flags & !flow.flags;
-        if new != 0 {
-            conntrack::set_flags(flow, new);
-        }
+    pub fn enter(self, key: &Key, flow: &mut Flow, forward: bool) {
         if self.fin != 0 {
             let fin = if forward { &mut flow.fin } else { &mut flow.fin_back };
             *fin |= self.fin;
+        }
+        let new = self.flags & !flow.flags;
+        if new != 0 {
+            conntrack::advance(key, flow, new);
         }
     }
 }

@@ -6,6 +6,7 @@
 //! set        a routing node, nftables: established by conntrack, the rest by one interval set
 //! linear     the same with 10,000 rules in a row that each packet passes, as a list without conntrack has it
 //! redirect   programs at the hooks of ours that do nothing but a peer redirect: as fast as eBPF there gets
+//! tracker    the same, with the least that keeps connections: one look-up a packet, an entry made and removed
 //! ```
 //! Both ends share one processor (two are slower by far, and noisy). Slices of milliseconds, by turns and in changing order;
 //! each is compared with its neighbours of the same round, and the median of these ratios counts.
@@ -34,8 +35,9 @@ pub fn run() -> Result<Vec<Figure>> {
     let set = places::routed("set", Filter::IntervalSet)?;
     let linear = places::routed("linear", Filter::Linear(10_000))?;
     let redirect = places::redirect()?;
+    let tracker = places::tracker()?;
     let ours = Pair { client: &web.netns, server: &db.netns, to: db.v4 };
-    let pairs = [ours, bridge.pair(), set.pair(), linear.pair(), redirect.pair()];
+    let pairs = [ours, bridge.pair(), set.pair(), linear.pair(), redirect.pair(), tracker.pair()];
     Pairs::with(&pairs, |pairs| {
         let mut figures = Vec::new();
         let trips = rounds(|which| pairs.trips(which, TRIPS))?;
@@ -47,10 +49,12 @@ pub fn run() -> Result<Vec<Figure>> {
 }
 
 const REFERENCES: [&str; 3] = ["bridge", "interval_set", "linear_rules"];
-/// Ours, the references, the bare redirect.
-const PLACES: usize = REFERENCES.len() + 2;
+/// Ours, the references, the bare redirect, the bare tracker.
+const PLACES: usize = REFERENCES.len() + 3;
 const BRIDGE: usize = 1;
-const REDIRECT: usize = PLACES - 1;
+const SET: usize = 2;
+const REDIRECT: usize = PLACES - 2;
+const TRACKER: usize = PLACES - 1;
 type Round = [Duration; PLACES];
 
 fn rounds(mut slice: impl FnMut(usize) -> Result<Duration>) -> Result<Vec<Round>> {
@@ -87,6 +91,9 @@ fn compare(
         .chain([
             beside(format!("{what}_beside_bare_redirect"), 0, REDIRECT),
             beside(format!("{what}_of_bare_redirect_beside_bridge"), REDIRECT, BRIDGE),
+            beside(format!("{what}_beside_bare_tracker"), 0, TRACKER),
+            beside(format!("{what}_of_bare_tracker_beside_bridge"), TRACKER, BRIDGE),
+            beside(format!("{what}_of_bare_tracker_beside_interval_set"), TRACKER, SET),
         ])
         .collect()
 }

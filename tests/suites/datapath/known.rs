@@ -219,7 +219,7 @@ fn the_short_way_makes_of_a_connection_what_the_long_way_makes_of_it() {
     let entry = |port| {
         let flow = node.flow((V4.a, port), (V4.vm, 80), TCP)?;
         // Of the packets' lengths, of chance and of time.
-        Some(Flow { bytes: 0, serial: 0, tick: 0, last_seen: 0, ..flow })
+        Some(Flow { bytes: 0, serial: 0, ring: 0, tick: 0, last_seen: 0, ..flow })
     };
     let mut port = 1024;
     for begun in 1..=handshake.len() {

@@ -7,6 +7,7 @@ const R0: u8 = 0;
 const R1: u8 = 1;
 const R2: u8 = 2;
 const R3: u8 = 3;
+const R4: u8 = 4;
 const CONTEXT: u8 = 6;
 const DATA: u8 = 7;
 const END: u8 = 8;
@@ -17,12 +18,16 @@ const SKB_DATA: i16 = 76;
 const SKB_DATA_END: i16 = 80;
 
 const MAP_LOOKUP_ELEM: i32 = 1;
+const MAP_UPDATE_ELEM: i32 = 2;
+const MAP_DELETE_ELEM: i32 = 3;
+const REDIRECT_PEER: i32 = 155;
 const TAIL_CALL: i32 = 12;
 const PSEUDO_MAP_FD: u8 = 1;
 const PSEUDO_MAP_VALUE: u8 = 2;
 
 const WORD: u8 = 0x00;
 const HALF: u8 = 0x08;
+const BYTE: u8 = 0x10;
 const DOUBLE: u8 = 0x18;
 
 /// Where things lie in the packets of a family.
@@ -110,6 +115,18 @@ impl Code {
         self.put(0x95, 0, 0, 0, 0).instructions.clone()
     }
 
+    /// Where it goes is told by [`Code::land`].
+    fn jump(&mut self, code: u8, dst: u8, value: i32) -> usize {
+        self.put(code, dst, 0, 0, value);
+        self.instructions.len() - 1
+    }
+
+    /// The next instruction is where that jump goes.
+    fn land(&mut self, jump: usize) -> &mut Self {
+        self.instructions[jump] |= ((self.instructions.len() - jump - 1) as u64) << 16;
+        self
+    }
+
     /// An address of the packet to the stack, as maps have it.
     fn address(&mut self, layout: &Layout, from: i16, to: i16) -> &mut Self {
         if layout.ipv6 {
@@ -157,6 +174,57 @@ pub struct Vary {
     /// Of the last four bytes of the address that varies.
     pub address: i16,
     pub first_address: u32,
+}
+
+/// Of an entry of [`tracker`]: the key is a connection's, and the value as long as one's.
+pub const TRACKED: (u32, u32) = (40, 104);
+
+/// The least that keeps TCP connections and forwards: an entry for each, made by its first packet, counted in by each and removed
+/// when both ends have closed; a hop less and the other link's addresses; into the far end of interface `to`. It asks nobody, ages
+/// and evicts nothing, and knows one pod at either end. `low`: the packet's source is the lower address.
+pub fn tracker(low: bool, map: &impl AsFd, to: u32, macs: [u32; 3]) -> Vec<u64> {
+    const LAYOUT: Layout = Layout { len: 54, ..V4 };
+    const VALUE: i16 = -144;
+    const JUMP_SET: u8 = 0x45;
+    const JUMP_NOT: u8 = 0x55;
+    const JUMP_EQUAL: u8 = 0x15;
+    const GOTO: u8 = 0x05;
+    const FLAGS: u8 = 9;
+    let code = &mut Code::default();
+    code.packet(LAYOUT.len).load(BYTE, FLAGS, DATA, 47);
+    code.connection(&LAYOUT, low, 6).wide(R1, PSEUDO_MAP_FD, map.as_fd().as_raw_fd(), 0);
+    code.copy(R2, STACK).add(R2, -40).call(MAP_LOOKUP_ELEM);
+    let unknown = code.jump(JUMP_EQUAL, R0, 0);
+    // Packets, bytes; what either end has sent of FIN.
+    code.load(DOUBLE, R1, R0, 8).add(R1, 1).store(DOUBLE, R0, 8, R1);
+    code.load(WORD, R2, CONTEXT, 0)
+        .load(DOUBLE, R1, R0, 16)
+        .put(0x0f, R1, R2, 0, 0)
+        .store(DOUBLE, R0, 16, R1);
+    code.copy(R1, FLAGS).and(R1, 1);
+    let goes_on = code.jump(JUMP_EQUAL, R1, 0);
+    code.shift_left(R1, i32::from(low)).load(WORD, R2, R0, 0).put(0x4f, R2, R1, 0, 0).store(WORD, R0, 0, R2);
+    let half = code.jump(JUMP_NOT, R2, 3);
+    code.wide(R1, PSEUDO_MAP_FD, map.as_fd().as_raw_fd(), 0);
+    code.copy(R2, STACK).add(R2, -40).call(MAP_DELETE_ELEM);
+    let closed = code.jump(GOTO, 0, 0);
+    code.land(unknown).copy(R1, FLAGS);
+    let begins = code.jump(JUMP_SET, R1, 2);
+    let stray = code.jump(GOTO, 0, 0);
+    code.land(begins).set(R1, 0);
+    for word in 0..13 {
+        code.store(DOUBLE, STACK, VALUE + 8 * word, R1);
+    }
+    code.wide(R1, PSEUDO_MAP_FD, map.as_fd().as_raw_fd(), 0).copy(R2, STACK).add(R2, -40);
+    code.copy(R3, STACK).add(R3, i32::from(VALUE)).set(R4, 1).call(MAP_UPDATE_ELEM);
+    code.land(goes_on).land(half).land(closed).land(stray);
+    // A hop less (RFC 1141).
+    code.load(HALF, R1, DATA, 24).add(R1, 1).copy(R2, R1).shift_right(R2, 16).put(0x0f, R1, R2, 0, 0);
+    code.store(HALF, DATA, 24, R1).load(BYTE, R1, DATA, 22).add(R1, -1).store(BYTE, DATA, 22, R1);
+    for (n, word) in macs.into_iter().enumerate() {
+        code.put(0xb4, R1, 0, 0, word as i32).store(WORD, DATA, 4 * n as i16, R1);
+    }
+    code.set(R1, to as i32).set(R2, 0).call(REDIRECT_PEER).end()
 }
 
 /// Does nothing.

@@ -5,7 +5,7 @@
 //! pinned, the bare look-up, or nothing at all. That last one's time is taken off the other two. All three take turns in
 //! short slices, and of each the fastest slice counts: whatever else the machine does can only make it slower.
 
-mod asm;
+pub(super) mod asm;
 mod world;
 
 use crate::{

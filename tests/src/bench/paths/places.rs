@@ -1,6 +1,6 @@
 //! Other ways to connect two namespaces.
 
-use super::pair::Pair;
+use super::{super::packet::asm, pair::Pair};
 use crate::{
     Context, Netns, Result, bpf,
     link::{End, veth},
@@ -58,7 +58,26 @@ pub fn bridge() -> Result<Place> {
 /// Two veths, and on each a program that makes one call: into the other's far end. No address is asked, nothing is looked
 /// up or written. What is slower than this is the plugin's; what this does not reach, no plugin does that has a hook there.
 pub fn redirect() -> Result<Place> {
-    let [client, server, between] = Place::namespaces("redirect")?;
+    hooked("redirect", |_, to| Ok(redirect_peer(to)))
+}
+
+/// The same with programs that keep connections ([`asm::tracker`]) in a table as large as ours.
+pub fn tracker() -> Result<Place> {
+    let (key, value) = asm::TRACKED;
+    let map = bpf::hash(key, value, CONNECTIONS)?;
+    // What stands there already, since each end takes the other for its gateway.
+    let macs = |to: u32, from: u32| [2, to << 8 | 2 << 16, from << 24];
+    hooked("tracker", |client, to| {
+        Ok(asm::tracker(client, &map, to, if client { macs(2, 1) } else { macs(1, 2) }))
+    })
+}
+
+/// Entries of the daemon's table, where nobody says otherwise.
+const CONNECTIONS: u32 = 262_144;
+
+/// `program`: of the client's hook (or the server's), with the other's interface.
+fn hooked(name: &str, program: impl Fn(bool, u32) -> Result<Vec<u64>> + Sync) -> Result<Place> {
+    let [client, server, between] = Place::namespaces(name)?;
     let ends = [(&client, "port1", "172.31.1.1", 1), (&server, "port2", "172.31.1.2", 2)];
     for (netns, port, address, n) in ends {
         veth(
@@ -74,16 +93,16 @@ pub fn redirect() -> Result<Place> {
     }
     let links = between.run(|| {
         let [one, two] = [if_nametoindex("port1")?, if_nametoindex("port2")?];
-        let link = |(at, to)| bpf::attach(bpf::load("a redirect", &redirect_peer(to))?.as_fd(), at);
-        [(one, two), (two, one)].into_iter().map(link).collect()
+        let link = |(client, at, to)| bpf::attach(bpf::load(name, &program(client, to)?)?.as_fd(), at);
+        [(true, one, two), (false, two, one)].into_iter().map(link).collect()
     })?;
     Ok(Place { client, server, _between: between, to: Ipv4Addr::new(172, 31, 1, 2), _links: links })
 }
 
 /// `return bpf_redirect_peer(ifindex, 0)`
-fn redirect_peer(ifindex: u32) -> [u64; 4] {
+fn redirect_peer(ifindex: u32) -> Vec<u64> {
     let set = |register, value| bpf::instruction(0xb7, register, 0, 0, value);
-    [
+    vec![
         set(1, ifindex as i32),
         set(2, 0),
         bpf::instruction(0x85, 0, 0, 0, 155),
