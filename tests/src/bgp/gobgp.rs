@@ -18,7 +18,8 @@ const API: &str = "127.0.0.1:50051";
 
 impl Gobgp {
     pub fn start(netns: &Arc<Netns>, dir: &Path, setup: &Setup) -> Result<Self> {
-        let gobgp = Self::boot(netns, dir, &configuration(setup), setup.node)?;
+        let log = if setup.speaker_alone { "warn" } else { "debug" };
+        let gobgp = Self::boot(netns, dir, &configuration(setup), setup.node, log)?;
         gobgp.originate(THEIRS, ROUTER, &[])?;
         gobgp.originate(THEIRS6, ROUTER6, &[])?;
         if setup.add_path {
@@ -28,7 +29,13 @@ impl Gobgp {
     }
 
     /// With a configuration of its own, and no routes.
-    pub fn boot(netns: &Arc<Netns>, dir: &Path, configuration: &str, node: &'static str) -> Result<Self> {
+    pub fn boot(
+        netns: &Arc<Netns>,
+        dir: &Path,
+        configuration: &str,
+        node: &'static str,
+        log: &str,
+    ) -> Result<Self> {
         fs::create_dir_all(dir).during(|| dir.display().to_string())?;
         let conf = dir.join("gobgpd.yaml");
         fs::write(&conf, configuration)?;
@@ -43,7 +50,7 @@ impl Gobgp {
             API,
             "--pprof-disable",
             "-l",
-            if setup.speaker_alone { "warn" } else { "debug" },
+            log,
         ];
         let ready = || gobgp(netns, &["neighbor"]).map(drop);
         let daemon = Daemon::start(netns, dir, "gobgpd", &command, ready)?;

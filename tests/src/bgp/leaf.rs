@@ -46,7 +46,7 @@ impl Leaf {
     }
 
     pub fn gobgp(netns: &Arc<Netns>, dir: &Path, configuration: &str, watched: &'static str) -> Result<Self> {
-        let gobgp = Gobgp::boot(netns, dir, configuration, NODES[0].1)?;
+        let gobgp = Gobgp::boot(netns, dir, configuration, NODES[0].1, "debug")?;
         let watch = Watch::start(gobgp.next_hops(watched));
         Ok(Self::Gobgp(gobgp, watch))
     }
