@@ -350,11 +350,6 @@ impl Node {
         others.cloned().chain(self.lost_blocks()).collect()
     }
 
-    /// How many there were, of which each leaves memory behind.
-    pub fn compiles(&self) -> u64 {
-        self.compile_times.count()
-    }
-
     /// To be called now and then: carries out queued DELs, follows the uplinks' addresses, tries again what failed.
     pub async fn look_after(&mut self) {
         self.replay_queued().await;
