@@ -13,7 +13,7 @@ pub mod history;
 pub mod install;
 pub mod ipam;
 mod learning;
-pub mod memory;
+mod memory;
 pub mod metrics;
 pub mod net;
 pub mod node;

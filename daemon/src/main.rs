@@ -4,7 +4,7 @@ use bulkhead_daemon::{
     config::{Config, Origin},
     install::{self, Installer},
     ipam::{ClaimFiles, ClaimObjects, Claims},
-    memory, metrics,
+    metrics,
     node::{Node, uninstall},
     pod_events::PodEvents,
     report, server,
@@ -48,7 +48,6 @@ struct Arguments {
 }
 
 fn main() -> ExitCode {
-    memory::share_between_threads();
     match start() {
         Ok(()) => ExitCode::SUCCESS,
         Err(e) => {
@@ -153,24 +152,17 @@ async fn run(config: Config) -> Result<OwnedMutexGuard<Node>, Box<dyn Error>> {
     let mut exporter: Option<JoinHandle<()>> = None;
     observed.mark_changed();
     let mut interval = tokio::time::interval(INTERVAL);
-    let mut first = true;
-    // Of those that there were when memory was given back last.
-    let mut compiles = 0;
     loop {
         tokio::select! {
             changed = observed.changed() => {
                 changed?;
                 let latest = observed.borrow_and_update().clone();
-                let whole = std::mem::take(&mut first);
                 let ready = {
                     let mut node = node.lock().await;
                     node.apply(latest).await;
                     installer.is_awaited() && node.available().is_ok()
                 };
                 installer.look_after(ready);
-                if whole {
-                    memory::give_back();
-                }
             }
             changed = narrow_routes.changed() => {
                 changed?;
@@ -179,15 +171,12 @@ async fn run(config: Config) -> Result<OwnedMutexGuard<Node>, Box<dyn Error>> {
             }
             () = attention.notified() => node.lock().await.look_after_fixed().await,
             _ = interval.tick() => {
-                let (ready, compiled) = {
+                let ready = {
                     let mut node = node.lock().await;
                     node.look_after().await;
-                    (installer.is_wanted() && node.available().is_ok(), node.compiles())
+                    installer.is_wanted() && node.available().is_ok()
                 };
                 installer.look_after(ready);
-                if std::mem::replace(&mut compiles, compiled) != compiled {
-                    memory::give_back();
-                }
                 if let Some(address) = metrics_address.filter(|_| exporter.is_none()) {
                     match metrics::serve(address, node.clone()).await {
                         Ok(task) => exporter = Some(task),

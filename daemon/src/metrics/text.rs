@@ -107,10 +107,6 @@ impl Histogram {
         Self { bounds, counts: vec![0; bounds.len()], count: 0, sum: 0.0 }
     }
 
-    pub fn count(&self) -> u64 {
-        self.count
-    }
-
     pub fn observe(&mut self, seconds: f64) {
         if let Some(index) = self.bounds.iter().position(|bound| seconds <= *bound) {
             self.counts[index] += 1;

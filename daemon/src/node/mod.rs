@@ -48,6 +48,7 @@ use bulkhead_api::{
 };
 use bulkhead_ebpf_abi::{Connections, Sizes};
 use bulkhead_policy::{Admitted, Compiled, Interner, NodeInfo, Objects, Sourced, admit_change, strays};
+use imbl::ordmap::DiffItem;
 use std::{
     collections::BTreeMap,
     net::IpAddr,
@@ -351,11 +352,6 @@ impl Node {
         others.cloned().chain(self.lost_blocks()).collect()
     }
 
-    /// How many there were, of which each leaves memory behind.
-    pub fn compiles(&self) -> u64 {
-        self.compile_times.count()
-    }
-
     /// To be called now and then: carries out queued DELs, follows the uplinks' addresses, tries again what failed.
     pub async fn look_after(&mut self) {
         self.replay_queued().await;
@@ -513,8 +509,13 @@ const BGP_FILE: &str = "bgp.json";
 const ANNOUNCED_FILE: &str = "announced.json";
 const DEFAULT_MTU: u32 = 1500;
 
+/// Whether both have the same partitions with the same ranges, whatever their rules are.
 fn same_ranges(a: &Objects, b: &Objects) -> bool {
-    a.partitions.ptr_eq(&b.partitions) && a.default_pod_cidrs == b.default_pod_cidrs
+    a.default_pod_cidrs == b.default_pod_cidrs
+        && a.partitions.diff(&b.partitions).all(|item| match item {
+            DiffItem::Update { old: (_, old), new: (_, new) } => old.spec.pod_cidrs == new.spec.pod_cidrs,
+            DiffItem::Add(..) | DiffItem::Remove(..) => false,
+        })
 }
 
 fn node_net(uplinks: &[Uplink]) -> NodeNet {
@@ -565,5 +566,34 @@ mod tests {
         std::fs::write(&file, "").unwrap();
         assert!(read(false).unwrap().is_none());
         read(true).unwrap_err();
+    }
+
+    #[test]
+    fn ranges_are_others_with_a_partition_or_a_range_and_not_with_a_rule() {
+        let partition = |fields: serde_json::Value| {
+            let mut spec = serde_json::json!({"policyID": 1, "podCIDRs": ["10.1.0.0/16"]});
+            spec.as_object_mut().unwrap().extend(fields.as_object().unwrap().clone());
+            Arc::new(Sourced::new(serde_json::from_value(spec).unwrap(), None))
+        };
+        let objects = |all: &[(&str, serde_json::Value)]| Objects {
+            partitions: all
+                .iter()
+                .map(|(name, fields)| ((*name).to_string(), partition(fields.clone())))
+                .collect(),
+            ..Objects::default()
+        };
+        let none = || serde_json::json!({});
+        let before = objects(&[("web", none())]);
+        let with_rule = objects(&[("web", serde_json::json!({"ingress": [{}]}))]);
+        assert!(same_ranges(&before, &with_rule) && before != with_rule);
+        for other in [
+            objects(&[]),
+            objects(&[("web", none()), ("db", none())]),
+            objects(&[("db", none())]),
+            objects(&[("web", serde_json::json!({"podCIDRs": ["10.2.0.0/16"]}))]),
+            Objects { default_pod_cidrs: vec!["10.64.0.0/16".parse().unwrap()], ..before.clone() },
+        ] {
+            assert!(!same_ranges(&before, &other), "{other:?}");
+        }
     }
 }

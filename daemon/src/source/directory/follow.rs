@@ -16,7 +16,7 @@ use std::{
     time::Instant,
 };
 use tokio::sync::{Notify, watch};
-use tracing::warn;
+use tracing::{error, warn};
 
 /// Reads the directory now, and again after every change, until the receiver is gone.
 ///
@@ -67,7 +67,17 @@ pub fn watch(path: &Path, memory: &Path) -> io::Result<watch::Receiver<Observed>
                     warn!(path = %directory.path.display(), error = %e, "cannot list the objects; what is in force stays")
                 }
             }
-            directory.remember();
+            // It waits for the disk, and whoever was just told waits on this thread.
+            let remembered = tokio::task::spawn_blocking(move || {
+                directory.remember();
+                directory
+            });
+            directory = match remembered.await {
+                Ok(directory) => directory,
+                Err(e) => {
+                    return error!(error = %e, "objects are not followed any more: start the daemon anew");
+                }
+            };
         }
     });
     Ok(receiver)
@@ -194,5 +204,24 @@ mod tests {
         fs::write(dir.path().join("vms.yaml"), GROUP).unwrap();
         tokio::time::timeout(RESCAN / 2, observed.changed()).await.unwrap().unwrap();
         assert!(observed.borrow().snapshot.as_ref().unwrap().policy.network_groups.contains_key("vms"));
+    }
+
+    #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+    async fn what_is_observed_is_told_on_while_the_disk_has_not_remembered_it_yet() {
+        let (dir, state) = (tempfile::tempdir().unwrap(), tempfile::tempdir().unwrap());
+        // Whoever writes into it waits until somebody reads.
+        let slow = state.path().join("vms.yaml.json.tmp");
+        nix::unistd::mkfifo(&slow, nix::sys::stat::Mode::S_IRWXU).unwrap();
+        let mut observed = watch(dir.path(), state.path()).unwrap();
+        let told = tokio::spawn(async move { observed.changed().await });
+        tokio::task::yield_now().await;
+        fs::write(dir.path().join("vms.yaml"), GROUP).unwrap();
+        let told = tokio::time::timeout(RESCAN / 2, told).await;
+        let _reader = fs::File::options().read(true).write(true).open(&slow).unwrap();
+        // Refused, as what is no file cannot be synced.
+        while slow.exists() {
+            tokio::time::sleep(std::time::Duration::from_millis(1)).await;
+        }
+        told.expect("nobody was told").unwrap().unwrap();
     }
 }
