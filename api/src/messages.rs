@@ -25,8 +25,10 @@
 //!
 //! Any other status than 200 carries an [`ErrorReply`].
 
+mod ports;
 mod service;
 
+pub use ports::*;
 pub use service::*;
 
 use ipnetwork::IpNetwork;
@@ -71,6 +73,8 @@ pub struct Attach {
     pub pod: PodRef,
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub bandwidth: Option<RuntimeBandwidth>,
+    #[serde(default, skip_serializing_if = "Vec::is_empty")]
+    pub port_mappings: Vec<PortMapping>,
 }
 
 /// What was wired; the same request again gives the same answer.

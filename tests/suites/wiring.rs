@@ -177,7 +177,9 @@ async fn failure_leaves_nothing() {
     loop {
         let mut node = Node::start().await;
         node.trap.set(failures + 1);
-        let result = node.try_add(&limited(), &pod.attach()).await;
+        let mapping = serde_json::json!({"hostPort": 8080, "containerPort": 80});
+        let port_mappings = vec![serde_json::from_value(mapping).unwrap()];
+        let result = node.try_add(&limited(), &Attach { port_mappings, ..pod.attach() }).await;
         if !node.trap.went_off() {
             node.del(&pod).await;
             break;
@@ -192,8 +194,8 @@ async fn failure_leaves_nothing() {
         node.del(&pod).await;
         failures += 1;
     }
-    // Discard routes, pair, pod's side, queues, endpoint, two addresses, namespace, programs, host side.
-    assert_eq!(failures, 10);
+    // Discard routes, pair, pod's side, queues, endpoint, two addresses, namespace, programs, host ports, host side.
+    assert_eq!(failures, 11);
 }
 
 async fn add_without_namespace() {

@@ -7,14 +7,14 @@
 //! half way is undone like one that succeeded.
 //!
 //! ```text
-//! apply ─▶ SaveRecord  MakePair  ConfigurePod  Shape  SetEndpoint  SetAddresses  SetNetns  AttachPrograms  OpenHostSide
-//!  undo ─▶                                                                                   ◀─ in reverse
+//! apply ─▶ SaveRecord  MakePair  ConfigurePod  Shape  SetEndpoint  SetAddresses  SetNetns  AttachPrograms  MapPorts  OpenHostSide
+//!  undo ─▶                                                                                             ◀─ in reverse
 //! ```
 
 use super::record::EndpointRecord;
 use crate::{
     datapath::{DatapathError, PodMaps},
-    net::{HostSide, Limits, Net, NetError, Pair, PodSide, Sources},
+    net::{HostSide, Limits, Nat, Net, NetError, Pair, PodSide, Sources, nat::HostPorts},
     store::{Key, Store, StoreError},
 };
 use bulkhead_ebpf_abi::{Endpoint, Identity};
@@ -39,6 +39,8 @@ pub enum Effect {
     AttachPrograms {
         ifname: String,
     },
+    /// Of a pod that has any.
+    MapPorts(HostPorts),
     OpenHostSide {
         ifname: String,
         host: HostSide,
@@ -48,7 +50,10 @@ pub enum Effect {
 /// All effects of a pod, in order.
 pub fn plan(record: &EndpointRecord, sources: Sources) -> Vec<Effect> {
     let host = record.host_interface.clone();
-    vec![
+    let ports = record.host_ports();
+    let from_loopback = ports.keys().any(|port| port.address.is_ipv4());
+    let map_ports = (!ports.is_empty()).then_some(Effect::MapPorts(ports));
+    let mut effects = vec![
         Effect::SaveRecord(Box::new(record.clone())),
         Effect::MakePair(Pair {
             host: host.clone(),
@@ -57,6 +62,7 @@ pub fn plan(record: &EndpointRecord, sources: Sources) -> Vec<Effect> {
             pod: record.id.ifname.clone(),
             pod_mac: record.pod_mac,
             mtu: record.mtu,
+            from_loopback,
         }),
         Effect::ConfigurePod(PodSide {
             netns: record.netns.clone(),
@@ -69,11 +75,13 @@ pub fn plan(record: &EndpointRecord, sources: Sources) -> Vec<Effect> {
         Effect::SetAddresses { entries: record.identity_entries().collect() },
         Effect::SetNetns(record.netns_cookie),
         Effect::AttachPrograms { ifname: host.clone() },
-        Effect::OpenHostSide {
-            ifname: host,
-            host: HostSide { addresses: record.addresses.clone(), pod_mac: record.pod_mac, sources },
-        },
-    ]
+    ];
+    effects.extend(map_ports);
+    effects.push(Effect::OpenHostSide {
+        ifname: host,
+        host: HostSide { addresses: record.addresses.clone(), pod_mac: record.pod_mac, sources },
+    });
+    effects
 }
 
 /// Indexes that only the kernel can give; 0: not known, or not there.
@@ -90,6 +98,24 @@ pub struct World<'a, N, M> {
     pub maps: &'a mut M,
     pub store: &'a Store,
     pub key: &'a Key,
+    /// What the node translates, as far as it is known.
+    pub nat: &'a mut Nat,
+}
+
+impl<N: Net, M> World<'_, N, M> {
+    /// Counts as done from the beginning: what failed half way is undone, too.
+    async fn map(&mut self, ports: &HostPorts) -> Result<(), NetError> {
+        let wanted = self.nat.with(ports);
+        let before = std::mem::replace(self.nat, wanted);
+        self.net.translate(&before, self.nat).await
+    }
+
+    async fn unmap(&mut self, ports: &HostPorts) -> Result<(), NetError> {
+        let wanted = self.nat.without(ports);
+        self.net.translate(self.nat, &wanted).await?;
+        *self.nat = wanted;
+        Ok(())
+    }
 }
 
 #[derive(Debug, thiserror::Error)]
@@ -186,6 +212,7 @@ impl Effect {
             }
             Self::SetNetns(cookie) => world.maps.set_netns(*cookie)?,
             Self::AttachPrograms { ifname } => world.maps.attach_pod(ifname, wired.host_ifindex)?,
+            Self::MapPorts(ports) => world.map(ports).await?,
             Self::OpenHostSide { host, .. } => world.net.open(wired.host_ifindex, host).await?,
         }
         Ok(())
@@ -218,6 +245,7 @@ impl Effect {
             }
             Self::SetNetns(cookie) => world.maps.remove_netns(*cookie)?,
             Self::AttachPrograms { ifname } => world.maps.detach_pod(ifname)?,
+            Self::MapPorts(ports) => world.unmap(ports).await?,
         }
         Ok(())
     }

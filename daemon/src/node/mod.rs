@@ -33,6 +33,7 @@ use crate::{
     metrics::{COMPILE_BOUNDS, Histogram},
     net::{
         GATEWAY_V4, GATEWAY_V6, Kernel, NarrowRoutes, NetError, Sources,
+        nat::Masquerade,
         node::{Uplink, prepare_node},
         watch_narrow_routes,
     },
@@ -362,6 +363,9 @@ impl Node {
         self.look_after_blocks().await;
         self.look_after_claims().await;
         self.look_after_fixed().await;
+        if let Err(e) = self.endpoints.keep_translation().await {
+            warn!(error = %e, "cannot look after host ports and masquerade; tried again");
+        }
         let moved = match self.net.uplinks(&self.config.uplinks).await {
             Ok(now) if now != self.uplinks => self.follow_uplinks(now),
             Ok(_) => false,
@@ -394,6 +398,9 @@ impl Node {
     /// What follows a switch: pods, announcements, and the end of the former generation.
     async fn follow(&mut self) {
         if let Err(e) = self.set_direct() {
+            self.failed.push(ObjectError { file: None, object: None, field: None, message: e.to_string() });
+        }
+        if let Err(e) = self.endpoints.set_masquerade(Masquerade::default()).await {
             self.failed.push(ObjectError { file: None, object: None, field: None, message: e.to_string() });
         }
         self.announce_blocks().await;

@@ -1,0 +1,587 @@
+//! The tables: what is wanted as chains, rules and sets, the messages that make them, and what is read back of them. Pure.
+//!
+//! ```text
+//!  prerouting, output ─▶ (address, protocol, port) in hostports? ─▶ the pod
+//!                        one of the node's, (protocol, port) in anyports? ─▶ the pod
+//!  postrouting ─▶ from a pod to itself, from the loopback to a pod ─▶ from the node's address
+//!                 from a masqueraded range, and neither to the cluster nor to whom it excepts ─▶ masquerade
+//!  before connections are known ─▶ from a pod to the loopback ─▶ dropped
+//! ```
+//! Priorities are just before kube-proxy's: a pod that asked for a port of this node has it.
+
+use super::{
+    HostPort, HostPorts, Nat, conntrack,
+    expression::{self, Base, Expression as E, Meta, family, octets, register, value},
+    ranges,
+    wire::{self, Attributes, Message, NF_TABLES},
+};
+use crate::net::HOST_PREFIX;
+use netlink_packet_core::{NLM_F_APPEND, NLM_F_CREATE};
+use sha2::{Digest, Sha256};
+use std::{
+    collections::{BTreeMap, BTreeSet},
+    net::{IpAddr, SocketAddr},
+};
+
+/// Name of both tables.
+pub const TABLE: &str = "bulkhead";
+
+/// `enum nf_tables_msg_types`. DESTROY is DEL that is content with what is missing (Linux 6.3).
+pub mod message {
+    pub const NEW_TABLE: u8 = 0;
+    pub const NEW_CHAIN: u8 = 3;
+    pub const NEW_RULE: u8 = 6;
+    pub const GET_RULE: u8 = 7;
+    pub const NEW_SET: u8 = 9;
+    pub const GET_SET: u8 = 10;
+    pub const NEW_ELEMENTS: u8 = 12;
+    pub const GET_ELEMENTS: u8 = 13;
+    pub const NEW_GENERATION: u8 = 15;
+    pub const GET_GENERATION: u8 = 16;
+    pub const DESTROY_TABLE: u8 = 26;
+    pub const DESTROY_ELEMENTS: u8 = 30;
+}
+use message as m;
+
+/// Of attributes of a rule or a list of elements.
+const OF_TABLE: u16 = 1;
+const OF_CHAIN: u16 = 2;
+const RULE_EXPRESSIONS: u16 = 4;
+const RULE_USERDATA: u16 = 7;
+const SET_NAME: u16 = 2;
+const ELEMENTS: u16 = 3;
+const ELEMENT: u16 = 1;
+const ELEMENT_KEY: u16 = 1;
+const ELEMENT_DATA: u16 = 2;
+const ELEMENT_FLAGS: u16 = 3;
+const ELEMENT_KEY_END: u16 = 10;
+const INTERVAL_END: u32 = 1;
+/// An attribute's length has 16 bits.
+const ELEMENTS_AT_ONCE: usize = 256;
+
+/// nft's own numbers of types, by which it prints.
+const TYPE_ADDRESS: [u32; 2] = [7, 8];
+const TYPE_PROTOCOL: u32 = 12;
+const TYPE_PORT: u32 = 13;
+
+const PREROUTING: u32 = 0;
+const OUTPUT: u32 = 3;
+const POSTROUTING: u32 = 4;
+/// kube-proxy's are -100 and 100.
+const BEFORE_DNAT: i32 = -110;
+const BEFORE_SNAT: i32 = 90;
+const RAW: i32 = -300;
+/// `RTN_LOCAL`.
+const LOCAL: u32 = 2;
+
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Table {
+    pub v6: bool,
+    chains: Vec<Chain>,
+    sets: Vec<Set>,
+}
+
+#[derive(Clone, Debug, PartialEq, Eq)]
+struct Chain {
+    name: &'static str,
+    kind: &'static str,
+    hook: u32,
+    priority: i32,
+    rules: Vec<Rule>,
+}
+
+#[derive(Clone, Debug, PartialEq, Eq)]
+struct Rule {
+    what: &'static str,
+    expressions: Vec<E>,
+}
+
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+enum Kind {
+    Map,
+    Set,
+    Intervals,
+    /// Of two fields, each an interval.
+    Pairs,
+}
+
+#[derive(Clone, Debug, PartialEq, Eq)]
+struct Set {
+    name: &'static str,
+    kind: Kind,
+    /// nft's types of the key's fields, and how long they are.
+    fields: Vec<(u32, u32)>,
+    elements: BTreeSet<Element>,
+}
+
+/// One element, in the kernel's own octets.
+#[derive(Clone, Debug, PartialEq, Eq, PartialOrd, Ord)]
+pub struct Element {
+    key: Vec<u8>,
+    /// Of a pair of intervals.
+    key_end: Option<Vec<u8>>,
+    /// Behind the last address of an interval.
+    is_end: bool,
+    data: Option<Vec<u8>>,
+}
+
+const HOST_PORTS: &str = "hostports";
+const ANY_PORTS: &str = "anyports";
+const PODS: &str = "pods";
+const MASQUERADED: &str = "masqueraded";
+const CLUSTER: &str = "cluster";
+const EXCEPTED: &str = "excepted";
+
+/// Fields stand in registers, which are four octets each.
+fn in_registers(octets: &[u8]) -> Vec<u8> {
+    let mut padded = octets.to_vec();
+    padded.resize(octets.len().next_multiple_of(4), 0);
+    padded
+}
+
+impl Element {
+    fn of(key: Vec<u8>) -> Self {
+        Self { key, key_end: None, is_end: false, data: None }
+    }
+
+    fn of_port(port: &HostPort, to: &SocketAddr) -> Self {
+        let mut key = if port.address.is_unspecified() { Vec::new() } else { octets(port.address) };
+        key.extend(in_registers(&[port.protocol.number()]));
+        key.extend(in_registers(&port.port.to_be_bytes()));
+        let mut data = octets(to.ip());
+        data.extend(in_registers(&to.port().to_be_bytes()));
+        Self { data: Some(data), ..Self::of(key) }
+    }
+
+    fn attributes(&self, key_only: bool) -> Attributes {
+        let mut all = Attributes::new().nest(ELEMENT_KEY, value(&self.key));
+        if let Some(end) = &self.key_end {
+            all = all.nest(ELEMENT_KEY_END, value(end));
+        }
+        if self.is_end {
+            all = all.u32(ELEMENT_FLAGS, INTERVAL_END);
+        }
+        match &self.data {
+            Some(data) if !key_only => all.nest(ELEMENT_DATA, value(data)),
+            _ => all,
+        }
+    }
+
+    fn read(attributes: &[u8]) -> Option<Self> {
+        let octets = |kind| Some(wire::find(wire::find(attributes, kind)?, 1)?.to_vec());
+        let flags = wire::find(attributes, ELEMENT_FLAGS).map_or(0, wire::number);
+        Some(Self {
+            key: octets(ELEMENT_KEY)?,
+            key_end: octets(ELEMENT_KEY_END),
+            is_end: flags & INTERVAL_END != 0,
+            data: octets(ELEMENT_DATA),
+        })
+    }
+}
+
+/// None where nothing is wanted of a family.
+pub fn tables(nat: &Nat) -> Vec<Table> {
+    [false, true].into_iter().filter_map(|v6| table(nat, v6)).collect()
+}
+
+fn table(nat: &Nat, v6: bool) -> Option<Table> {
+    let source = if v6 { nat.sources.v6.map(IpAddr::V6) } else { nat.sources.v4.map(IpAddr::V4) };
+    let ports: Vec<_> = nat.ports.iter().filter(|(port, _)| port.address.is_ipv6() == v6).collect();
+    let masquerade: Vec<_> =
+        nat.masquerade.ranges.iter().filter(|(range, _)| range.is_ipv6() == v6).collect();
+    let (mut chains, mut sets, mut post) = (Vec::new(), Vec::new(), Vec::new());
+    if !ports.is_empty() {
+        let chain = |name, hook| Chain { name, kind: "nat", hook, priority: BEFORE_DNAT, rules: to_pods(v6) };
+        chains.extend([chain("prerouting", PREROUTING), chain("output", OUTPUT)]);
+        if !v6 {
+            let rules = vec![loopback_is_not_the_pods()];
+            chains.push(Chain { name: "loopback", kind: "filter", hook: PREROUTING, priority: RAW, rules });
+        }
+        sets.extend(port_sets(&ports, v6));
+        post.extend(source.into_iter().flat_map(|source| as_the_node(source, v6)));
+    }
+    if !masquerade.is_empty() {
+        sets.extend(masquerade_sets(&masquerade, nat, v6));
+        post.extend(masquerades(v6));
+    }
+    if !post.is_empty() {
+        chains.push(Chain {
+            name: "postrouting",
+            kind: "nat",
+            hook: POSTROUTING,
+            priority: BEFORE_SNAT,
+            rules: post,
+        });
+    }
+    (!chains.is_empty()).then_some(Table { v6, chains, sets })
+}
+
+fn port_sets(ports: &[(&HostPort, &SocketAddr)], v6: bool) -> [Set; 3] {
+    let (address, port) = (address_field(v6), [(TYPE_PROTOCOL, 1), (TYPE_PORT, 2)]);
+    let of = |any: bool| -> BTreeSet<Element> {
+        let kind = ports.iter().filter(|(port, _)| port.address.is_unspecified() == any);
+        kind.map(|(port, to)| Element::of_port(port, to)).collect()
+    };
+    let itself = ports.iter().map(|(_, to)| Element::of([octets(to.ip()), octets(to.ip())].concat()));
+    [
+        Set {
+            name: HOST_PORTS,
+            kind: Kind::Map,
+            fields: [&[address][..], &port].concat(),
+            elements: of(false),
+        },
+        Set { name: ANY_PORTS, kind: Kind::Map, fields: port.to_vec(), elements: of(true) },
+        Set { name: PODS, kind: Kind::Set, fields: vec![address, address], elements: itself.collect() },
+    ]
+}
+
+fn masquerade_sets(
+    masquerade: &[&(ipnetwork::IpNetwork, Vec<ipnetwork::IpNetwork>)],
+    nat: &Nat,
+    v6: bool,
+) -> [Set; 3] {
+    let address = address_field(v6);
+    let intervals = |prefixes: Vec<ipnetwork::IpNetwork>| -> BTreeSet<Element> {
+        let ends = ranges::merged(prefixes, v6).into_iter().flat_map(|(first, last)| {
+            let end = ranges::next(last).map(|next| Element { is_end: true, ..Element::of(octets(next)) });
+            [Some(Element::of(octets(first))), end]
+        });
+        ends.flatten().collect()
+    };
+    let excepted = masquerade.iter().flat_map(|(range, except)| {
+        ranges::merged(except.iter().copied(), v6).into_iter().map(|(first, last)| Element {
+            key_end: Some([octets(range.broadcast()), octets(last)].concat()),
+            ..Element::of([octets(range.network()), octets(first)].concat())
+        })
+    });
+    let set = |name, kind, fields, elements| Set { name, kind, fields, elements };
+    let own = masquerade.iter().map(|(range, _)| *range).collect();
+    [
+        set(MASQUERADED, Kind::Intervals, vec![address], intervals(own)),
+        set(CLUSTER, Kind::Intervals, vec![address], intervals(nat.masquerade.cluster.clone())),
+        set(EXCEPTED, Kind::Pairs, vec![address, address], excepted.collect()),
+    ]
+}
+
+/// nft's type, and how many octets it has.
+fn address_field(v6: bool) -> (u32, u32) {
+    (TYPE_ADDRESS[usize::from(v6)], if v6 { 16 } else { 4 })
+}
+
+/// How many registers an address takes.
+fn width(v6: bool) -> u32 {
+    address_field(v6).1 / 4
+}
+
+fn source_of(v6: bool, to: u32) -> E {
+    E::Payload { base: Base::Network, offset: if v6 { 8 } else { 12 }, length: address_field(v6).1, to }
+}
+
+fn destination_of(v6: bool, to: u32) -> E {
+    E::Payload { base: Base::Network, offset: if v6 { 24 } else { 16 }, length: address_field(v6).1, to }
+}
+
+fn to_pods(v6: bool) -> Vec<Rule> {
+    let port = |first: u32| {
+        [
+            E::Meta { what: Meta::Protocol, to: register(first) },
+            E::Payload { base: Base::Transport, offset: 2, length: 2, to: register(first + 1) },
+        ]
+    };
+    let to_pod = |map| {
+        [
+            E::FromMap { map, register: register(0), to: register(0) },
+            E::Destination { v6, address: register(0), port: register(width(v6)) },
+        ]
+    };
+    let mut of_address = vec![destination_of(v6, register(0))];
+    of_address.extend(port(width(v6)));
+    of_address.extend(to_pod(HOST_PORTS));
+    let mut of_any = vec![
+        E::KindOfDestination { to: register(0) },
+        E::Compare { register: register(0), equal: true, with: LOCAL.to_ne_bytes().to_vec() },
+    ];
+    if v6 {
+        // What leaves ::1 for an interface is dropped by the kernel: there the node's own listener answers, if there is one.
+        let loopback = octets(std::net::Ipv6Addr::LOCALHOST.into());
+        of_any.push(destination_of(v6, register(0)));
+        of_any.push(E::Compare { register: register(0), equal: false, with: loopback });
+    }
+    of_any.extend(port(0));
+    of_any.extend(to_pod(ANY_PORTS));
+    vec![
+        Rule { what: "host port of one address", expressions: of_address },
+        Rule { what: "host port of every address", expressions: of_any },
+    ]
+}
+
+/// A pod takes no packet from itself, and answers none from the loopback.
+fn as_the_node(source: IpAddr, v6: bool) -> Vec<Rule> {
+    let from = [E::Load { value: octets(source), to: register(0) }, E::Source { v6, address: register(0) }];
+    let mut itself = vec![
+        source_of(v6, register(0)),
+        destination_of(v6, register(width(v6))),
+        E::InSet { set: PODS, register: register(0), inside: true },
+    ];
+    itself.extend(from.clone());
+    let mut rules = vec![Rule { what: "a pod meets itself as the node", expressions: itself }];
+    if !v6 {
+        let mut loopback = vec![
+            E::Payload { base: Base::Network, offset: 12, length: 1, to: register(0) },
+            E::Compare { register: register(0), equal: true, with: vec![127] },
+        ];
+        loopback.extend(pods_interface(Meta::InterfaceOut));
+        loopback.extend(from);
+        rules.push(Rule { what: "the loopback calls as the node", expressions: loopback });
+    }
+    rules
+}
+
+fn pods_interface(what: Meta) -> [E; 2] {
+    let with = HOST_PREFIX.as_bytes().to_vec();
+    [E::Meta { what, to: register(0) }, E::Compare { register: register(0), equal: true, with }]
+}
+
+/// A pod's interface lets the loopback through, so that a process of the node can call `127.0.0.1` (`route_localnet`). No
+/// pod may, and of an answer the destination is the node's address still.
+fn loopback_is_not_the_pods() -> Rule {
+    let mut expressions = pods_interface(Meta::InterfaceIn).to_vec();
+    expressions.extend([
+        E::Payload { base: Base::Network, offset: 16, length: 1, to: register(0) },
+        E::Compare { register: register(0), equal: true, with: vec![127] },
+        E::Drop,
+    ]);
+    Rule { what: "no pod calls the loopback", expressions }
+}
+
+fn masquerades(v6: bool) -> Vec<Rule> {
+    let in_set = |set, inside| E::InSet { set, register: register(0), inside };
+    vec![
+        Rule {
+            what: "not of a masqueraded range",
+            expressions: vec![source_of(v6, register(0)), in_set(MASQUERADED, false), E::Accept],
+        },
+        Rule {
+            what: "to the cluster",
+            expressions: vec![destination_of(v6, register(0)), in_set(CLUSTER, true), E::Accept],
+        },
+        Rule {
+            what: "to whom its partition excepts",
+            expressions: vec![
+                source_of(v6, register(0)),
+                destination_of(v6, register(width(v6))),
+                in_set(EXCEPTED, true),
+                E::Accept,
+            ],
+        },
+        Rule { what: "masquerade", expressions: vec![E::Masquerade] },
+    ]
+}
+
+/// Messages that lead from one to the other in one transaction; `None`: some of it must be made anew.
+pub fn difference(before: &Nat, after: &Nat) -> Option<Vec<Message>> {
+    let (before, after) = (tables(before), tables(after));
+    let same =
+        before.len() == after.len() && before.iter().zip(&after).all(|(a, b)| a.skeleton() == b.skeleton());
+    if !same {
+        return None;
+    }
+    let mut messages = Vec::new();
+    for (before, after) in before.iter().zip(&after) {
+        for (old, new) in before.sets.iter().zip(&after.sets) {
+            let gone: Vec<_> = old.elements.difference(&new.elements).collect();
+            let come: Vec<_> = new.elements.difference(&old.elements).collect();
+            // Whoever was killed may have left one that nobody knows of.
+            messages.extend(after.elements(m::DESTROY_ELEMENTS, new.name, &[&gone[..], &come].concat()));
+            messages.extend(after.elements(m::NEW_ELEMENTS, new.name, &come));
+        }
+    }
+    Some(messages)
+}
+
+/// Messages that make all of it, whatever is there.
+pub fn anew(nat: &Nat) -> Vec<Message> {
+    let destroy = [false, true].map(|v6| {
+        let name = Attributes::new().text(OF_TABLE, TABLE);
+        Message::new(NF_TABLES, m::DESTROY_TABLE, family(v6), 0, name)
+    });
+    destroy.into_iter().chain(tables(nat).iter().flat_map(Table::messages)).collect()
+}
+
+impl Table {
+    /// All but the elements that come and go with pods.
+    fn skeleton(&self) -> Self {
+        let mut skeleton = self.clone();
+        let of_pods = |set: &&mut Set| matches!(set.kind, Kind::Map | Kind::Set);
+        skeleton.sets.iter_mut().filter(of_pods).for_each(|set| set.elements.clear());
+        skeleton
+    }
+
+    fn new(&self, message: u8, flags: u16, attributes: Attributes) -> Message {
+        Message::new(NF_TABLES, message, family(self.v6), NLM_F_CREATE | flags, attributes)
+    }
+
+    fn named() -> Attributes {
+        Attributes::new().text(OF_TABLE, TABLE)
+    }
+
+    fn messages(&self) -> Vec<Message> {
+        let mut messages = vec![self.new(m::NEW_TABLE, 0, Self::named())];
+        for (id, set) in (1..).zip(&self.sets) {
+            messages.push(self.new(m::NEW_SET, 0, set.attributes(id, self.v6)));
+            messages.extend(self.elements(
+                m::NEW_ELEMENTS,
+                set.name,
+                &set.elements.iter().collect::<Vec<_>>(),
+            ));
+        }
+        for chain in &self.chains {
+            let hook = Attributes::new().u32(1, chain.hook).u32(2, chain.priority as u32);
+            let attributes = Self::named().text(3, chain.name).nest(4, hook).text(7, chain.kind);
+            messages.push(self.new(m::NEW_CHAIN, 0, attributes));
+            for rule in &chain.rules {
+                let attributes = Self::named()
+                    .text(OF_CHAIN, chain.name)
+                    .nest(RULE_EXPRESSIONS, expression::list(&rule.expressions))
+                    .bytes(RULE_USERDATA, &comment(&rule.comment()));
+                messages.push(self.new(m::NEW_RULE, NLM_F_APPEND, attributes));
+            }
+        }
+        messages
+    }
+
+    fn elements(&self, message: u8, set: &str, elements: &[&Element]) -> Vec<Message> {
+        let destroyed = message == m::DESTROY_ELEMENTS;
+        let of_some = |some: &[&Element]| {
+            let list = some
+                .iter()
+                .fold(Attributes::new(), |list, element| list.nest(ELEMENT, element.attributes(destroyed)));
+            let attributes = Self::named().text(SET_NAME, set).nest(ELEMENTS, list);
+            let flags = if destroyed { 0 } else { NLM_F_CREATE };
+            Message::new(NF_TABLES, message, family(self.v6), flags, attributes)
+        };
+        elements.chunks(ELEMENTS_AT_ONCE).map(of_some).collect()
+    }
+}
+
+impl Rule {
+    /// What it is for, and what it consists of: so that one of another build is known for it.
+    fn comment(&self) -> String {
+        let digest = Sha256::digest(expression::list(&self.expressions).as_bytes());
+        format!("{} ({:02x}{:02x}{:02x})", self.what, digest[0], digest[1], digest[2])
+    }
+}
+
+/// As nft reads it: type 0, length, text with its closing zero.
+fn comment(text: &str) -> Vec<u8> {
+    let length = u8::try_from(text.len() + 1).unwrap_or(u8::MAX);
+    [&[0, length], text.as_bytes(), &[0]].concat()
+}
+
+impl Set {
+    fn attributes(&self, id: u32, v6: bool) -> Attributes {
+        const MAP: u32 = 0x8;
+        const INTERVAL: u32 = 0x4;
+        const CONCATENATED: u32 = 0x80;
+        let flags = match self.kind {
+            Kind::Map => MAP,
+            Kind::Set => 0,
+            Kind::Intervals => INTERVAL,
+            Kind::Pairs => INTERVAL | CONCATENATED,
+        };
+        let kind_of = |fields: &[(u32, u32)]| fields.iter().fold(0, |all, (kind, _)| all << 6 | kind);
+        let length_of =
+            |fields: &[(u32, u32)]| fields.iter().map(|(_, l)| l.next_multiple_of(4)).sum::<u32>();
+        let mut all = Table::named()
+            .text(SET_NAME, self.name)
+            .u32(3, flags)
+            .u32(4, kind_of(&self.fields))
+            .u32(5, length_of(&self.fields))
+            .u32(10, id);
+        if self.kind == Kind::Map {
+            let to = [address_field(v6), (TYPE_PORT, 2)];
+            all = all.u32(6, kind_of(&to)).u32(7, length_of(&to));
+        }
+        if self.kind == Kind::Pairs {
+            let lengths = self
+                .fields
+                .iter()
+                .fold(Attributes::new(), |list, (_, length)| list.nest(1, Attributes::new().u32(1, *length)));
+            all = all.nest(9, Attributes::new().nest(2, lengths));
+        }
+        all
+    }
+}
+
+/// What is in the kernel, or should be: rules by chain, by their comments; elements by set.
+#[derive(Clone, Debug, Default, PartialEq, Eq)]
+pub struct Found {
+    rules: BTreeMap<(u8, String), Vec<String>>,
+    pub(super) sets: BTreeMap<(u8, String), BTreeSet<Element>>,
+}
+
+impl Found {
+    pub fn expected(nat: &Nat) -> Self {
+        let mut found = Self::default();
+        for table in tables(nat) {
+            let family = family(table.v6);
+            for chain in table.chains {
+                let comments = chain.rules.iter().map(Rule::comment).collect();
+                found.rules.insert((family, chain.name.into()), comments);
+            }
+            let sets = table.sets.into_iter().map(|set| ((family, set.name.into()), set.elements));
+            found.sets.extend(sets);
+        }
+        found
+    }
+
+    /// Those of these ports that lead elsewhere, or nowhere.
+    pub fn missing<'a>(&'a self, ports: &'a HostPorts) -> impl Iterator<Item = &'a HostPort> {
+        let is_missing = |(port, to): &(&HostPort, &SocketAddr)| {
+            let name = if port.address.is_unspecified() { ANY_PORTS } else { HOST_PORTS };
+            let set = self.sets.get(&(family(port.address.is_ipv6()), name.into()));
+            !set.is_some_and(|set| set.contains(&Element::of_port(port, to)))
+        };
+        ports.iter().filter(is_missing).map(|(port, _)| port)
+    }
+
+    pub(super) fn add_rule(&mut self, family: u8, attributes: &[u8]) {
+        let text = |kind| wire::find(attributes, kind).map(wire::text).unwrap_or_default();
+        let comment = wire::find(attributes, RULE_USERDATA).and_then(|data| data.get(2..)).map(wire::text);
+        self.rules.entry((family, text(OF_CHAIN))).or_default().push(comment.unwrap_or_default());
+    }
+
+    /// Its elements come by themselves. The name.
+    pub(super) fn add_set(&mut self, family: u8, attributes: &[u8]) -> String {
+        let name = wire::find(attributes, SET_NAME).map(wire::text).unwrap_or_default();
+        self.sets.entry((family, name.clone())).or_default();
+        name
+    }
+
+    pub(super) fn add_elements(&mut self, family: u8, attributes: &[u8]) {
+        let name = wire::find(attributes, SET_NAME).map(wire::text).unwrap_or_default();
+        let list = wire::find(attributes, ELEMENTS).unwrap_or_default();
+        let elements = wire::each(list).filter_map(|(_, element)| Element::read(element));
+        self.sets.entry((family, name)).or_default().extend(elements);
+    }
+}
+
+/// Asks for all of a kind in our table.
+pub fn dump(message: u8, v6: bool, set: Option<&str>) -> Message {
+    let named = Table::named();
+    let attributes = match set {
+        Some(set) => named.text(SET_NAME, set),
+        None => named,
+    };
+    Message::new(NF_TABLES, message, family(v6), netlink_packet_core::NLM_F_DUMP, attributes)
+}
+
+/// What has gone or come, for which the kernel may still know another way.
+pub fn changed_ports(before: &Nat, after: &Nat) -> Vec<conntrack::Changed> {
+    let of = |a: &Nat, b: &Nat| -> Vec<(HostPort, SocketAddr)> {
+        a.ports.iter().filter(|(port, to)| b.ports.get(port) != Some(to)).map(|(p, t)| (*p, *t)).collect()
+    };
+    let gone = of(before, after).into_iter().map(|(port, to)| conntrack::Changed::Gone(port, to.ip()));
+    let come = of(after, before).into_iter().map(|(port, _)| conntrack::Changed::Come(port));
+    gone.chain(come).collect()
+}
