@@ -339,7 +339,9 @@ impl Node {
     }
 
     pub async fn reconcile(&mut self) -> Reconciled {
-        self.endpoints.reconcile(&mut self.maps, |_| None).await.unwrap()
+        let reconciled = self.endpoints.reconcile(&mut self.maps, |_| None).await.unwrap();
+        self.endpoints.set_masquerade(Default::default()).await.unwrap();
+        reconciled
     }
 
     /// As if the daemon was killed: all that was only in memory is gone. Maps and pins outlive it.

@@ -11,10 +11,10 @@
 //!  undo ─▶                                                                                             ◀─ in reverse
 //! ```
 
-use super::record::EndpointRecord;
+use super::{ports::Translated, record::EndpointRecord};
 use crate::{
     datapath::{DatapathError, PodMaps},
-    net::{HostSide, Limits, Nat, Net, NetError, Pair, PodSide, Sources, nat::HostPorts},
+    net::{HostSide, Limits, Net, NetError, Pair, PodSide, Sources, nat::HostPorts},
     store::{Key, Store, StoreError},
 };
 use bulkhead_ebpf_abi::{Endpoint, Identity};
@@ -93,29 +93,12 @@ pub struct Wired {
 }
 
 /// What effects act on.
-pub struct World<'a, N, M> {
+pub(super) struct World<'a, N, M> {
     pub net: &'a N,
     pub maps: &'a mut M,
     pub store: &'a Store,
     pub key: &'a Key,
-    /// What the node translates, as far as it is known.
-    pub nat: &'a mut Nat,
-}
-
-impl<N: Net, M> World<'_, N, M> {
-    /// Counts as done from the beginning: what failed half way is undone, too.
-    async fn map(&mut self, ports: &HostPorts) -> Result<(), NetError> {
-        let wanted = self.nat.with(ports);
-        let before = std::mem::replace(self.nat, wanted);
-        self.net.translate(&before, self.nat).await
-    }
-
-    async fn unmap(&mut self, ports: &HostPorts) -> Result<(), NetError> {
-        let wanted = self.nat.without(ports);
-        self.net.translate(self.nat, &wanted).await?;
-        *self.nat = wanted;
-        Ok(())
-    }
+    pub translated: &'a mut Translated,
 }
 
 #[derive(Debug, thiserror::Error)]
@@ -152,7 +135,7 @@ impl std::error::Error for Failure {
 }
 
 /// Runs all effects, or undoes what was done.
-pub async fn run<N: Net, M: PodMaps>(
+pub(super) async fn run<N: Net, M: PodMaps>(
     effects: &[Effect],
     world: &mut World<'_, N, M>,
 ) -> Result<Wired, Failure> {
@@ -166,7 +149,7 @@ pub async fn run<N: Net, M: PodMaps>(
 }
 
 /// Undoes in reverse. Where something could not be undone the record stays, so that a later attempt finds what is left.
-pub async fn undo<N: Net, M: PodMaps>(
+pub(super) async fn undo<N: Net, M: PodMaps>(
     effects: &[Effect],
     world: &mut World<'_, N, M>,
     wired: Wired,
@@ -212,7 +195,7 @@ impl Effect {
             }
             Self::SetNetns(cookie) => world.maps.set_netns(*cookie)?,
             Self::AttachPrograms { ifname } => world.maps.attach_pod(ifname, wired.host_ifindex)?,
-            Self::MapPorts(ports) => world.map(ports).await?,
+            Self::MapPorts(ports) => world.translated.map(world.net, ports).await?,
             Self::OpenHostSide { host, .. } => world.net.open(wired.host_ifindex, host).await?,
         }
         Ok(())
@@ -245,7 +228,7 @@ impl Effect {
             }
             Self::SetNetns(cookie) => world.maps.remove_netns(*cookie)?,
             Self::AttachPrograms { ifname } => world.maps.detach_pod(ifname)?,
-            Self::MapPorts(ports) => world.unmap(ports).await?,
+            Self::MapPorts(ports) => world.translated.unmap(world.net, ports).await?,
         }
         Ok(())
     }

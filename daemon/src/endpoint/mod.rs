@@ -98,7 +98,7 @@ impl<N: Net, C: BlockClaims> Endpoints<N, C> {
         }
         let (unread_queue, routed_blocks) = Default::default();
         let ports = entries.values().flat_map(|e: &Entry| e.record.host_ports()).collect::<HostPorts>();
-        let translated = ports::Translated::new(ports);
+        let translated = ports::Translated::new(ports, node.sources);
         Ok((
             Self { net, ipam, store, node, entries, unreadable, unread_queue, routed_blocks, translated },
             errors,
@@ -390,7 +390,7 @@ impl<N: Net, C: BlockClaims> Endpoints<N, C> {
         }
         let effects = self.plan(&record);
         let mut world =
-            World { net: &self.net, maps, store: &self.store, key: &key, nat: &mut self.translated.nat };
+            World { net: &self.net, maps, store: &self.store, key: &key, translated: &mut self.translated };
         match effect::run(&effects, &mut world).await {
             Ok(wired) => {
                 let attachment = record.attachment();
@@ -425,7 +425,7 @@ impl<N: Net, C: BlockClaims> Endpoints<N, C> {
         let record = entry.record.clone();
         let effects = self.plan(&record);
         let mut world =
-            World { net: &self.net, maps, store: &self.store, key, nat: &mut self.translated.nat };
+            World { net: &self.net, maps, store: &self.store, key, translated: &mut self.translated };
         let errors = effect::undo(&effects, &mut world, wired).await;
         if errors.is_empty() {
             return Ok(self.entries.remove(key).map(|e| e.record));

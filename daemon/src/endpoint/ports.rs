@@ -4,7 +4,7 @@ use super::{Endpoints, PodContext, reply};
 use crate::{
     ipam::BlockClaims,
     net::{
-        Nat, Net, NetError,
+        Nat, Net, NetError, Sources,
         nat::{Found, HostPorts, Masquerade, host_ports},
     },
     store::Key,
@@ -16,14 +16,31 @@ use tracing::warn;
 /// What is translated, as far as this daemon knows.
 #[derive(Debug, Default)]
 pub(super) struct Translated {
-    pub nat: Nat,
+    nat: Nat,
     /// Number of the node's ruleset in which it was found to be right; none: nobody has looked yet.
     seen: Option<u32>,
 }
 
 impl Translated {
-    pub fn new(ports: HostPorts) -> Self {
-        Self { nat: Nat { ports, ..Nat::default() }, seen: None }
+    pub fn new(ports: HostPorts, sources: Sources) -> Self {
+        Self { nat: Nat { ports, sources, ..Nat::default() }, seen: None }
+    }
+
+    /// Counts as done from the beginning: what failed half way is undone, too.
+    pub async fn map<N: Net>(&mut self, net: &N, ports: &HostPorts) -> Result<(), NetError> {
+        let wanted = self.nat.with(ports);
+        let before = std::mem::replace(&mut self.nat, wanted);
+        net.translate(&before, &self.nat).await
+    }
+
+    pub async fn unmap<N: Net>(&mut self, net: &N, ports: &HostPorts) -> Result<(), NetError> {
+        let wanted = self.nat.without(ports);
+        // Before it is known who is masqueraded, the table of the daemon before stays as it is: the first look removes them.
+        if self.seen.is_some() {
+            net.translate(&self.nat, &wanted).await?;
+        }
+        self.nat = wanted;
+        Ok(())
     }
 }
 

@@ -1,7 +1,7 @@
 use super::{fake::Fake, *};
 use crate::{
     ipam::ClaimFiles,
-    net::{Kernel, Limit, Nat, Sources},
+    net::{Kernel, Limit, Nat, Sources, nat::Masquerade},
 };
 use bulkhead_api::messages::PodRef;
 
@@ -331,6 +331,7 @@ impl Node {
 #[tokio::test]
 async fn host_ports_come_and_go_with_their_pod_and_outlive_the_daemon() {
     let mut node = Node::new().await;
+    node.endpoints.set_masquerade(Default::default()).await.unwrap();
     let any = serde_json::json!([{"hostPort": 8080, "containerPort": 80}]);
     let one =
         serde_json::json!([{"hostPort": 53, "containerPort": 53, "protocol": "udp", "hostIP": "192.0.2.1"}]);
@@ -344,6 +345,7 @@ async fn host_ports_come_and_go_with_their_pod_and_outlive_the_daemon() {
     node.endpoints = load(node.dir.path(), &node.fake).await;
     node.endpoints.reconcile(&mut node.fake.clone(), |_| None).await.unwrap();
     assert_eq!(node.ports(), all);
+    node.endpoints.set_masquerade(Default::default()).await.unwrap();
     node.del("a").await.unwrap();
     assert_eq!(node.ports(), all[1..2]);
     node.del("b").await.unwrap();
@@ -379,6 +381,7 @@ async fn without_host_ports_nothing_is_asked_or_changed() {
 #[tokio::test]
 async fn a_host_port_is_one_pods() {
     let mut node = Node::new().await;
+    node.endpoints.set_masquerade(Default::default()).await.unwrap();
     let mapping = |protocol: &str, ip: &str| serde_json::json!([{"hostPort": 80, "containerPort": 80, "protocol": protocol, "hostIP": ip}]);
     node.add_with("a", mapping("tcp", "192.0.2.1")).await.unwrap();
     for (ip, taken) in
@@ -414,6 +417,7 @@ async fn a_host_port_at_an_address_of_another_family_is_refused() {
 #[tokio::test]
 async fn a_host_port_that_cannot_be_set_leaves_nothing() {
     let mut node = Node::new().await;
+    node.endpoints.set_masquerade(Default::default()).await.unwrap();
     node.fake.with(|s| s.failing.insert("translate"));
     let mappings = serde_json::json!([{"hostPort": 8080, "containerPort": 80}]);
     let error = node.add_with("a", mappings.clone()).await.unwrap_err();
@@ -424,4 +428,20 @@ async fn a_host_port_that_cannot_be_set_leaves_nothing() {
     assert_eq!(node.ports(), [""; 0]);
     node.assert_nothing_left();
     node.add_with("a", mappings).await.unwrap();
+}
+
+#[tokio::test]
+async fn a_pod_that_goes_before_the_source_has_spoken_takes_no_masquerade_with_it() {
+    let mut node = Node::new().await;
+    let range = ("10.65.0.0/28".parse().unwrap(), vec![]);
+    let masquerade = Masquerade { ranges: vec![range], cluster: vec![] };
+    node.endpoints.set_masquerade(masquerade.clone()).await.unwrap();
+    node.add_with("a", serde_json::json!([{"hostPort": 8080, "containerPort": 80}])).await.unwrap();
+    node.endpoints = load(node.dir.path(), &node.fake).await;
+    node.endpoints.reconcile(&mut node.fake.clone(), |_| None).await.unwrap();
+    node.del("a").await.unwrap();
+    assert_eq!(node.fake.with(|s| s.nat.masquerade.clone()), masquerade);
+    node.endpoints.set_masquerade(masquerade.clone()).await.unwrap();
+    assert_eq!(node.ports(), [""; 0]);
+    assert_eq!(node.fake.with(|s| s.nat.masquerade.clone()), masquerade);
 }

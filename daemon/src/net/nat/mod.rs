@@ -1,7 +1,7 @@
 //! What the node's stack translates for pods: host ports and masquerade, in nf_tables tables of their own.
 //!
-//! [`Nat`] is what is wanted, a value. [`table`] makes of it tables as data, and of two of them the messages that lead from one
-//! to the other; [`wire`] and [`expression`] write these as octets. Only [`kernel`] has a socket.
+//! [`Nat`] is what is wanted, a value. [`table`] makes of it tables as data ([`rules`], [`element`]), and of two of them the messages that
+//! lead from one to the other; [`wire`] and [`expression`] write these as octets. Only [`kernel`] has a socket.
 //!
 //! ```text
 //!  Nat ─▶ table::tables ─▶ Vec<Table> ─┬─▶ difference ─▶ messages ─▶ one transaction ─▶ ip bulkhead, ip6 bulkhead
@@ -11,9 +11,11 @@
 //! table anew, in one transaction, too: there is no moment without. Where nothing is wanted, there is no table.
 
 mod conntrack;
+mod element;
 mod expression;
 mod kernel;
 mod ranges;
+mod rules;
 mod table;
 mod wire;
 

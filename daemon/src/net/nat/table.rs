@@ -11,13 +11,17 @@
 
 use super::{
     HostPort, HostPorts, Nat, conntrack,
-    expression::{self, Base, Expression as E, Meta, family, octets, register, value},
+    element::Element,
+    expression::{self, family, octets},
     ranges,
+    rules::{
+        ANY_PORTS, CLUSTER, EXCEPTED, HOST_PORTS, MASQUERADED, PODS, Rule, address_field, as_the_node,
+        comment, loopback_is_not_the_pods, masquerades, to_pods,
+    },
     wire::{self, Attributes, Message, NF_TABLES},
 };
-use crate::net::HOST_PREFIX;
+use ipnetwork::IpNetwork;
 use netlink_packet_core::{NLM_F_APPEND, NLM_F_CREATE};
-use sha2::{Digest, Sha256};
 use std::{
     collections::{BTreeMap, BTreeSet},
     net::{IpAddr, SocketAddr},
@@ -51,18 +55,8 @@ const RULE_USERDATA: u16 = 7;
 const SET_NAME: u16 = 2;
 const ELEMENTS: u16 = 3;
 const ELEMENT: u16 = 1;
-const ELEMENT_KEY: u16 = 1;
-const ELEMENT_DATA: u16 = 2;
-const ELEMENT_FLAGS: u16 = 3;
-const ELEMENT_KEY_END: u16 = 10;
-const INTERVAL_END: u32 = 1;
 /// An attribute's length has 16 bits.
 const ELEMENTS_AT_ONCE: usize = 256;
-
-/// nft's own numbers of types, by which it prints.
-const TYPE_ADDRESS: [u32; 2] = [7, 8];
-const TYPE_PROTOCOL: u32 = 12;
-const TYPE_PORT: u32 = 13;
 
 const PREROUTING: u32 = 0;
 const OUTPUT: u32 = 3;
@@ -71,8 +65,10 @@ const POSTROUTING: u32 = 4;
 const BEFORE_DNAT: i32 = -110;
 const BEFORE_SNAT: i32 = 90;
 const RAW: i32 = -300;
-/// `RTN_LOCAL`.
-const LOCAL: u32 = 2;
+
+/// nft's own numbers of types, by which it prints.
+const TYPE_PROTOCOL: u32 = 12;
+const TYPE_PORT: u32 = 13;
 
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct Table {
@@ -88,12 +84,6 @@ struct Chain {
     hook: u32,
     priority: i32,
     rules: Vec<Rule>,
-}
-
-#[derive(Clone, Debug, PartialEq, Eq)]
-struct Rule {
-    what: &'static str,
-    expressions: Vec<E>,
 }
 
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -112,71 +102,6 @@ struct Set {
     /// nft's types of the key's fields, and how long they are.
     fields: Vec<(u32, u32)>,
     elements: BTreeSet<Element>,
-}
-
-/// One element, in the kernel's own octets.
-#[derive(Clone, Debug, PartialEq, Eq, PartialOrd, Ord)]
-pub struct Element {
-    key: Vec<u8>,
-    /// Of a pair of intervals.
-    key_end: Option<Vec<u8>>,
-    /// Behind the last address of an interval.
-    is_end: bool,
-    data: Option<Vec<u8>>,
-}
-
-const HOST_PORTS: &str = "hostports";
-const ANY_PORTS: &str = "anyports";
-const PODS: &str = "pods";
-const MASQUERADED: &str = "masqueraded";
-const CLUSTER: &str = "cluster";
-const EXCEPTED: &str = "excepted";
-
-/// Fields stand in registers, which are four octets each.
-fn in_registers(octets: &[u8]) -> Vec<u8> {
-    let mut padded = octets.to_vec();
-    padded.resize(octets.len().next_multiple_of(4), 0);
-    padded
-}
-
-impl Element {
-    fn of(key: Vec<u8>) -> Self {
-        Self { key, key_end: None, is_end: false, data: None }
-    }
-
-    fn of_port(port: &HostPort, to: &SocketAddr) -> Self {
-        let mut key = if port.address.is_unspecified() { Vec::new() } else { octets(port.address) };
-        key.extend(in_registers(&[port.protocol.number()]));
-        key.extend(in_registers(&port.port.to_be_bytes()));
-        let mut data = octets(to.ip());
-        data.extend(in_registers(&to.port().to_be_bytes()));
-        Self { data: Some(data), ..Self::of(key) }
-    }
-
-    fn attributes(&self, key_only: bool) -> Attributes {
-        let mut all = Attributes::new().nest(ELEMENT_KEY, value(&self.key));
-        if let Some(end) = &self.key_end {
-            all = all.nest(ELEMENT_KEY_END, value(end));
-        }
-        if self.is_end {
-            all = all.u32(ELEMENT_FLAGS, INTERVAL_END);
-        }
-        match &self.data {
-            Some(data) if !key_only => all.nest(ELEMENT_DATA, value(data)),
-            _ => all,
-        }
-    }
-
-    fn read(attributes: &[u8]) -> Option<Self> {
-        let octets = |kind| Some(wire::find(wire::find(attributes, kind)?, 1)?.to_vec());
-        let flags = wire::find(attributes, ELEMENT_FLAGS).map_or(0, wire::number);
-        Some(Self {
-            key: octets(ELEMENT_KEY)?,
-            key_end: octets(ELEMENT_KEY_END),
-            is_end: flags & INTERVAL_END != 0,
-            data: octets(ELEMENT_DATA),
-        })
-    }
 }
 
 /// None where nothing is wanted of a family.
@@ -235,13 +160,9 @@ fn port_sets(ports: &[(&HostPort, &SocketAddr)], v6: bool) -> [Set; 3] {
     ]
 }
 
-fn masquerade_sets(
-    masquerade: &[&(ipnetwork::IpNetwork, Vec<ipnetwork::IpNetwork>)],
-    nat: &Nat,
-    v6: bool,
-) -> [Set; 3] {
+fn masquerade_sets(masquerade: &[&(IpNetwork, Vec<IpNetwork>)], nat: &Nat, v6: bool) -> [Set; 3] {
     let address = address_field(v6);
-    let intervals = |prefixes: Vec<ipnetwork::IpNetwork>| -> BTreeSet<Element> {
+    let intervals = |prefixes: Vec<IpNetwork>| -> BTreeSet<Element> {
         let ends = ranges::merged(prefixes, v6).into_iter().flat_map(|(first, last)| {
             let end = ranges::next(last).map(|next| Element { is_end: true, ..Element::of(octets(next)) });
             [Some(Element::of(octets(first))), end]
@@ -260,121 +181,6 @@ fn masquerade_sets(
         set(MASQUERADED, Kind::Intervals, vec![address], intervals(own)),
         set(CLUSTER, Kind::Intervals, vec![address], intervals(nat.masquerade.cluster.clone())),
         set(EXCEPTED, Kind::Pairs, vec![address, address], excepted.collect()),
-    ]
-}
-
-/// nft's type, and how many octets it has.
-fn address_field(v6: bool) -> (u32, u32) {
-    (TYPE_ADDRESS[usize::from(v6)], if v6 { 16 } else { 4 })
-}
-
-/// How many registers an address takes.
-fn width(v6: bool) -> u32 {
-    address_field(v6).1 / 4
-}
-
-fn source_of(v6: bool, to: u32) -> E {
-    E::Payload { base: Base::Network, offset: if v6 { 8 } else { 12 }, length: address_field(v6).1, to }
-}
-
-fn destination_of(v6: bool, to: u32) -> E {
-    E::Payload { base: Base::Network, offset: if v6 { 24 } else { 16 }, length: address_field(v6).1, to }
-}
-
-fn to_pods(v6: bool) -> Vec<Rule> {
-    let port = |first: u32| {
-        [
-            E::Meta { what: Meta::Protocol, to: register(first) },
-            E::Payload { base: Base::Transport, offset: 2, length: 2, to: register(first + 1) },
-        ]
-    };
-    let to_pod = |map| {
-        [
-            E::FromMap { map, register: register(0), to: register(0) },
-            E::Destination { v6, address: register(0), port: register(width(v6)) },
-        ]
-    };
-    let mut of_address = vec![destination_of(v6, register(0))];
-    of_address.extend(port(width(v6)));
-    of_address.extend(to_pod(HOST_PORTS));
-    let mut of_any = vec![
-        E::KindOfDestination { to: register(0) },
-        E::Compare { register: register(0), equal: true, with: LOCAL.to_ne_bytes().to_vec() },
-    ];
-    if v6 {
-        // What leaves ::1 for an interface is dropped by the kernel: there the node's own listener answers, if there is one.
-        let loopback = octets(std::net::Ipv6Addr::LOCALHOST.into());
-        of_any.push(destination_of(v6, register(0)));
-        of_any.push(E::Compare { register: register(0), equal: false, with: loopback });
-    }
-    of_any.extend(port(0));
-    of_any.extend(to_pod(ANY_PORTS));
-    vec![
-        Rule { what: "host port of one address", expressions: of_address },
-        Rule { what: "host port of every address", expressions: of_any },
-    ]
-}
-
-/// A pod takes no packet from itself, and answers none from the loopback.
-fn as_the_node(source: IpAddr, v6: bool) -> Vec<Rule> {
-    let from = [E::Load { value: octets(source), to: register(0) }, E::Source { v6, address: register(0) }];
-    let mut itself = vec![
-        source_of(v6, register(0)),
-        destination_of(v6, register(width(v6))),
-        E::InSet { set: PODS, register: register(0), inside: true },
-    ];
-    itself.extend(from.clone());
-    let mut rules = vec![Rule { what: "a pod meets itself as the node", expressions: itself }];
-    if !v6 {
-        let mut loopback = vec![
-            E::Payload { base: Base::Network, offset: 12, length: 1, to: register(0) },
-            E::Compare { register: register(0), equal: true, with: vec![127] },
-        ];
-        loopback.extend(pods_interface(Meta::InterfaceOut));
-        loopback.extend(from);
-        rules.push(Rule { what: "the loopback calls as the node", expressions: loopback });
-    }
-    rules
-}
-
-fn pods_interface(what: Meta) -> [E; 2] {
-    let with = HOST_PREFIX.as_bytes().to_vec();
-    [E::Meta { what, to: register(0) }, E::Compare { register: register(0), equal: true, with }]
-}
-
-/// A pod's interface lets the loopback through, so that a process of the node can call `127.0.0.1` (`route_localnet`). No
-/// pod may, and of an answer the destination is the node's address still.
-fn loopback_is_not_the_pods() -> Rule {
-    let mut expressions = pods_interface(Meta::InterfaceIn).to_vec();
-    expressions.extend([
-        E::Payload { base: Base::Network, offset: 16, length: 1, to: register(0) },
-        E::Compare { register: register(0), equal: true, with: vec![127] },
-        E::Drop,
-    ]);
-    Rule { what: "no pod calls the loopback", expressions }
-}
-
-fn masquerades(v6: bool) -> Vec<Rule> {
-    let in_set = |set, inside| E::InSet { set, register: register(0), inside };
-    vec![
-        Rule {
-            what: "not of a masqueraded range",
-            expressions: vec![source_of(v6, register(0)), in_set(MASQUERADED, false), E::Accept],
-        },
-        Rule {
-            what: "to the cluster",
-            expressions: vec![destination_of(v6, register(0)), in_set(CLUSTER, true), E::Accept],
-        },
-        Rule {
-            what: "to whom its partition excepts",
-            expressions: vec![
-                source_of(v6, register(0)),
-                destination_of(v6, register(width(v6))),
-                in_set(EXCEPTED, true),
-                E::Accept,
-            ],
-        },
-        Rule { what: "masquerade", expressions: vec![E::Masquerade] },
     ]
 }
 
@@ -462,20 +268,6 @@ impl Table {
         };
         elements.chunks(ELEMENTS_AT_ONCE).map(of_some).collect()
     }
-}
-
-impl Rule {
-    /// What it is for, and what it consists of: so that one of another build is known for it.
-    fn comment(&self) -> String {
-        let digest = Sha256::digest(expression::list(&self.expressions).as_bytes());
-        format!("{} ({:02x}{:02x}{:02x})", self.what, digest[0], digest[1], digest[2])
-    }
-}
-
-/// As nft reads it: type 0, length, text with its closing zero.
-fn comment(text: &str) -> Vec<u8> {
-    let length = u8::try_from(text.len() + 1).unwrap_or(u8::MAX);
-    [&[0, length], text.as_bytes(), &[0]].concat()
 }
 
 impl Set {
@@ -584,4 +376,93 @@ pub fn changed_ports(before: &Nat, after: &Nat) -> Vec<conntrack::Changed> {
     let gone = of(before, after).into_iter().map(|(port, to)| conntrack::Changed::Gone(port, to.ip()));
     let come = of(after, before).into_iter().map(|(port, _)| conntrack::Changed::Come(port));
     gone.chain(come).collect()
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::net::nat::Masquerade;
+    use bulkhead_api::messages::PortProtocol;
+
+    fn nat(ports: &[(u16, &str)]) -> Nat {
+        let of = |(port, to): &(u16, &str)| {
+            let address = "0.0.0.0".parse().unwrap();
+            (HostPort { address, protocol: PortProtocol::Tcp, port: *port }, to.parse().unwrap())
+        };
+        Nat { ports: ports.iter().map(of).collect(), ..Nat::default() }
+    }
+
+    fn masquerade(range: &str, except: &[&str], cluster: &[&str]) -> Nat {
+        let all = |texts: &[&str]| texts.iter().map(|t| t.parse().unwrap()).collect::<Vec<_>>();
+        let masquerade =
+            Masquerade { ranges: vec![(range.parse().unwrap(), all(except))], cluster: all(cluster) };
+        Nat { masquerade, ..Nat::default() }
+    }
+
+    /// Messages of each kind.
+    fn kinds(messages: &[Message]) -> Vec<u8> {
+        let octets = wire::requests(messages, false);
+        wire::received(&octets).iter().map(|m| (m.kind & 0xff) as u8).collect()
+    }
+
+    #[test]
+    fn what_nobody_needs_is_not_there() {
+        assert_eq!(tables(&Nat::default()), []);
+        assert_eq!(kinds(&anew(&Nat::default())), [m::DESTROY_TABLE; 2]);
+        let families: Vec<_> = tables(&nat(&[(80, "10.64.0.1:80")])).iter().map(|t| t.v6).collect();
+        assert_eq!(families, [false]);
+    }
+
+    #[test]
+    fn a_pod_that_comes_or_goes_is_a_few_elements() {
+        let one = nat(&[(80, "10.64.0.1:80")]);
+        let two = nat(&[(80, "10.64.0.1:80"), (81, "10.64.0.2:80")]);
+        // The port, and the pod as who may meet itself.
+        let come = [m::DESTROY_ELEMENTS, m::NEW_ELEMENTS, m::DESTROY_ELEMENTS, m::NEW_ELEMENTS];
+        assert_eq!(difference(&one, &two).as_deref().map(kinds), Some(come.to_vec()));
+        assert_eq!(difference(&two, &one).as_deref().map(kinds), Some(vec![m::DESTROY_ELEMENTS; 2]));
+        assert_eq!(difference(&one, &one).as_deref().map(kinds), Some(vec![]));
+        // The same port of another pod.
+        assert_eq!(
+            difference(&one, &nat(&[(80, "10.64.0.2:80")])).as_deref().map(kinds),
+            Some(come.to_vec())
+        );
+    }
+
+    #[test]
+    fn whatever_else_changes_makes_the_table_anew() {
+        let (one, range) = (nat(&[(80, "10.64.0.1:80")]), masquerade("10.66.0.0/16", &[], &["10.0.0.0/8"]));
+        let both = Nat { ports: one.ports.clone(), ..range.clone() };
+        let wider = masquerade("10.66.0.0/15", &[], &["10.0.0.0/8"]);
+        for (before, after) in
+            [(&Nat::default(), &one), (&one, &Nat::default()), (&range, &both), (&range, &wider)]
+        {
+            assert_eq!(difference(before, after), None);
+        }
+    }
+
+    #[test]
+    fn sets_hold_intervals_that_neither_touch_nor_overlap() {
+        let nat = masquerade("255.0.0.0/8", &["10.1.0.0/16", "10.0.0.0/16"], &["10.0.0.0/8", "10.2.0.0/16"]);
+        let found = Found::expected(&nat);
+        let set =
+            |name: &str| found.sets[&(family(false), name.to_string())].iter().cloned().collect::<Vec<_>>();
+        let start = |a: [u8; 4]| Element::of(a.to_vec());
+        // Behind the last address there is none.
+        assert_eq!(set(MASQUERADED), [start([255, 0, 0, 0])]);
+        let end = Element { is_end: true, ..start([11, 0, 0, 0]) };
+        assert_eq!(set(CLUSTER), [start([10, 0, 0, 0]), end]);
+        let pair = Element {
+            key_end: Some(vec![255, 255, 255, 255, 10, 1, 255, 255]),
+            ..Element::of(vec![255, 0, 0, 0, 10, 0, 0, 0])
+        };
+        assert_eq!(set(EXCEPTED), [pair]);
+    }
+
+    #[test]
+    fn what_is_missing_is_told_by_name() {
+        let (one, two) = (nat(&[(80, "10.64.0.1:80")]), nat(&[(80, "10.64.0.1:80"), (81, "10.64.0.2:80")]));
+        let missing: Vec<_> = Found::expected(&one).missing(&two.ports).map(ToString::to_string).collect();
+        assert_eq!(missing, ["0.0.0.0:81/TCP"]);
+    }
 }
