@@ -1,5 +1,6 @@
 //! The node's own configuration: what the daemon must know before it can read any object.
 
+use crate::net::uplinks::UplinkRule;
 use ipnetwork::IpNetwork;
 use serde::Deserialize;
 use std::{
@@ -53,7 +54,7 @@ pub struct Config {
     pub direct_to: Vec<IpNetwork>,
     /// Interfaces that lead out of the node; none named: that of the default route.
     #[serde(default)]
-    pub uplinks: Vec<String>,
+    pub uplinks: Vec<UplinkRule>,
     /// Root of the cgroup2 hierarchy; default: where it is mounted.
     #[serde(default)]
     pub cgroup: Option<PathBuf>,

@@ -84,8 +84,7 @@ impl Links for Kernel {
 
     async fn list(&self) -> Result<Vec<Link>, NetError> {
         let objects = self.dump("list interfaces", Message::GetLink(LinkMessage::default())).await?;
-        let ours = |l: &Link| l.name.starts_with(HOST_PREFIX) || l.name.starts_with(IFB_PREFIX);
-        Ok(objects.iter().filter_map(link_of).filter(|l| ours(l) && is_generated(&l.name)).collect())
+        Ok(objects.iter().filter_map(link_of).filter(|l| is_ours(&l.name)).collect())
     }
 
     async fn inspect_pod(&self, netns: &Path, ifname: &str) -> Result<Option<PodState>, NetError> {
@@ -104,8 +103,9 @@ fn open_netns(path: &Path) -> Result<File, NetError> {
 }
 
 /// A prefix and ten hexadecimal digits: somebody else's `bhyve0` is not ours.
-fn is_generated(name: &str) -> bool {
-    name.get(2..).is_some_and(|t| t.len() == 10 && t.bytes().all(|b| b.is_ascii_hexdigit()))
+pub(super) fn is_ours(name: &str) -> bool {
+    let prefixed = name.starts_with(HOST_PREFIX) || name.starts_with(IFB_PREFIX);
+    prefixed && name.get(2..).is_some_and(|t| t.len() == 10 && t.bytes().all(|b| b.is_ascii_hexdigit()))
 }
 
 fn veth(pair: &Pair, netns: &File) -> LinkMessage {
@@ -244,7 +244,7 @@ mod tests {
         for (name, ours) in
             [("bh0123456789", true), ("bhyve0", false), ("bh01234567890", false), ("bh", false)]
         {
-            assert_eq!(is_generated(name), ours, "{name}");
+            assert_eq!(is_ours(name), ours, "{name}");
         }
     }
 }

@@ -24,6 +24,7 @@ mod netlink;
 pub mod node;
 pub mod qdisc;
 mod routes;
+pub mod uplinks;
 
 pub use inspect::PodState;
 pub use learned::{Hops, Learned};
@@ -32,6 +33,7 @@ pub use narrow::{NarrowRoutes, watch_narrow_routes};
 pub use nat::{Nat, Translation};
 pub use netlink::{Kernel, NetError};
 pub use qdisc::{Limit, Limits, Shaper};
+pub use uplinks::Uplink;
 
 use ipnetwork::IpNetwork;
 use std::{

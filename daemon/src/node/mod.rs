@@ -26,15 +26,16 @@ use crate::{
     bandwidth::{PodBandwidth, pod_bandwidth},
     bgp::Bgp,
     config::Config,
-    datapath::{Datapath, DatapathError},
+    datapath::{Datapath, DatapathError, Hook},
     endpoint::{Cause, Endpoints, LoadError, NodeNet},
     history::History,
     ipam::{ClaimError, Claims},
     metrics::{COMPILE_BOUNDS, Histogram},
     net::{
-        GATEWAY_V4, GATEWAY_V6, Kernel, NarrowRoutes, NetError, Sources,
+        GATEWAY_V4, GATEWAY_V6, Kernel, NarrowRoutes, NetError, Sources, Uplink,
         nat::Masquerade,
-        node::{Uplink, prepare_node},
+        node::prepare_node,
+        uplinks,
         watch_narrow_routes,
     },
     pod_events::PodEvents,
@@ -155,6 +156,12 @@ impl Node {
         prepare_node(&uplinks)?;
         for uplink in &uplinks {
             datapath.attach_uplink(&uplink.name, uplink.ifindex)?;
+        }
+        // Of a daemon that was configured otherwise.
+        for (name, hook) in datapath.links_pinned()? {
+            if hook == Hook::FromUplink && !uplinks.iter().any(|u| u.name == name) {
+                datapath.detach_uplink(&name)?;
+            }
         }
         let endpoints = Self::load_endpoints(&config, claims, net.clone(), &uplinks, &mut datapath).await?;
         let announced = config.state_dir.join(ANNOUNCED_FILE);
@@ -380,13 +387,21 @@ impl Node {
         }
     }
 
-    /// An uplink got an address late, or was made anew.
+    /// An uplink got an address late, was made anew, or is another by what the configuration says.
     fn follow_uplinks(&mut self, now: Vec<Uplink>) -> bool {
         for uplink in &now {
             if let Err(e) = self.datapath.attach_uplink(&uplink.name, uplink.ifindex) {
                 warn!(uplink = uplink.name, error = %e, "cannot attach to an uplink that changed; tried again");
                 return false;
             }
+        }
+        for name in uplinks::left(&self.uplinks, &now) {
+            if let Err(e) = self.datapath.detach_uplink(&name) {
+                warn!(uplink = name, error = %e, "cannot let go of what is no uplink any more");
+            }
+        }
+        if let Err(e) = prepare_node(&now) {
+            warn!(error = %e, "cannot make a new uplink keep its router advertisements");
         }
         info!(uplinks = ?now, "the uplinks have changed");
         self.bgp.set_uplink(sources(&now));
