@@ -1,6 +1,8 @@
 //! What the node translates for pods, with real pods, nodes and connections: host ports and masquerade.
 #![allow(clippy::expect_used, reason = "a suite fails by panicking")]
 
+#[path = "translation/masquerade.rs"]
+mod masquerade;
 #[path = "translation/ports.rs"]
 mod ports;
 #[path = "translation/sctp.rs"]
@@ -43,7 +45,8 @@ fn start() -> Result<Lab> {
 }
 
 fn trials(lab: &Arc<Mutex<std::result::Result<Lab, String>>>) -> Vec<Trial> {
-    let cases = [ports::CASES, sctp::CASES, table::CASES].into_iter().flatten();
+    // The last changes the first node's configuration.
+    let cases = [ports::CASES, sctp::CASES, table::CASES, masquerade::CASES].into_iter().flatten();
     let trial = |(name, case): &(&'static str, Case)| {
         let (lab, case) = (lab.clone(), *case);
         Trial::test(*name, move || match &mut *lab.lock().unwrap_or_else(PoisonError::into_inner) {

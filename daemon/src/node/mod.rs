@@ -30,12 +30,10 @@ use crate::{
     endpoint::{Cause, Endpoints, LoadError, NodeNet},
     history::History,
     ipam::{ClaimError, Claims},
+    masquerade,
     metrics::{COMPILE_BOUNDS, Histogram},
     net::{
-        GATEWAY_V4, GATEWAY_V6, Kernel, NarrowRoutes, NetError, Sources, Uplink,
-        nat::Masquerade,
-        node::prepare_node,
-        uplinks,
+        GATEWAY_V4, GATEWAY_V6, Kernel, NarrowRoutes, NetError, Sources, Uplink, node::prepare_node, uplinks,
         watch_narrow_routes,
     },
     pod_events::PodEvents,
@@ -415,7 +413,8 @@ impl Node {
         if let Err(e) = self.set_direct() {
             self.failed.push(ObjectError { file: None, object: None, field: None, message: e.to_string() });
         }
-        if let Err(e) = self.endpoints.set_masquerade(Masquerade::default()).await {
+        let wanted = masquerade::masquerade(&self.in_force.policy, self.config.masquerade.as_ref());
+        if let Err(e) = self.endpoints.set_masquerade(wanted).await {
             self.failed.push(ObjectError { file: None, object: None, field: None, message: e.to_string() });
         }
         self.announce_blocks().await;
@@ -430,10 +429,12 @@ impl Node {
         self.update_endpoints().await;
     }
 
-    /// Pods' ranges are routed as they are, by what this plugin is; of other addresses only the configuration knows.
+    /// Pods' ranges are routed as they are, by what this plugin is; of other addresses only the configuration knows, and
+    /// whoever is masqueraded for them.
     fn set_direct(&mut self) -> Result<(), DatapathError> {
         let objects = &self.in_force.policy;
-        let direct = objects.ranges().map(|(_, range)| range).chain(&self.config.direct_to);
+        let outside = masquerade::direct(&self.config.direct_to, objects, self.config.masquerade.as_ref());
+        let direct = objects.ranges().map(|(_, range)| range).chain(&outside);
         let services = objects.partitions.values().flat_map(|p| &p.spec.service_cidrs);
         self.datapath.set_direct(direct, services.chain(&self.config.service_cidrs))
     }
