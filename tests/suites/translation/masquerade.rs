@@ -47,6 +47,8 @@ fn partition(lab: &mut Lab) -> Result<()> {
         Ok(lab.nodes[0].cli(&["partitions"])?.contains("outbound"))
     })?;
     pod.add(&lab.nodes[0])?;
+    // The router takes no such range from the nodes.
+    lab.router.ip("route add fd00:67::/48 via fd00:30:1::2")?;
     for v6 in [false, true] {
         let seen = seen_outside(lab, &pod, v6)?;
         require(seen == alternative(&pod, v6), &format!("nobody asked for it, and the machine saw {seen}"))?;
@@ -79,6 +81,7 @@ fn partition(lab: &mut Lab) -> Result<()> {
         require(watch.packets()? == 0, "what nobody masquerades is direct again")?;
     }
     pod.del(&lab.nodes[0])?;
+    lab.router.ip("route del fd00:67::/48")?;
     lab.objects.remove(FILE)?;
     let no_table = || Ok(!says(&lab.nodes[0].netns, &["nft", "list", "tables"])?.contains("bulkhead"));
     until_true("no table is left", SOON, no_table)

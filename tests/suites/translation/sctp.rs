@@ -6,9 +6,7 @@ use crate::{
     support::{alternative, require},
 };
 use bulkhead_lab::{Lab, Netns, Result, until};
-use nix::sys::socket::{
-    AddressFamily, MsgFlags, SockFlag, SockProtocol, SockType, SockaddrStorage, recvfrom, sendto,
-};
+use nix::sys::socket::{AddressFamily, MsgFlags, SockaddrStorage, recvfrom, sendto};
 use serde_json::json;
 use std::{
     net::{IpAddr, SocketAddr},

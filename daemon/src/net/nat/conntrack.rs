@@ -31,7 +31,6 @@ const V6_SOURCE: u16 = 3;
 const NUMBER: u16 = 1;
 const DESTINATION_PORT: u16 = 3;
 /// `CTA_FILTER_F_*`.
-const BY_SOURCE: u32 = 1;
 const BY_PROTOCOL: u32 = 1 << 3;
 const BY_DESTINATION_PORT: u32 = 1 << 5;
 
@@ -53,36 +52,36 @@ impl Changed {
         self.port().address.is_ipv6()
     }
 
-    /// Asks for the flows in question; none where there cannot be any.
+    /// Asks for the flows to the port; none where none goes on as it began. (Not by address: of IPv6 kernels answer with all
+    /// others.)
     pub fn dump(&self) -> Option<Message> {
         let HostPort { protocol, port, .. } = self.port();
         if *protocol == PortProtocol::Tcp {
             return None;
         }
-        let numbered = Attributes::new().bytes(NUMBER, &[protocol.number()]);
-        let attributes = match self {
-            Self::Gone(_, pod) => {
-                let kind = if self.v6() { V6_SOURCE } else { V4_SOURCE };
-                let tuple = Attributes::new()
-                    .nest(ADDRESSES, Attributes::new().bytes(kind, &octets(*pod)))
-                    .nest(PROTOCOL, numbered);
-                filter(0, BY_SOURCE | BY_PROTOCOL).nest(REPLY, tuple)
-            }
-            Self::Come(_) => {
-                let numbered = numbered.bytes(DESTINATION_PORT, &port.to_be_bytes());
-                let tuple = Attributes::new().nest(PROTOCOL, numbered);
-                filter(BY_PROTOCOL | BY_DESTINATION_PORT, 0).nest(ORIGINAL, tuple)
-            }
-        };
+        let of_port = Attributes::new()
+            .bytes(NUMBER, &[protocol.number()])
+            .bytes(DESTINATION_PORT, &port.to_be_bytes());
+        let filter = Attributes::new().bytes(1, &(BY_PROTOCOL | BY_DESTINATION_PORT).to_ne_bytes());
+        // In the machine's order, for once.
+        let filter = filter.bytes(2, &0u32.to_ne_bytes());
+        let attributes =
+            Attributes::new().nest(FILTER, filter).nest(ORIGINAL, Attributes::new().nest(PROTOCOL, of_port));
         Some(Message::new(CONNTRACK, GET, family(self.v6()), NLM_F_DUMP, attributes))
     }
 
     /// The request to forget this flow, if it is of those: one that was translated to the pod that is gone, or one that
     /// nothing has translated so far.
     pub fn forget(&self, flow: &[u8]) -> Option<Message> {
-        let original = wire::find(flow, ORIGINAL)?;
-        let translated = !mirrors(original, wire::find(flow, REPLY)?);
-        if translated != matches!(self, Self::Gone(..)) {
+        let (original, reply) = (wire::find(flow, ORIGINAL)?, wire::find(flow, REPLY)?);
+        let is_of_those = match self {
+            Self::Gone(_, pod) => {
+                let kind = if self.v6() { V6_SOURCE } else { V4_SOURCE };
+                wire::find(wire::find(reply, ADDRESSES)?, kind)? == octets(*pod)
+            }
+            Self::Come(_) => mirrors(original, reply),
+        };
+        if !is_of_those {
             return None;
         }
         let mut named = Attributes::new().bytes(ORIGINAL | netlink_packet_core::NLA_F_NESTED, original);
@@ -93,12 +92,6 @@ impl Changed {
         }
         Some(Message::new(CONNTRACK, DELETE, family(self.v6()), 0, named))
     }
-}
-
-fn filter(original: u32, reply: u32) -> Attributes {
-    // In the machine's order, for once.
-    let flags = Attributes::new().bytes(1, &original.to_ne_bytes()).bytes(2, &reply.to_ne_bytes());
-    Attributes::new().nest(FILTER, flags)
 }
 
 /// Whether the answers come from whom was called, and go to who called.
