@@ -338,7 +338,7 @@ async fn host_ports_come_and_go_with_their_pod_and_outlive_the_daemon() {
     node.add_with("a", any).await.unwrap();
     node.add_with("b", one).await.unwrap();
     let all =
-        ["0.0.0.0:8080/TCP 10.65.0.0:80", "192.0.2.1:53/UDP 10.65.0.1:53", "[::]:8080/TCP [fd00:65::]:80"];
+        ["0.0.0.0:8080/TCP 10.65.0.1:80", "192.0.2.1:53/UDP 10.65.0.2:53", "[::]:8080/TCP [fd00:65::1]:80"];
     assert_eq!(node.ports(), all);
     // The next daemon finds a table that somebody has emptied.
     node.fake.with(|s| s.nat = Nat::default());
