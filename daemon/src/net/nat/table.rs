@@ -223,7 +223,7 @@ impl Table {
         skeleton
     }
 
-    fn new(&self, message: u8, flags: u16, attributes: Attributes) -> Message {
+    fn create(&self, message: u8, flags: u16, attributes: Attributes) -> Message {
         Message::new(NF_TABLES, message, family(self.v6), NLM_F_CREATE | flags, attributes)
     }
 
@@ -232,9 +232,9 @@ impl Table {
     }
 
     fn messages(&self) -> Vec<Message> {
-        let mut messages = vec![self.new(m::NEW_TABLE, 0, Self::named())];
+        let mut messages = vec![self.create(m::NEW_TABLE, 0, Self::named())];
         for (id, set) in (1..).zip(&self.sets) {
-            messages.push(self.new(m::NEW_SET, 0, set.attributes(id, self.v6)));
+            messages.push(self.create(m::NEW_SET, 0, set.attributes(id, self.v6)));
             messages.extend(self.elements(
                 m::NEW_ELEMENTS,
                 set.name,
@@ -244,13 +244,13 @@ impl Table {
         for chain in &self.chains {
             let hook = Attributes::new().u32(1, chain.hook).u32(2, chain.priority as u32);
             let attributes = Self::named().text(3, chain.name).nest(4, hook).text(7, chain.kind);
-            messages.push(self.new(m::NEW_CHAIN, 0, attributes));
+            messages.push(self.create(m::NEW_CHAIN, 0, attributes));
             for rule in &chain.rules {
                 let attributes = Self::named()
                     .text(OF_CHAIN, chain.name)
                     .nest(RULE_EXPRESSIONS, expression::list(&rule.expressions))
                     .bytes(RULE_USERDATA, &comment(&rule.comment()));
-                messages.push(self.new(m::NEW_RULE, NLM_F_APPEND, attributes));
+                messages.push(self.create(m::NEW_RULE, NLM_F_APPEND, attributes));
             }
         }
         messages
