@@ -25,8 +25,10 @@
 //!
 //! Any other status than 200 carries an [`ErrorReply`].
 
+mod ports;
 mod service;
 
+pub use ports::*;
 pub use service::*;
 
 use ipnetwork::IpNetwork;
@@ -71,6 +73,8 @@ pub struct Attach {
     pub pod: PodRef,
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub bandwidth: Option<RuntimeBandwidth>,
+    #[serde(default, skip_serializing_if = "Vec::is_empty")]
+    pub port_mappings: Vec<PortMapping>,
 }
 
 /// What was wired; the same request again gives the same answer.
@@ -181,9 +185,19 @@ pub struct Status {
     pub draining: Vec<DrainInfo>,
     /// How bandwidth is held: `tbf`.
     pub bandwidth: String,
-    pub uplinks: Vec<String>,
+    pub uplinks: Vec<UplinkInfo>,
     /// Objects that were refused; what was in force before still is.
     pub errors: Vec<ObjectError>,
+}
+
+/// An interface that leads out of the node.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "camelCase")]
+pub struct UplinkInfo {
+    pub name: String,
+    pub mtu: u32,
+    /// What made it one: `default route`, `by name`, `10.1.0.5 in 10.0.0.0/8`.
+    pub chosen_by: String,
 }
 
 /// A generation this node has had.

@@ -4,7 +4,7 @@
 //! chains of plugins, and a DEL must not fail over a key that only ADD reads.
 
 use crate::error;
-use bulkhead_api::messages::{AttachmentId, ErrorReply, RuntimeBandwidth, code};
+use bulkhead_api::messages::{AttachmentId, ErrorReply, PortMapping, RuntimeBandwidth, code};
 use ipnetwork::IpNetwork;
 use serde::{Deserialize, Deserializer, Serialize, de::DeserializeOwned};
 use serde_json::Value;
@@ -76,6 +76,7 @@ pub struct Config {
     pub deadline: Duration,
     pub dns: Dns,
     pub bandwidth: Option<RuntimeBandwidth>,
+    pub port_mappings: Vec<PortMapping>,
     prev_result: Option<Value>,
     /// GC's list; absent is not empty.
     valid_attachments: Option<Vec<AttachmentId>>,
@@ -105,10 +106,14 @@ struct Raw {
     attachments: Option<Vec<RawAttachment>>,
 }
 
-#[derive(Deserialize)]
+#[derive(Default, Deserialize)]
+#[serde(rename_all = "camelCase")]
 struct RuntimeConfig {
     #[serde(default)]
     bandwidth: Option<RuntimeBandwidth>,
+    /// `null` is how Go writes an empty list.
+    #[serde(default)]
+    port_mappings: Option<Vec<PortMapping>>,
 }
 
 #[derive(Deserialize)]
@@ -144,6 +149,7 @@ impl Config {
         if !(1..=3600).contains(&raw.deadline_seconds) {
             return Err(invalid("`deadlineSeconds` must be 1 to 3600", raw.deadline_seconds));
         }
+        let runtime = raw.runtime_config.unwrap_or_default();
         let id = |a: RawAttachment| AttachmentId { container_id: a.container_id, ifname: a.ifname };
         Ok(Self {
             version,
@@ -151,7 +157,8 @@ impl Config {
             state_dir: raw.state_dir,
             deadline: Duration::from_secs(raw.deadline_seconds),
             dns: raw.dns.unwrap_or_default(),
-            bandwidth: raw.runtime_config.and_then(|c| c.bandwidth),
+            bandwidth: runtime.bandwidth,
+            port_mappings: runtime.port_mappings.unwrap_or_default(),
             prev_result: raw.prev_result,
             valid_attachments: raw
                 .valid_attachments

@@ -1,4 +1,5 @@
 use super::*;
+use bulkhead_api::messages::PortProtocol;
 use serde_json::json;
 
 fn parse(value: Value) -> Result<Config, ErrorReply> {
@@ -26,6 +27,7 @@ fn the_smallest_configuration_has_the_documented_defaults() {
         deadline: Duration::from_secs(30),
         dns: Dns::default(),
         bandwidth: None,
+        port_mappings: vec![],
         prev_result: None,
         valid_attachments: None,
     };
@@ -44,7 +46,10 @@ fn every_key_of_ours_is_read_and_others_are_left_alone() {
         "deadlineSeconds": 5,
         "dns": {"nameservers": ["10.96.0.10"], "search": ["svc.cluster.local"], "options": ["ndots:5"]},
         "capabilities": {"bandwidth": true},
-        "runtimeConfig": {"bandwidth": {"ingressRate": 1000, "ingressBurst": 100}, "portMappings": []},
+        "runtimeConfig": {"bandwidth": {"ingressRate": 1000, "ingressBurst": 100}, "portMappings": [
+            {"hostPort": 8080, "containerPort": 80, "protocol": "tcp", "hostIP": ""},
+            {"hostPort": 53, "containerPort": 5353, "protocol": "udp", "hostIP": "192.0.2.1"},
+        ]},
         "ipam": {},
         "args": {"cni": 7},
     }))
@@ -66,6 +71,20 @@ fn every_key_of_ours_is_read_and_others_are_left_alone() {
             egress_rate: 0,
             egress_burst: 0,
         }),
+        port_mappings: vec![
+            PortMapping {
+                host_port: 8080.try_into().unwrap(),
+                container_port: 80.try_into().unwrap(),
+                protocol: PortProtocol::Tcp,
+                host_ip: None,
+            },
+            PortMapping {
+                host_port: 53.try_into().unwrap(),
+                container_port: 5353.try_into().unwrap(),
+                protocol: PortProtocol::Udp,
+                host_ip: Some("192.0.2.1".parse().unwrap()),
+            },
+        ],
         prev_result: None,
         valid_attachments: None,
     };
@@ -100,6 +119,11 @@ fn broken_json_is_told_apart_from_a_wrong_value() {
         ("deadlineSeconds", json!(3601)),
         ("dns", json!("10.96.0.10")),
         ("runtimeConfig", json!({"bandwidth": {"ingressRate": "fast"}})),
+        ("runtimeConfig", json!({"portMappings": [{"hostPort": 70000, "containerPort": 80}]})),
+        (
+            "runtimeConfig",
+            json!({"portMappings": [{"hostPort": 80, "containerPort": 80, "protocol": "icmp"}]}),
+        ),
         ("cni.dev/valid-attachments", json!([{"containerID": "c"}])),
     ] {
         let error = with(key, value.clone()).unwrap_err();

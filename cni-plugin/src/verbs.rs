@@ -54,7 +54,8 @@ fn since(call: &Call, version: Version) -> Result<(), ErrorReply> {
 
 fn add(id: AttachmentId, netns: String, pod: PodRef, config: &Config) -> Result<Value, ErrorReply> {
     settle(&id, config)?;
-    let attach = Attach { id, netns, pod, bandwidth: config.bandwidth };
+    let (bandwidth, port_mappings) = (config.bandwidth, config.port_mappings.clone());
+    let attach = Attach { id, netns, pod, bandwidth, port_mappings };
     let attachment: Attachment = post("/v1/cni/add", &attach, config).map_err(error::from_client)?;
     Ok(result::added(&attachment, &attach.netns, &config.dns, config.version))
 }

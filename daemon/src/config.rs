@@ -1,5 +1,7 @@
 //! The node's own configuration: what the daemon must know before it can read any object.
 
+use crate::net::uplinks::UplinkRule;
+use bulkhead_api::objects::PartitionMasquerade;
 use ipnetwork::IpNetwork;
 use serde::Deserialize;
 use std::{
@@ -51,9 +53,12 @@ pub struct Config {
     /// connections between them and pods pass its stack by.
     #[serde(default)]
     pub direct_to: Vec<IpNetwork>,
+    /// Pods of the default partition leave as this node; absent: they are themselves everywhere.
+    #[serde(default)]
+    pub masquerade: Option<PartitionMasquerade>,
     /// Interfaces that lead out of the node; none named: that of the default route.
     #[serde(default)]
-    pub uplinks: Vec<String>,
+    pub uplinks: Vec<UplinkRule>,
     /// Root of the cgroup2 hierarchy; default: where it is mounted.
     #[serde(default)]
     pub cgroup: Option<PathBuf>,
@@ -171,6 +176,15 @@ impl Config {
             );
         }
         config.origin()?;
+        if let Some(masquerade) = &config.masquerade {
+            let host_bits = |c: &&IpNetwork| c.ip() != c.network();
+            if let Some(cidr) = masquerade.non_masquerade_cidrs.iter().find(host_bits) {
+                let (network, prefix) = (cidr.network(), cidr.prefix());
+                return Err(format!(
+                    "`masquerade.nonMasqueradeCIDRs`: {cidr} has bits set beyond its prefix: write {network}/{prefix}"
+                ));
+            }
+        }
         if !CONNTRACK_ENTRIES.contains(&config.conntrack_entries) {
             return Err(format!(
                 "`conntrackEntries` is {}: give a number of connections from {} to {}; each takes some 290 bytes",
@@ -199,6 +213,17 @@ mod tests {
             let error = parse(bad).unwrap_err();
             assert!(error.contains("conntrackEntries") || error.contains("line 4"), "{bad}: {error}");
         }
+    }
+
+    #[test]
+    fn a_range_with_an_address_of_its_own_is_refused() {
+        let parse = |cidr: &str| {
+            let masquerade = format!("masquerade: {{nonMasqueradeCIDRs: [{cidr}]}}");
+            Config::parse(&format!("node: n1\nobjects: /o\nblocks: /b\n{masquerade}\n"))
+        };
+        assert!(parse("10.0.0.0/8").unwrap().masquerade.is_some());
+        let error = parse("10.0.0.1/8").unwrap_err();
+        assert!(error.contains("nonMasqueradeCIDRs") && error.contains("10.0.0.0/8"), "{error}");
     }
 
     #[test]

@@ -132,7 +132,7 @@ fn configuration(daemon: Daemon<'_>) -> String {
             "type": PLUGIN,
             "socket": daemon.socket,
             "stateDir": daemon.state_dir,
-            "capabilities": {"bandwidth": true},
+            "capabilities": {"bandwidth": true, "portMappings": true},
         }],
     });
     format!("{list:#}\n")
@@ -193,6 +193,8 @@ mod tests {
             serde_json::from_slice(&fs::read(to.conf_dir.join(CONFIGURATION)).unwrap()).unwrap();
         assert_eq!(list["plugins"][0]["type"], PLUGIN);
         assert_eq!(list["plugins"][0]["socket"], "/run/b.sock");
+        // Nobody chained behind it has to map ports.
+        assert_eq!(list["plugins"][0]["capabilities"]["portMappings"], true);
         // No draft is left beside them.
         assert_eq!((names(&to.bin_dir).len(), names(&to.conf_dir).len()), (1, 1));
     }

@@ -13,6 +13,7 @@ pub mod history;
 pub mod install;
 pub mod ipam;
 mod learning;
+mod masquerade;
 mod memory;
 pub mod metrics;
 pub mod net;

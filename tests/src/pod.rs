@@ -29,6 +29,8 @@ pub struct Pod {
     container: String,
     /// Of its object, where the runtime was told.
     pub uid: Option<String>,
+    /// What the runtime asks for in ADD, and repeats from then on (`runtimeConfig`).
+    pub runtime_config: Value,
     /// What the runtime keeps for CHECK and DEL.
     result: Value,
 }
@@ -78,6 +80,7 @@ impl Pod {
             node,
             container: format!("{namespace}-{instance}-sandbox"),
             uid: None,
+            runtime_config: Value::Null,
             result: Value::Null,
         })
     }
@@ -119,6 +122,9 @@ impl Pod {
         let mut keys = json!({});
         if command != "ADD" && !self.result.is_null() {
             keys["prevResult"] = self.result.clone();
+        }
+        if !self.runtime_config.is_null() {
+            keys["runtimeConfig"] = self.runtime_config.clone();
         }
         let call = self.call(node, CNI_VERSION, command, keys)?;
         if call.status.success() {

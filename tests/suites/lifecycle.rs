@@ -29,6 +29,8 @@ mod ranges;
 mod refused;
 #[path = "lifecycle/support.rs"]
 mod support;
+#[path = "lifecycle/uplinks.rs"]
+mod uplinks;
 
 use bulkhead_lab::{Result, enter};
 use libtest_mimic::{Arguments, Failed, Trial};
@@ -48,7 +50,7 @@ fn main() -> Result<()> {
 fn trials() -> Vec<Trial> {
     [killed::CASES, churn::CASES, down::CASES, refused::CASES, objects::CASES, ranges::CASES]
         .into_iter()
-        .chain([bandwidth::CASES, bgp::CASES, ends::CASES, cli::CASES])
+        .chain([bandwidth::CASES, bgp::CASES, ends::CASES, cli::CASES, uplinks::CASES])
         .flatten()
         .map(|(name, case)| Trial::test(*name, || support::in_a_lab(*case).map_err(Failed::from)))
         .collect()

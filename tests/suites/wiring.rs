@@ -11,7 +11,10 @@ mod wiring_tampering;
 use bulkhead_api::messages::{Attach, AttachmentId, Check, Gc, code};
 use bulkhead_daemon::{
     endpoint::PodContext,
-    net::{Kernel, Limit, Limits, Links, Routes, node},
+    net::{
+        Kernel, Limit, Limits, Links, Routes, Uplink, node,
+        uplinks::{AddressRange, UplinkRule},
+    },
 };
 use libtest_mimic::{Arguments, Trial};
 use std::{collections::BTreeSet, time::Instant};
@@ -43,7 +46,7 @@ fn main() -> bulkhead_lab::Result<()> {
         trial("queued DELs are carried out at the start", restart_replays),
         trial("GC removes what the runtime does not name", gc),
         trial("blocks have discard routes that live pods override", blocks_are_discarded),
-        trial("uplinks are found by default route or by name", uplinks),
+        trial("uplinks are found by default route, by name and by address", uplinks),
         trial("figures: time of ADD and DEL", figures),
     ];
     libtest_mimic::run(&arguments, trials).exit()
@@ -177,7 +180,9 @@ async fn failure_leaves_nothing() {
     loop {
         let mut node = Node::start().await;
         node.trap.set(failures + 1);
-        let result = node.try_add(&limited(), &pod.attach()).await;
+        let mapping = serde_json::json!({"hostPort": 8080, "containerPort": 80});
+        let port_mappings = vec![serde_json::from_value(mapping).unwrap()];
+        let result = node.try_add(&limited(), &Attach { port_mappings, ..pod.attach() }).await;
         if !node.trap.went_off() {
             node.del(&pod).await;
             break;
@@ -192,8 +197,8 @@ async fn failure_leaves_nothing() {
         node.del(&pod).await;
         failures += 1;
     }
-    // Discard routes, pair, pod's side, queues, endpoint, two addresses, namespace, programs, host side.
-    assert_eq!(failures, 10);
+    // Discard routes, pair, pod's side, queues, endpoint, two addresses, namespace, programs, host ports, host side.
+    assert_eq!(failures, 11);
 }
 
 async fn add_without_namespace() {
@@ -405,12 +410,41 @@ async fn blocks_are_discarded() {
 
 async fn uplinks() {
     let kernel = Kernel::open().unwrap();
+    let by = |rule: &str| match rule.split_once('=') {
+        Some((_, cidr)) => vec![UplinkRule::Range(AddressRange { cidr: cidr.parse().unwrap() })],
+        None => vec![UplinkRule::Name(rule.into())],
+    };
     let found = kernel.uplinks(&[]).await.unwrap();
-    assert_eq!(found, kernel.uplinks(&["up0".into()]).await.unwrap());
     assert_eq!((found.len(), found[0].name.as_str(), found[0].mtu), (1, "up0", 1400));
     assert_eq!(found[0].v4, Some("192.0.2.1".parse().unwrap()));
     assert_eq!(found[0].v6, Some("2001:db8::1".parse().unwrap()));
-    assert!(kernel.uplinks(&["nowhere0".into()]).await.is_err());
+    assert_eq!(found[0].chosen_by, "default route");
+    for (rule, chosen_by) in [
+        ("up0", "by name"),
+        ("up*", "by `up*`"),
+        ("cidr=192.0.2.0/24", "192.0.2.1 in 192.0.2.0/24"),
+        ("cidr=2001:db8::/32", "2001:db8::1 in 2001:db8::/32"),
+    ] {
+        let expected = Uplink { chosen_by: chosen_by.into(), ..found[0].clone() };
+        assert_eq!(kernel.uplinks(&by(rule)).await.unwrap(), [expected], "{rule}");
+    }
+    // Two, one of them by an address that comes and goes.
+    run("ip link add up1 mtu 1300 type veth peer name router1");
+    let rules = [by("up0"), by("cidr=198.51.100.0/24")].concat();
+    assert_eq!(kernel.uplinks(&rules).await.unwrap().len(), 1);
+    run("ip addr add 198.51.100.7/25 dev up1");
+    let two = kernel.uplinks(&rules).await.unwrap();
+    let names: Vec<_> = two.iter().map(|u| (u.name.as_str(), u.mtu)).collect();
+    assert_eq!(names, [("up0", 1400), ("up1", 1300)]);
+    // A port of a bridge is none by a pattern.
+    run("ip link add name br1 type bridge");
+    run("ip link set up1 master br1");
+    assert_eq!(kernel.uplinks(&by("up*")).await.unwrap().len(), 1);
+    assert_eq!(kernel.uplinks(&by("up1")).await.unwrap().len(), 1);
+    run("ip link del up1");
+    run("ip link del br1");
+    assert!(kernel.uplinks(&by("nowhere0")).await.is_err());
+    assert!(kernel.uplinks(&by("cidr=203.0.113.0/24")).await.is_err());
     node::prepare_node(&found).unwrap();
     for key in ["net/ipv4/ip_forward", "net/ipv6/conf/all/forwarding"] {
         assert_eq!(std::fs::read_to_string(format!("/proc/sys/{key}")).unwrap().trim(), "1");

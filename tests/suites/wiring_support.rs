@@ -6,8 +6,8 @@ use bulkhead_daemon::{
     endpoint::{Endpoints, NodeNet, PodContext, Reconciled},
     ipam::ClaimFiles,
     net::{
-        HostSide, HostState, Kernel, Limits, Link, Links, NetError, OwnRoute, Pair, PairIndex, PodSide,
-        PodState, Routes, Shaper, Sources, node,
+        HostSide, HostState, Kernel, Limits, Link, Links, Nat, NetError, OwnRoute, Pair, PairIndex, PodSide,
+        PodState, Routes, Shaper, Sources, Translation, nat, node,
     },
 };
 use bulkhead_ebpf_abi::{Addr, Delivery, Endpoint, Identity};
@@ -97,6 +97,7 @@ impl Pod {
             netns: self.path(),
             pod: PodRef { namespace: "web".into(), name: self.name.clone(), uid: None },
             bandwidth: None,
+            port_mappings: Vec::new(),
         }
     }
 
@@ -216,6 +217,23 @@ impl Shaper for Trapped {
     }
 }
 
+impl Translation for Trapped {
+    async fn translate(&self, before: &Nat, after: &Nat) -> Result<(), NetError> {
+        let done = self.kernel.translate(before, after).await;
+        // Taking away is undoing, which nothing interrupts.
+        if after.ports.len() > before.ports.len() { self.pass(done) } else { done }
+    }
+    async fn translate_anew(&self, nat: &Nat) -> Result<(), NetError> {
+        self.kernel.translate_anew(nat).await
+    }
+    async fn translated(&self) -> Result<nat::Found, NetError> {
+        self.kernel.translated().await
+    }
+    async fn ruleset(&self) -> Result<u32, NetError> {
+        self.kernel.ruleset().await
+    }
+}
+
 /// Maps and pins that only remember.
 #[derive(Default)]
 pub struct FakeMaps {
@@ -321,7 +339,9 @@ impl Node {
     }
 
     pub async fn reconcile(&mut self) -> Reconciled {
-        self.endpoints.reconcile(&mut self.maps, |_| None).await.unwrap()
+        let reconciled = self.endpoints.reconcile(&mut self.maps, |_| None).await.unwrap();
+        self.endpoints.set_masquerade(Default::default()).await.unwrap();
+        reconciled
     }
 
     /// As if the daemon was killed: all that was only in memory is gone. Maps and pins outlive it.
@@ -376,6 +396,8 @@ impl Node {
         }
         let neighbours = run("ip neigh show nud permanent");
         assert!(neighbours.is_empty(), "neighbours left: {neighbours}");
+        let tables = run("nft list tables");
+        assert!(!tables.contains("bulkhead"), "tables left: {tables}");
         let files: Vec<_> = std::fs::read_dir(self.file("state/endpoints")).unwrap().collect();
         assert!(files.is_empty(), "records left: {files:?}");
         assert!(self.maps.is_empty(), "map entries left");

@@ -74,6 +74,9 @@ pub struct PartitionSpec {
     pub egress: Vec<EgressRule>,
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub bandwidth: Option<PartitionBandwidth>,
+    /// Its pods leave for addresses outside as their node; absent: they are themselves everywhere.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub masquerade: Option<PartitionMasquerade>,
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub bgp: Option<PartitionBgp>,
 }
@@ -99,6 +102,17 @@ pub enum Action {
     Allow,
     /// Deny rules are looked at before Allow rules.
     Deny,
+}
+
+/// Connections that pods open to addresses outside the cluster come from the address of the interface by which they leave
+/// their node. Pods and nodes always see the pod's own address.
+#[derive(Clone, Debug, PartialEq, Eq, Default, Serialize, Deserialize, JsonSchema)]
+#[serde(deny_unknown_fields)]
+pub struct PartitionMasquerade {
+    /// Addresses outside that see the pod's own address all the same.
+    #[serde(rename = "nonMasqueradeCIDRs", default, skip_serializing_if = "Vec::is_empty")]
+    #[schemars(schema_with = "schema::ranges")]
+    pub non_masquerade_cidrs: Vec<IpNetwork>,
 }
 
 /// What becomes of a live connection when this rule no longer allows it.

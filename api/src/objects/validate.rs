@@ -75,6 +75,9 @@ pub fn check_partition(name: &str, spec: &PartitionSpec) -> Vec<FieldError> {
             "0 lets nothing pass: write a rate, or leave it out for no limit".into(),
         );
     }
+    if let Some(masquerade) = &spec.masquerade {
+        errors.cidrs("spec.masquerade.nonMasqueradeCIDRs", &masquerade.non_masquerade_cidrs);
+    }
     for (i, text) in spec.bgp.iter().flat_map(|b| &b.communities).enumerate() {
         if parse_community(text).is_none() {
             let message =

@@ -6,7 +6,7 @@ use crate::{
     table::{self, Cell, number, text},
     units,
 };
-use bulkhead_api::messages::{DropInfo, EndpointInfo, PartitionInfo, Status};
+use bulkhead_api::messages::{DropInfo, EndpointInfo, PartitionInfo, Status, UplinkInfo};
 
 /// `now`: Unix time, seconds.
 pub fn status(status: &Status, now: u64, paint: Paint) -> String {
@@ -32,7 +32,7 @@ pub fn status(status: &Status, now: u64, paint: Paint) -> String {
         ("endpoints", text(status.endpoints)),
         ("connections", text(status.connections)),
         ("bandwidth", text(&status.bandwidth)),
-        ("uplinks", text(list(&status.uplinks))),
+        ("uplinks", text(uplinks(&status.uplinks))),
         ("objects", objects),
     ];
     let draining = super::draining(&status.draining);
@@ -43,6 +43,11 @@ pub fn status(status: &Status, now: u64, paint: Paint) -> String {
         out += &format!("{} {error}\n", paint.apply(Colour::Warning, "⚠"));
     }
     out
+}
+
+fn uplinks(uplinks: &[UplinkInfo]) -> String {
+    let each = |u: &UplinkInfo| format!("{} ({}, MTU {})", u.name, u.chosen_by, u.mtu);
+    list(&uplinks.iter().map(each).collect::<Vec<_>>())
 }
 
 pub fn endpoints(endpoints: &[EndpointInfo], paint: Paint) -> String {
@@ -111,6 +116,10 @@ mod tests {
     use crate::paint::{COLOURED, PLAIN};
     use bulkhead_api::messages::{AttachmentId, ObjectError, PodRef, RuleInfo};
 
+    fn uplink(name: &str, chosen_by: &str) -> UplinkInfo {
+        UplinkInfo { name: name.into(), mtu: 1500, chosen_by: chosen_by.into() }
+    }
+
     fn a_status(errors: Vec<ObjectError>) -> Status {
         Status {
             node: "node1".into(),
@@ -123,7 +132,7 @@ mod tests {
             held: None,
             draining: vec![],
             bandwidth: "tbf".into(),
-            uplinks: vec!["eth0".into(), "eth1".into()],
+            uplinks: vec![uplink("eth0", "default route"), uplink("bond0", "10.1.0.5 in 10.0.0.0/8")],
             errors,
         }
     }
@@ -149,7 +158,7 @@ mod tests {
              endpoints    8\n\
              connections  1204\n\
              bandwidth    tbf\n\
-             uplinks      eth0, eth1\n\
+             uplinks      eth0 (default route, MTU 1500), bond0 (10.1.0.5 in 10.0.0.0/8, MTU 1500)\n\
              objects      all in force\n"
         );
     }

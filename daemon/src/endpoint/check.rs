@@ -3,7 +3,7 @@
 use super::{EndpointRecord, effect::Wired};
 use crate::{
     datapath::{DatapathError, PodMaps},
-    net::{self, HostState, Link, Net, NetError, PodState},
+    net::{self, HostState, Link, Net, NetError, PodState, nat},
 };
 use bulkhead_ebpf_abi::{Delivery, Endpoint, Identity};
 use ipnetwork::IpNetwork;
@@ -20,6 +20,8 @@ pub struct Found {
     pub identities: BTreeMap<IpAddr, Identity>,
     pub deliveries: BTreeMap<IpAddr, Delivery>,
     pub attached: bool,
+    /// Of a pod with host ports.
+    pub translated: Option<nat::Found>,
 }
 
 #[derive(Debug, thiserror::Error)]
@@ -61,6 +63,7 @@ pub async fn find<N: Net, M: PodMaps>(
         identities,
         deliveries,
         attached: maps.attached()?.contains(&record.host_interface),
+        translated: if record.port_mappings.is_empty() { None } else { Some(net.translated().await?) },
         host,
         host_state,
         rates,
@@ -81,6 +84,9 @@ pub fn mismatches(record: &EndpointRecord, wired: Wired, told: &[IpNetwork], fou
     host_side(record, wired, found, &mut list);
     pod_side(record, found, &mut list);
     policy(record, wired, found, &mut list);
+    let ports = record.host_ports();
+    let missing = found.translated.iter().flat_map(|t| t.missing(&ports));
+    list.0.extend(missing.map(|port| format!("the host port {port} does not lead to the pod")));
     list.0
 }
 

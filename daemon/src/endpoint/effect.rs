@@ -7,14 +7,14 @@
 //! half way is undone like one that succeeded.
 //!
 //! ```text
-//! apply ─▶ SaveRecord  MakePair  ConfigurePod  Shape  SetEndpoint  SetAddresses  SetNetns  AttachPrograms  OpenHostSide
-//!  undo ─▶                                                                                   ◀─ in reverse
+//! apply ─▶ SaveRecord  MakePair  ConfigurePod  Shape  SetEndpoint  SetAddresses  SetNetns  AttachPrograms  MapPorts  OpenHostSide
+//!  undo ─▶                                                                                             ◀─ in reverse
 //! ```
 
-use super::record::EndpointRecord;
+use super::{ports::Translated, record::EndpointRecord};
 use crate::{
     datapath::{DatapathError, PodMaps},
-    net::{HostSide, Limits, Net, NetError, Pair, PodSide, Sources},
+    net::{HostSide, Limits, Net, NetError, Pair, PodSide, Sources, nat::HostPorts},
     store::{Key, Store, StoreError},
 };
 use bulkhead_ebpf_abi::{Endpoint, Identity};
@@ -39,6 +39,8 @@ pub enum Effect {
     AttachPrograms {
         ifname: String,
     },
+    /// Of a pod that has any.
+    MapPorts(HostPorts),
     OpenHostSide {
         ifname: String,
         host: HostSide,
@@ -48,7 +50,10 @@ pub enum Effect {
 /// All effects of a pod, in order.
 pub fn plan(record: &EndpointRecord, sources: Sources) -> Vec<Effect> {
     let host = record.host_interface.clone();
-    vec![
+    let ports = record.host_ports();
+    let from_loopback = ports.keys().any(|port| port.address.is_ipv4());
+    let map_ports = (!ports.is_empty()).then_some(Effect::MapPorts(ports));
+    let mut effects = vec![
         Effect::SaveRecord(Box::new(record.clone())),
         Effect::MakePair(Pair {
             host: host.clone(),
@@ -57,6 +62,7 @@ pub fn plan(record: &EndpointRecord, sources: Sources) -> Vec<Effect> {
             pod: record.id.ifname.clone(),
             pod_mac: record.pod_mac,
             mtu: record.mtu,
+            from_loopback,
         }),
         Effect::ConfigurePod(PodSide {
             netns: record.netns.clone(),
@@ -69,11 +75,13 @@ pub fn plan(record: &EndpointRecord, sources: Sources) -> Vec<Effect> {
         Effect::SetAddresses { entries: record.identity_entries().collect() },
         Effect::SetNetns(record.netns_cookie),
         Effect::AttachPrograms { ifname: host.clone() },
-        Effect::OpenHostSide {
-            ifname: host,
-            host: HostSide { addresses: record.addresses.clone(), pod_mac: record.pod_mac, sources },
-        },
-    ]
+    ];
+    effects.extend(map_ports);
+    effects.push(Effect::OpenHostSide {
+        ifname: host,
+        host: HostSide { addresses: record.addresses.clone(), pod_mac: record.pod_mac, sources },
+    });
+    effects
 }
 
 /// Indexes that only the kernel can give; 0: not known, or not there.
@@ -85,11 +93,12 @@ pub struct Wired {
 }
 
 /// What effects act on.
-pub struct World<'a, N, M> {
+pub(super) struct World<'a, N, M> {
     pub net: &'a N,
     pub maps: &'a mut M,
     pub store: &'a Store,
     pub key: &'a Key,
+    pub translated: &'a mut Translated,
 }
 
 #[derive(Debug, thiserror::Error)]
@@ -126,7 +135,7 @@ impl std::error::Error for Failure {
 }
 
 /// Runs all effects, or undoes what was done.
-pub async fn run<N: Net, M: PodMaps>(
+pub(super) async fn run<N: Net, M: PodMaps>(
     effects: &[Effect],
     world: &mut World<'_, N, M>,
 ) -> Result<Wired, Failure> {
@@ -140,7 +149,7 @@ pub async fn run<N: Net, M: PodMaps>(
 }
 
 /// Undoes in reverse. Where something could not be undone the record stays, so that a later attempt finds what is left.
-pub async fn undo<N: Net, M: PodMaps>(
+pub(super) async fn undo<N: Net, M: PodMaps>(
     effects: &[Effect],
     world: &mut World<'_, N, M>,
     wired: Wired,
@@ -186,6 +195,7 @@ impl Effect {
             }
             Self::SetNetns(cookie) => world.maps.set_netns(*cookie)?,
             Self::AttachPrograms { ifname } => world.maps.attach_pod(ifname, wired.host_ifindex)?,
+            Self::MapPorts(ports) => world.translated.map(world.net, ports).await?,
             Self::OpenHostSide { host, .. } => world.net.open(wired.host_ifindex, host).await?,
         }
         Ok(())
@@ -218,6 +228,7 @@ impl Effect {
             }
             Self::SetNetns(cookie) => world.maps.remove_netns(*cookie)?,
             Self::AttachPrograms { ifname } => world.maps.detach_pod(ifname)?,
+            Self::MapPorts(ports) => world.translated.unmap(world.net, ports).await?,
         }
         Ok(())
     }

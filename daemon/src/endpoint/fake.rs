@@ -6,8 +6,8 @@
 use crate::{
     datapath::{DatapathError, PodMaps},
     net::{
-        HostSide, HostState, Limits, Link, Links, NetError, OwnRoute, Pair, PairIndex, PodSide, PodState,
-        Routes, Shaper, host_network,
+        HostSide, HostState, Limits, Link, Links, Nat, NetError, OwnRoute, Pair, PairIndex, PodSide,
+        PodState, Routes, Shaper, Translation, host_network, nat::Found,
     },
 };
 use bulkhead_ebpf_abi::{Addr, Delivery, Endpoint, Identity};
@@ -28,6 +28,8 @@ pub struct State {
     pub addresses: BTreeMap<IpAddr, Identity>,
     pub attached: BTreeSet<String>,
     pub netns: BTreeSet<u64>,
+    pub nat: Nat,
+    pub ruleset: u32,
     /// Every call that changes something, in order.
     pub calls: Vec<&'static str>,
     /// Calls that fail, after they were done.
@@ -147,6 +149,29 @@ impl Shaper for Fake {
     }
     async fn rates(&self, _: u32, _: &str) -> Result<(Option<u64>, Option<u64>), NetError> {
         Ok((None, None))
+    }
+}
+
+impl Translation for Fake {
+    async fn translate(&self, before: &Nat, after: &Nat) -> Result<(), NetError> {
+        if before == after {
+            return Ok(());
+        }
+        self.translate_anew(after).await
+    }
+    async fn translate_anew(&self, nat: &Nat) -> Result<(), NetError> {
+        self.net("translate", |s| {
+            s.nat = nat.clone();
+            s.ruleset += 1;
+        })
+    }
+    async fn translated(&self) -> Result<Found, NetError> {
+        self.net("translated", |_| {})?;
+        Ok(self.with(|s| Found::expected(&s.nat)))
+    }
+    async fn ruleset(&self) -> Result<u32, NetError> {
+        self.net("ruleset", |_| {})?;
+        Ok(self.with(|s| s.ruleset))
     }
 }
 

@@ -10,6 +10,7 @@ mod check;
 mod effect;
 #[cfg(test)]
 mod fake;
+mod ports;
 mod reconcile;
 mod record;
 #[cfg(test)]
@@ -22,7 +23,7 @@ pub use record::{EndpointRecord, FromNode, NodeNet, PodContext};
 use crate::{
     datapath::PodMaps,
     ipam::{Asked, BlockClaims, ClaimError, Ipam, IpamError, Kept, Lost},
-    net::{Limits, Names, Net, NetError},
+    net::{Limits, Names, Net, NetError, nat::HostPorts},
     store::{Key, Store, StoreError},
 };
 use bulkhead_api::messages::{Attach, Attachment, AttachmentId, Check, Detach, ErrorReply, Gc, PodRef, code};
@@ -63,6 +64,7 @@ pub struct Endpoints<N, C> {
     unread_queue: BTreeSet<String>,
     /// Blocks that have their discard routes.
     routed_blocks: BTreeSet<IpNetwork>,
+    translated: ports::Translated,
 }
 
 impl<N: Net, C: BlockClaims> Endpoints<N, C> {
@@ -95,7 +97,12 @@ impl<N: Net, C: BlockClaims> Endpoints<N, C> {
             }
         }
         let (unread_queue, routed_blocks) = Default::default();
-        Ok((Self { net, ipam, store, node, entries, unreadable, unread_queue, routed_blocks }, errors))
+        let ports = entries.values().flat_map(|e: &Entry| e.record.host_ports()).collect::<HostPorts>();
+        let translated = ports::Translated::new(ports, node.sources);
+        Ok((
+            Self { net, ipam, store, node, entries, unreadable, unread_queue, routed_blocks, translated },
+            errors,
+        ))
     }
 
     pub fn iter(&self) -> impl Iterator<Item = &EndpointRecord> {
@@ -133,6 +140,7 @@ impl<N: Net, C: BlockClaims> Endpoints<N, C> {
         {
             return Ok(entry.record.attachment());
         }
+        self.ports_are_free(&key, pod, request)?;
         let netns_cookie = self.net.netns_cookie(Path::new(&request.netns)).await;
         let netns_cookie = netns_cookie.map_err(|e| failure_reply(&e.into()))?;
         let addresses = match self.take_down(maps, &key).await? {
@@ -381,7 +389,8 @@ impl<N: Net, C: BlockClaims> Endpoints<N, C> {
             return Err(reply(code::WIRING, "interface name is taken", details));
         }
         let effects = self.plan(&record);
-        let mut world = World { net: &self.net, maps, store: &self.store, key: &key };
+        let mut world =
+            World { net: &self.net, maps, store: &self.store, key: &key, translated: &mut self.translated };
         match effect::run(&effects, &mut world).await {
             Ok(wired) => {
                 let attachment = record.attachment();
@@ -415,7 +424,8 @@ impl<N: Net, C: BlockClaims> Endpoints<N, C> {
         };
         let record = entry.record.clone();
         let effects = self.plan(&record);
-        let mut world = World { net: &self.net, maps, store: &self.store, key };
+        let mut world =
+            World { net: &self.net, maps, store: &self.store, key, translated: &mut self.translated };
         let errors = effect::undo(&effects, &mut world, wired).await;
         if errors.is_empty() {
             return Ok(self.entries.remove(key).map(|e| e.record));

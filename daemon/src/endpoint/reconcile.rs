@@ -74,6 +74,7 @@ impl<N: Net, C: BlockClaims> Endpoints<N, C> {
         }
         self.remove_ownerless(maps, &mut report).await?;
         self.route_blocks().await?;
+        self.restore_translation().await?;
         Ok(report)
     }
 

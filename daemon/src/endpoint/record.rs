@@ -2,11 +2,12 @@
 
 use crate::{
     ipam::Family,
-    net::{self, IFB_PREFIX, Limits, Mac, Names, Sources},
+    net::{self, IFB_PREFIX, Limits, Mac, Names, Sources, nat},
     store::Key,
 };
 use bulkhead_api::messages::{
-    Attach, Attachment, AttachmentId, EndpointInfo, Interface, PodRef, PodRoute, RuntimeBandwidth,
+    Attach, Attachment, AttachmentId, EndpointInfo, Interface, PodRef, PodRoute, PortMapping,
+    RuntimeBandwidth,
 };
 use bulkhead_ebpf_abi::{Addr, ENDPOINT_PACED, Endpoint, IDENTITY_LOCAL_POD, Identity};
 use ipnetwork::IpNetwork;
@@ -72,6 +73,8 @@ pub struct EndpointRecord {
     pub runtime_bandwidth: Option<RuntimeBandwidth>,
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub bandwidth_class: Option<String>,
+    #[serde(default, skip_serializing_if = "Vec::is_empty")]
+    pub port_mappings: Vec<PortMapping>,
 }
 
 impl EndpointRecord {
@@ -100,7 +103,13 @@ impl EndpointRecord {
             limits: pod.limits,
             runtime_bandwidth: request.bandwidth,
             bandwidth_class: pod.bandwidth_class.clone(),
+            port_mappings: request.port_mappings.clone(),
         }
+    }
+
+    /// Ports of the node that lead to it.
+    pub fn host_ports(&self) -> nat::HostPorts {
+        nat::host_ports(&self.port_mappings, &self.addresses)
     }
 
     /// Name of the `ifb`, where the pod has one.

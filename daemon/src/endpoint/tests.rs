@@ -1,7 +1,7 @@
 use super::{fake::Fake, *};
 use crate::{
     ipam::ClaimFiles,
-    net::{Kernel, Limit, Sources},
+    net::{Kernel, Limit, Nat, Sources, nat::Masquerade},
 };
 use bulkhead_api::messages::PodRef;
 
@@ -66,6 +66,7 @@ fn attach(name: &str) -> Attach {
         netns: format!("/run/netns/{name}"),
         pod: PodRef { namespace: "web".into(), name: name.into(), uid: None },
         bandwidth: None,
+        port_mappings: Vec::new(),
     }
 }
 
@@ -309,4 +310,138 @@ fn futures_can_be_sent<M: PodMaps + Send + Sync>(e: &mut Endpoints<Kernel, Claim
     check(e.add(m, &context(), |_| 17, &attach("a")));
     check(e.reconcile(m, |_| None));
     check(e.gc(m, &Gc { valid: vec![] }));
+}
+
+fn attach_with(name: &str, mappings: serde_json::Value) -> Attach {
+    Attach { port_mappings: serde_json::from_value(mappings).unwrap(), ..attach(name) }
+}
+
+impl Node {
+    async fn add_with(&mut self, name: &str, mappings: serde_json::Value) -> Result<Attachment, ErrorReply> {
+        let request = attach_with(name, mappings);
+        self.endpoints.add(&mut self.fake.clone(), &context(), |_| 17, &request).await
+    }
+
+    /// Ports of the node in the kernel.
+    fn ports(&self) -> Vec<String> {
+        self.fake.with(|s| s.nat.ports.iter().map(|(port, to)| format!("{port} {to}")).collect())
+    }
+}
+
+#[tokio::test]
+async fn host_ports_come_and_go_with_their_pod_and_outlive_the_daemon() {
+    let mut node = Node::new().await;
+    node.endpoints.set_masquerade(Default::default()).await.unwrap();
+    let any = serde_json::json!([{"hostPort": 8080, "containerPort": 80}]);
+    let one =
+        serde_json::json!([{"hostPort": 53, "containerPort": 53, "protocol": "udp", "hostIP": "192.0.2.1"}]);
+    node.add_with("a", any).await.unwrap();
+    node.add_with("b", one).await.unwrap();
+    let all =
+        ["0.0.0.0:8080/TCP 10.65.0.1:80", "192.0.2.1:53/UDP 10.65.0.2:53", "[::]:8080/TCP [fd00:65::1]:80"];
+    assert_eq!(node.ports(), all);
+    // The next daemon finds a table that somebody has emptied.
+    node.fake.with(|s| s.nat = Nat::default());
+    node.endpoints = load(node.dir.path(), &node.fake).await;
+    node.endpoints.reconcile(&mut node.fake.clone(), |_| None).await.unwrap();
+    assert_eq!(node.ports(), all);
+    node.endpoints.set_masquerade(Default::default()).await.unwrap();
+    node.del("a").await.unwrap();
+    assert_eq!(node.ports(), all[1..2]);
+    node.del("b").await.unwrap();
+    assert_eq!(node.ports(), [""; 0]);
+    node.assert_nothing_left();
+}
+
+#[tokio::test]
+async fn what_somebody_else_changes_of_the_translation_is_put_right() {
+    let mut node = Node::new().await;
+    node.endpoints.set_masquerade(Default::default()).await.unwrap();
+    node.add_with("a", serde_json::json!([{"hostPort": 8080, "containerPort": 80}])).await.unwrap();
+    let all = node.ports();
+    node.endpoints.keep_translation().await.unwrap();
+    let flush = |s: &mut super::fake::State| (s.nat, s.ruleset) = (Nat::default(), s.ruleset + 1);
+    node.fake.with(flush);
+    node.endpoints.keep_translation().await.unwrap();
+    assert_eq!(node.ports(), all);
+}
+
+#[tokio::test]
+async fn without_host_ports_nothing_is_asked_or_changed() {
+    let mut node = Node::new().await;
+    node.endpoints.set_masquerade(Default::default()).await.unwrap();
+    node.fake.with(|s| s.calls.clear());
+    node.add("a").await.unwrap();
+    node.endpoints.keep_translation().await.unwrap();
+    node.del("a").await.unwrap();
+    let asked = |call: &&str| ["translate", "translated", "ruleset"].contains(call);
+    assert!(!node.fake.with(|s| s.calls.iter().any(|call| asked(&call))));
+}
+
+#[tokio::test]
+async fn a_host_port_is_one_pods() {
+    let mut node = Node::new().await;
+    node.endpoints.set_masquerade(Default::default()).await.unwrap();
+    let mapping = |protocol: &str, ip: &str| serde_json::json!([{"hostPort": 80, "containerPort": 80, "protocol": protocol, "hostIP": ip}]);
+    node.add_with("a", mapping("tcp", "192.0.2.1")).await.unwrap();
+    for (ip, taken) in
+        [("192.0.2.1", true), ("", true), ("0.0.0.0", true), ("192.0.2.2", false), ("::", false)]
+    {
+        let added = node.add_with("b", mapping("tcp", ip)).await;
+        assert_eq!(added.is_err(), taken, "{ip}");
+        if let Err(error) = added {
+            assert_eq!(error.code, code::TRY_AGAIN_LATER);
+            let text = error.to_string();
+            assert!(text.contains(":80/TCP is taken") && text.contains("web/a"), "{text}");
+        }
+        node.del("b").await.unwrap();
+    }
+    node.add_with("b", mapping("udp", "")).await.unwrap();
+    // Again, and as another sandbox of the same name: it does not stand in its own way.
+    node.add_with("a", mapping("tcp", "192.0.2.1")).await.unwrap();
+    node.del("a").await.unwrap();
+    node.add_with("c", mapping("tcp", "")).await.unwrap();
+}
+
+#[tokio::test]
+async fn a_host_port_at_an_address_of_another_family_is_refused() {
+    let mut node = Node::new().await;
+    let mapping = serde_json::json!([{"hostPort": 80, "containerPort": 80, "hostIP": "192.0.2.1"}]);
+    let pod = PodContext { ranges: vec!["fd00:65::/120".parse().unwrap()], ..context() };
+    let request = attach_with("a", mapping);
+    let error = node.endpoints.add(&mut node.fake.clone(), &pod, |_| 17, &request).await.unwrap_err();
+    assert!(error.to_string().contains("192.0.2.1"), "{error}");
+    node.assert_nothing_left();
+}
+
+#[tokio::test]
+async fn a_host_port_that_cannot_be_set_leaves_nothing() {
+    let mut node = Node::new().await;
+    node.endpoints.set_masquerade(Default::default()).await.unwrap();
+    node.fake.with(|s| s.failing.insert("translate"));
+    let mappings = serde_json::json!([{"hostPort": 8080, "containerPort": 80}]);
+    let error = node.add_with("a", mappings.clone()).await.unwrap_err();
+    assert!(error.details.contains("translate"), "{error}");
+    node.fake.with(|s| s.failing.clear());
+    // What could not be undone is, now.
+    node.del("a").await.unwrap();
+    assert_eq!(node.ports(), [""; 0]);
+    node.assert_nothing_left();
+    node.add_with("a", mappings).await.unwrap();
+}
+
+#[tokio::test]
+async fn a_pod_that_goes_before_the_source_has_spoken_takes_no_masquerade_with_it() {
+    let mut node = Node::new().await;
+    let range = ("10.65.0.0/28".parse().unwrap(), vec![]);
+    let masquerade = Masquerade { ranges: vec![range], cluster: vec![] };
+    node.endpoints.set_masquerade(masquerade.clone()).await.unwrap();
+    node.add_with("a", serde_json::json!([{"hostPort": 8080, "containerPort": 80}])).await.unwrap();
+    node.endpoints = load(node.dir.path(), &node.fake).await;
+    node.endpoints.reconcile(&mut node.fake.clone(), |_| None).await.unwrap();
+    node.del("a").await.unwrap();
+    assert_eq!(node.fake.with(|s| s.nat.masquerade.clone()), masquerade);
+    node.endpoints.set_masquerade(masquerade.clone()).await.unwrap();
+    assert_eq!(node.ports(), [""; 0]);
+    assert_eq!(node.fake.with(|s| s.nat.masquerade.clone()), masquerade);
 }

@@ -21,6 +21,7 @@ use std::{fs::File, net::IpAddr, os::fd::AsRawFd, path::Path};
 const LOOPBACK: u32 = 1;
 const IFLA_INET_CONF: u16 = 1;
 const IPV4_DEVCONF_RP_FILTER: u16 = 8;
+const IPV4_DEVCONF_ROUTE_LOCALNET: u16 = 26;
 
 impl Links for Kernel {
     async fn create_pair(&self, pair: &Pair) -> Result<PairIndex, NetError> {
@@ -28,7 +29,10 @@ impl Links for Kernel {
         let objects = self
             .batch(vec![
                 new_link("make the pair of interfaces", veth(pair, &netns), NLM_F_EXCL),
-                without_link_local("configure the host side", unfiltered(by_name(&pair.host))),
+                without_link_local(
+                    "configure the host side",
+                    of_host(by_name(&pair.host), pair.from_loopback),
+                ),
                 get_link("find the host side", &pair.host),
             ])
             .await
@@ -80,8 +84,7 @@ impl Links for Kernel {
 
     async fn list(&self) -> Result<Vec<Link>, NetError> {
         let objects = self.dump("list interfaces", Message::GetLink(LinkMessage::default())).await?;
-        let ours = |l: &Link| l.name.starts_with(HOST_PREFIX) || l.name.starts_with(IFB_PREFIX);
-        Ok(objects.iter().filter_map(link_of).filter(|l| ours(l) && is_generated(&l.name)).collect())
+        Ok(objects.iter().filter_map(link_of).filter(|l| is_ours(&l.name)).collect())
     }
 
     async fn inspect_pod(&self, netns: &Path, ifname: &str) -> Result<Option<PodState>, NetError> {
@@ -100,8 +103,9 @@ fn open_netns(path: &Path) -> Result<File, NetError> {
 }
 
 /// A prefix and ten hexadecimal digits: somebody else's `bhyve0` is not ours.
-fn is_generated(name: &str) -> bool {
-    name.get(2..).is_some_and(|t| t.len() == 10 && t.bytes().all(|b| b.is_ascii_hexdigit()))
+pub(super) fn is_ours(name: &str) -> bool {
+    let prefixed = name.starts_with(HOST_PREFIX) || name.starts_with(IFB_PREFIX);
+    prefixed && name.get(2..).is_some_and(|t| t.len() == 10 && t.bytes().all(|b| b.is_ascii_hexdigit()))
 }
 
 fn veth(pair: &Pair, netns: &File) -> LinkMessage {
@@ -142,11 +146,15 @@ pub(super) fn get_link(what: &'static str, name: &str) -> Request {
 }
 
 /// No reverse path filter, whatever the node's default: the programs know the pod's address better, and the filter does
-/// not know of their marks.
-fn unfiltered(mut link: LinkMessage) -> LinkMessage {
-    let off = DefaultNla::new(IPV4_DEVCONF_RP_FILTER, 0u32.to_ne_bytes().to_vec());
-    let mut value = vec![0; off.buffer_len()];
-    off.emit(&mut value);
+/// not know of their marks. `from_loopback`: what leaves 127.0.0.0/8 may go there.
+fn of_host(mut link: LinkMessage, from_loopback: bool) -> LinkMessage {
+    let set = |key, to: u32| DefaultNla::new(key, to.to_ne_bytes().to_vec());
+    let mut all = vec![set(IPV4_DEVCONF_RP_FILTER, 0)];
+    if from_loopback {
+        all.push(set(IPV4_DEVCONF_ROUTE_LOCALNET, 1));
+    }
+    let mut value = vec![0; all.as_slice().buffer_len()];
+    all.as_slice().emit(&mut value);
     let conf = AfSpecInet::Other(DefaultNla::new(IFLA_INET_CONF | NLA_F_NESTED, value));
     link.attributes.push(LinkAttribute::AfSpecUnspec(vec![AfSpecUnspec::Inet(vec![conf])]));
     link
@@ -236,7 +244,7 @@ mod tests {
         for (name, ours) in
             [("bh0123456789", true), ("bhyve0", false), ("bh01234567890", false), ("bh", false)]
         {
-            assert_eq!(is_generated(name), ours, "{name}");
+            assert_eq!(is_ours(name), ours, "{name}");
         }
     }
 }

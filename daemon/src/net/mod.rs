@@ -1,9 +1,9 @@
 //! The kernel's links, routes, neighbours and queues, as far as Bulkhead makes them.
 //!
-//! Small traits ([`Links`], [`Routes`], [`Shaper`]) with one real implementation over rtnetlink ([`Kernel`]) and fakes in
+//! Small traits ([`Links`], [`Routes`], [`Shaper`], [`Translation`]) with one real implementation over rtnetlink ([`Kernel`]) and fakes in
 //! tests. Nothing here knows of partitions, policy or records, and nothing here remembers: what is there is asked of the
-//! kernel. Only interfaces whose name begins with [`HOST_PREFIX`] or [`IFB_PREFIX`] and routes of [`RTPROT_BULKHEAD`] and
-//! [`RTPROT_LEARNED`] are ever changed or removed.
+//! kernel. Only interfaces whose name begins with [`HOST_PREFIX`] or [`IFB_PREFIX`], routes of [`RTPROT_BULKHEAD`] and
+//! [`RTPROT_LEARNED`] and the tables `bulkhead` of nf_tables are ever changed or removed.
 //!
 //! ```text
 //!  pod's namespace                 │ node's namespace
@@ -19,17 +19,21 @@ mod learned;
 mod links;
 pub mod mac;
 mod narrow;
+pub mod nat;
 mod netlink;
 pub mod node;
 pub mod qdisc;
 mod routes;
+pub mod uplinks;
 
 pub use inspect::PodState;
 pub use learned::{Hops, Learned};
 pub use mac::{Mac, Names};
 pub use narrow::{NarrowRoutes, watch_narrow_routes};
+pub use nat::{Nat, Translation};
 pub use netlink::{Kernel, NetError};
 pub use qdisc::{Limit, Limits, Shaper};
+pub use uplinks::Uplink;
 
 use ipnetwork::IpNetwork;
 use std::{
@@ -79,6 +83,8 @@ pub struct Pair {
     pub pod: String,
     pub pod_mac: Mac,
     pub mtu: u32,
+    /// Whether processes of the node may call the pod from the loopback.
+    pub from_loopback: bool,
 }
 
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -181,5 +187,5 @@ pub trait Routes {
 }
 
 /// All that wiring needs.
-pub trait Net: Links + Routes + Shaper {}
-impl<T: Links + Routes + Shaper> Net for T {}
+pub trait Net: Links + Routes + Shaper + Translation {}
+impl<T: Links + Routes + Shaper + Translation> Net for T {}

@@ -2,32 +2,24 @@
 
 use super::{
     Kernel, NetError, Sources, inspect,
-    links::{get_link, link_of},
+    links::{is_ours, link_of},
+    uplinks::{self, Candidate, Port, Uplink, UplinkRule},
 };
 use netlink_packet_route::{
     AddressFamily, RouteNetlinkMessage as Message,
     address::{AddressHeaderFlags, AddressScope},
-    link::LinkMessage,
+    link::{InfoPortKind, LinkAttribute, LinkInfo, LinkMessage},
     route::{RouteHeader, RouteMessage},
 };
 use std::{
-    collections::BTreeSet,
+    collections::{BTreeMap, BTreeSet},
     io,
-    net::{IpAddr, Ipv4Addr, Ipv6Addr},
+    net::IpAddr,
 };
 
 const LOOPBACK: u32 = 1;
-
-/// An interface towards the routers.
-#[derive(Clone, Debug, PartialEq, Eq)]
-pub struct Uplink {
-    pub name: String,
-    pub ifindex: u32,
-    pub mtu: u32,
-    /// First global address of each family; of the loopback where the uplink has none (unnumbered).
-    pub v4: Option<Ipv4Addr>,
-    pub v6: Option<Ipv6Addr>,
-}
+/// Of an interface's index: no filter.
+const EVERY: u32 = 0;
 
 impl Uplink {
     pub fn sources(&self) -> Sources {
@@ -72,42 +64,26 @@ pub(super) fn write_sysctl(key: &str, value: &str, required: bool) -> Result<(),
 }
 
 impl Kernel {
-    /// The configured interfaces, or those that default routes leave by.
-    pub async fn uplinks(&self, configured: &[String]) -> Result<Vec<Uplink>, NetError> {
-        let links = if configured.is_empty() {
-            let indexes = self.default_route_interfaces().await?;
-            let objects = self.dump("list interfaces", Message::GetLink(LinkMessage::default())).await?;
-            objects.iter().filter_map(link_of).filter(|l| indexes.contains(&l.index)).collect()
-        } else {
-            let mut links = Vec::new();
-            for name in configured {
-                let objects = self.batch(vec![get_link("find the uplink", name)]).await.map_err(
-                    |e| match e.errno() {
-                        Some(libc::ENODEV) => NetError::Uplink(format!(
-                            "uplink {name}: there is no such interface; see `uplinks` in the configuration"
-                        )),
-                        _ => e,
-                    },
-                )?;
-                links.extend(objects.iter().find_map(link_of));
-            }
-            links
+    /// The interfaces that the configuration chooses, or those that default routes leave by.
+    pub async fn uplinks(&self, rules: &[UplinkRule]) -> Result<Vec<Uplink>, NetError> {
+        let default_routes = self.default_route_interfaces().await?;
+        let addresses = self.global_addresses().await?;
+        let of = |index| addresses.get(&index).cloned().unwrap_or_default();
+        let objects = self.dump("list interfaces", Message::GetLink(LinkMessage::default())).await?;
+        let candidate = |object: &Message| {
+            let link = link_of(object)?;
+            let foreign = link.index != LOOPBACK && !is_ours(&link.name);
+            foreign.then(|| Candidate {
+                ifindex: link.index,
+                mtu: link.mtu,
+                port: port_of(object),
+                addresses: of(link.index),
+                is_default_route: default_routes.contains(&link.index),
+                name: link.name,
+            })
         };
-        if links.is_empty() {
-            return Err(NetError::Uplink(
-                "no uplink: there is no default route, and the configuration names no interface".into(),
-            ));
-        }
-        let mut uplinks = Vec::new();
-        for link in links {
-            let (mut v4, mut v6) = self.primary_addresses(link.index).await?;
-            if v4.is_none() || v6.is_none() {
-                let (lo4, lo6) = self.primary_addresses(LOOPBACK).await?;
-                (v4, v6) = (v4.or(lo4), v6.or(lo6));
-            }
-            uplinks.push(Uplink { name: link.name, ifindex: link.index, mtu: link.mtu, v4, v6 });
-        }
-        Ok(uplinks)
+        let candidates: Vec<_> = objects.iter().filter_map(candidate).collect();
+        uplinks::choose(rules, &candidates, &of(LOOPBACK)).map_err(NetError::Uplink)
     }
 
     async fn default_route_interfaces(&self) -> Result<BTreeSet<u32>, NetError> {
@@ -124,24 +100,40 @@ impl Kernel {
         Ok(found)
     }
 
-    async fn primary_addresses(
-        &self,
-        ifindex: u32,
-    ) -> Result<(Option<Ipv4Addr>, Option<Ipv6Addr>), NetError> {
-        let (mut v4, mut v6) = (None, None);
-        for address in inspect::addresses(self, ifindex).await? {
+    /// Of each interface, in the kernel's order: the first of a family is its source.
+    async fn global_addresses(&self) -> Result<BTreeMap<u32, Vec<IpAddr>>, NetError> {
+        let mut all = BTreeMap::<u32, Vec<IpAddr>>::new();
+        for address in inspect::addresses(self, EVERY).await? {
             let header = &address.message.header;
             // A tentative address cannot be a source yet.
             let unusable =
                 AddressHeaderFlags::Secondary | AddressHeaderFlags::Tentative | AddressHeaderFlags::Dadfailed;
-            if header.scope != AddressScope::Universe || header.flags.intersects(unusable) {
-                continue;
-            }
-            match address.network.ip() {
-                IpAddr::V4(a) => v4 = v4.or(Some(a)),
-                IpAddr::V6(a) => v6 = v6.or(Some(a)),
+            if header.scope == AddressScope::Universe && !header.flags.intersects(unusable) {
+                all.entry(header.index).or_default().push(address.network.ip());
             }
         }
-        Ok((v4, v6))
+        Ok(all)
+    }
+}
+
+fn port_of(object: &Message) -> Port {
+    let Message::NewLink(message) = object else { return Port::No };
+    let (mut master, mut kind) = (None, None);
+    for attribute in &message.attributes {
+        match attribute {
+            LinkAttribute::Controller(index) => master = Some(*index),
+            LinkAttribute::LinkInfo(infos) => {
+                let found = |i: &LinkInfo| if let LinkInfo::PortKind(k) = i { Some(k.clone()) } else { None };
+                kind = infos.iter().find_map(found);
+            }
+            _ => {}
+        }
+    }
+    match (master, kind) {
+        (None | Some(0), _) => Port::No,
+        // A routing domain of its own, and no bundle.
+        (_, Some(InfoPortKind::Vrf)) => Port::No,
+        (Some(bond), Some(InfoPortKind::Bond | InfoPortKind::Team)) => Port::OfBond(bond),
+        _ => Port::Other,
     }
 }

@@ -26,14 +26,14 @@ use crate::{
     bandwidth::{PodBandwidth, pod_bandwidth},
     bgp::Bgp,
     config::Config,
-    datapath::{Datapath, DatapathError},
+    datapath::{Datapath, DatapathError, Hook},
     endpoint::{Cause, Endpoints, LoadError, NodeNet},
     history::History,
     ipam::{ClaimError, Claims},
+    masquerade,
     metrics::{COMPILE_BOUNDS, Histogram},
     net::{
-        GATEWAY_V4, GATEWAY_V6, Kernel, NarrowRoutes, NetError, Sources,
-        node::{Uplink, prepare_node},
+        GATEWAY_V4, GATEWAY_V6, Kernel, NarrowRoutes, NetError, Sources, Uplink, node::prepare_node, uplinks,
         watch_narrow_routes,
     },
     pod_events::PodEvents,
@@ -155,6 +155,12 @@ impl Node {
         prepare_node(&uplinks)?;
         for uplink in &uplinks {
             datapath.attach_uplink(&uplink.name, uplink.ifindex)?;
+        }
+        // Of a daemon that was configured otherwise.
+        for (name, hook) in datapath.links_pinned()? {
+            if hook == Hook::FromUplink && !uplinks.iter().any(|u| u.name == name) {
+                datapath.detach_uplink(&name)?;
+            }
         }
         let endpoints = Self::load_endpoints(&config, claims, net.clone(), &uplinks, &mut datapath).await?;
         let announced = config.state_dir.join(ANNOUNCED_FILE);
@@ -359,6 +365,9 @@ impl Node {
         self.look_after_blocks().await;
         self.look_after_claims().await;
         self.look_after_fixed().await;
+        if let Err(e) = self.endpoints.keep_translation().await {
+            warn!(error = %e, "cannot look after host ports and masquerade; tried again");
+        }
         let moved = match self.net.uplinks(&self.config.uplinks).await {
             Ok(now) if now != self.uplinks => self.follow_uplinks(now),
             Ok(_) => false,
@@ -373,13 +382,21 @@ impl Node {
         }
     }
 
-    /// An uplink got an address late, or was made anew.
+    /// An uplink got an address late, was made anew, or is another by what the configuration says.
     fn follow_uplinks(&mut self, now: Vec<Uplink>) -> bool {
         for uplink in &now {
             if let Err(e) = self.datapath.attach_uplink(&uplink.name, uplink.ifindex) {
                 warn!(uplink = uplink.name, error = %e, "cannot attach to an uplink that changed; tried again");
                 return false;
             }
+        }
+        for name in uplinks::left(&self.uplinks, &now) {
+            if let Err(e) = self.datapath.detach_uplink(&name) {
+                warn!(uplink = name, error = %e, "cannot let go of what is no uplink any more");
+            }
+        }
+        if let Err(e) = prepare_node(&now) {
+            warn!(error = %e, "cannot make a new uplink keep its router advertisements");
         }
         info!(uplinks = ?now, "the uplinks have changed");
         self.bgp.set_uplink(sources(&now));
@@ -391,6 +408,10 @@ impl Node {
     /// What follows a switch: pods, announcements, and the end of the former generation.
     async fn follow(&mut self) {
         if let Err(e) = self.set_direct() {
+            self.failed.push(ObjectError { file: None, object: None, field: None, message: e.to_string() });
+        }
+        let wanted = masquerade::masquerade(&self.in_force.policy, self.config.masquerade.as_ref());
+        if let Err(e) = self.endpoints.set_masquerade(wanted).await {
             self.failed.push(ObjectError { file: None, object: None, field: None, message: e.to_string() });
         }
         self.announce_blocks().await;
@@ -405,10 +426,12 @@ impl Node {
         self.update_endpoints().await;
     }
 
-    /// Pods' ranges are routed as they are, by what this plugin is; of other addresses only the configuration knows.
+    /// Pods' ranges are routed as they are, by what this plugin is; of other addresses only the configuration knows, and
+    /// whoever is masqueraded for them.
     fn set_direct(&mut self) -> Result<(), DatapathError> {
         let objects = &self.in_force.policy;
-        let direct = objects.ranges().map(|(_, range)| range).chain(&self.config.direct_to);
+        let outside = masquerade::direct(&self.config.direct_to, objects, self.config.masquerade.as_ref());
+        let direct = objects.ranges().map(|(_, range)| range).chain(&outside);
         let services = objects.partitions.values().flat_map(|p| &p.spec.service_cidrs);
         self.datapath.set_direct(direct, services.chain(&self.config.service_cidrs))
     }

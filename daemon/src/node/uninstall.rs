@@ -8,7 +8,7 @@ use crate::{
     config::Config,
     datapath::Datapath,
     ipam::{BlockClaims, Claims},
-    net::{Kernel, Links, Routes},
+    net::{Kernel, Links, Nat, Routes, Translation, nat::Found},
     store,
 };
 use tracing::info;
@@ -23,6 +23,10 @@ pub async fn uninstall(config: &Config, claims: Claims) -> Result<(), NodeError>
     net.remove_routes(&routes).await?;
     let learned: Vec<_> = net.learned().await?.into_keys().collect();
     net.remove_learned(&learned).await?;
+    // A kernel without nf_tables has none of ours.
+    if net.translated().await.is_ok_and(|found| found != Found::default()) {
+        net.translate_anew(&Nat::default()).await?;
+    }
     Datapath::remove_pins(&config.pin_dir)?;
     for block in claims.of_node(&config.node).await? {
         claims.release(&block).await?;

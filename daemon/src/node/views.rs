@@ -5,11 +5,12 @@ use crate::{
     announce,
     bgp::why::{Facts, Origin},
     metrics,
+    net::Uplink,
 };
 use bulkhead_api::{
     messages::{
         DropInfo, EndpointInfo, ErrorReply, ObjectError, PartitionInfo, RuleCountInfo, RuleInfo,
-        RulesRequest, Status, code,
+        RulesRequest, Status, UplinkInfo, code,
     },
     objects::{DEFAULT_PARTITION, IpNetwork, Isolation, PartitionSpec},
 };
@@ -29,7 +30,7 @@ impl Node {
             held: self.history.held(),
             draining: self.bgp.draining(),
             bandwidth: "tbf".into(),
-            uplinks: self.uplinks.iter().map(|u| u.name.clone()).collect(),
+            uplinks: self.uplinks.iter().map(uplink_info).collect(),
             errors: self.told(),
         })
     }
@@ -172,6 +173,10 @@ impl Node {
     fn partition_of_policy(&self, policy: u32) -> Option<String> {
         self.compiled.as_ref()?.partition_of_policy(policy).map(str::to_string)
     }
+}
+
+fn uplink_info(uplink: &Uplink) -> UplinkInfo {
+    UplinkInfo { name: uplink.name.clone(), mtu: uplink.mtu, chosen_by: uplink.chosen_by.clone() }
 }
 
 /// Is it a rule that this partition's object writes?

@@ -62,6 +62,7 @@ fn attach(pod: &Pod) -> Attach {
         netns: pod.netns.path().display().to_string(),
         pod: PodRef { namespace: pod.namespace.clone(), name: pod.name.clone(), uid: None },
         bandwidth: None,
+        port_mappings: Vec::new(),
     }
 }
 
