@@ -40,18 +40,8 @@ impl Gobgp {
         let conf = dir.join("gobgpd.yaml");
         fs::write(&conf, configuration)?;
         let conf = conf.display().to_string();
-        let command = [
-            "/usr/bin/gobgpd",
-            "-t",
-            "yaml",
-            "-f",
-            &conf,
-            "--api-hosts",
-            API,
-            "--pprof-disable",
-            "-l",
-            log,
-        ];
+        let command =
+            ["/usr/bin/gobgpd", "-t", "yaml", "-f", &conf, "--api-hosts", API, "--pprof-disable", "-l", log];
         let ready = || gobgp(netns, &["neighbor"]).map(drop);
         let daemon = Daemon::start(netns, dir, "gobgpd", &command, ready)?;
         Ok(Gobgp { netns: netns.clone(), node, daemon })
