@@ -14,7 +14,6 @@ pub mod install;
 pub mod ipam;
 mod learning;
 mod masquerade;
-mod memory;
 pub mod metrics;
 pub mod net;
 pub mod node;

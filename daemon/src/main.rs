@@ -1,5 +1,7 @@
 //! `bulkheadd`: one per node.
 
+mod memory;
+
 use bulkhead_daemon::{
     config::{Config, Origin},
     install::{self, Installer},

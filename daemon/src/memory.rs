@@ -1,8 +1,10 @@
-//! The allocator of whoever links this crate, with every C library the same.
+//! The daemon's allocator, with every C library the same. Not `bulkhead-bfd`'s: what that locks in memory must not be given back.
 //!
 //! A compile takes and frees tens of megabytes in small pieces. glibc keeps them in the process, so does musl, and what a piece
 //! takes beside its contents is a fifth of all that the daemon holds. Here a small piece takes its size and no head, and pages
 //! that are free go back to the system at once: a daemon that has nothing to do takes no part in what the node lacks.
+//!
+//! Pages are those of the machine that builds. For arm64, whose kernels may have larger ones: `JEMALLOC_SYS_WITH_LG_PAGE=16`.
 
 #[global_allocator]
 static JEMALLOC: tikv_jemallocator::Jemalloc = tikv_jemallocator::Jemalloc;

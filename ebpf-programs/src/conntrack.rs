@@ -7,7 +7,8 @@
 //!                ... in another one, Keep ──────────────▶ re-stamp unless another tier than the partition's says no
 //!                ... in another one, or never ──────────▶ decide in the initiator's direction: re-stamp, or cut
 //! ```
-//! Each end asks its own policy only: at a hook of the initiator's pod its egress, at one of the responder's its ingress.
+//! Each end asks its own policy only: at a hook of the initiator's pod its egress, at one of the responder's its ingress. Where
+//! the first packet goes directly to another pod of the node, both are asked at the sender's, before there is an entry.
 
 mod decide;
 mod key;
@@ -149,7 +150,7 @@ fn begin(at: &At, packet: &Packet, key: &Key, from_low: bool, replaces: bool) ->
     let how = flag(from_low, FROM_LOW) | flag(replaces, REPLACES) | flag(direct, ON_DIRECT);
     let verdict = open(at, packet, key, how);
     match direct && verdict.passes() {
-        true if at.via == Via::Local => Verdict::SETTLED,
+        true if at.via == Via::Local && !verdict.is_direct() => Verdict::SETTLED,
         true => Verdict::DIRECT,
         false => verdict,
     }
@@ -470,6 +471,9 @@ fn open(at: &At, packet: &Packet, key: &Key, how: u32) -> Verdict {
     }
     match table::insert(at, draft) {
         0 => Verdict::PASS,
+        // Of whichever direction and path: the other end looks at it.
+        table::MADE_BY_ANOTHER if how & ON_DIRECT != 0 => Verdict::DIRECT,
+        table::MADE_BY_ANOTHER => Verdict::PASS,
         reason => Verdict::drop(reason as u8),
     }
 }

@@ -19,13 +19,10 @@ impl PodMaps for Datapath {
 
     fn remove_endpoint(&mut self, ifindex: u32) -> Result<(), DatapathError> {
         self.leave_endpoint(ifindex);
-        // The entry last: until then the next attempt finds the addresses.
-        self.remove_deliveries(ifindex)?;
-        absent_is_fine(self.endpoints.remove(&Raw(ifindex))).map_err(|source| DatapathError::Map {
-            what: format!("endpoint of interface {ifindex}"),
-            source,
-        })?;
+        let removed = self.take_endpoint(ifindex);
+        // Also of what could be done in part.
         self.endpoints_changed()?;
+        removed?;
         self.release_share(ifindex)
     }
 
@@ -144,6 +141,16 @@ impl Datapath {
 
     /// And the ways to their pods.
     pub(super) fn write_endpoints(&mut self, endpoints: &[(u32, Endpoint)]) -> Result<(), DatapathError> {
+        if endpoints.is_empty() {
+            return Ok(());
+        }
+        let written = self.put_endpoints(endpoints);
+        // Also of those before one that could not be written.
+        self.endpoints_changed()?;
+        written
+    }
+
+    fn put_endpoints(&mut self, endpoints: &[(u32, Endpoint)]) -> Result<(), DatapathError> {
         for (ifindex, endpoint) in endpoints {
             self.endpoints.insert(Raw(*ifindex), Raw(*endpoint), 0).map_err(|source| DatapathError::Map {
                 what: format!("endpoint of interface {ifindex}"),
@@ -157,7 +164,14 @@ impl Datapath {
                 })?;
             }
         }
-        if endpoints.is_empty() { Ok(()) } else { self.endpoints_changed() }
+        Ok(())
+    }
+
+    /// The entry last: until then the next attempt finds the addresses.
+    fn take_endpoint(&mut self, ifindex: u32) -> Result<(), DatapathError> {
+        self.remove_deliveries(ifindex)?;
+        absent_is_fine(self.endpoints.remove(&Raw(ifindex)))
+            .map_err(|source| DatapathError::Map { what: format!("endpoint of interface {ifindex}"), source })
     }
 
     /// Behind every change of an endpoint: on return each packet meets the new one.

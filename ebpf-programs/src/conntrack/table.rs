@@ -44,6 +44,8 @@ use core::{
 const SWEEP: u32 = 2;
 const SWEEP_IN_NEED: u32 = 8;
 const EEXIST: i32 = -17;
+/// No reason of a drop: those have a byte.
+pub const MADE_BY_ANOTHER: u32 = 256;
 
 /// [`FlowName`] in words.
 #[repr(C)]
@@ -454,7 +456,7 @@ pub fn closed(key: &Key, flow: &Flow) {
     }
 }
 
-/// Makes an entry; 0, or the reason to refuse it. `flow` is filled but for what belongs to the room.
+/// Makes an entry; 0, [`MADE_BY_ANOTHER`], or the reason to refuse it. `flow` is filled but for what belongs to the room.
 #[inline(always)]
 pub fn insert(at: &At, draft: &mut Draft) -> u32 {
     let Draft { name, flow } = draft;
@@ -486,9 +488,9 @@ pub fn insert(at: &At, draft: &mut Draft) -> u32 {
         Ok(()) => {}
         Err(error) => {
             add(flows(share), -1);
-            // Another CPU was first with another packet of the flow: it asked the same policy.
+            // Another CPU was first with another packet of the flow.
             if error == EEXIST {
-                return 0;
+                return MADE_BY_ANOTHER;
             }
             bulkhead_sweep_in_need(now);
             return u32::from(DROP_CONNTRACK_FULL);

@@ -36,8 +36,7 @@ pub trait Plain: Copy {
     fn tcp_header(self) -> u32;
     /// Is it the pod's own, by address and MAC?
     fn is_of(self, pod: &Endpoint) -> bool;
-    /// Takes a hop off and addresses the frame; false: it cannot be written, and nothing was. Nothing of the frame can be read
-    /// afterwards.
+    /// Takes a hop off and addresses the frame; false: it cannot be written. Nothing of the frame can be read afterwards.
     fn forward(self, ctx: &TcContext, macs: &[[u8; 6]; 2]) -> bool;
 }
 

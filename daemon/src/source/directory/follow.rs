@@ -75,7 +75,7 @@ pub fn watch(path: &Path, memory: &Path) -> io::Result<watch::Receiver<Observed>
             directory = match remembered.await {
                 Ok(directory) => directory,
                 Err(e) => {
-                    return error!(error = %e, "objects are not followed any more: start the daemon anew");
+                    return error!(error = %e, "writing down what was observed ended unexpectedly; the daemon ends, too");
                 }
             };
         }
