@@ -71,8 +71,10 @@ mod tests {
         texts.iter().map(|t| t.parse().unwrap()).collect()
     }
 
-    /// By name: its ranges, and its exceptions where it is masqueraded.
-    fn objects(partitions: &[(&str, &[&str], Option<&[&str]>)]) -> Objects {
+    /// Its name, its ranges, and its exceptions where it is masqueraded.
+    type Named<'a> = (&'a str, &'a [&'a str], Option<&'a [&'a str]>);
+
+    fn objects(partitions: &[Named<'_>]) -> Objects {
         let mut objects = Objects { default_pod_cidrs: networks(&["10.64.0.0/16"]), ..Objects::default() };
         for (name, ranges, except) in partitions {
             let masquerade =
@@ -119,7 +121,7 @@ mod tests {
 
     #[test]
     fn what_is_masqueraded_for_anybody_is_direct_for_nobody() {
-        let web: (&str, &[&str], _) = ("web", &["10.66.0.0/16"], Some(&["10.0.0.0/8", "172.16.0.0/12"][..]));
+        let web: Named<'_> = ("web", &["10.66.0.0/16"], Some(&["10.0.0.0/8", "172.16.0.0/12"][..]));
         let all = networks(&["0.0.0.0/0", "::/0"]);
         // Of the family that nobody is masqueraded in all stays.
         let one = objects(&[web]);
