@@ -257,7 +257,7 @@ impl Node {
         refused.extend(errors);
         let blocks_stay = self.in_force.blocks.ptr_eq(&snapshot.blocks);
         self.in_force.blocks = snapshot.blocks;
-        self.know_claims();
+        self.know_claims(blocks_stay);
         // What a switch that failed did not bring is made anew.
         let objects = if blocks_stay && self.failed.is_empty() && same_ranges(&self.in_force.policy, &objects)
         {
