@@ -23,7 +23,7 @@ pub use uninstall::uninstall;
 
 use crate::{
     announce,
-    bandwidth::{PodBandwidth, pod_bandwidth},
+    bandwidth::{PodBandwidth, asked_now, pod_bandwidth},
     bgp::Bgp,
     config::Config,
     datapath::{Datapath, DatapathError, Hook},
@@ -479,7 +479,8 @@ impl Node {
         let of_partition = objects.partitions.get(partition).and_then(|p| p.spec.bandwidth.as_ref());
         let annotations = self.in_force.annotations.get(&format!("{}/{}", pod.namespace, pod.name));
         let annotation = annotations.and_then(|all| all.get(ANNOTATION_BANDWIDTH_CLASS));
-        pod_bandwidth(&objects.bandwidth_classes, of_partition, annotation, runtime)
+        asked_now(annotations.map(|all| &**all), runtime)
+            .and_then(|runtime| pod_bandwidth(&objects.bandwidth_classes, of_partition, annotation, runtime))
             .map_err(|e| ObjectError { object: Some(format!("Pod/{}/{}", pod.namespace, pod.name)), ..e })
     }
 
