@@ -7,7 +7,8 @@ use crate::net::{Limit, Limits};
 use bulkhead_api::{
     messages::{ObjectError, RuntimeBandwidth},
     objects::{
-        ANNOTATION_BANDWIDTH_CLASS, BUILT_IN_CLASSES, BandwidthClassSpec, PartitionBandwidth, Quantity,
+        ANNOTATION_BANDWIDTH_CLASS, ANNOTATION_EGRESS_BANDWIDTH, ANNOTATION_INGRESS_BANDWIDTH,
+        BUILT_IN_CLASSES, BandwidthClassSpec, Labels, PartitionBandwidth, Quantity,
     },
 };
 use bulkhead_policy::{Named, Sourced};
@@ -45,6 +46,53 @@ impl Origin {
         }
     }
 }
+
+/// What the runtime asked for, with what the pod's annotations say of it by now. A direction that they do not name stays.
+///
+/// # Errors
+/// An annotation that is no bandwidth.
+pub fn asked_now(
+    annotations: Option<&Labels>,
+    runtime: Option<RuntimeBandwidth>,
+) -> Result<Option<RuntimeBandwidth>, ObjectError> {
+    let of = |name| annotations.and_then(|all| all.get(name)).map(|text| bits(name, text)).transpose();
+    let (ingress, egress) = (of(ANNOTATION_INGRESS_BANDWIDTH)?, of(ANNOTATION_EGRESS_BANDWIDTH)?);
+    if ingress.or(egress).is_none() {
+        return Ok(runtime);
+    }
+    let was = runtime.unwrap_or_default();
+    Ok(Some(RuntimeBandwidth {
+        ingress_rate: ingress.unwrap_or(was.ingress_rate),
+        egress_rate: egress.unwrap_or(was.egress_rate),
+        ..was
+    }))
+}
+
+/// As kubelets and runtimes read it, within their bounds: any quantity of Kubernetes.
+fn bits(name: &str, text: &str) -> Result<u64, ObjectError> {
+    let suffix = SUFFIXES.iter().find_map(|(suffix, factor)| Some((text.strip_suffix(suffix)?, *factor)));
+    let (number, factor) = suffix.unwrap_or((text, 1.0));
+    let bits = number.parse::<f64>().map(|number| number * factor);
+    bits.ok().filter(|bits| (1e3..=1e15).contains(bits)).map(|bits| bits as u64).ok_or_else(|| ObjectError {
+        file: None,
+        object: None,
+        field: Some(format!("metadata.annotations[{name}]")),
+        message: format!("`{text}` is no bandwidth: write bits a second from 1k to 1P, as `10M`"),
+    })
+}
+
+const SUFFIXES: [(&str, f64); 10] = [
+    ("Ki", 1024.0),
+    ("Mi", 1_048_576.0),
+    ("Gi", 1_073_741_824.0),
+    ("Ti", 1_099_511_627_776.0),
+    ("k", 1e3),
+    ("M", 1e6),
+    ("G", 1e9),
+    ("T", 1e12),
+    ("P", 1e15),
+    ("m", 1e-3),
+];
 
 /// `annotation` is the pod's own wish, `runtime` the runtime's.
 ///
@@ -157,6 +205,36 @@ mod tests {
         assert_eq!(rates(of(Some("low"), Some(runtime)).unwrap()), (Some(600_000_000), Some(1_000)));
         let error = of(Some("high"), None).unwrap_err().to_string();
         assert!(error.contains("does not allow class `high`: it allows low"), "{error}");
+    }
+
+    #[test]
+    fn what_the_runtime_asked_for_follows_the_annotations_and_the_partition_caps_it() {
+        let asked =
+            RuntimeBandwidth { ingress_rate: 5_000, ingress_burst: 7, egress_rate: 6_000, egress_burst: 8 };
+        let now = |annotations: &[(&str, &str)]| {
+            let annotations = annotations.iter().map(|(k, v)| (k.to_string(), v.to_string())).collect();
+            asked_now(Some(&annotations), Some(asked)).map(Option::unwrap)
+        };
+        assert_eq!(now(&[(ANNOTATION_BANDWIDTH_CLASS, "low")]), Ok(asked));
+        for (text, bits) in [("10M", 10_000_000), ("1.5k", 1_500), ("2Mi", 2_097_152), ("1e6", 1_000_000)] {
+            let egress = RuntimeBandwidth { egress_rate: bits, ..asked };
+            assert_eq!(now(&[(ANNOTATION_EGRESS_BANDWIDTH, text)]), Ok(egress));
+        }
+        for text in ["", "fast", "0", "10", "-1M", "2P", "inf", "nan", "1 M"] {
+            let error = now(&[(ANNOTATION_INGRESS_BANDWIDTH, text)]).unwrap_err().to_string();
+            assert!(error.contains(ANNOTATION_INGRESS_BANDWIDTH) && error.contains("1k to 1P"), "{error}");
+        }
+        let none = asked_now(None, None).unwrap();
+        assert_eq!(none, None);
+        let partition = PartitionBandwidth {
+            default_class: None,
+            allowed_classes: vec![],
+            maximum: Some(Quantity(2_000)),
+        };
+        let runtime =
+            Some(now(&[(ANNOTATION_INGRESS_BANDWIDTH, "1G"), (ANNOTATION_EGRESS_BANDWIDTH, "1k")]).unwrap());
+        let capped = pod_bandwidth(&Named::new(), Some(&partition), None, runtime).unwrap();
+        assert_eq!(rates(capped), (Some(2_000), Some(1_000)));
     }
 
     #[test]

@@ -70,7 +70,7 @@ fn trials(site: Option<&Arc<Mutex<Site>>>) -> Vec<Trial> {
     let cases: [(&str, Case); 15] = [
         ("nodes become ready by one kubectl apply, and by nothing else", install::installed),
         ("pods of both nodes reach each other and the nodes, without NAT", reach::everybody),
-        ("the previous release is upgraded to this one without a lost packet", upgrade::upgraded),
+        ("what is installed is upgraded to this build without a lost packet", upgrade::upgraded),
         ("pods call services, and are seen as who they are", services::of_pods),
         ("nodes and others call services, by kube-proxy in both of its modes", services::of_others),
         ("services of both families, headless ones and those of SCTP", services::of_both_families),

@@ -48,6 +48,10 @@ pub const API_VERSION: &str = "bulkhead.dev/v1alpha1";
 
 /// Pod annotation: name of a [`BandwidthClassSpec`].
 pub const ANNOTATION_BANDWIDTH_CLASS: &str = "bulkhead.dev/bandwidth-class";
+/// Pod annotations of Kubernetes' own: bits a second into the pod and out of it. The runtime hands on what they are when the
+/// pod is made.
+pub const ANNOTATION_INGRESS_BANDWIDTH: &str = "kubernetes.io/ingress-bandwidth";
+pub const ANNOTATION_EGRESS_BANDWIDTH: &str = "kubernetes.io/egress-bandwidth";
 /// Node annotation: what the node announces is to go another way. `true`, or names of `BGPPeer` objects.
 pub const ANNOTATION_DRAIN_ROUTES: &str = "bulkhead.dev/drain-routes";
 /// Pod annotation: the addresses that a reservation of its namespace holds for it, as `10.65.15.7,fd00:65:f::7`.

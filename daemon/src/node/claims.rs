@@ -22,7 +22,7 @@ const AGAIN: Duration = Duration::from_secs(15);
 pub(super) struct Claimed {
     /// Blocks that the cluster has as this node's; `None` until it has told everything.
     told: Option<BTreeSet<IpNetwork>>,
-    /// Since it was looked at.
+    /// Claims of any node have, since it was looked at.
     changed: bool,
     again_at: Option<Instant>,
     /// What was lost before this daemon came is told with the first look.
@@ -37,20 +37,20 @@ impl Claimed {
         if again || changed { self.told.clone() } else { None }
     }
 
-    fn tell(&mut self, claims: BTreeSet<IpNetwork>) {
-        if self.told.as_ref() != Some(&claims) {
-            self.told = Some(claims);
-            self.changed = true;
-        }
+    /// `stay`: nobody has claimed or deleted anything since it was last called. That the claims are the same is not enough: what
+    /// was claimed since may be gone already.
+    fn tell(&mut self, claims: BTreeSet<IpNetwork>, stay: bool) {
+        self.changed |= !stay || self.told.as_ref() != Some(&claims);
+        self.told = Some(claims);
     }
 }
 
 impl Node {
-    /// Blocks of all nodes have been told. Without an API server nobody but the node itself removes a claim.
-    pub(super) fn know_claims(&mut self) {
+    /// Blocks of all nodes have been told; `stay`: as before. Without an API server nobody but the node itself removes a claim.
+    pub(super) fn know_claims(&mut self, stay: bool) {
         if matches!(self.config.origin(), Ok(Origin::Kubernetes(_))) {
             let ours = self.in_force.blocks.values().filter(|block| block.node == self.config.node);
-            self.claims.tell(ours.map(|block| block.cidr).collect());
+            self.claims.tell(ours.map(|block| block.cidr).collect(), stay);
         }
     }
 
@@ -107,4 +107,27 @@ fn of_lost(block: IpNetwork, lost: &Lost, pods: &[&PodRef]) -> String {
         lost.holder,
         names.join(", ")
     )
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use bulkhead_policy::Named;
+    use std::sync::Arc;
+
+    #[test]
+    fn a_claim_that_was_deleted_before_it_was_told_is_looked_for() {
+        let (mut claimed, mut blocks, mut in_force) = (Claimed::default(), Named::new(), Named::new());
+        let mut tell = |blocks: &Named<IpNetwork>| {
+            claimed.tell(blocks.values().map(|block| **block).collect(), in_force.ptr_eq(blocks));
+            in_force = blocks.clone();
+            claimed.due()
+        };
+        assert_eq!(tell(&blocks), Some(BTreeSet::new()));
+        assert_eq!(tell(&blocks), None);
+        blocks.insert("ours".to_string(), Arc::new("10.64.0.0/26".parse().unwrap()));
+        blocks.remove("ours");
+        assert_eq!(tell(&blocks), Some(BTreeSet::new()));
+        assert_eq!(tell(&blocks), None);
+    }
 }

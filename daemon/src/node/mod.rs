@@ -23,7 +23,7 @@ pub use uninstall::uninstall;
 
 use crate::{
     announce,
-    bandwidth::{PodBandwidth, pod_bandwidth},
+    bandwidth::{PodBandwidth, asked_now, pod_bandwidth},
     bgp::Bgp,
     config::Config,
     datapath::{Datapath, DatapathError, Hook},
@@ -257,7 +257,7 @@ impl Node {
         refused.extend(errors);
         let blocks_stay = self.in_force.blocks.ptr_eq(&snapshot.blocks);
         self.in_force.blocks = snapshot.blocks;
-        self.know_claims();
+        self.know_claims(blocks_stay);
         // What a switch that failed did not bring is made anew.
         let objects = if blocks_stay && self.failed.is_empty() && same_ranges(&self.in_force.policy, &objects)
         {
@@ -479,7 +479,8 @@ impl Node {
         let of_partition = objects.partitions.get(partition).and_then(|p| p.spec.bandwidth.as_ref());
         let annotations = self.in_force.annotations.get(&format!("{}/{}", pod.namespace, pod.name));
         let annotation = annotations.and_then(|all| all.get(ANNOTATION_BANDWIDTH_CLASS));
-        pod_bandwidth(&objects.bandwidth_classes, of_partition, annotation, runtime)
+        asked_now(annotations.map(|all| &**all), runtime)
+            .and_then(|runtime| pod_bandwidth(&objects.bandwidth_classes, of_partition, annotation, runtime))
             .map_err(|e| ObjectError { object: Some(format!("Pod/{}/{}", pod.namespace, pod.name)), ..e })
     }
 

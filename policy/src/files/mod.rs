@@ -211,7 +211,7 @@ mod tests {
 
     const OBJECTS: &str = "apiVersion: v1\nkind: Namespace\nmetadata: {name: web}\n---\napiVersion: v1\nkind: Pod\n\
         metadata: {name: a, namespace: web}\n---\napiVersion: v1\nkind: Pod\nmetadata: {name: b, namespace: web, \
-        annotations: {bulkhead.dev/ip: 10.0.0.9, other.dev/x: other}}\n---\n\
+        annotations: {bulkhead.dev/ip: 10.0.0.9, kubernetes.io/egress-bandwidth: 1M, other.dev/x: other}}\n---\n\
         apiVersion: bulkhead.dev/v1alpha1\nkind: NetworkGroup\nmetadata: {name: vms}\nspec: {cidrs: [10.0.0.0/8]}\n";
 
     #[test]
@@ -236,7 +236,8 @@ mod tests {
         assert!(Arc::ptr_eq(&before.policy.pods["web/a"], &snapshot.policy.pods["web/a"]));
         assert!(before.policy.namespaces.ptr_eq(&snapshot.policy.namespaces));
         assert_eq!((before.policy.pods.len(), snapshot.policy.pods.len()), (2, 1));
-        assert_eq!(before.annotations["web/b"].iter().collect::<Vec<_>>(), [("bulkhead.dev/ip", "10.0.0.9")]);
+        let annotations = before.annotations["web/b"].iter().collect::<Vec<_>>();
+        assert_eq!(annotations, [("bulkhead.dev/ip", "10.0.0.9"), ("kubernetes.io/egress-bandwidth", "1M")]);
     }
 
     #[test]

@@ -2,15 +2,16 @@
 
 use super::{PodInfo, document::FieldError};
 use crate::{ContainerPort, Pod, PodUid};
-use bulkhead_api::objects::Protocol;
+use bulkhead_api::objects::{ANNOTATION_EGRESS_BANDWIDTH, ANNOTATION_INGRESS_BANDWIDTH, Protocol};
 use k8s_openapi::api::core::v1;
 use std::{net::IpAddr, sync::Arc};
 
 /// Of a pod that a kubelet has from a file: the uid that it goes by there, and which the runtime is told.
 const ANNOTATION_STATIC: &str = "kubernetes.io/config.hash";
 
-/// How annotations begin that say something to us.
+/// How annotations begin that say something to us, and those besides.
 const OWN: &str = "bulkhead.dev/";
+const OTHERS: [&str; 2] = [ANNOTATION_INGRESS_BANDWIDTH, ANNOTATION_EGRESS_BANDWIDTH];
 /// Phases in which a pod has no network any more: its addresses may be another's.
 const ENDED: [&str; 2] = ["Succeeded", "Failed"];
 
@@ -28,7 +29,8 @@ pub fn info(pod: v1::Pod) -> Result<PodInfo, FieldError> {
         node: spec.node_name,
         host_network,
     });
-    let annotations = annotations.into_iter().filter(|(key, _)| key.starts_with(OWN)).collect();
+    let told = |key: &str| key.starts_with(OWN) || OTHERS.contains(&key);
+    let annotations = annotations.into_iter().filter(|(key, _)| told(key)).collect();
     Ok(PodInfo { annotations, policy })
 }
 

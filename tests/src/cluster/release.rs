@@ -2,7 +2,7 @@
 
 use super::{deploy, images::Archive};
 use crate::{Context, Result, programs, unmet};
-use std::{env, fs, path::PathBuf};
+use std::{env, fmt, fs, path::PathBuf};
 
 /// A folder with `bulkhead.tar` and `bulkhead.yaml` of an older build.
 const PREVIOUS: &str = "BULKHEAD_PREVIOUS";
@@ -13,6 +13,15 @@ const PREVIOUS_IMAGE: &str = "bulkhead.dev/bulkhead:previous";
 /// Where an upgrade begins.
 pub struct Release {
     folder: Option<PathBuf>,
+}
+
+impl fmt::Display for Release {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        match &self.folder {
+            Some(folder) => write!(f, "the build in {}", folder.display()),
+            None => write!(f, "this very build, as {PREVIOUS} names no other"),
+        }
+    }
 }
 
 impl Release {

@@ -9,7 +9,7 @@ use crate::{
 };
 use bulkhead_lab::{
     Netns, Result,
-    cluster::SOON,
+    cluster::{Release, SOON},
     lab::SESSIONS,
     traffic::{Connection, Sequence},
     unmet, until,
@@ -103,7 +103,7 @@ pub fn upgraded(site: &mut Site) -> Result<()> {
         let now = images(site)?;
         Ok((now.split(' ').count() == 1 && now != before).then_some(now))
     })?;
-    eprintln!("upgraded from {before} to {after}");
+    eprintln!("upgraded from {before} ({}) to {after}", Release::previous());
     let delete = ["delete", "pod", "-n", NEWCOMER.namespace, NEWCOMER.name, "--timeout=60s"];
     site.cluster.kubectl(&delete).map(drop)
 }

@@ -67,9 +67,10 @@ fn same(_: &mut Site) -> Result<()> {
 
 fn values(_: &mut Site) -> Result<()> {
     let values = "image: {repository: registry.example/bulkhead, tag: '7'}\nimagePullSecrets: [{name: registry}]\n\
-        config: {podCIDRs: [10.1.0.0/16], uplinks: [bond0], clusterDNS: []}\ncni: {binDir: /opt/k3s/bin}\n\
+        config: {podCIDRs: [10.1.0.0/16], uplinks: [eth0, 'bond*', {cidr: 10.0.0.0/8}], clusterDNS: [],\n\
+        masquerade: {nonMasqueradeCIDRs: [10.0.0.0/8]}}\ncni: {binDir: /opt/k3s/bin}\n\
         apiServer: {host: 192.0.2.10}\nnodeSelector: {bulkhead.dev/installed: 'yes'}\ntolerations: []\n\
-        bgp: {configuration: {asn: 65010}, peers: {leaf: {peerAddress: 192.0.2.1, peerASN: 65020}}}\n\
+        bgp: {configuration: {asn: 65010}, peers: {'101': {peerAddress: 192.0.2.1, peerASN: 65020}}}\n\
         daemon: {maxUnavailable: 1, resources: {limits: {memory: 1Gi}}}\n";
     let file = Path::new(WORK).join("values.yaml");
     fs::write(&file, values)?;
@@ -100,16 +101,23 @@ fn values(_: &mut Site) -> Result<()> {
     assert!(daemon["volumes"].to_string().contains("/opt/k3s/bin"), "{}", daemon["volumes"]);
     let configuration = &made["\"ConfigMap\" bulkhead/bulkhead"]["data"]["bulkheadd.yaml"];
     let expected = serde_json::json!({
-        "kubernetes": {}, "cni": {}, "podCIDRs": ["10.1.0.0/16"], "uplinks": ["bond0"], "clusterDNS": [],
+        "kubernetes": {}, "cni": {}, "podCIDRs": ["10.1.0.0/16"], "clusterDNS": [],
+        "uplinks": ["eth0", "bond*", {"cidr": "10.0.0.0/8"}], "masquerade": {"nonMasqueradeCIDRs": ["10.0.0.0/8"]},
         "serviceCIDRs": ["10.96.0.0/12", "fd00:96::/112"],
     });
     assert_eq!(*configuration, expected);
     assert_eq!(made["\"BGPConfiguration\" /default"]["spec"]["asn"], 65010);
-    assert_eq!(made["\"BGPPeer\" /leaf"]["spec"]["peerASN"], 65020);
-    match rendered(&["--set", "apiserver.host=192.0.2.10"]) {
-        Err(Error::Command { stderr, .. }) if stderr.contains("apiserver") => Ok(()),
-        other => unmet(format!("a value that is not known: {other:?}")),
+    // A name, whatever YAML would make of it.
+    assert_eq!(made["\"BGPPeer\" /101"]["spec"]["peerASN"], 65020);
+    for (value, named) in
+        [("apiserver.host=192.0.2.10", "apiserver"), ("config.uplinks[0].range=eth0", "uplinks")]
+    {
+        match rendered(&["--set", value]) {
+            Err(Error::Command { stderr, .. }) if stderr.contains(named) => {}
+            other => return unmet(format!("{value}, which is not known: {other:?}")),
+        }
     }
+    Ok(())
 }
 
 /// On an API server of its own, which knows nothing of us.
@@ -133,22 +141,24 @@ fn lifecycle(_: &mut Site) -> Result<()> {
     if !image()?.ends_with(concat!(":", env!("CARGO_PKG_VERSION"))) {
         return unmet(image()?);
     }
-    control.kubectl(&[
-        "get",
-        "bgppeer/leaf",
-        "bgpconfiguration/default",
-        "serviceaccount/bulkheadd",
-        "-n",
-        "bulkhead",
-    ])?;
+    let peering = || control.kubectl(&["get", "bgppeer/leaf", "bgpconfiguration/default"]);
+    peering()?;
+    control.kubectl(&["get", "serviceaccount/bulkheadd", "-n", "bulkhead"])?;
     control.apply(
         "apiVersion: bulkhead.dev/v1alpha1\nkind: NetworkGroup\nmetadata: {name: vms}\nspec: {cidrs: [192.0.2.0/24]}\n",
     )?;
-    helm(&["upgrade", "bulkhead", &chart, "--reuse-values", "--set", "image.tag=next"])?;
+    // What docs/install.md says goes before it.
+    let crds = deploy().join("crds").display().to_string();
+    control.kubectl(&["apply", "--server-side", "--force-conflicts", "-f", &crds])?;
+    // Whoever forgets the other values loses no session.
+    helm(&["upgrade", "bulkhead", &chart, "--reset-values", "--set", "image.tag=next"])?;
     if !image()?.ends_with(":next") {
         return unmet(image()?);
     }
+    peering()?;
+    helm(&["upgrade", "bulkhead", &chart, "--set", peers])?;
     helm(&["uninstall", "bulkhead"])?;
+    peering()?;
     let left = control.kubectl(&[
         "get",
         "daemonset/bulkheadd",

@@ -66,6 +66,18 @@ fn live(lab: &mut Lab) -> Result<()> {
     lab.objects.write("pods.yaml", &pods.replacen("bulkhead.dev/bandwidth-class: low", "other: low", 1))?;
     until_rate(lab, pod, None)?;
     check(lab, pod)?;
+    // Kubernetes' own annotations, which a runtime reads once.
+    let write = |ingress| {
+        let both =
+            format!("kubernetes.io/ingress-bandwidth: {ingress}\n    kubernetes.io/egress-bandwidth: 100M");
+        lab.objects.write("pods.yaml", &pods.replacen("bulkhead.dev/bandwidth-class: low", &both, 1))
+    };
+    write("100M")?;
+    until_rate(lab, pod, Some("100Mbit"))?;
+    write("fast")?;
+    until_refused(&lab.nodes[0], "`fast` is no bandwidth")?;
+    until_rate(lab, pod, Some("100Mbit"))?;
+    check(lab, pod)?;
     lab.objects.write("pods.yaml", &pods)?;
     until_rate(lab, pod, Some("1Gbit"))?;
     check(lab, pod)?;
