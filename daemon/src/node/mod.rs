@@ -410,8 +410,11 @@ impl Node {
         if let Err(e) = self.set_direct() {
             self.failed.push(ObjectError { file: None, object: None, field: None, message: e.to_string() });
         }
+        // Before the first switch the nodes of the cluster are not known: the table of the daemon before stays.
         let wanted = masquerade::masquerade(&self.in_force.policy, self.config.masquerade.as_ref());
-        if let Err(e) = self.endpoints.set_masquerade(wanted).await {
+        if self.compiled.is_some()
+            && let Err(e) = self.endpoints.set_masquerade(wanted).await
+        {
             self.failed.push(ObjectError { file: None, object: None, field: None, message: e.to_string() });
         }
         self.announce_blocks().await;
