@@ -12,7 +12,9 @@ use bulkhead_api::messages::{Attach, AttachmentId, Check, Gc, code};
 use bulkhead_daemon::{
     endpoint::PodContext,
     net::{
-        Kernel, Limit, Limits, Links, Routes, Uplink, node,
+        Kernel, Limit, Limits, Links, Nat, Routes, Translation, Uplink,
+        nat::{Found, Masquerade},
+        node,
         uplinks::{AddressRange, UplinkRule},
     },
 };
@@ -47,6 +49,10 @@ fn main() -> bulkhead_lab::Result<()> {
         trial("GC removes what the runtime does not name", gc),
         trial("blocks have discard routes that live pods override", blocks_are_discarded),
         trial("uplinks are found by default route, by name and by address", uplinks),
+        trial(
+            "the table of a cluster of 5,000 nodes is one transaction, and one node more another",
+            large_table,
+        ),
         trial("figures: time of ADD and DEL", figures),
     ];
     libtest_mimic::run(&arguments, trials).exit()
@@ -408,6 +414,25 @@ async fn blocks_are_discarded() {
     assert!(kernel.list_routes().await.unwrap().is_empty());
 }
 
+async fn large_table() {
+    let kernel = Kernel::open().unwrap();
+    let of = |nodes: u32| {
+        // None touches another: each is an interval.
+        let v4 = (0..nodes).map(|n| format!("198.18.{}.{}/32", n / 100, n % 100 * 2));
+        let v6 = (0..nodes).map(|n| format!("2001:db8::{:x}/128", n * 2 + 1));
+        let ranges = ["10.66.0.0/16", "fd00:66::/48"].map(|r| (r.parse().unwrap(), vec![]));
+        let cluster = v4.chain(v6).map(|a| a.parse().unwrap()).collect();
+        Nat { masquerade: Masquerade { ranges: ranges.into(), cluster }, ..Nat::default() }
+    };
+    let (before, after) = (of(5000), of(5001));
+    kernel.translate_anew(&before).await.unwrap();
+    assert!(kernel.translated().await.unwrap() == Found::expected(&before));
+    kernel.translate(&before, &after).await.unwrap();
+    assert!(kernel.translated().await.unwrap() == Found::expected(&after));
+    kernel.translate(&after, &Nat::default()).await.unwrap();
+    assert!(kernel.translated().await.unwrap() == Found::default());
+}
+
 async fn uplinks() {
     let kernel = Kernel::open().unwrap();
     let by = |rule: &str| match rule.split_once('=') {
@@ -441,6 +466,13 @@ async fn uplinks() {
     run("ip link set up1 master br1");
     assert_eq!(kernel.uplinks(&by("up*")).await.unwrap().len(), 1);
     assert_eq!(kernel.uplinks(&by("up1")).await.unwrap().len(), 1);
+    // A bridge with an address of containers is one only where it is named in full.
+    run("ip addr add 203.0.113.7/32 dev br1");
+    for rule in ["cidr=203.0.113.0/24", "br*"] {
+        let error = kernel.uplinks(&by(rule)).await.unwrap_err();
+        assert!(error.to_string().contains("no uplink"), "{error}");
+    }
+    assert_eq!(kernel.uplinks(&by("br1")).await.unwrap().len(), 1);
     run("ip link del up1");
     run("ip link del br1");
     assert!(kernel.uplinks(&by("nowhere0")).await.is_err());

@@ -226,6 +226,9 @@ impl Translation for Trapped {
     async fn translate_anew(&self, nat: &Nat) -> Result<(), NetError> {
         self.kernel.translate_anew(nat).await
     }
+    async fn forget_flows(&self, gone: &nat::HostPorts) {
+        self.kernel.forget_flows(gone).await;
+    }
     async fn translated(&self) -> Result<nat::Found, NetError> {
         self.kernel.translated().await
     }

@@ -7,7 +7,8 @@ use crate::{
     datapath::{DatapathError, PodMaps},
     net::{
         HostSide, HostState, Limits, Link, Links, Nat, NetError, OwnRoute, Pair, PairIndex, PodSide,
-        PodState, Routes, Shaper, Translation, host_network, nat::Found,
+        PodState, Routes, Shaper, Translation, host_network,
+        nat::{Found, HostPort, HostPorts},
     },
 };
 use bulkhead_ebpf_abi::{Addr, Delivery, Endpoint, Identity};
@@ -30,6 +31,10 @@ pub struct State {
     pub netns: BTreeSet<u64>,
     pub nat: Nat,
     pub ruleset: u32,
+    /// Host ports whose flows were forgotten by name.
+    pub forgotten: Vec<HostPort>,
+    /// A kernel that knows no tables.
+    pub no_tables: bool,
     /// Every call that changes something, in order.
     pub calls: Vec<&'static str>,
     /// Calls that fail, after they were done.
@@ -57,6 +62,12 @@ impl Fake {
     fn net(&self, call: &'static str, change: impl FnOnce(&mut State)) -> Result<(), NetError> {
         let error = || NetError::Kernel { what: call, source: io::Error::other("injected") };
         if self.change(call, change) { Ok(()) } else { Err(error()) }
+    }
+
+    fn has_tables(&self) -> Result<(), NetError> {
+        let source = io::Error::from_raw_os_error(libc::EOPNOTSUPP);
+        let error = NetError::Kernel { what: "tables", source };
+        if self.with(|s| s.no_tables) { Err(error) } else { Ok(()) }
     }
 
     fn map(&self, call: &'static str, change: impl FnOnce(&mut State)) -> Result<(), DatapathError> {
@@ -160,16 +171,22 @@ impl Translation for Fake {
         self.translate_anew(after).await
     }
     async fn translate_anew(&self, nat: &Nat) -> Result<(), NetError> {
+        self.has_tables()?;
         self.net("translate", |s| {
             s.nat = nat.clone();
             s.ruleset += 1;
         })
     }
     async fn translated(&self) -> Result<Found, NetError> {
+        self.has_tables()?;
         self.net("translated", |_| {})?;
         Ok(self.with(|s| Found::expected(&s.nat)))
     }
+    async fn forget_flows(&self, gone: &HostPorts) {
+        self.with(|s| s.forgotten.extend(gone.keys()));
+    }
     async fn ruleset(&self) -> Result<u32, NetError> {
+        self.has_tables()?;
         self.net("ruleset", |_| {})?;
         Ok(self.with(|s| s.ruleset))
     }

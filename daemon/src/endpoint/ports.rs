@@ -19,11 +19,13 @@ pub(super) struct Translated {
     nat: Nat,
     /// Number of the node's ruleset in which it was found to be right; none: nobody has looked yet.
     seen: Option<u32>,
+    /// Of pods that went before anybody has looked: their flows are still to be forgotten.
+    gone: HostPorts,
 }
 
 impl Translated {
     pub fn new(ports: HostPorts, sources: Sources) -> Self {
-        Self { nat: Nat { ports, sources, ..Nat::default() }, seen: None }
+        Self { nat: Nat { ports, sources, ..Nat::default() }, ..Self::default() }
     }
 
     /// Counts as done from the beginning: what failed half way is undone, too.
@@ -36,11 +38,23 @@ impl Translated {
     pub async fn unmap<N: Net>(&mut self, net: &N, ports: &HostPorts) -> Result<(), NetError> {
         let wanted = self.nat.without(ports);
         // Before it is known who is masqueraded, the table of the daemon before stays as it is: the first look removes them.
-        if self.seen.is_some() {
-            net.translate(&self.nat, &wanted).await?;
+        if self.seen.is_none() {
+            self.gone.extend(ports);
+        } else if let Err(error) = net.translate(&self.nat, &wanted).await
+            && !are_missing(net, ports).await
+        {
+            return Err(error);
         }
         self.nat = wanted;
         Ok(())
+    }
+}
+
+/// Of a pod whose ports could not be set, say because the kernel knows nothing of such tables.
+async fn are_missing<N: Net>(net: &N, ports: &HostPorts) -> bool {
+    match net.translated().await {
+        Ok(found) => found.missing(ports).count() == ports.len(),
+        Err(error) => error.is_unsupported(),
     }
 }
 
@@ -90,19 +104,24 @@ impl<N: Net, C: BlockClaims> Endpoints<N, C> {
         let wanted = Nat { masquerade, sources: self.node.sources, ports: before.ports.clone() };
         if self.translated.seen.is_none() {
             self.translated.nat = wanted;
-            return self.keep_translation().await;
+            return self.look_at_translation().await;
         }
         self.net.translate(before, &wanted).await?;
         self.translated.nat = wanted;
         Ok(())
     }
 
-    /// Puts right what somebody else has changed. Where nothing is wanted nothing is asked.
+    /// Puts right what somebody else has changed. Where nothing is wanted nothing is asked; and before it is known who is
+    /// masqueraded, the table of the daemon before stays.
     pub async fn keep_translation(&mut self) -> Result<(), NetError> {
-        let Translated { nat, seen } = &mut self.translated;
-        if nat.is_empty() && seen.is_some() {
+        if self.translated.seen.is_none() || self.translated.nat.is_empty() {
             return Ok(());
         }
+        self.look_at_translation().await
+    }
+
+    async fn look_at_translation(&mut self) -> Result<(), NetError> {
+        let Translated { nat, seen, gone } = &mut self.translated;
         let now = match self.net.ruleset().await {
             // A kernel without nf_tables has none of ours.
             Err(_) if nat.is_empty() => 0,
@@ -117,6 +136,7 @@ impl<N: Net, C: BlockClaims> Endpoints<N, C> {
             }
             self.net.translate_anew(nat).await?;
         }
+        self.net.forget_flows(&std::mem::take(gone)).await;
         // What has changed since, also by us, is looked at the next time.
         *seen = Some(now);
         Ok(())

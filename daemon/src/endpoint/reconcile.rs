@@ -74,7 +74,10 @@ impl<N: Net, C: BlockClaims> Endpoints<N, C> {
         }
         self.remove_ownerless(maps, &mut report).await?;
         self.route_blocks().await?;
-        self.restore_translation().await?;
+        // No reason for a daemon not to start: it is looked at again as soon as it is known what is wanted.
+        if let Err(error) = self.restore_translation().await {
+            report.errors.push(format!("host ports: {error}"));
+        }
         Ok(report)
     }
 

@@ -439,9 +439,37 @@ async fn a_pod_that_goes_before_the_source_has_spoken_takes_no_masquerade_with_i
     node.add_with("a", serde_json::json!([{"hostPort": 8080, "containerPort": 80}])).await.unwrap();
     node.endpoints = load(node.dir.path(), &node.fake).await;
     node.endpoints.reconcile(&mut node.fake.clone(), |_| None).await.unwrap();
-    node.del("a").await.unwrap();
+    node.endpoints.keep_translation().await.unwrap();
     assert_eq!(node.fake.with(|s| s.nat.masquerade.clone()), masquerade);
+    node.del("a").await.unwrap();
+    node.endpoints.keep_translation().await.unwrap();
+    assert_eq!(node.fake.with(|s| s.nat.masquerade.clone()), masquerade);
+    assert_eq!(node.fake.with(|s| s.forgotten.len()), 0);
     node.endpoints.set_masquerade(masquerade.clone()).await.unwrap();
     assert_eq!(node.ports(), [""; 0]);
     assert_eq!(node.fake.with(|s| s.nat.masquerade.clone()), masquerade);
+    // Only now nothing leads to it any more.
+    assert_eq!(node.fake.with(|s| s.forgotten.len()), 2);
+}
+
+#[tokio::test]
+async fn where_the_kernel_knows_no_tables_a_refused_pod_can_go() {
+    let mut node = Node::new().await;
+    node.endpoints.set_masquerade(Default::default()).await.unwrap();
+    node.fake.with(|s| s.no_tables = true);
+    node.add_with("a", serde_json::json!([{"hostPort": 8080, "containerPort": 80}])).await.unwrap_err();
+    node.assert_nothing_left();
+    node.del("a").await.unwrap();
+}
+
+#[tokio::test]
+async fn a_daemon_starts_also_where_its_table_cannot_be_read() {
+    let mut node = Node::new().await;
+    node.endpoints.set_masquerade(Default::default()).await.unwrap();
+    node.add_with("a", serde_json::json!([{"hostPort": 8080, "containerPort": 80}])).await.unwrap();
+    node.endpoints = load(node.dir.path(), &node.fake).await;
+    node.fake.with(|s| s.failing.insert("translated"));
+    let report = node.endpoints.reconcile(&mut node.fake.clone(), |_| None).await.unwrap();
+    assert!(report.errors.iter().any(|e| e.contains("host ports")), "{report:?}");
+    assert_eq!(report.adopted, 1);
 }

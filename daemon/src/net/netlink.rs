@@ -39,6 +39,13 @@ impl NetError {
             _ => None,
         }
     }
+
+    /// The kernel does not know what it was asked for: it has none of it. (nfnetlink says EINVAL of a subsystem that is not there.)
+    pub fn is_unsupported(&self) -> bool {
+        let unsupported =
+            [libc::EOPNOTSUPP, libc::EPROTONOSUPPORT, libc::EAFNOSUPPORT, libc::ENOPROTOOPT, libc::EINVAL];
+        self.errno().is_some_and(|code| unsupported.contains(&code))
+    }
 }
 
 /// One message of a batch.

@@ -8,7 +8,7 @@ use super::{
 use netlink_packet_route::{
     AddressFamily, RouteNetlinkMessage as Message,
     address::{AddressHeaderFlags, AddressScope},
-    link::{InfoPortKind, LinkAttribute, LinkInfo, LinkMessage},
+    link::{InfoKind, InfoPortKind, LinkAttribute, LinkInfo, LinkMessage},
     route::{RouteHeader, RouteMessage},
 };
 use std::{
@@ -66,6 +66,12 @@ pub(super) fn write_sysctl(key: &str, value: &str, required: bool) -> Result<(),
 impl Kernel {
     /// The interfaces that the configuration chooses, or those that default routes leave by.
     pub async fn uplinks(&self, rules: &[UplinkRule]) -> Result<Vec<Uplink>, NetError> {
+        let (candidates, loopback) = self.candidates().await?;
+        uplinks::choose(rules, &candidates, &loopback).map_err(NetError::Uplink)
+    }
+
+    /// Interfaces that may be uplinks, and the loopback's addresses.
+    pub async fn candidates(&self) -> Result<(Vec<Candidate>, Vec<IpAddr>), NetError> {
         let default_routes = self.default_route_interfaces().await?;
         let addresses = self.global_addresses().await?;
         let of = |index| addresses.get(&index).cloned().unwrap_or_default();
@@ -77,13 +83,13 @@ impl Kernel {
                 ifindex: link.index,
                 mtu: link.mtu,
                 port: port_of(object),
+                is_inner: is_inner(object),
                 addresses: of(link.index),
                 is_default_route: default_routes.contains(&link.index),
                 name: link.name,
             })
         };
-        let candidates: Vec<_> = objects.iter().filter_map(candidate).collect();
-        uplinks::choose(rules, &candidates, &of(LOOPBACK)).map_err(NetError::Uplink)
+        Ok((objects.iter().filter_map(candidate).collect(), of(LOOPBACK)))
     }
 
     async fn default_route_interfaces(&self) -> Result<BTreeSet<u32>, NetError> {
@@ -114,6 +120,19 @@ impl Kernel {
         }
         Ok(all)
     }
+}
+
+/// kube-proxy's and the local DNS cache's dummies hold addresses of services, a bridge those of containers. (A veth is what a
+/// node that is a container itself leaves by.)
+fn is_inner(object: &Message) -> bool {
+    let Message::NewLink(message) = object else { return false };
+    let of_kind =
+        |i: &LinkInfo| matches!(i, LinkInfo::Kind(InfoKind::Dummy | InfoKind::Bridge | InfoKind::Tun));
+    let infos = message.attributes.iter().filter_map(|attribute| match attribute {
+        LinkAttribute::LinkInfo(infos) => Some(infos),
+        _ => None,
+    });
+    infos.flatten().any(of_kind)
 }
 
 fn port_of(object: &Message) -> Port {

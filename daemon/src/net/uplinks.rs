@@ -1,12 +1,12 @@
 //! Which interfaces lead out of the node. Pure: [`super::node`] asks the kernel.
 //!
 //! The ports of a bond or a team are never uplinks: packets come in and leave by the bond, which has the addresses, the MAC
-//! and the MTU. Other interfaces that are somebody's ports count only where they are named in full.
+//! and the MTU. Other interfaces that are somebody's ports count only where they are named in full; so do those that hold
+//! addresses of services or of containers, by which nothing leaves.
 
 use ipnetwork::IpNetwork;
 use serde::Deserialize;
 use std::{
-    collections::BTreeSet,
     fmt,
     net::{IpAddr, Ipv4Addr, Ipv6Addr},
 };
@@ -46,6 +46,8 @@ pub struct Candidate {
     pub ifindex: u32,
     pub mtu: u32,
     pub port: Port,
+    /// A dummy, a bridge or a tunnel.
+    pub is_inner: bool,
     /// Global ones that can be a source, in the kernel's order.
     pub addresses: Vec<IpAddr>,
     pub is_default_route: bool,
@@ -122,7 +124,7 @@ fn chosen_by(rules: &[UplinkRule], candidate: &Candidate) -> Option<String> {
     }
     rules.iter().find_map(|rule| match rule {
         UplinkRule::Name(name) if *name == candidate.name => Some("by name".into()),
-        _ if candidate.port != Port::No => None,
+        _ if candidate.port != Port::No || candidate.is_inner => None,
         UplinkRule::Name(pattern) => matches(pattern, &candidate.name).then(|| format!("by `{pattern}`")),
         UplinkRule::Range(AddressRange { cidr }) => {
             let address = candidate.addresses.iter().find(|a| cidr.contains(**a))?;
@@ -146,10 +148,12 @@ fn uplink(candidate: &Candidate, loopback: &[IpAddr], chosen_by: String) -> Upli
     Uplink { name: name.clone(), ifindex: *ifindex, mtu: *mtu, v4, v6, chosen_by }
 }
 
-/// Interfaces that were uplinks and are none any more.
-pub fn left(before: &[Uplink], now: &[Uplink]) -> BTreeSet<String> {
-    let names: BTreeSet<_> = now.iter().map(|u| &u.name).collect();
-    before.iter().map(|u| &u.name).filter(|name| !names.contains(name)).cloned().collect()
+/// Whether an interface that was an uplink may be one again by these rules: all that it lacks is an address, or a default
+/// route.
+pub fn could_choose(rules: &[UplinkRule], candidate: &Candidate) -> bool {
+    let by_range = !candidate.is_inner && rules.iter().any(|rule| matches!(rule, UplinkRule::Range(_)));
+    let could_be = candidate.port == Port::No && (rules.is_empty() || by_range);
+    could_be || chosen_by(rules, candidate).is_some()
 }
 
 #[cfg(test)]
@@ -162,6 +166,7 @@ mod tests {
             ifindex,
             mtu: 1500,
             port: Port::No,
+            is_inner: false,
             addresses: addresses.iter().map(|a| a.parse().unwrap()).collect(),
             is_default_route: false,
         }
@@ -171,7 +176,7 @@ mod tests {
         serde_saphyr::from_str(yaml).unwrap()
     }
 
-    /// A bond of two ports, an interface of management and a bridge with a port.
+    /// A bond of two ports, an interface of management, another one, a bridge with a port and a dummy.
     fn machine() -> Vec<Candidate> {
         let port = |name: &str, index, port| Candidate { port, ..candidate(name, index, &[]) };
         vec![
@@ -179,8 +184,10 @@ mod tests {
             port("eth0", 3, Port::OfBond(5)),
             port("eth1", 4, Port::OfBond(5)),
             Candidate { mtu: 9000, ..candidate("bond0", 5, &["10.1.0.5"]) },
-            candidate("br0", 6, &["10.2.0.5"]),
+            candidate("bare0", 6, &["10.2.0.5"]),
             port("eth2", 7, Port::Other),
+            Candidate { is_inner: true, ..candidate("br0", 8, &["10.3.0.5"]) },
+            Candidate { is_inner: true, ..candidate("kube-ipvs0", 9, &["10.96.0.1"]) },
         ]
     }
 
@@ -196,21 +203,41 @@ mod tests {
             ("[bond0]", vec!["bond0 9000 by name"]),
             ("['bond*']", vec!["bond0 9000 by `bond*`"]),
             // Of a bond, and of anything else: by a pattern a port is none.
-            ("['eth*', 'br*']", vec!["br0 1500 by `br*`"]),
+            ("['eth*', 'ba*']", vec!["bare0 1500 by `ba*`"]),
+            ("['br*', bare0]", vec!["bare0 1500 by name"]),
+            ("[br0]", vec!["br0 1500 by name"]),
             ("[eth2]", vec!["eth2 1500 by name"]),
             (
                 "[{cidr: 10.0.0.0/8}]",
-                vec!["bond0 9000 10.1.0.5 in 10.0.0.0/8", "br0 1500 10.2.0.5 in 10.0.0.0/8"],
+                vec!["bond0 9000 10.1.0.5 in 10.0.0.0/8", "bare0 1500 10.2.0.5 in 10.0.0.0/8"],
             ),
             ("[{cidr: 'fd00::/16'}]", vec!["mgmt0 1500 fd00:5::5 in fd00::/16"]),
             // Two by two rules; the first that fits says why.
             (
                 "[mgmt0, {cidr: 10.1.0.0/16}, 'b*0']",
-                vec!["mgmt0 1500 by name", "bond0 9000 10.1.0.5 in 10.1.0.0/16", "br0 1500 by `b*0`"],
+                vec!["mgmt0 1500 by name", "bond0 9000 10.1.0.5 in 10.1.0.0/16", "bare0 1500 by `b*0`"],
             ),
         ] {
             let expected = expected.into_iter().map(String::from).collect();
             assert_eq!(chosen(yaml), Ok(expected), "{yaml}");
+        }
+    }
+
+    #[test]
+    fn what_only_lost_its_address_or_route_may_be_chosen_again() {
+        let bare = candidate("eth7", 7, &[]);
+        let port = Candidate { port: Port::OfBond(5), ..bare.clone() };
+        let inner = Candidate { is_inner: true, ..bare.clone() };
+        for (yaml, expected) in [
+            ("[]", [true, false, true]),
+            ("[{cidr: 10.0.0.0/8}]", [true, false, false]),
+            ("['eth*']", [true, false, false]),
+            ("['ens*']", [false; 3]),
+            ("[eth8]", [false; 3]),
+            ("[eth8, {cidr: 10.0.0.0/8}]", [true, false, false]),
+        ] {
+            let found = [&bare, &port, &inner].map(|c| could_choose(&rules(yaml), c));
+            assert_eq!(found, expected, "{yaml}");
         }
     }
 

@@ -16,6 +16,7 @@ mod rollback;
 mod services;
 mod switch;
 mod uninstall;
+mod uplinks;
 mod views;
 mod waiting;
 
@@ -26,15 +27,15 @@ use crate::{
     bandwidth::{PodBandwidth, asked_now, pod_bandwidth},
     bgp::Bgp,
     config::Config,
-    datapath::{Datapath, DatapathError, Hook},
+    datapath::{Datapath, DatapathError},
     endpoint::{Cause, Endpoints, LoadError, NodeNet},
     history::History,
     ipam::{ClaimError, Claims},
     masquerade,
     metrics::{COMPILE_BOUNDS, Histogram},
     net::{
-        GATEWAY_V4, GATEWAY_V6, Kernel, NarrowRoutes, NetError, Sources, Uplink, node::prepare_node, uplinks,
-        watch_narrow_routes,
+        GATEWAY_V4, GATEWAY_V6, Kernel, NarrowRoutes, NetError, Sources, Uplink, node::prepare_node,
+        uplinks as rules, watch_narrow_routes,
     },
     pod_events::PodEvents,
     report::{Outcome, report},
@@ -50,7 +51,7 @@ use bulkhead_ebpf_abi::{Connections, Sizes};
 use bulkhead_policy::{Admitted, Compiled, Interner, NodeInfo, Objects, Sourced, admit_change, strays};
 use imbl::ordmap::DiffItem;
 use std::{
-    collections::BTreeMap,
+    collections::{BTreeMap, BTreeSet},
     net::IpAddr,
     path::PathBuf,
     sync::Arc,
@@ -64,6 +65,8 @@ pub struct Node {
     config: Config,
     net: Kernel,
     uplinks: Vec<Uplink>,
+    /// Interfaces with the uplinks' program: these, and those that may be uplinks again.
+    hooked: BTreeSet<String>,
     /// The newest snapshot is asked for again when a hold is released.
     source: watch::Receiver<Observed>,
     datapath: Datapath,
@@ -140,7 +143,8 @@ impl Node {
         let pinned = Datapath::is_pinned(&config.pin_dir);
         let known = numbers(store::read_json(&config.state_dir.join(INTERNER_FILE)), pinned)?;
         let net = Kernel::open()?;
-        let uplinks = net.uplinks(&config.uplinks).await?;
+        let (candidates, loopback) = net.candidates().await?;
+        let found = rules::choose(&config.uplinks, &candidates, &loopback).map_err(NetError::Uplink)?;
         let room = Connections::of(config.conntrack_entries);
         let opened = Datapath::open(&config.pin_dir, Sizes::DEFAULT, room)
             .map_err(|source| pins_error(&config, source))?;
@@ -152,16 +156,8 @@ impl Node {
             return Err(NodeError::StateLost { pins: config.pin_dir, state: config.state_dir });
         }
         info!(adopted = opened.adopted, generation, "datapath ready");
-        prepare_node(&uplinks)?;
-        for uplink in &uplinks {
-            datapath.attach_uplink(&uplink.name, uplink.ifindex)?;
-        }
-        // Of a daemon that was configured otherwise.
-        for (name, hook) in datapath.links_pinned()? {
-            if hook == Hook::FromUplink && !uplinks.iter().any(|u| u.name == name) {
-                datapath.detach_uplink(&name)?;
-            }
-        }
+        prepare_node(&found)?;
+        let (uplinks, hooked) = uplinks::attach_found(&config, &mut datapath, found, &candidates)?;
         let endpoints = Self::load_endpoints(&config, claims, net.clone(), &uplinks, &mut datapath).await?;
         let announced = config.state_dir.join(ANNOUNCED_FILE);
         let bfd = config.bfd_socket.clone();
@@ -174,6 +170,7 @@ impl Node {
             config,
             net,
             uplinks,
+            hooked,
             source,
             datapath,
             endpoints,
@@ -368,10 +365,8 @@ impl Node {
         if let Err(e) = self.endpoints.keep_translation().await {
             warn!(error = %e, "cannot look after host ports and masquerade; tried again");
         }
-        let moved = match self.net.uplinks(&self.config.uplinks).await {
-            Ok(now) if now != self.uplinks => self.follow_uplinks(now),
-            Ok(_) => false,
-            // Without an uplink there is nothing to follow; what was known of it stays.
+        let moved = match self.net.candidates().await {
+            Ok((candidates, loopback)) => self.follow_uplinks(&candidates, &loopback),
             Err(_) => false,
         };
         if moved || !self.failed.is_empty() {
@@ -382,36 +377,16 @@ impl Node {
         }
     }
 
-    /// An uplink got an address late, was made anew, or is another by what the configuration says.
-    fn follow_uplinks(&mut self, now: Vec<Uplink>) -> bool {
-        for uplink in &now {
-            if let Err(e) = self.datapath.attach_uplink(&uplink.name, uplink.ifindex) {
-                warn!(uplink = uplink.name, error = %e, "cannot attach to an uplink that changed; tried again");
-                return false;
-            }
-        }
-        for name in uplinks::left(&self.uplinks, &now) {
-            if let Err(e) = self.datapath.detach_uplink(&name) {
-                warn!(uplink = name, error = %e, "cannot let go of what is no uplink any more");
-            }
-        }
-        if let Err(e) = prepare_node(&now) {
-            warn!(error = %e, "cannot make a new uplink keep its router advertisements");
-        }
-        info!(uplinks = ?now, "the uplinks have changed");
-        self.bgp.set_uplink(sources(&now));
-        self.endpoints.set_node(node_net(&now));
-        self.uplinks = now;
-        true
-    }
-
     /// What follows a switch: pods, announcements, and the end of the former generation.
     async fn follow(&mut self) {
         if let Err(e) = self.set_direct() {
             self.failed.push(ObjectError { file: None, object: None, field: None, message: e.to_string() });
         }
+        // Before the first switch the nodes of the cluster are not known: the table of the daemon before stays.
         let wanted = masquerade::masquerade(&self.in_force.policy, self.config.masquerade.as_ref());
-        if let Err(e) = self.endpoints.set_masquerade(wanted).await {
+        if self.compiled.is_some()
+            && let Err(e) = self.endpoints.set_masquerade(wanted).await
+        {
             self.failed.push(ObjectError { file: None, object: None, field: None, message: e.to_string() });
         }
         self.announce_blocks().await;

@@ -23,9 +23,12 @@ pub async fn uninstall(config: &Config, claims: Claims) -> Result<(), NodeError>
     net.remove_routes(&routes).await?;
     let learned: Vec<_> = net.learned().await?.into_keys().collect();
     net.remove_learned(&learned).await?;
-    // A kernel without nf_tables has none of ours.
-    if net.translated().await.is_ok_and(|found| found != Found::default()) {
-        net.translate_anew(&Nat::default()).await?;
+    match net.translated().await {
+        Ok(found) if found == Found::default() => {}
+        Ok(_) => net.translate_anew(&Nat::default()).await?,
+        // A kernel without nf_tables has none of ours.
+        Err(error) if error.is_unsupported() => {}
+        Err(error) => return Err(error.into()),
     }
     Datapath::remove_pins(&config.pin_dir)?;
     for block in claims.of_node(&config.node).await? {

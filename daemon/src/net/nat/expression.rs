@@ -36,6 +36,11 @@ pub enum Expression {
         what: Meta,
         to: u32,
     },
+    /// Leaves of a register these bits.
+    Mask {
+        register: u32,
+        bits: Vec<u8>,
+    },
     /// Goes on where the register begins with these octets, or where it does not.
     Compare {
         register: u32,
@@ -123,6 +128,11 @@ impl Expression {
                 ("payload", new().u32(1, *to).u32(2, *base as u32).u32(3, *offset).u32(4, *length))
             }
             Self::Meta { what, to } => ("meta", new().u32(1, *to).u32(2, *what as u32)),
+            Self::Mask { register, bits } => {
+                let length = bits.len() as u32;
+                let mask = new().u32(1, *register).u32(2, *register).u32(3, length).nest(4, value(bits));
+                ("bitwise", mask.nest(5, value(&vec![0; bits.len()])))
+            }
             Self::Compare { register, equal, with } => {
                 ("cmp", new().u32(1, *register).u32(2, u32::from(!equal)).nest(3, value(with)))
             }

@@ -1,20 +1,26 @@
 //! The way to the kernel: a socket for each question, so that no answer of an earlier one is taken for its own.
 
 use super::{
-    Found, Nat, Translation, conntrack,
+    Found, HostPorts, Nat, Translation,
+    conntrack::{self, Changed},
     expression::family,
     table::{self, message},
     wire::{self, Attributes, CONNTRACK, Message, NF_TABLES, Received},
 };
-use crate::net::{Kernel, NetError};
+use crate::net::{Kernel, NetError, inspect};
 use netlink_packet_core::NLM_F_DUMP_INTR;
 use nix::sys::{
-    socket::{setsockopt, sockopt::ReceiveTimeout},
+    socket::{
+        setsockopt,
+        sockopt::{ReceiveTimeout, SndBufForce},
+    },
     time::{TimeVal, TimeValLike},
 };
 use rtnetlink::sys::{Socket, SocketAddr, protocols::NETLINK_NETFILTER};
 use std::{
+    collections::BTreeSet,
     io,
+    net::IpAddr,
     os::fd::{AsRawFd, BorrowedFd},
 };
 use tracing::warn;
@@ -26,6 +32,15 @@ const FORGET: &str = "forget flows of a host port (conntrack)";
 const DEADLINE: i64 = 10;
 /// Somebody else may write while we read.
 const ATTEMPTS: usize = 5;
+
+/// Less than a socket's buffer as it comes.
+const FITS: usize = 64 << 10;
+/// What the kernel takes of a buffer for itself.
+const SLACK: usize = 4 << 10;
+/// As many answers fit a socket's buffer.
+const DELETED_AT_ONCE: usize = 64;
+/// Of an interface's index: no filter.
+const EVERY: u32 = 0;
 
 const NLMSG_ERROR: u16 = 2;
 const NLMSG_DONE: u16 = 3;
@@ -46,12 +61,7 @@ impl Translation for Kernel {
             },
             None => self.translate_anew(after).await?,
         }
-        if changed.iter().any(|c| c.dump().is_some())
-            && let Err(error) = blocking(FORGET, move || forget(&changed)).await
-        {
-            // They go by themselves when they have been silent for a while.
-            warn!(%error, "flows of a host port that changed go on as before");
-        }
+        self.forget(changed).await;
         Ok(())
     }
 
@@ -60,12 +70,35 @@ impl Translation for Kernel {
         blocking(SET, move || commit(&messages)).await
     }
 
+    async fn forget_flows(&self, gone: &HostPorts) {
+        let gone = gone.iter().map(|(port, to)| Changed::Gone(*port, to.ip()));
+        self.forget(gone.collect()).await;
+    }
+
     async fn translated(&self) -> Result<Found, NetError> {
         blocking(READ, read).await
     }
 
     async fn ruleset(&self) -> Result<u32, NetError> {
         blocking(READ, ruleset).await
+    }
+}
+
+impl Kernel {
+    async fn forget(&self, changed: Vec<Changed>) {
+        let changed: Vec<_> = changed.into_iter().filter(Changed::concerns_flows).collect();
+        if changed.is_empty() {
+            return;
+        }
+        let forget = async {
+            let local = inspect::addresses(self, EVERY).await?;
+            let local = local.iter().map(|a| a.network.ip()).collect();
+            blocking(FORGET, move || forget(&changed, &local)).await
+        };
+        if let Err(error) = forget.await {
+            // They go by themselves when they have been silent for a while.
+            warn!(%error, "flows of a host port that changed go on as before");
+        }
     }
 }
 
@@ -89,13 +122,31 @@ fn open() -> io::Result<Socket> {
 }
 
 /// Sends, and hands on all that comes until `see` has what it wants.
-fn ask(octets: &[u8], mut see: impl FnMut(&Received<'_>) -> io::Result<bool>) -> io::Result<()> {
+fn ask(octets: &[u8], see: impl FnMut(&Received<'_>) -> io::Result<bool>) -> io::Result<()> {
     let socket = open()?;
+    // What is sent at once has to fit, and a transaction cannot be parted.
+    if octets.len() > FITS {
+        // SAFETY: the socket is open, and outlives what is borrowed of it.
+        let fd = unsafe { BorrowedFd::borrow_raw(socket.as_raw_fd()) };
+        setsockopt(&fd, SndBufForce, &(octets.len() + SLACK))?;
+    }
+    ask_on(&socket, octets, &[], see)
+}
+
+/// `fine`: error numbers that are as good as success.
+fn ask_on(
+    socket: &Socket,
+    octets: &[u8],
+    fine: &[i32],
+    mut see: impl FnMut(&Received<'_>) -> io::Result<bool>,
+) -> io::Result<()> {
     socket.send(octets, 0)?;
     loop {
         let (buffer, _) = socket.recv_from_full()?;
         for message in wire::received(&buffer) {
-            if let Some(error) = error_of(&message) {
+            if let Some(error) = error_of(&message)
+                && !fine.contains(&error.raw_os_error().unwrap_or_default())
+            {
                 return Err(error);
             }
             if see(&message)? {
@@ -191,22 +242,27 @@ fn ruleset() -> io::Result<u32> {
     number.ok_or_else(|| io::ErrorKind::InvalidData.into())
 }
 
-fn forget(changed: &[conntrack::Changed]) -> io::Result<()> {
-    for change in changed {
-        let Some(question) = change.dump() else { continue };
-        let mut requests = Vec::new();
+/// One walk through the kernel's connections for each protocol, however many ports have changed.
+fn forget(changed: &[Changed], local: &BTreeSet<IpAddr>) -> io::Result<()> {
+    let mut requests = Vec::new();
+    for (question, of_kind) in conntrack::questions(changed) {
         dump(question, |m| {
             if m.is_of(CONNTRACK, conntrack::NEW) {
-                requests.extend(change.forget(m.attributes()));
+                requests.extend(of_kind.iter().find_map(|change| change.forget(m.attributes(), local)));
             }
         })?;
-        for request in requests {
-            match ask(&wire::requests(&[request], true), |m| Ok(m.kind == NLMSG_ERROR)) {
-                // It has ended meanwhile.
-                Err(e) if e.raw_os_error() == Some(libc::ENOENT) => {}
-                done => done?,
-            }
-        }
+    }
+    if requests.is_empty() {
+        return Ok(());
+    }
+    let socket = open()?;
+    for some in requests.chunks(DELETED_AT_ONCE) {
+        // It has ended meanwhile.
+        let fine = [libc::ENOENT];
+        let last = some.len() as u32;
+        ask_on(&socket, &wire::requests(some, true), &fine, |m| {
+            Ok(m.kind == NLMSG_ERROR && m.sequence == last)
+        })?;
     }
     Ok(())
 }

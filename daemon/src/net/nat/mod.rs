@@ -121,6 +121,8 @@ pub trait Translation {
     fn translate(&self, before: &Nat, after: &Nat) -> impl Future<Output = Result<(), NetError>> + Send;
     /// The same from whatever is there.
     fn translate_anew(&self, nat: &Nat) -> impl Future<Output = Result<(), NetError>> + Send;
+    /// Connections to these ports go no longer to pods that are gone. What fails is told: they end by themselves.
+    fn forget_flows(&self, gone: &HostPorts) -> impl Future<Output = ()> + Send;
     fn translated(&self) -> impl Future<Output = Result<Found, NetError>> + Send;
     /// Counts every change of any table of the node, whoever makes it.
     fn ruleset(&self) -> impl Future<Output = Result<u32, NetError>> + Send;

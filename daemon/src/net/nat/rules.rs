@@ -128,6 +128,23 @@ pub fn loopback_is_not_the_pods() -> Rule {
     Rule { what: "no pod calls the loopback", expressions }
 }
 
+/// A TCP connection that nobody followed before these rules came is met in its midst. Under another address it would end.
+fn in_midstream() -> Rule {
+    const TCP: u8 = 6;
+    const SYN: u8 = 0x02;
+    const FIN_SYN_RST_ACK: u8 = 0x17;
+    let flags = register(0);
+    let expressions = vec![
+        E::Meta { what: Meta::Protocol, to: register(0) },
+        E::Compare { register: register(0), equal: true, with: vec![TCP] },
+        E::Payload { base: Base::Transport, offset: 13, length: 1, to: flags },
+        E::Mask { register: flags, bits: vec![FIN_SYN_RST_ACK] },
+        E::Compare { register: flags, equal: false, with: vec![SYN] },
+        E::Accept,
+    ];
+    Rule { what: "a connection that lives already", expressions }
+}
+
 pub fn masquerades(v6: bool) -> Vec<Rule> {
     let in_set = |set, inside| E::InSet { set, register: register(0), inside };
     vec![
@@ -148,6 +165,7 @@ pub fn masquerades(v6: bool) -> Vec<Rule> {
                 E::Accept,
             ],
         },
+        in_midstream(),
         Rule { what: "masquerade", expressions: vec![E::Masquerade] },
     ]
 }

@@ -169,10 +169,18 @@ fn masquerade_sets(masquerade: &[&(IpNetwork, Vec<IpNetwork>)], nat: &Nat, v6: b
         });
         ends.flatten().collect()
     };
-    let excepted = masquerade.iter().flat_map(|(range, except)| {
-        ranges::merged(except.iter().copied(), v6).into_iter().map(|(first, last)| Element {
-            key_end: Some([octets(range.broadcast()), octets(last)].concat()),
-            ..Element::of([octets(range.network()), octets(first)].concat())
+    // The kernel takes no pairs that overlap: ranges that except the same are one.
+    let mut by_exceptions = BTreeMap::<Vec<_>, Vec<IpNetwork>>::new();
+    for (range, except) in masquerade {
+        by_exceptions.entry(ranges::merged(except.iter().copied(), v6)).or_default().push(*range);
+    }
+    let excepted = by_exceptions.iter().flat_map(|(except, own)| {
+        let own = ranges::merged(own.iter().copied(), v6);
+        own.into_iter().flat_map(move |(from, to)| {
+            except.iter().map(move |(first, last)| Element {
+                key_end: Some([octets(to), octets(*last)].concat()),
+                ..Element::of([octets(from), octets(*first)].concat())
+            })
         })
     });
     let set = |name, kind, fields, elements| Set { name, kind, fields, elements };
@@ -457,6 +465,19 @@ mod tests {
             ..Element::of(vec![255, 0, 0, 0, 10, 0, 0, 0])
         };
         assert_eq!(set(EXCEPTED), [pair]);
+    }
+
+    #[test]
+    fn ranges_that_overlap_except_the_same_once() {
+        let except: Vec<IpNetwork> = vec!["10.0.0.0/8".parse().unwrap()];
+        let of = |ranges: &[&str]| {
+            let ranges = ranges.iter().map(|r| (r.parse().unwrap(), except.clone())).collect();
+            let nat = Nat { masquerade: Masquerade { ranges, cluster: vec![] }, ..Nat::default() };
+            Found::expected(&nat).sets[&(family(false), EXCEPTED.to_string())].clone()
+        };
+        let overlapping = of(&["10.64.0.0/16", "10.64.0.0/12", "10.65.0.0/16"]);
+        assert_eq!((overlapping.len(), overlapping), (1, of(&["10.64.0.0/12"])));
+        assert_eq!(of(&["10.64.0.0/16", "10.66.0.0/16"]).len(), 2);
     }
 
     #[test]
