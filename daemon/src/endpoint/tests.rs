@@ -375,7 +375,7 @@ async fn without_host_ports_nothing_is_asked_or_changed() {
     node.endpoints.keep_translation().await.unwrap();
     node.del("a").await.unwrap();
     let asked = |call: &&str| ["translate", "translated", "ruleset"].contains(call);
-    assert!(!node.fake.with(|s| s.calls.iter().any(|call| asked(call))));
+    assert!(!node.fake.with(|s| s.calls.iter().any(asked)));
 }
 
 #[tokio::test]
