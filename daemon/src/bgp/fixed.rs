@@ -47,7 +47,10 @@ impl Bgp {
         let Some((speaker, _)) = self.speaker.as_ref().filter(|_| !waiting.is_empty()) else { return false };
         let mut freed = false;
         for address in waiting {
-            let told: Vec<AtRouter> = speaker.prefix(address).await.iter().map(AtRouter::from).collect();
+            // Who comes meanwhile is among both.
+            let absent = speaker.absent();
+            let mut told: Vec<AtRouter> = speaker.prefix(address).await.iter().map(AtRouter::from).collect();
+            told.extend(absent.into_iter().map(AtRouter::from));
             freed |= self.quarantine.heard(address, &told);
         }
         if self.hear_again.as_ref().is_none_or(JoinHandle::is_finished) {
@@ -61,10 +64,10 @@ impl Bgp {
         freed || decided
     }
 
-    /// Remembers who has connected out of ranges.
-    pub fn look_after_members(&mut self) {
+    /// Remembers who has had sessions out of ranges.
+    pub async fn look_after_members(&mut self) {
         if let Some((speaker, _)) = &self.speaker {
-            self.members.follow(Instant::now(), speaker.members());
+            self.members.follow(Instant::now(), speaker.members().await);
         }
     }
 
