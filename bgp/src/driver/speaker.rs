@@ -332,7 +332,9 @@ impl Inner {
         else {
             return;
         };
-        handle.located = located.socket_address(handle.config.port);
+        if handle.locate(located.socket_address(handle.config.port)) {
+            handle.command(Command::PathDown { independent: true, silent: false }, &self.runtime);
+        }
         let all = table.peers.values().map(|peer| &peer.config).chain(&table.ranges).cloned();
         let all: Vec<PeerConfig> = all.collect();
         self.set_passwords(&mut table, &all);

@@ -151,6 +151,13 @@ impl PeerHandle {
         }
     }
 
+    /// Whether a path that BFD watched is gone with its interface; BFD itself cannot tell of it.
+    pub fn locate(&mut self, located: Option<SocketAddrV6>) -> bool {
+        let before = std::mem::replace(&mut self.located, located);
+        let watched = before.and_then(|before| self.config.bfd_session_at(Some(before))).is_some();
+        watched && self.located.is_none()
+    }
+
     pub fn command(&self, command: Command, runtime: &Handle) {
         let commands = self.commands.clone();
         runtime.spawn(async move { commands.send(command).await });
@@ -236,6 +243,17 @@ mod tests {
 
     fn watched(table: &Table) -> Vec<String> {
         table.paths().sessions.keys().map(|key| key.peer.to_string()).collect()
+    }
+
+    #[tokio::test]
+    async fn with_the_interface_of_a_router_the_path_is_gone_that_bfd_watched() {
+        let at = Some(SocketAddrV6::new("fe80::1".parse().unwrap(), 179, 0, 7));
+        for bfd in [None, Some(crate::bfd::Settings::DEFAULT)] {
+            let config = PeerConfig { bfd, ..PeerConfig::new("leaf", Remote::Interface("eth0".into()), 1) };
+            let mut router = peer(config);
+            assert_eq!([None, at, at].map(|located| router.locate(located)), [false; 3]);
+            assert_eq!((router.locate(None), router.locate(None)), (bfd.is_some(), false));
+        }
     }
 
     #[tokio::test]
