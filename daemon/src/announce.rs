@@ -23,6 +23,12 @@ use std::{
 
 pub type Routes = BTreeMap<IpNetwork, RouteAttributes>;
 
+/// Whether nodes announce what they have of this partition.
+pub fn is_announced(objects: &Objects, partition: &str) -> bool {
+    let bgp = objects.partitions.get(partition).and_then(|p| p.spec.bgp.as_ref());
+    bgp.is_none_or(|bgp| bgp.advertise)
+}
+
 /// The routes for this node's blocks (block → partition), with the communities of cluster and partition.
 pub fn routes(
     blocks: &BTreeMap<IpNetwork, String>,
@@ -36,7 +42,7 @@ pub fn routes(
             // A block outlives its partition while pods hold its addresses.
             None => None,
         };
-        if bgp.is_some_and(|b| !b.advertise) {
+        if !is_announced(objects, partition) {
             continue;
         }
         // Of an address that moves, its former node may have a claim.

@@ -6,8 +6,8 @@
 //!           ◀──path_down─┘ └──View──▶ status
 //! ```
 //!
-//! Nothing is said before [`Bfd::follow`]: what a daemon before us asked for goes on until we know better; and so do sessions with
-//! the router of an interface, or those of a range, until it is known who they are. The task never
+//! Nothing is said before [`Bfd::follow`]: what a daemon before us asked for goes on until we know better; and so does the
+//! session with the router of an interface until it is known who that is. The task never
 //! waits for the node; without the process BGP goes on, and [`Bfd::error`] says so.
 
 use bulkhead_api::messages::BgpBfdInfo;

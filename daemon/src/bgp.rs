@@ -372,7 +372,7 @@ impl Bgp {
 
 /// What is drained, beside what is announced.
 const DRAINS_FILE: &str = "drains.json";
-/// Who has connected out of ranges.
+/// Who has had sessions out of ranges.
 const MEMBERS_FILE: &str = "bgp-members.json";
 
 fn unix_seconds() -> u64 {

@@ -17,7 +17,7 @@ use tokio::{
 use tracing::warn;
 
 /// RFC 4724 section 4.1, the selection deferral timer.
-pub const HOLD: Duration = Duration::from_secs(120);
+pub const HOLD: Duration = bulkhead_bgp::MEMBERS_HOLD;
 /// Changes that come in such a time are one.
 const GATHER: Duration = Duration::from_millis(20);
 /// The kernel drops routes with their link: it is looked after.

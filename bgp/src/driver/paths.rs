@@ -1,8 +1,7 @@
-//! What is wanted of BFD: sessions with the peers that are known, and those of whom it is not known yet who they are.
+//! What is wanted of BFD: sessions with the peers that are known, and with routers of interfaces that are not known yet.
 
-use super::config::{PeerConfig, Remote};
+use super::config::PeerConfig;
 use crate::bfd;
-use ipnetwork::IpNetwork;
 use nix::net::if_::if_nametoindex;
 use std::collections::BTreeMap;
 use std::net::{IpAddr, SocketAddrV6};
@@ -14,21 +13,13 @@ pub struct Paths {
     pub awaited: Vec<Awaited>,
 }
 
-/// What is known of a session before its neighbour is.
+/// What is known of a session before the router of its interface is.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct Awaited {
-    pub whom: Whom,
+    pub ifindex: u32,
     pub local: Option<IpAddr>,
     pub multihop: Option<u8>,
     pub settings: bfd::Settings,
-}
-
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub enum Whom {
-    /// The router of this interface, which has not advertised itself yet.
-    Interface(u32),
-    /// Everybody of this range who has not connected yet.
-    Range(IpNetwork),
 }
 
 impl Paths {
@@ -45,30 +36,23 @@ impl Paths {
     pub(super) fn add(&mut self, peer: &PeerConfig, located: Option<SocketAddrV6>) {
         self.sessions.extend(peer.bfd_session_at(located));
         let Some(settings) = peer.bfd.filter(|_| peer.shutdown.is_none()) else { return };
-        let whom = match &peer.remote {
-            Remote::Address(_) => None,
-            Remote::Range(range) => Some(Whom::Range(*range)),
-            Remote::Interface(_) if located.is_some() => None,
-            Remote::Interface(name) => if_nametoindex(name.as_str()).ok().map(Whom::Interface),
-        };
+        let interface = peer.interface().filter(|_| located.is_none());
+        let index = interface.and_then(|name| if_nametoindex(name).ok());
         let (local, multihop) = (peer.local_address, peer.least_ttl());
-        self.awaited.extend(whom.map(|whom| Awaited { whom, local, multihop, settings }));
+        self.awaited.extend(index.map(|ifindex| Awaited { ifindex, local, multihop, settings }));
     }
 }
 
 impl Awaited {
     /// Another session with the same neighbour is none of the peer's.
     fn may_be(&self, key: &bfd::Key) -> bool {
-        let with = match self.whom {
-            Whom::Interface(index) => key.ifindex == Some(index),
-            Whom::Range(range) => key.ifindex.is_none() && range.contains(key.peer),
-        };
-        with && (self.local, self.multihop) == (key.local, key.multihop)
+        (Some(self.ifindex), self.local, self.multihop) == (key.ifindex, key.local, key.multihop)
     }
 }
 
 #[cfg(test)]
 mod tests {
+    use super::super::config::Remote;
     use super::*;
     use bfd::{Key, Settings};
 
@@ -94,19 +78,6 @@ mod tests {
         let mut then = Paths::default();
         then.add(&unnumbered, Some(SocketAddrV6::new("fe80::2".parse().unwrap(), 179, 0, index)));
         assert_eq!(then.wanted([found]), BTreeMap::from([(key("fe80::2", Some(index)), FAST)]));
-    }
-
-    #[test]
-    fn members_of_a_range_are_watched_and_those_of_before_stay_until_they_come() {
-        let range = peer(Remote::Range("192.0.2.0/28".parse().unwrap()));
-        let mut paths = Paths::default();
-        paths.add(&range, None);
-        paths.add(&range.member("192.0.2.1".parse().unwrap()), None);
-        let [one, two, outside] = ["192.0.2.1", "192.0.2.2", "192.0.2.99"].map(|peer| key(peer, None));
-        assert_eq!(paths.wanted([two, outside]), BTreeMap::from([(one, FAST), (two, FAST)]));
-        // As of a peer that had this address before.
-        let other = Key { local: Some("192.0.2.9".parse().unwrap()), ..two };
-        assert_eq!(paths.wanted([other]), BTreeMap::from([(one, FAST)]));
     }
 
     #[test]

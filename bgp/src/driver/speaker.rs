@@ -8,18 +8,18 @@ use super::status::{Direction, PeerStatus, PrefixAtPeer, Routes};
 use super::table::{PeerHandle, PeerTable, Table, holds};
 use super::task::{Command, Orders, Task};
 use super::unnumbered::{Located, Search};
-use super::{listener, socket};
+use super::{listener, members, socket};
 use crate::bfd;
 use crate::export::RouteAttributes;
 use crate::neighbour::Intent;
 use ipnetwork::IpNetwork;
-use std::collections::{BTreeMap, BTreeSet};
+use std::collections::BTreeMap;
 use std::io::{self, ErrorKind};
 use std::net::{IpAddr, SocketAddr};
-use std::sync::{Arc, Mutex, MutexGuard, PoisonError, Weak};
-use std::time::Duration;
+use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
+use std::time::{Duration, Instant};
 use thiserror::Error;
-use tokio::net::{TcpListener, TcpStream};
+use tokio::net::TcpListener;
 use tokio::runtime::Handle;
 use tokio::sync::{mpsc, oneshot, watch};
 use tokio::task::JoinHandle;
@@ -44,20 +44,21 @@ const COMMAND_QUEUE: usize = 16;
 /// both times without NOTIFICATION.
 #[derive(Clone, Debug)]
 pub struct Speaker {
-    inner: Arc<Inner>,
+    pub(super) inner: Arc<Inner>,
 }
 
 #[derive(Debug)]
-struct Inner {
+pub(super) struct Inner {
     config: SpeakerConfig,
+    pub started: Instant,
     runtime: Handle,
     announcing: Mutex<Announcing>,
     intent: watch::Sender<Intent>,
     /// How many sessions have begun, of all peers together.
     begun: Arc<watch::Sender<u64>>,
     paths: watch::Sender<Paths>,
-    peers: PeerTable,
-    learned: Learned,
+    pub peers: PeerTable,
+    pub learned: Learned,
     stations: Stations,
     listeners: Mutex<Vec<JoinHandle<()>>>,
     /// The listeners' sockets, for the passwords of peers that connect.
@@ -93,6 +94,7 @@ impl Speaker {
         let listeners = Mutex::new(sockets.iter().map(accept).collect());
         let inner = Inner {
             config,
+            started: Instant::now(),
             runtime: Handle::current(),
             announcing: Mutex::default(),
             intent: watch::Sender::default(),
@@ -105,7 +107,9 @@ impl Speaker {
             sockets: Mutex::new(sockets),
         };
         let inner = Arc::new(inner);
-        tokio::spawn(welcome(Arc::downgrade(&inner), unknown));
+        let begun = inner.begun.subscribe();
+        tokio::spawn(members::welcome(Arc::downgrade(&inner), unknown));
+        tokio::spawn(members::look_after(Arc::downgrade(&inner), begun));
         Ok(Speaker { inner })
     }
 
@@ -195,17 +199,7 @@ impl Speaker {
         self.inner.stations.status()
     }
 
-    /// Who had connected out of ranges to an earlier process: until they are back, more may be learned.
-    pub fn expect_members(&self, members: BTreeSet<IpAddr>) {
-        self.inner.peers.lock().expected = members;
-    }
-
-    /// Who has connected out of ranges.
-    pub fn members(&self) -> BTreeSet<IpAddr> {
-        self.inner.peers.lock().members()
-    }
-
-    /// What is wanted of BFD; changes when the router of an interface is found, or somebody of a range connects.
+    /// What is wanted of BFD; changes when the router of an interface is found, or a session with somebody of a range begins.
     pub fn paths(&self) -> watch::Receiver<Paths> {
         self.inner.paths.subscribe()
     }
@@ -314,7 +308,7 @@ impl Speaker {
 }
 
 impl Inner {
-    fn spawn(this: &Arc<Inner>, config: PeerConfig) -> PeerHandle {
+    pub fn spawn(this: &Arc<Inner>, config: PeerConfig) -> PeerHandle {
         let (commands, queue) = mpsc::channel(COMMAND_QUEUE);
         let _inside = this.runtime.enter();
         let search = config.interface().map(|interface| {
@@ -338,17 +332,17 @@ impl Inner {
         else {
             return;
         };
-        handle.located = located.socket_address(handle.config.port);
+        if handle.locate(located.socket_address(handle.config.port)) {
+            handle.command(Command::PathDown { independent: true, silent: false }, &self.runtime);
+        }
         let all = table.peers.values().map(|peer| &peer.config).chain(&table.ranges).cloned();
         let all: Vec<PeerConfig> = all.collect();
         self.set_passwords(&mut table, &all);
         self.tell_paths(&table);
     }
 
-    fn tell_paths(&self, table: &Table) {
-        let mut paths = Paths::default();
-        table.peers.values().for_each(|peer| paths.add(&peer.config, peer.located));
-        table.ranges.iter().for_each(|range| paths.add(range, None));
+    pub fn tell_paths(&self, table: &Table) {
+        let paths = table.paths();
         self.paths.send_if_modified(|told| {
             let differs = *told != paths;
             *told = paths;
@@ -383,31 +377,6 @@ impl Inner {
             }
         }
         table.passwords = wanted.into_keys().collect();
-    }
-}
-
-/// How many peers of all ranges there may be at once.
-const MAX_MEMBERS: usize = 1024;
-
-/// Makes peers of those who connect out of a range, until the speaker is gone.
-async fn welcome(speaker: Weak<Inner>, mut strangers: mpsc::Receiver<TcpStream>) {
-    while let Some(stream) = strangers.recv().await {
-        let Some(speaker) = speaker.upgrade() else { return };
-        let Ok(from) = stream.peer_addr() else { continue };
-        let address = from.ip().to_canonical();
-        let mut table = speaker.peers.lock();
-        let Some(member) = table.ranges.iter().find(|range| holds(range, address)).map(|r| r.member(address))
-        else {
-            continue;
-        };
-        if table.peers.len() >= MAX_MEMBERS {
-            tracing::warn!(%from, "no more peers out of ranges: there are {MAX_MEMBERS}");
-            continue;
-        }
-        let handle = table.peers.entry(member.name.clone()).or_insert_with(|| Inner::spawn(&speaker, member));
-        // A queue that is full at once is none.
-        let _ = handle.commands.try_send(Command::Incoming(stream));
-        speaker.tell_paths(&table);
     }
 }
 

@@ -1,11 +1,14 @@
 //! The peers' tasks, and whose a connection is.
 
 use super::config::{PeerConfig, Remote};
+use super::members::{Absent, HOLD};
+use super::paths::Paths;
 use super::speaker::unpoisoned;
 use super::task::Command;
 use std::collections::{BTreeMap, BTreeSet};
 use std::net::{IpAddr, SocketAddr, SocketAddrV6};
 use std::sync::{Arc, Mutex, MutexGuard};
+use std::time::{Duration, Instant};
 use tokio::runtime::Handle;
 use tokio::sync::mpsc;
 use tokio::task::JoinHandle;
@@ -18,8 +21,8 @@ pub(super) struct PeerTable(Arc<Mutex<Table>>);
 pub(super) struct Table {
     pub peers: BTreeMap<String, PeerHandle>,
     pub ranges: Vec<PeerConfig>,
-    /// Who had connected out of ranges to an earlier process.
-    pub expected: BTreeSet<IpAddr>,
+    /// Who has had a session out of a range, also with an earlier process, and when that was last known.
+    pub met: BTreeMap<IpAddr, Instant>,
     /// Whose keys the listening sockets have.
     pub passwords: BTreeSet<(IpAddr, u8)>,
 }
@@ -29,19 +32,89 @@ impl Table {
     pub fn waits_for_somebody(&self) -> bool {
         let is_empty = |range: &PeerConfig| !self.peers.values().any(|peer| is_of(range, peer));
         let learns = |range: &&PeerConfig| range.shutdown.is_none() && !range.import.accepts_nothing();
-        let is_there = |address: IpAddr| self.peers.values().any(|peer| peer.config.address() == address);
         let is_missing = |range: &PeerConfig| {
-            self.expected.iter().any(|address| holds(range, *address) && !is_there(*address))
+            self.met.keys().any(|address| holds(range, *address) && !self.is_there(*address))
         };
         let nobody = self.peers.is_empty() && self.ranges.is_empty();
         nobody || self.ranges.iter().filter(learns).any(|range| is_empty(range) || is_missing(range))
     }
 
-    /// Who has connected out of ranges.
-    pub fn members(&self) -> BTreeSet<IpAddr> {
-        let is_member = |peer: &&PeerHandle| self.ranges.iter().any(|range| is_of(range, peer));
-        self.peers.values().filter(is_member).map(|peer| peer.config.address()).collect()
+    fn is_there(&self, address: IpAddr) -> bool {
+        self.peers.values().any(|peer| peer.config.address() == address)
     }
+
+    fn is_member(&self, peer: &PeerHandle) -> bool {
+        self.ranges.iter().any(|range| is_of(range, peer))
+    }
+
+    /// The peer that somebody with this address is out of a range; nobody whose address is a peer's of its own.
+    pub fn member(&self, address: IpAddr) -> Option<PeerConfig> {
+        let member = self.ranges.iter().find(|range| holds(range, address))?.member(address);
+        let another = |peer: &PeerHandle| peer.config.address() == address && peer.config.name != member.name;
+        (!self.peers.values().any(another)).then_some(member)
+    }
+
+    /// Who has had a session out of ranges.
+    pub fn members(&self) -> BTreeSet<IpAddr> {
+        self.met.keys().copied().filter(|address| self.member(*address).is_some()).collect()
+    }
+
+    /// Who may come out of ranges, and is no peer yet: who has been met, and somebody where nobody has.
+    pub fn absent(&self, started: Instant, now: Instant) -> Vec<Absent> {
+        let missing = self.met.iter().filter(|(address, _)| !self.is_there(**address));
+        let missing = missing.filter_map(|(address, last)| Some((self.member(*address)?, *last)));
+        let is_empty = |range: &&PeerConfig| {
+            !self.peers.values().any(|peer| is_of(range, peer))
+                && !self.met.keys().any(|address| holds(range, *address))
+        };
+        let empty = self.ranges.iter().filter(is_empty).map(|range| (range.clone(), started));
+        let may_come = missing.chain(empty).filter(|(config, _)| config.shutdown.is_none());
+        let absent = |(config, last): (PeerConfig, Instant)| Absent {
+            name: config.name,
+            away: now.saturating_duration_since(last),
+        };
+        may_come.map(absent).collect()
+    }
+
+    /// Notes who has a session out of a range, and forgets who has had none for [`HOLD`]. Who is no peer any more.
+    pub fn look_over(&mut self, now: Instant, seen: &[Seen]) -> Vec<PeerHandle> {
+        let of = |table: &Table, peer: &Seen| {
+            let handle = table.peers.get(&peer.name).filter(|handle| table.is_member(handle))?;
+            Some(handle.config.address())
+        };
+        for peer in seen.iter().filter(|peer| peer.met) {
+            if let (Some(address), Some(last)) = (of(self, peer), now.checked_sub(peer.away)) {
+                let known = self.met.entry(address).or_insert(last);
+                *known = last.max(*known);
+            }
+        }
+        self.met.retain(|_, last| now.saturating_duration_since(*last) < HOLD);
+        let gone = seen.iter().filter(|peer| peer.away >= HOLD && of(self, peer).is_some());
+        let gone: Vec<&String> = gone.map(|peer| &peer.name).collect();
+        gone.into_iter().filter_map(|name| self.peers.remove(name)).collect()
+    }
+
+    /// What is wanted of BFD. Who has only opened a connection is not watched.
+    pub fn paths(&self) -> Paths {
+        let mut paths = Paths::default();
+        let configured = self.peers.values().filter(|peer| !self.is_member(peer));
+        configured.for_each(|peer| paths.add(&peer.config, peer.located));
+        self.met
+            .keys()
+            .filter_map(|address| self.member(*address))
+            .for_each(|member| paths.add(&member, None));
+        paths
+    }
+}
+
+/// What a peer's task says of its sessions.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub(super) struct Seen {
+    pub name: String,
+    /// For so long there has been no session, and nothing is kept of one.
+    pub away: Duration,
+    /// There has been one.
+    pub met: bool,
 }
 
 #[derive(Debug)]
@@ -76,6 +149,13 @@ impl PeerHandle {
             (Remote::Interface(_), ..) => false,
             (_, _, from) => self.config.address().to_canonical() == from.ip().to_canonical(),
         }
+    }
+
+    /// Whether a path that BFD watched is gone with its interface; BFD itself cannot tell of it.
+    pub fn locate(&mut self, located: Option<SocketAddrV6>) -> bool {
+        let before = std::mem::replace(&mut self.located, located);
+        let watched = before.and_then(|before| self.config.bfd_session_at(Some(before))).is_some();
+        watched && self.located.is_none()
     }
 
     pub fn command(&self, command: Command, runtime: &Handle) {
@@ -143,7 +223,8 @@ mod tests {
             ["192.0.2.1", "192.0.2.2", "192.0.2.99"].map(|address| address.parse().unwrap());
         let mut table = Table { ranges: vec![range.clone()], ..Table::default() };
         assert!(table.waits_for_somebody(), "nobody has connected");
-        table.expected = [one, two, elsewhere].into();
+        let now = Instant::now();
+        table.met = [one, two, elsewhere].map(|address| (address, now)).into();
         let member = |address| (range.member(address).name, peer(range.member(address)));
         table.peers.extend([member(one)]);
         assert!(table.waits_for_somebody(), "the second has not come back");
@@ -153,5 +234,82 @@ mod tests {
         table.peers.extend([member(two)]);
         assert!(!table.waits_for_somebody());
         assert_eq!(table.members(), [one, two].into());
+    }
+
+    fn bfd_range() -> PeerConfig {
+        let bfd = Some(crate::bfd::Settings::DEFAULT);
+        PeerConfig { bfd, ..PeerConfig::new("racks", Remote::Range("192.0.2.0/28".parse().unwrap()), 1) }
+    }
+
+    fn watched(table: &Table) -> Vec<String> {
+        table.paths().sessions.keys().map(|key| key.peer.to_string()).collect()
+    }
+
+    #[tokio::test]
+    async fn with_the_interface_of_a_router_the_path_is_gone_that_bfd_watched() {
+        let at = Some(SocketAddrV6::new("fe80::1".parse().unwrap(), 179, 0, 7));
+        for bfd in [None, Some(crate::bfd::Settings::DEFAULT)] {
+            let config = PeerConfig { bfd, ..PeerConfig::new("leaf", Remote::Interface("eth0".into()), 1) };
+            let mut router = peer(config);
+            assert_eq!([None, at, at].map(|located| router.locate(located)), [false; 3]);
+            assert_eq!((router.locate(None), router.locate(None)), (bfd.is_some(), false));
+        }
+    }
+
+    #[tokio::test]
+    async fn who_may_come_out_of_a_range_is_absent_until_it_is_a_peer() {
+        let (range, started) = (bfd_range(), Instant::now());
+        let [one, two]: [IpAddr; 2] = ["192.0.2.1", "192.0.2.2"].map(|address| address.parse().unwrap());
+        let now = started + Duration::from_secs(3);
+        let mut table = Table { ranges: vec![range.clone()], ..Table::default() };
+        let absent = |table: &Table| {
+            let all = table.absent(started, now).into_iter();
+            all.map(|absent| (absent.name, absent.away.as_secs())).collect::<Vec<_>>()
+        };
+        assert_eq!(absent(&table), [("racks".to_owned(), 3)], "somebody");
+        table.met = [(one, started), (two, started + Duration::from_secs(1))].into();
+        table.peers.insert(range.member(one).name, peer(range.member(one)));
+        assert_eq!(absent(&table), [("racks[192.0.2.2]".to_owned(), 2)]);
+        table.ranges[0].shutdown = Some("moving".into());
+        assert_eq!(absent(&table), []);
+    }
+
+    #[tokio::test]
+    async fn a_member_is_who_has_had_a_session_and_not_been_without_for_long() {
+        let (range, mut now) = (bfd_range(), Instant::now());
+        let address: IpAddr = "192.0.2.1".parse().unwrap();
+        let name = range.member(address).name;
+        let mut table = Table { ranges: vec![range.clone()], ..Table::default() };
+        table.peers.insert(name.clone(), peer(range.member(address)));
+        let mut look = |table: &mut Table, after: Duration, away: Duration, met| {
+            now += after;
+            let gone = table.look_over(now, &[Seen { name: name.clone(), away, met }]);
+            (gone.len(), table.members().len(), watched(table).len())
+        };
+        let (second, none) = (Duration::from_secs(1), Duration::ZERO);
+        assert_eq!(look(&mut table, none, second, false), (0, 0, 0), "a connection is no session");
+        assert_eq!(look(&mut table, none, none, true), (0, 1, 1));
+        assert_eq!(look(&mut table, HOLD - second, HOLD - second, true), (0, 1, 1));
+        assert_eq!(look(&mut table, second, HOLD, true), (1, 0, 0));
+        table.peers.insert(name.clone(), peer(range.member(address)));
+        assert_eq!(look(&mut table, none, HOLD, false), (1, 0, 0), "who never got a session");
+    }
+
+    #[tokio::test]
+    async fn who_was_met_is_watched_while_it_is_waited_for_and_its_range_wants_it() {
+        let (range, now) = (bfd_range(), Instant::now());
+        let [one, two]: [IpAddr; 2] = ["192.0.2.1", "192.0.2.2"].map(|address| address.parse().unwrap());
+        let mut table = Table { ranges: vec![range.clone()], met: [(one, now)].into(), ..Table::default() };
+        assert_eq!(watched(&table), ["192.0.2.1"]);
+        // A peer of its own that is shut down, or has no BFD, is not watched for a range's sake.
+        table.met.insert(two, now);
+        let alone = PeerConfig { bfd: None, ..PeerConfig::new("leaf", Remote::Address(two), 1) };
+        table.peers.insert("leaf".into(), peer(alone));
+        assert_eq!((watched(&table), table.members()), (vec!["192.0.2.1".to_owned()], [one].into()));
+        assert_eq!(table.look_over(now + HOLD, &[]).len(), 0);
+        assert_eq!(watched(&table), [""; 0], "it is waited for no longer");
+        table.met.insert(one, now);
+        table.ranges[0].bfd = None;
+        assert_eq!(watched(&table), [""; 0]);
     }
 }

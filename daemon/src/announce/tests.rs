@@ -87,6 +87,8 @@ fn a_range_is_announced_whole_from_named_nodes_alone() {
     assert_eq!(route.communities, [65010 << 16 | 66]);
     assert_eq!(aggregates("n2"), Routes::new());
     let hidden = partition("{advertise: false, aggregateFrom: [n1]}");
+    assert_eq!([&objects, &hidden].map(|of| is_announced(of, "web")), [true, false]);
+    assert!(is_announced(&hidden, "gone"), "its blocks are announced without it");
     assert_eq!(super::aggregates("n1", &hidden, &spec("")), Routes::new());
 }
 

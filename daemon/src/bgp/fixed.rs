@@ -1,10 +1,9 @@
 //! Fixed addresses at the speaker's end: when their claims are asked for, and what the routers say of them.
 
 use super::{Begun, Bgp, Quarantine, quarantine::AtRouter};
-use crate::ipam::Asked;
-use bulkhead_api::{messages::ObjectError, objects::IPBlockSpec};
+use crate::{announce, ipam::Asked, source::Snapshot};
+use bulkhead_api::{messages::ObjectError, objects::block_name};
 use bulkhead_bgp::{Family, PrefixAtPeer, fsm::StateName};
-use bulkhead_policy::Named;
 use ipnetwork::IpNetwork;
 use std::{
     sync::Arc,
@@ -47,7 +46,10 @@ impl Bgp {
         let Some((speaker, _)) = self.speaker.as_ref().filter(|_| !waiting.is_empty()) else { return false };
         let mut freed = false;
         for address in waiting {
-            let told: Vec<AtRouter> = speaker.prefix(address).await.iter().map(AtRouter::from).collect();
+            // Who comes meanwhile is among both.
+            let absent = speaker.absent();
+            let mut told: Vec<AtRouter> = speaker.prefix(address).await.iter().map(AtRouter::from).collect();
+            told.extend(absent.into_iter().map(AtRouter::from));
             freed |= self.quarantine.heard(address, &told);
         }
         if self.hear_again.as_ref().is_none_or(JoinHandle::is_finished) {
@@ -61,16 +63,18 @@ impl Bgp {
         freed || decided
     }
 
-    /// Remembers who has connected out of ranges.
-    pub fn look_after_members(&mut self) {
+    /// Remembers who has had sessions out of ranges.
+    pub async fn look_after_members(&mut self) {
         if let Some((speaker, _)) = &self.speaker {
-            self.members.follow(Instant::now(), speaker.members());
+            self.members.follow(Instant::now(), speaker.members().await);
         }
     }
 
-    /// Looks whether the routers tell of other nodes' fixed addresses. `claims`: of all nodes.
-    pub async fn hear_others(&mut self, claims: &Named<IPBlockSpec>) {
-        let claims = claims.values().map(|claim| (claim.cidr, claim.node.as_str()));
+    /// Looks whether the routers tell of other nodes' fixed addresses, as far as these announce them.
+    pub async fn hear_others(&mut self, in_force: &Snapshot) {
+        let claims = in_force.blocks.values();
+        let announced = claims.filter(|claim| announce::is_announced(&in_force.policy, &claim.partition));
+        let claims = announced.map(|claim| (claim.cidr, claim.node.as_str()));
         let asked = self.untold.follow(Instant::now(), &self.node, claims);
         let mut answers = Vec::new();
         if let Some((speaker, _)) = &self.speaker {
@@ -83,14 +87,14 @@ impl Bgp {
         self.untold.heard(&answers);
     }
 
-    /// Routers that would not tell of a former owner.
+    /// Routers that would not tell of a former owner, and addresses of which none would.
     pub fn untold(&self) -> impl Iterator<Item = ObjectError> {
-        self.untold.routers().map(|(router, words)| ObjectError {
-            file: None,
-            object: Some(format!("BGPPeer/{}", router.split('[').next().unwrap_or_default())),
-            field: None,
-            message: format!("{router} {words}"),
-        })
+        let of_router = |(router, words): (&String, &String)| {
+            (format!("BGPPeer/{}", router.split('[').next().unwrap_or_default()), format!("{router} {words}"))
+        };
+        let of_address = |(address, words)| (format!("IPBlock/{}", block_name(address)), words);
+        let told = self.untold.routers().map(of_router).chain(self.untold.addresses().map(of_address));
+        told.map(|(object, message)| ObjectError { file: None, object: Some(object), field: None, message })
     }
 
     pub fn quarantine(&self) -> &Quarantine {

@@ -1,4 +1,4 @@
-//! Who has connected out of ranges, on disk: a daemon that comes later waits for all of them before it sweeps what they announced.
+//! Who has had sessions out of ranges, on disk: a daemon that comes later waits for all of them before it sweeps what they announced.
 
 use crate::{learning::HOLD, store};
 use std::{collections::BTreeSet, net::IpAddr, path::PathBuf, time::Instant};
@@ -31,7 +31,7 @@ impl Members {
         }
         self.known = members;
         if let Err(e) = store::write_json(&self.file, &self.known) {
-            warn!(error = %e, "cannot remember who has connected out of ranges; a restart would sweep what they announced");
+            warn!(error = %e, "cannot remember who has had sessions out of ranges; a restart would sweep what they announced");
         }
     }
 }

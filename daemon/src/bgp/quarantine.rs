@@ -16,7 +16,7 @@
 //! that **has** a way is never overruled by time: that node carries packets, and the operator is told which router and which way it is.
 
 use crate::ipam::{Asked, is_fixed};
-use bulkhead_bgp::{PrefixAtPeer, RouteView, fsm::StateName};
+use bulkhead_bgp::{Absent, PrefixAtPeer, RouteView, fsm::StateName};
 use ipnetwork::IpNetwork;
 use std::{
     collections::{BTreeMap, BTreeSet},
@@ -212,6 +212,13 @@ impl From<&PrefixAtPeer> for AtRouter {
     }
 }
 
+/// Of a range: a router that has not connected yet may know of another owner.
+impl From<Absent> for AtRouter {
+    fn from(absent: Absent) -> Self {
+        Self { name: absent.name, away: Some(absent.away), ..Self::default() }
+    }
+}
+
 fn words(route: &RouteView) -> String {
     let kept = if route.stale { ", kept while that router restarts" } else { "" };
     let path: Vec<String> = route.as_path.iter().map(ToString::to_string).collect();
@@ -245,6 +252,7 @@ mod tests {
         assert_eq!(quarantine.waiting().count(), 1, "of blocks that are shared none waits");
         let away = |time| AtRouter { name: "spine".into(), away: Some(time), ..AtRouter::default() };
         let (down, lost) = (away(SILENT), away(SILENT / 2));
+        let of_range = |away| AtRouter::from(Absent { name: "racks".into(), away });
         let old = AtRouter { established: Some(SILENT), ..at(false, None) };
         let elsewhere = || Why::Elsewhere("leaf has a way".into());
         for (routers, why) in [
@@ -257,6 +265,9 @@ mod tests {
             (vec![lost.clone()], Some(Why::NoRouter)),
             (vec![lost.clone(), at(false, None)], Some(Why::Unheard("leaf".into()))),
             (vec![lost, at(true, None)], Some(Why::Away("spine".into()))),
+            (vec![at(true, None), of_range(SILENT / 2)], Some(Why::Away("racks".into()))),
+            (vec![at(true, None), of_range(SILENT)], None),
+            (vec![of_range(SILENT)], Some(Why::NoRouter)),
             (vec![down, at(true, None)], None),
             (vec![old], None),
         ] {

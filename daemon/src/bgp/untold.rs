@@ -1,5 +1,5 @@
-//! Routers that tell this node of no other node's fixed address, though there are some: the quarantine would hear nothing of
-//! a former owner. Pure.
+//! Routers that tell this node of no other node's fixed address, though there are some, and addresses that none tells, though they
+//! tell others: the quarantine would hear nothing of a former owner. Pure.
 
 use super::quarantine::AtRouter;
 use crate::ipam::is_fixed;
@@ -19,6 +19,8 @@ pub struct Untold {
     /// Of other nodes, since when they are known.
     claimed: BTreeMap<IpNetwork, (String, Instant)>,
     silent: BTreeMap<String, String>,
+    /// That no router tells, though one tells others of that IP version.
+    held_back: Vec<IpNetwork>,
 }
 
 impl Untold {
@@ -53,6 +55,7 @@ impl Untold {
                 asked.push(*address);
             }
         }
+        self.held_back = held_back(answers);
         let silent = told.into_iter().filter(|(_, (tells, _))| !tells);
         self.silent = silent.map(|(name, (_, asked))| (name.to_owned(), self.words(&asked))).collect();
     }
@@ -70,10 +73,39 @@ impl Untold {
         )
     }
 
+    /// And why that matters.
+    pub fn addresses(&self) -> impl Iterator<Item = (IpNetwork, String)> {
+        self.held_back.iter().filter_map(|address| {
+            let (owner, _) = self.claimed.get(address)?;
+            let words = format!(
+                "no router tells this node of {}, which node {owner} has claimed, though they tell of others' fixed addresses: that \
+                 node does not announce it, or a router on the way holds it back (one of another rack, or between racks); then one \
+                 that moves from there to this node would be announced while {owner} has it still",
+                address.ip()
+            );
+            Some((*address, words))
+        })
+    }
+
     /// By their names, and why that matters.
     pub fn routers(&self) -> impl Iterator<Item = (&String, &String)> {
         self.silent.iter()
     }
+}
+
+fn held_back(answers: &[(IpNetwork, Vec<AtRouter>)]) -> Vec<IpNetwork> {
+    let have_stood = |routers: &[AtRouter]| {
+        let mut since = routers.iter().filter_map(|at| at.established).peekable();
+        since.peek().is_some() && since.all(|since| since >= PATIENCE)
+    };
+    let is_told = |routers: &[AtRouter]| routers.iter().any(|at| at.way.is_some());
+    let others_told = |asked: &IpNetwork| {
+        answers.iter().any(|(other, routers)| other.is_ipv4() == asked.is_ipv4() && is_told(routers))
+    };
+    let untold = |(address, routers): &&(IpNetwork, Vec<AtRouter>)| {
+        have_stood(routers) && !is_told(routers) && others_told(address)
+    };
+    answers.iter().filter(untold).map(|(address, _)| *address).collect()
 }
 
 #[cfg(test)]
@@ -104,6 +136,27 @@ mod tests {
             [address(3)],
             "what has moved may be in quarantine"
         );
+    }
+
+    #[test]
+    fn an_address_is_held_back_that_no_router_tells_while_they_tell_others_of_its_version() {
+        let mut untold = Untold::default();
+        let v6: IpNetwork = "fd00:65::f07/128".parse().unwrap();
+        let claims = [(address(1), "n1"), (address(2), "n2"), (v6, "n2")];
+        untold.follow(Instant::now(), "here", claims.into_iter());
+        let long = Some(PATIENCE);
+        let mut heard = |second: Vec<AtRouter>| {
+            untold.heard(&[
+                (address(1), vec![at("leaf", long, true), at("spine", long, false)]),
+                (address(2), second),
+                (v6, vec![at("leaf", long, false)]),
+            ]);
+            untold.addresses().map(|(address, _)| address).collect::<Vec<_>>()
+        };
+        assert_eq!(heard(vec![at("leaf", long, false), at("spine", long, false)]), [address(2)]);
+        assert_eq!(heard(vec![at("leaf", long, false), at("spine", long, true)]), []);
+        let young = at("spine", Some(PATIENCE / 2), false);
+        assert_eq!(heard(vec![at("leaf", long, false), young]), [], "it may not have said it yet");
     }
 
     #[test]

@@ -14,8 +14,8 @@ impl Node {
         let begun = self.bgp.begun_since_asked().await;
         if begun.is_some() || self.ask_at <= Instant::now() {
             self.ask_at = Instant::now() + ASK_AGAIN;
-            self.bgp.look_after_members();
-            self.bgp.hear_others(&self.in_force.blocks).await;
+            self.bgp.look_after_members().await;
+            self.bgp.hear_others(&self.in_force).await;
             let before: Vec<_> = self.endpoints.lost().map(|(block, ..)| block).collect();
             let answers = self.endpoints.ask_for_fixed().await;
             let lost = self.endpoints.lost().map(|(block, ..)| block).filter(|b| !before.contains(b));

@@ -14,7 +14,7 @@ use std::{
         atomic::{AtomicBool, Ordering},
     },
     thread::{self, JoinHandle},
-    time::{Duration, SystemTime, UNIX_EPOCH},
+    time::{Duration, Instant, SystemTime, UNIX_EPOCH},
 };
 
 /// The nodes' names, as the router's sessions are called, and their addresses.
@@ -83,10 +83,12 @@ impl Leaf {
 }
 
 const EVERY: Duration = Duration::from_millis(20);
+/// Without an answer for longer, nobody knows who had a way meanwhile.
+const BLIND: Duration = Duration::from_secs(5);
 
 /// Asks a router again and again, until it is dropped.
 pub struct Watch {
-    seen: Arc<Mutex<Vec<Owners>>>,
+    seen: Arc<Mutex<Seen>>,
     over: Arc<AtomicBool>,
     thread: Option<JoinHandle<()>>,
 }
@@ -95,14 +97,13 @@ pub type NextHops = Box<dyn Fn() -> Result<BTreeSet<String>> + Send>;
 
 impl Watch {
     fn start(next_hops: NextHops) -> Self {
-        let (seen, over) = (Arc::new(Mutex::new(Vec::new())), Arc::new(AtomicBool::new(false)));
+        let (seen, over) = (Arc::new(Mutex::new(Seen::default())), Arc::new(AtomicBool::new(false)));
         let (told, ends) = (seen.clone(), over.clone());
         let thread = thread::spawn(move || {
             while !ends.load(Ordering::Relaxed) {
-                // It may be busy; the test asks what it says in the end.
-                if let Ok(hops) = next_hops() {
-                    note(&mut told.lock().unwrap_or_else(PoisonError::into_inner), &hops);
-                }
+                // It may be busy for a moment.
+                let answer = next_hops();
+                told.lock().unwrap_or_else(PoisonError::into_inner).note(Instant::now(), answer);
                 thread::sleep(EVERY);
             }
         });
@@ -111,8 +112,10 @@ impl Watch {
 
     fn history(&self) -> Result<Vec<Owners>> {
         let running = self.thread.as_ref().is_some_and(|thread| !thread.is_finished());
-        let seen = self.seen.lock().unwrap_or_else(PoisonError::into_inner).clone();
-        if running { Ok(seen) } else { Err(Error::Unmet("the router is watched no more".into())) }
+        if !running {
+            return Err(Error::Unmet("the router is watched no more".into()));
+        }
+        self.seen.lock().unwrap_or_else(PoisonError::into_inner).history(Instant::now())
     }
 }
 
@@ -123,12 +126,49 @@ impl Drop for Watch {
     }
 }
 
-fn note(seen: &mut Vec<Owners>, hops: &BTreeSet<String>) {
-    let owners = NODES.iter().filter(|(_, address)| hops.contains(*address));
-    let owners: BTreeSet<String> = owners.map(|(name, _)| (*name).to_owned()).collect();
-    if seen.last().is_none_or(|(_, last)| *last != owners) {
-        let now = SystemTime::now().duration_since(UNIX_EPOCH).unwrap_or_default();
-        seen.push((now.as_secs_f64(), owners));
+/// What a router has answered.
+#[derive(Debug, Default)]
+struct Seen {
+    owners: Vec<Owners>,
+    answered: Option<Instant>,
+    /// The longest time without an answer, and what it said instead.
+    blind: (Duration, String),
+    failed: String,
+}
+
+impl Seen {
+    fn note(&mut self, now: Instant, answer: Result<BTreeSet<String>>) {
+        match answer {
+            Ok(hops) => {
+                let before = self.answered.replace(now).unwrap_or(now);
+                if now - before > self.blind.0 {
+                    self.blind = (now - before, std::mem::take(&mut self.failed));
+                }
+                self.add(&hops);
+            }
+            Err(error) => self.failed = error.to_string(),
+        }
+    }
+
+    fn add(&mut self, hops: &BTreeSet<String>) {
+        let owners = NODES.iter().filter(|(_, address)| hops.contains(*address));
+        let owners: BTreeSet<String> = owners.map(|(name, _)| (*name).to_owned()).collect();
+        if self.owners.last().is_none_or(|(_, last)| *last != owners) {
+            let now = SystemTime::now().duration_since(UNIX_EPOCH).unwrap_or_default();
+            self.owners.push((now.as_secs_f64(), owners));
+        }
+    }
+
+    fn history(&self, now: Instant) -> Result<Vec<Owners>> {
+        let lasts = self.answered.map_or(Duration::ZERO, |answered| now - answered);
+        let (blind, failed) =
+            if lasts > self.blind.0 { (lasts, &self.failed) } else { (self.blind.0, &self.blind.1) };
+        if blind > BLIND {
+            let seconds = blind.as_secs_f64();
+            let words = format!("for {seconds:.1} s the router did not say who has a way: {failed}");
+            return Err(Error::Unmet(words));
+        }
+        Ok(self.owners.clone())
     }
 }
 
@@ -171,5 +211,19 @@ mod tests {
     fn two_owners_in_two_tables_are_two() {
         let tables = vec![vec![(1.0, set(&["node1"]))], vec![(2.0, set(&["node2"]))]];
         assert_eq!(together(tables).pop(), Some(set(&["node1", "node2"])));
+    }
+
+    #[test]
+    fn a_router_that_does_not_answer_for_long_has_not_been_watched() {
+        let (start, answer) = (Instant::now(), || Ok(BTreeSet::from([NODES[0].1.to_owned()])));
+        let mut seen = Seen::default();
+        let busy = || Err(Error::Unmet("busy".into()));
+        for (after, answer) in [(0, busy()), (10, answer()), (12, busy()), (14, answer())] {
+            seen.note(start + Duration::from_secs(after), answer);
+        }
+        assert_eq!(seen.history(start + Duration::from_secs(15)).unwrap().len(), 1);
+        assert!(seen.history(start + Duration::from_secs(20)).is_err(), "it is silent now");
+        seen.note(start + Duration::from_secs(20), answer());
+        assert!(seen.history(start + Duration::from_secs(20)).is_err(), "it was silent once");
     }
 }
