@@ -259,12 +259,13 @@ fn shutdown(site: &Site, kind: Kind) -> Result<()> {
     // GoBGP does not show the text of what it takes for a hard reset.
     let words: &[&str] = match kind {
         Kind::Bird => &["moving to rack 7"],
-        Kind::Frr => &["moving to rack 7", "\"lastNotificationHardReset\":true"],
+        // In its log: as the reason of the last reset it stands until the next attempt at the most.
+        Kind::Frr => &["NOTIFICATION(Hard Reset)", "moving to rack 7"],
         Kind::Gobgp => &["hard-reset"],
     };
     there.wait_words(words)?;
-    // GoBGP takes its time.
-    if kind != Kind::Gobgp {
+    // FRR has no other text than that of its last attempt, and GoBGP takes its time.
+    if kind == Kind::Bird {
         let before = refused(site)?;
         until("the router has tried again", DEADLINE, || Ok((refused(site)? >= before + 3).then_some(())))?;
         there.wait_words(words)?;
