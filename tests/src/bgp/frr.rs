@@ -186,7 +186,8 @@ fn configuration(setup: &Setup) -> String {
     };
     format!(
         "router bgp {router_as}\n bgp router-id {ROUTER}\n bgp log-neighbor-changes\n \
-         no bgp ebgp-requires-policy\n no bgp default ipv4-unicast\n no bgp network import-check\n bgp graceful-restart\n bgp graceful-restart restart-time {restart_time}\n \
+         no bgp ebgp-requires-policy\n no bgp default ipv4-unicast\n no bgp network import-check\n \
+         bgp graceful-restart\n bgp graceful-restart restart-time {restart_time}\n \
          bgp graceful-restart preserve-fw-state\n{long_lived}{begin} neighbor {peer} timers {keepalive} {hold_time}\n \
          neighbor {peer} timers connect 2\n neighbor {peer} advertisement-interval 0\n{session}{}{}exit\n\
          route-map TAGS permit 10\n set community {ROUTER_AS}:7\n set large-community {ROUTER_AS}:1:2\n \

@@ -2,6 +2,10 @@
 //!
 //! With `ONLY=group` in the environment that group alone. Exit code 0 only if every target is met.
 
+/// The daemon's allocator: parts of the daemon are measured in this process.
+#[path = "../../../daemon/src/memory.rs"]
+mod memory;
+
 use bulkhead_lab::{Result, bench, unmet};
 use std::{env, path::Path, process::ExitCode};
 
