@@ -264,6 +264,14 @@ pub fn bare_address(layout: &Layout, sends: bool, map: &impl AsFd) -> Vec<u64> {
     code.packet(layout.len).address(layout, other, -24).look_up(map, -24).set(R0, 1).end()
 }
 
+/// The look-up in an array alone: of one of `count` elements that lie `apart`, chosen by the packet's chance.
+pub fn bare_element(layout: &Layout, map: &impl AsFd, count: u32, apart: u32) -> Vec<u64> {
+    let code = &mut Code::default();
+    code.packet(layout.len).load(WORD, R0, DATA, layout.len - 4);
+    code.put(0x27, R0, 0, 0, count as i32).shift_right(R0, 32).put(0x27, R0, 0, 0, apart as i32);
+    code.store(WORD, STACK, -4, R0).look_up(map, -4).load(DOUBLE, R1, R0, 0).set(R0, 1).end()
+}
+
 /// The look-up of a connection, and that of the other end's address.
 pub fn bare_request(
     layout: &Layout,

@@ -24,7 +24,6 @@ const PODS: u32 = 110;
 const POLICY: u32 = 1;
 const MAC: [u8; 6] = [2, 0, 0, 0, 1, 0xa];
 const HOST_MAC: [u8; 6] = [2, 0, 0, 0, 0, 1];
-const POD: &str = "pod0";
 /// The pod's own identity, and the first of others.
 const OWN: u32 = 16;
 const OTHERS: u32 = 32;
@@ -51,10 +50,21 @@ pub struct Rules {
     pub ports: u32,
 }
 
+impl Rules {
+    /// One for each kind and port, and for what is of none.
+    pub fn cells(&self) -> u32 {
+        (self.kinds + 1) * (self.ports + 1)
+    }
+}
+
 pub struct World {
     pub datapath: Datapath,
     pins: PathBuf,
     pub ifindex: u32,
+    pub generation: MapData,
+    pub connections: MapData,
+    pub addresses: MapData,
+    pub cells: MapData,
 }
 
 /// What the library of another crate says went wrong.
@@ -63,10 +73,11 @@ pub fn told<T>(result: Result<T, impl Display>) -> Result<T> {
 }
 
 impl World {
-    pub fn new() -> Result<Self> {
-        ip(None, &format!("link add {POD} type veth peer name {POD}-peer"))?;
-        let ifindex = nix::net::if_::if_nametoindex(POD)?;
-        let pins = PathBuf::from(BPFFS).join("bench");
+    /// `pod`: the interface of the pod that is measured.
+    pub fn new(pod: &str) -> Result<Self> {
+        ip(None, &format!("link add {pod} type veth peer name {pod}-peer"))?;
+        let ifindex = nix::net::if_::if_nametoindex(pod)?;
+        let pins = PathBuf::from(BPFFS).join(pod);
         let mut datapath = told(Datapath::open(&pins, SIZES, CONNECTIONS))?.datapath;
         for n in 0..PODS {
             let endpoint = Endpoint {
@@ -88,7 +99,10 @@ impl World {
                 told(datapath.set_address(address.to_ip(), identity))?;
             }
         }
-        Ok(Self { datapath, pins, ifindex })
+        let map = |name| told(MapData::from_pin(pins.join("maps").join(name)));
+        let (generation, connections) = (map("GENERATION")?, map("CONNTRACK")?);
+        let (addresses, cells) = (map("IDENTITY_EXACT")?, map("CELL")?);
+        Ok(Self { datapath, pins, ifindex, generation, connections, addresses, cells })
     }
 
     pub fn apply(&mut self, rules: &Rules) -> Result<()> {
@@ -105,10 +119,6 @@ impl World {
     /// All connections of the pod.
     pub fn forget(&mut self) -> Result<()> {
         told(self.datapath.forget_flows(&[own(&V4, 0).to_ip(), own(&V6, 0).to_ip()])).map(drop)
-    }
-
-    pub fn map(&self, name: &str) -> Result<MapData> {
-        told(MapData::from_pin(self.pins.join("maps").join(name)))
     }
 
     pub fn hook(&self, hook: Hook) -> Result<ProgramFd> {
@@ -146,7 +156,7 @@ fn tables(rules: &Rules) -> Tables {
         port_directories: Arc::new(port_directories),
         port_pages: Arc::new(port_pages),
         rows: Arc::new((0..classes).map(|class| class % (rules.kinds + 1) * columns).collect()),
-        cells: Arc::new((0..(rules.kinds + 1) * columns).map(cell).collect()),
+        cells: Arc::new((0..rules.cells()).map(cell).collect()),
     }
 }
 

@@ -12,6 +12,7 @@ use std::{
     io::Write as _,
     net::Ipv4Addr,
     os::fd::{AsFd, OwnedFd},
+    path::Path,
     process::Stdio,
 };
 
@@ -38,6 +39,8 @@ impl Place {
     }
 }
 
+const FIREWALL: &str = "net/bridge/bridge-nf-call-iptables";
+
 /// Two ports of a bridge that asks no firewall.
 pub fn bridge() -> Result<Place> {
     let [client, server, between] = Place::namespaces("bridge")?;
@@ -51,7 +54,9 @@ pub fn bridge() -> Result<Place> {
         between.ip(&format!("link set {port} master br0"))?;
     }
     // There only where the module is loaded.
-    let _ = between.sysctl("net/bridge/bridge-nf-call-iptables", "0");
+    if between.run(|| Ok(Path::new("/proc/sys").join(FIREWALL).exists()))? {
+        between.sysctl(FIREWALL, "0")?;
+    }
     Ok(Place { client, server, _between: between, to: Ipv4Addr::new(172, 31, 1, 2), _links: Vec::new() })
 }
 
@@ -73,7 +78,7 @@ pub fn tracker() -> Result<Place> {
 }
 
 /// Entries of the daemon's table, where nobody says otherwise.
-const CONNECTIONS: u32 = 262_144;
+const CONNECTIONS: u32 = 131_072;
 
 /// `program`: of the client's hook (or the server's), with the other's interface.
 fn hooked(name: &str, program: impl Fn(bool, u32) -> Result<Vec<u64>> + Sync) -> Result<Place> {
@@ -112,8 +117,10 @@ fn redirect_peer(ifindex: u32) -> Vec<u64> {
 
 pub enum Filter {
     IntervalSet,
-    /// That many rules, none of which says anything of the packets but the last.
+    /// That many rules, none of which says anything of the packets but the last; each packet passes them.
     Linear(u32),
+    /// The same behind conntrack: a connection's first packet passes them.
+    LinearBehindConntrack(u32),
 }
 
 /// A node that routes between two veths, and filters.
@@ -132,6 +139,8 @@ pub fn routed(name: &str, filter: Filter) -> Result<Place> {
     Ok(Place { client, server, _between: between, to: Ipv4Addr::new(172, 31, 2, 2), _links: Vec::new() })
 }
 
+const ESTABLISHED: &str = "  ct state established,related accept\n";
+
 fn rules(filter: &Filter) -> String {
     let mut text = String::from("table ip walls {\n");
     match filter {
@@ -141,10 +150,13 @@ fn rules(filter: &Filter) -> String {
                 let _ = write!(text, ", 10.{}.{}.0/25", n / 250, n % 250);
             }
             text += " }\n }\n chain forward {\n  type filter hook forward priority 0; policy drop;\n";
-            text += "  ct state established,related accept\n  ip saddr @admitted tcp dport 8080 accept\n";
+            text = text + ESTABLISHED + "  ip saddr @admitted tcp dport 8080 accept\n";
         }
-        Filter::Linear(count) => {
+        Filter::Linear(count) | Filter::LinearBehindConntrack(count) => {
             text += " chain forward {\n  type filter hook forward priority 0; policy drop;\n";
+            if let Filter::LinearBehindConntrack(_) = filter {
+                text += ESTABLISHED;
+            }
             for n in 0..*count {
                 let _ = writeln!(text, "  ip saddr 10.{}.{}.0/25 tcp dport 8080 accept", n / 250, n % 250);
             }
