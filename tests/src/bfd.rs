@@ -56,11 +56,24 @@ impl Bfd {
 
     /// SIGTERM; it goes on telling its neighbours for a while.
     pub fn terminate(&self) -> Result<()> {
-        kill(Pid::from_raw(self.process.id() as i32), Signal::SIGTERM).during(|| "SIGTERM".into())
+        self.signal(Signal::SIGTERM)
     }
 }
 
 impl Bfd {
+    /// It stands still until [`Self::goes_on`], as on a machine that its host has paused.
+    pub fn stands_still(&self) -> Result<()> {
+        self.signal(Signal::SIGSTOP)
+    }
+
+    pub fn goes_on(&self) -> Result<()> {
+        self.signal(Signal::SIGCONT)
+    }
+
+    fn signal(&self, signal: Signal) -> Result<()> {
+        kill(Pid::from_raw(self.process.id() as i32), signal).during(|| signal.to_string())
+    }
+
     /// SIGTERM; returns when it has ended.
     pub fn stop(&mut self) -> Result<()> {
         self.terminate()?;

@@ -57,6 +57,7 @@ fn main() -> Result<()> {
         trial("a process that is told to stop tells its neighbours down at once", stopped),
         trial("a neighbour that stops on purpose is told apart from a dead path", neighbour_stops),
         trial("no session falls while the machine is busier than it can be", under_load),
+        trial("two ends that were held up together do not take that for silence", held_up),
         trial("a second process is refused and says why", second),
         trial("what is no request is refused, and the sessions stay", refused),
     ];
@@ -274,14 +275,40 @@ fn under_load(site: &Site) -> Result<()> {
         std::thread::sleep(Duration::from_secs(5));
         let sessions = client.list()?;
         let held = sessions.len() == 2 && sessions.iter().all(|s| s.state == State::Up && s.fell.is_none());
-        assert!(held, "after {:?}: {sessions:?}", begin.elapsed());
+        let logs = || [&ours.log, &theirs.log].map(|log| fs::read_to_string(log).unwrap_or_default());
+        assert!(held, "after {:?}: {sessions:?}\n{}", begin.elapsed(), logs().concat());
     }
     let turns = load.stop();
-    println!(
-        "{minutes} min, two sessions at 3 x 50 ms, four turns of load for each processor: {turns} turns"
-    );
     let logs = fs::read_to_string(&ours.log)? + &fs::read_to_string(&theirs.log)?;
+    println!(
+        "{minutes} min, two sessions at 3 x 50 ms, four turns of load for each processor: {turns} turns, held up {} times",
+        logs.matches("held up").count()
+    );
     assert!(!logs.contains("from=Up"), "{logs}");
+    Ok(())
+}
+
+/// As of two virtual machines on a host that paused them.
+fn held_up(site: &Site) -> Result<()> {
+    let ours = Bfd::start(&site.node, &site.dir)?;
+    let theirs = Bfd::start(&site.router, &site.dir.join("router"))?;
+    let mut client = ours.client()?;
+    client.configure(&[Wanted::new(key(ROUTER), FAST)])?;
+    theirs.client()?.configure(&[Wanted::new(key(NODE), FAST)])?;
+    wait_up(&mut client, 1)?;
+    for _ in 0..5 {
+        ours.stands_still()?;
+        theirs.stands_still()?;
+        // Several detection times.
+        std::thread::sleep(Duration::from_millis(600));
+        theirs.goes_on()?;
+        ours.goes_on()?;
+        until("it answers again", DEADLINE, || Ok(Some(client.list()?)))?;
+        std::thread::sleep(Duration::from_millis(300));
+    }
+    let sessions = client.list()?;
+    assert!(sessions.iter().all(|s| s.state == State::Up && s.fell.is_none()), "{sessions:?}");
+    assert!(fs::read_to_string(&ours.log)?.contains("held up"));
     Ok(())
 }
 

@@ -235,6 +235,13 @@ impl Session {
         outputs
     }
 
+    /// Nobody could hear or say anything here for so long, so that the neighbour's silence says nothing of the path.
+    pub fn held_up(&mut self, by: Duration) {
+        if let Some(at) = &mut self.detect_at {
+            *at += by;
+        }
+    }
+
     pub fn tick(&mut self, now: Duration) -> Vec<Output> {
         let mut outputs = Vec::new();
         if self.detect_at.is_some_and(|at| at <= now) {

@@ -131,6 +131,11 @@ impl Sessions {
         Ok(session.received(now, &packet).into_iter().map(|o| effect(key, o)).collect())
     }
 
+    /// [`Session::held_up`], for all.
+    pub fn held_up(&mut self, by: Duration) {
+        self.by_key.values_mut().for_each(|session| session.held_up(by));
+    }
+
     pub fn deadline(&self) -> Option<Duration> {
         self.by_key.values().filter_map(Session::deadline).min()
     }

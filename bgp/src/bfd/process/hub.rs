@@ -23,6 +23,7 @@ pub enum Event {
     /// From the packet thread.
     Listed(Option<u64>, Vec<SessionInfo>, u64),
     CannotSend(Key, std::io::Error),
+    HeldUp(Duration),
     Changed(Key, crate::bfd::session::Change),
     /// SIGTERM: told to the packet thread, which answers with `Ended`.
     Stop,
@@ -78,6 +79,12 @@ pub fn run(events: &Receiver<Event>, packets: &Packets) {
                 tell(&mut clients, to, &Report::Sessions { sessions, discarded });
             }
             Event::CannotSend(session, error) => tracing::warn!(peer = %session.peer, %error, "cannot send"),
+            Event::HeldUp(late) => {
+                tracing::warn!(
+                    ?late,
+                    "held up: the machine or its host is too busy; neighbours are given as long"
+                );
+            }
             Event::Changed(session, change) => {
                 let (from, to) = (change.from, change.to);
                 tracing::info!(peer = %session.peer, %from, %to, diagnostic = %change.diagnostic, "session changed");

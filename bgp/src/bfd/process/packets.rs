@@ -21,6 +21,8 @@ use std::time::{Duration, Instant};
 
 /// Above every ordinary process; below what the kernel itself runs at this policy (50).
 const PRIORITY: libc::c_int = 30;
+/// Who wakes so much later than due was held up: a virtual machine that its host paused, a processor that the kernel kept.
+const LATE: Duration = Duration::from_millis(20);
 
 pub enum Command {
     Configure(BTreeMap<Key, Settings>),
@@ -83,8 +85,15 @@ impl Thread {
     fn run(mut self) {
         become_real_time();
         while !(self.stopping && self.sessions.is_empty()) {
-            self.wait();
-            // Packets before timers: a process that was held up must not take that for silence.
+            let due = self.sessions.deadline();
+            self.wait(due);
+            // A process that was held up must not take that for silence. What was sent meanwhile is received before timers are
+            // looked at; but the neighbour may have been held up by the same, and it has to be given the time to say so.
+            let late = due.map_or(Duration::ZERO, |due| self.now().saturating_sub(due));
+            if late > LATE {
+                self.sessions.held_up(late);
+                let _ = self.hub.send(Event::HeldUp(late));
+            }
             self.receive();
             self.obey();
             let effects = self.sessions.tick(self.now());
@@ -98,8 +107,8 @@ impl Thread {
         self.epoch.elapsed()
     }
 
-    fn wait(&self) {
-        let left = self.sessions.deadline().map(|at| at.saturating_sub(self.now()));
+    fn wait(&self, due: Option<Duration>) {
+        let left = due.map(|at| at.saturating_sub(self.now()));
         let timeout = left.map(TimeSpec::from_duration);
         let mut fds: Vec<_> =
             self.listening.iter().map(|l| PollFd::new(l.as_fd(), PollFlags::POLLIN)).collect();

@@ -51,6 +51,16 @@ fn changes(outputs: &[Output]) -> Vec<Change> {
 }
 
 #[test]
+fn a_time_in_which_nobody_could_hear_does_not_count_as_silence() {
+    let mut session = in_state(State::Up);
+    session.held_up(400 * MS);
+    assert!(changes(&session.tick(549 * MS)).is_empty());
+    assert_eq!(session.state(), State::Up);
+    session.tick(550 * MS);
+    assert_eq!(session.state(), State::Down);
+}
+
+#[test]
 fn every_state_answers_every_state_as_section_6_2_draws_it() {
     use State::*;
     let expected = [
