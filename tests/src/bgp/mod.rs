@@ -15,6 +15,7 @@ pub mod leaf;
 pub mod pair;
 pub mod rack;
 pub mod site;
+mod slow_claim;
 
 use crate::{Error, Netns, Result, until};
 use site::{DEADLINE, NODE, NODE_AS, ROUTER, ROUTER_AS, Site};
