@@ -59,13 +59,18 @@ pub fn run(directory: &Path, only: Option<&str>) -> Result<bool> {
     let mut figures = Vec::new();
     for group in chosen {
         eprintln!("==> {}: {}", group.name, group.what);
-        let measured = (group.run)()?;
+        let measured = attempt(group.name, group.run);
         measured.iter().for_each(show);
         figures.extend(measured);
         // A later group that fails loses nothing.
         write(directory, &figures)?;
     }
     Ok(figures.iter().all(|f| f.met != Some(false)))
+}
+
+/// A row instead, if it fails: what comes after it is measured all the same.
+fn attempt(name: &str, run: impl FnOnce() -> Result<Vec<Figure>>) -> Vec<Figure> {
+    run().unwrap_or_else(|e| vec![Figure::failed(name, "", e.to_string())])
 }
 
 fn write(directory: &Path, figures: &[Figure]) -> Result<()> {
@@ -89,8 +94,9 @@ fn show(figure: &Figure) {
         Some(false) => "NOT MET",
         None => "",
     };
+    let error = figure.error.as_ref().map_or(String::new(), |error| format!(" ({error})"));
     let line = format!(
-        "    {name:<40}{:>10} {unit:<6} {beside:<18}{ratio:<8}{:<24}{met}",
+        "    {name:<40}{:>10} {unit:<6} {beside:<18}{ratio:<8}{:<24}{met}{error}",
         number(figure.ours),
         figure.promise()
     );
@@ -98,5 +104,8 @@ fn show(figure: &Figure) {
 }
 
 fn number(value: f64) -> String {
+    if value.is_nan() {
+        return "-".into();
+    }
     if value.fract() == 0.0 { format!("{value:.0}") } else { format!("{value:.2}") }
 }
