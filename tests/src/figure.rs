@@ -15,6 +15,9 @@ pub struct Figure {
     /// What is promised, where something is; of which column, says [`Bound`].
     pub target: Option<f64>,
     pub met: Option<bool>,
+    /// Why something was not measured.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub error: Option<String>,
     #[serde(skip)]
     pub bound: Option<Bound>,
 }
@@ -32,7 +35,41 @@ pub enum Bound {
 impl Figure {
     pub fn new(name: impl Into<String>, ours: f64, unit: &'static str) -> Self {
         let name = name.into();
-        Self { name, ours, reference: None, ratio: None, unit, target: None, met: None, bound: None }
+        Self {
+            name,
+            ours,
+            reference: None,
+            ratio: None,
+            unit,
+            target: None,
+            met: None,
+            error: None,
+            bound: None,
+        }
+    }
+
+    /// What could not be measured at all. Its promise, if there is one, is not met.
+    pub fn failed(name: impl Into<String>, unit: &'static str, error: impl Into<String>) -> Self {
+        Self { met: Some(false), error: Some(error.into()), ..Self::new(name, f64::NAN, unit) }
+    }
+
+    /// A measurement that may have failed.
+    pub fn attempted(name: impl Into<String>, ours: Result<f64, String>, unit: &'static str) -> Self {
+        match ours {
+            Ok(ours) => Self::new(name, ours, unit),
+            Err(error) => Self::failed(name, unit, error),
+        }
+    }
+
+    /// Without the reference a promise that is told of it is not met; ours stands.
+    pub fn beside_attempted(mut self, reference: Result<f64, String>) -> Self {
+        match reference {
+            Ok(reference) => self.beside(reference),
+            Err(error) => {
+                self.error.get_or_insert(error);
+                self
+            }
+        }
     }
 
     pub fn beside(mut self, reference: f64) -> Self {
@@ -103,6 +140,24 @@ mod tests {
     #[test]
     fn what_has_no_reference_does_not_meet_a_target_told_of_it() {
         assert_eq!(Figure::new("x", 1.0, "ns").ratio_at_most(9.0).met, Some(false));
+    }
+
+    #[test]
+    fn what_was_not_measured_says_why_and_meets_no_promise() {
+        let failed = || Err::<f64, _>("no session".to_owned());
+        let rows = [
+            Figure::failed("x", "ms", "no session"),
+            Figure::attempted("x", failed(), "ms").at_most(5.0),
+            Figure::attempted("x", failed(), "ms").beside_attempted(Ok(2.0)).ratio_at_most(1.0),
+            Figure::attempted("x", Ok(1.0), "ms").beside_attempted(failed()).ratio_at_most(1.0),
+        ];
+        for row in rows {
+            assert_eq!((row.met, row.error.as_deref()), (Some(false), Some("no session")), "{row:?}");
+        }
+        let told = Figure::attempted("x", Ok(1.0), "ms").beside_attempted(failed());
+        assert_eq!((told.ours, told.met), (1.0, None), "nothing was promised");
+        let row = serde_json::to_string(&Figure::failed("x", "ms", "no session")).unwrap();
+        assert!(row.contains(r#""ours":null"#) && row.contains(r#""error":"no session""#), "{row}");
     }
 
     #[test]

@@ -12,7 +12,7 @@ use bulkhead_lab::{
     Bird, Error, Netns, Result, enter,
     link::End,
     routes::{RouteWatch, kernel_routes},
-    until, veth,
+    unmet, until, veth,
 };
 use libtest_mimic::{Arguments, Failed, Trial};
 use std::{collections::BTreeSet, fs};
@@ -21,6 +21,7 @@ type Test = fn(&mut World) -> Result<()>;
 
 const BIRD: &str = include_str!("../../docs/bgp/bird.conf");
 const FRR: &str = include_str!("../../docs/bgp/frr.conf");
+const GUIDE: &str = include_str!("../../docs/bgp-guide.md");
 const CLUSTER: &str = include_str!("../../docs/bgp/cluster.yaml");
 const SERVICES: &str = "10.96.0.0/16";
 const AGGREGATE: &str = "10.64.0.0/16";
@@ -52,7 +53,27 @@ fn main() -> Result<()> {
             trials.push(trial(format!("{name} × {kind}"), kind, test));
         }
     }
+    trials.push(Trial::test("there is a configuration for each maker's routers", || {
+        every_maker().map_err(Failed::from)
+    }));
     libtest_mimic::run(&arguments, trials).exit()
+}
+
+/// Those of BIRD and FRR are run here; of the others it is known that nothing of what a router must have is missing.
+fn every_maker() -> Result<()> {
+    const WANTED: [&str; 8] =
+        ["65020", "65010", "172.31.9.2", "10.64.0.0", "10.65.15.0", "fd00:64:", "graceful", "bfd"];
+    for maker in ["Cisco NX-OS", "Arista EOS", "Juniper Junos", "Huawei VRP", "H3C Comware"] {
+        let section = GUIDE.split_once(&format!("\n### {maker}\n")).map(|(_, rest)| rest);
+        let shown = section.and_then(|rest| rest.split("\n##").next()?.split("```").nth(1));
+        let Some(shown) = shown.map(str::to_lowercase) else { return unmet(format!("nothing for {maker}")) };
+        let missing: Vec<_> = WANTED.into_iter().filter(|word| !shown.contains(word)).collect();
+        let limits = ["maximum-prefix", "maximum-routes", "prefix-limit", "route-limit"];
+        if !missing.is_empty() || !limits.iter().any(|limit| shown.contains(limit)) {
+            return unmet(format!("{maker}'s has no {missing:?}, or no limit of routes: {shown}"));
+        }
+    }
+    Ok(())
 }
 
 fn trial(name: String, kind: Kind, test: Test) -> Trial {

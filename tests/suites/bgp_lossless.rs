@@ -17,7 +17,6 @@ use bulkhead_lab::{
     traffic::{Sequence, SequenceReport},
     unmet, until,
 };
-use ipnetwork::IpNetwork;
 use libtest_mimic::{Arguments, Failed, Trial};
 use std::{
     env,
@@ -44,7 +43,7 @@ fn main() -> Result<()> {
         ("no packet is lost through kills and upgrades of the daemon × FRR", beside_frr),
         ("no packet is lost through kills of the router's BIRD, which returns with -R", bird_restarts),
         (
-            "no packet from a pod is lost through kills of the router's bgpd of FRR, while zebra stays",
+            "no packet is lost through kills of the router's bgpd of FRR, while zebra stays and gathers",
             frr_restarts,
         ),
     ];
@@ -106,16 +105,8 @@ fn both_have_routes(rack: &Rack) -> Result<()> {
     has(&rack.router, [(BLOCK, NODE), (BLOCK6, NODE6)])
 }
 
-/// Which way packets go.
-#[derive(Clone, Copy, PartialEq)]
-enum Ways {
-    Both,
-    /// From the pod: by what the node has learned.
-    Out,
-}
-
-/// Between pod and host, in both IP versions.
-fn traffic(rack: &Rack, ways: Ways) -> Result<Vec<Sequence>> {
+/// Between pod and host both ways, in both IP versions.
+fn traffic(rack: &Rack) -> Result<Vec<Sequence>> {
     for address in [format!("{HOST}/32"), format!("{HOST6}/128")] {
         rack.router.ip(&format!("address add {address} dev lo"))?;
     }
@@ -123,7 +114,6 @@ fn traffic(rack: &Rack, ways: Ways) -> Result<Vec<Sequence>> {
     let (pod, router) = (&rack.pod, &*rack.router);
     let out = [HOST, HOST6].map(|host| (&pod.netns, router, at(host.parse().unwrap(), 7000)));
     let back = [pod.v4.into(), pod.v6.into()].map(|address| (router, &pod.netns, at(address, 7000)));
-    let back = back.into_iter().filter(|_| ways == Ways::Both);
     let ends: Vec<_> = out.into_iter().chain(back).collect();
     // The first packet of each would wait for a neighbour's address, and few may wait for one.
     for &(from, to, address) in &ends {
@@ -167,7 +157,7 @@ fn rounds_of_the_daemon(rack: &mut Rack, bfd: &Bfd, fresh: &dyn Fn() -> Result<b
     // FRR's BFD comes up twice at its start.
     rack.wait_leaf("BFD is up", is_up)?;
     let fallen = falls(bfd)?;
-    let traffic = traffic(rack, Ways::Both)?;
+    let traffic = traffic(rack)?;
     let watches = [RouteWatch::start(&rack.node.netns)?, RouteWatch::start(&rack.router)?];
     for round in 1..=rounds() {
         if round % 4 == 0 {
@@ -208,36 +198,27 @@ fn beside_frr(rack: &mut Rack) -> Result<()> {
 fn bird_restarts(rack: &mut Rack) -> Result<()> {
     let _bfd = rack.bfd()?;
     let mut router = Some(bird(rack, Bird::start)?);
-    both_have_routes(rack)?;
     rack.wait_leaf("BFD is up", is_up)?;
-    let [node, router] = rounds_of_the_router(rack, Ways::Both, || {
+    rounds_of_the_router(rack, || {
         // Not before the former process is gone.
         drop(router.take());
         router = Some(bird(rack, Bird::recover)?);
         Ok(())
-    })?;
-    assert!(node.is_empty() && router.is_empty(), "routes left a kernel: {node:?}, {router:?}");
-    Ok(())
+    })
 }
 
-/// Without BFD: FRR 8.4's bfdd tells us down when bgpd goes, and that it does not share its fate. And only from the pod: zebra keeps
-/// our routes while bgpd is gone, but takes them away for a moment in some of its returns.
+/// Without BFD: FRR 8.4's bfdd tells us down when bgpd goes, and that it does not share its fate. And with time for zebra to gather: else
+/// it takes the old IPv6 routes away some 100 ms before it has the new ones.
 fn frr_restarts(rack: &mut Rack) -> Result<()> {
     rack.peer("{import: [{action: Accept}]}")?;
-    let mut router = Kind::Frr.start_in(&rack.router, &rack.dir, &Setup::DEFAULT)?;
-    both_have_routes(rack)?;
-    let [node, _] = rounds_of_the_router(rack, Ways::Out, || router.restart())?;
-    assert!(node.is_empty(), "routes left the node's kernel: {node:?}");
-    Ok(())
+    let setup = Setup { gathering: Some(200), ..Setup::DEFAULT };
+    let mut router = Kind::Frr.start_in(&rack.router, &rack.dir, &setup)?;
+    rounds_of_the_router(rack, || router.restart())
 }
 
-/// The routes that have left the kernels of node and router.
-fn rounds_of_the_router(
-    rack: &Rack,
-    ways: Ways,
-    mut restart: impl FnMut() -> Result<()>,
-) -> Result<[Vec<IpNetwork>; 2]> {
-    let traffic = traffic(rack, ways)?;
+fn rounds_of_the_router(rack: &Rack, mut restart: impl FnMut() -> Result<()>) -> Result<()> {
+    both_have_routes(rack)?;
+    let traffic = traffic(rack)?;
     let watches = [RouteWatch::start(&rack.node.netns)?, RouteWatch::start(&rack.router)?];
     for _ in 0..rounds().div_ceil(2) {
         // So that the next one is known by its age.
@@ -258,8 +239,6 @@ fn rounds_of_the_router(
         })?;
         both_have_routes(rack)?;
     }
-    let [node, router] = watches.map(RouteWatch::stop);
-    let left = [node?, router?];
-    all_arrived(traffic).map_err(|error| Error::Unmet(format!("{error}; routes that left: {left:?}")))?;
-    Ok(left)
+    let left = nothing_left(watches);
+    all_arrived(traffic).map_err(|error| Error::Unmet(format!("{error}; {left:?}"))).and(left)
 }

@@ -9,6 +9,7 @@ use bulkhead_lab::bgp::{
 };
 use bulkhead_lab::{Error, Result, enter, unmet, until};
 use libtest_mimic::{Arguments, Failed, Trial};
+use std::fs;
 
 type Test = fn(&mut Pair) -> Result<()>;
 
@@ -27,15 +28,17 @@ fn main() -> Result<()> {
         ("the old owner restarts, and hears of its pod's end then", restarts),
         ("the old owner restarts, and its claim is another's", restarts_without_its_claim),
     ];
-    let two: [(&str, Test); 2] = [
+    let two: [(&str, Test); 3] = [
         ("the old owner is cut off from one of two routers, and from the claims", cut_off_from_one),
         ("the old owner is cut off from one router, and the new one from the other", cut_off_crosswise),
+        ("a second session begins while the old owner waits for its claim's answer", claims_are_slow),
     ];
     let mut trials: Vec<Trial> = all.map(|(name, test)| trial(name, Routers::Bird, test)).into();
     for routers in [Routers::TwoBirds, Routers::GuideBird, Routers::GuideFrr, Routers::Gobgp] {
         trials.extend(all.map(|(name, test)| trial(name, routers, test)));
     }
     trials.extend(two.map(|(name, test)| trial(name, Routers::TwoBirds, test)));
+    trials.push(trial("the old owner is known to one of them that comes back late", Routers::Range, late));
     trials.push(trial("a router that holds host routes back is named", Routers::Deaf, holds_back));
     libtest_mimic::run(&arguments, trials).exit()
 }
@@ -175,6 +178,50 @@ fn cut_off_crosswise(pair: &mut Pair) -> Result<()> {
     told(pair)?;
     pair.wait_tables("in the end", &[&["node2"], &[]])?;
     pair.mend(NEW)?;
+    moved(pair)
+}
+
+/// Of a session that begins meanwhile nothing is known of the time before: it does not vouch for the address when the answer is none.
+fn claims_are_slow(pair: &mut Pair) -> Result<()> {
+    pair.cut(OLD)?;
+    taken_over(pair)?;
+    moved(pair)?;
+    let claim = pair.claims_slow(OLD)?;
+    pair.mend_but(OLD, 1)?;
+    let asked = claim.wait_asked()?;
+    pair.mend(OLD)?;
+    for router in [0, 1] {
+        until("the old one has sessions with both routers again", DEADLINE, || {
+            Ok(pair.established(OLD, router)?.then_some(()))
+        })?;
+    }
+    asked.answer("no claim that anybody can read")?;
+    pair.wait_why(OLD, "in quarantine, for another node may have the address still: leaf has a way to it")?;
+    pair.leaf().wait_restarts_over()?;
+    moved(pair)?;
+    pair.claims_reachable(OLD, true)?;
+    told(pair)?;
+    moved(pair)
+}
+
+/// The routers connect, and nobody has configured them one by one: a daemon that begins anew waits for those that were there before.
+fn late(pair: &mut Pair) -> Result<()> {
+    pair.claims_reachable(OLD, false)?;
+    pair.cut_from(OLD, 0)?;
+    pair.wait_tables("the first router's wait is over", &[&[], &["node1"]])?;
+    until("the new one will remember both routers", DEADLINE, || {
+        let known = fs::read_to_string(pair.nodes[NEW].state_dir().join("bgp-members.json"))?;
+        Ok((known.contains("172.31.9.1") && known.contains("172.31.9.4")).then_some(()))
+    })?;
+    pair.nodes[NEW].kill_daemon()?;
+    pair.cut_from(NEW, 1)?;
+    pair.nodes[NEW].start_daemon()?;
+    taken_over(pair)?;
+    pair.wait_why(NEW, "there is no session with leaf[172.31.9.4]")?;
+    pair.mend(NEW)?;
+    pair.wait_why(NEW, "leaf[172.31.9.4] has a way to it")?;
+    pair.claims_reachable(OLD, true)?;
+    told(pair)?;
     moved(pair)
 }
 

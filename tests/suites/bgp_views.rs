@@ -5,9 +5,9 @@ use bulkhead_api::messages::{BgpRouteInfo, BgpRoutes, BgpWhy, PartitionInfo};
 use bulkhead_lab::bgp::{
     Kind, Router, Seen, Setup, THEIRS, THEIRS6,
     rack::{BLOCK, BLOCK6, Rack},
-    site::{DEADLINE, NODE_AS, ROUTER, ROUTER_AS},
+    site::{DEADLINE, NODE_AS, NODE6, ROUTER, ROUTER_AS},
 };
-use bulkhead_lab::{Error, Pod, Result, enter, until};
+use bulkhead_lab::{Error, Pod, Result, enter, node::UPLINK, until};
 use libtest_mimic::{Arguments, Failed, Trial};
 use std::{collections::BTreeSet, fs};
 
@@ -26,12 +26,13 @@ fn main() -> Result<()> {
     for (name, test) in each {
         trials.extend(Kind::ALL.map(|kind| trial(format!("{name} × {kind}"), move |rack| test(rack, kind))));
     }
-    let others: [(&str, Test); 7] = [
+    let others: [(&str, Test); 8] = [
         ("a partition's attributes are on its blocks, as the router sees them", of_partition),
         ("an address and an aggregate are told apart from the block that is announced", covers),
         ("without a session the reason is the session's", no_session),
         ("too many prefixes are the reason when they were", too_many),
         ("drained routes say so", drained),
+        ("without an address of its IP version nothing is announced, and why says so", no_next_hop),
         ("a table is bounded, and says what it left out", bounded),
         ("of a wrong password no more is said than can be known", password),
     ];
@@ -217,6 +218,24 @@ fn of_partition(rack: &mut Rack) -> Result<()> {
     Ok(())
 }
 
+/// The session runs over IPv4: the next hop of IPv6 routes is the uplink's global address.
+fn no_next_hop(rack: &mut Rack) -> Result<()> {
+    let router = start(rack, Kind::Bird, &Setup::DEFAULT)?;
+    router.wait_seen(BLOCK6)?;
+    let of_uplink = format!("{NODE6}/64 dev {UPLINK}");
+    rack.node.netns.ip(&format!("-6 address delete {of_uplink}"))?;
+    wait_reason(
+        rack,
+        BLOCK6,
+        "routes of ipv6-unicast are not announced: the session runs over the other IP version",
+    )?;
+    router.wait_gone(BLOCK6)?;
+    router.wait_seen(BLOCK)?;
+    rack.node.netns.ip(&format!("-6 address add {of_uplink}"))?;
+    assert_eq!(router.wait_seen(BLOCK6)?.next_hop, NODE6);
+    Ok(())
+}
+
 fn bounded(rack: &mut Rack) -> Result<()> {
     let router = start(rack, Kind::Bird, &Setup::DEFAULT)?;
     router.wait_seen(BLOCK6)?;
@@ -246,8 +265,14 @@ fn password(rack: &mut Rack) -> Result<()> {
     // It dials, too, and its segments are counted.
     meaning("segments with another password than this node's came")?;
     assert!(!router.established()?);
-    let shown = rack.node.cli(&["bgp", "peers"])?;
-    assert!(!shown.contains("ours") || !shown.contains("wrongbattery"), "no password is shown: {shown}");
+    for shown in [
+        rack.node.cli(&["bgp", "peers"])?,
+        rack.node.cli(&["bgp", "peers", "-o", "json"])?,
+        rack.node.cli(&["status"])?,
+        fs::read_to_string(rack.node.log())?,
+    ] {
+        assert!(!shown.contains("correcthorse"), "no password is shown: {shown}");
+    }
     drop(router);
     // One that waits to be called says nothing that could be counted.
     let router = start(rack, Kind::Bird, &Setup { password: Some("correcthorse"), ..Setup::DEFAULT })?;

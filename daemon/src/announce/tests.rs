@@ -149,3 +149,30 @@ fn a_peer_without_the_password_it_needs_is_an_error_and_no_peer() {
     let refused = made(Err("no such file".into())).expect_err("no password");
     assert_eq!(refused.field.as_deref(), Some("spec.session.passwordFile"));
 }
+
+#[test]
+fn a_peer_is_every_nodes_or_one_nodes_or_those_with_its_labels() {
+    let named = |(name, chosen): (&str, &str)| {
+        let (_, spec) = peer(&format!("peerAddress: 192.0.2.1{chosen}"));
+        (name.to_owned(), spec)
+    };
+    let objects: Peers = [
+        ("every", ""),
+        ("one", ", node: n1"),
+        ("rack", ", nodeSelector: {matchLabels: {rack: '1'}}"),
+        ("one-in-rack", ", node: n1, nodeSelector: {matchLabels: {rack: '1'}}"),
+    ]
+    .map(named)
+    .into();
+    let configuration = configuration("").expect("one").spec;
+    let of = |node: &str, rack: Option<&str>| {
+        let labels = rack.map(|rack| ("rack".to_owned(), rack.to_owned())).into_iter().collect();
+        let info = rack.map(|_| NodeInfo { labels, ..NodeInfo::default() });
+        let peers = peers(node, info.as_ref(), Sources::default(), &objects, &configuration, |_| Ok(None));
+        peers.into_keys().collect::<Vec<_>>().join(" ")
+    };
+    assert_eq!(of("n1", Some("1")), "every one one-in-rack rack");
+    assert_eq!(of("n1", Some("2")), "every one");
+    assert_eq!(of("n2", Some("1")), "every rack");
+    assert_eq!(of("n2", None), "every", "nothing is known of the node");
+}

@@ -202,7 +202,11 @@ impl BlockClaims for ClaimFiles {
     }
 
     async fn get(&self, cidr: IpNetwork) -> Result<Option<IPBlockSpec>, ClaimError> {
-        read(&self.dir.join(format!("{}.yaml", block_name(cidr))))
+        let path = self.dir.join(format!("{}.yaml", block_name(cidr)));
+        // A directory that is shared may be slow: nothing else waits for it.
+        let asked = path.clone();
+        let answer = tokio::task::spawn_blocking(move || read(&asked)).await;
+        answer.unwrap_or_else(|source| Err(ClaimError::Io { path, source: source.into() }))
     }
 
     async fn list(&self) -> Result<Vec<IPBlockSpec>, ClaimError> {

@@ -33,9 +33,10 @@ impl Frr {
         fs::create_dir_all(dir).during(|| dir.display().to_string())?;
         // zebra gives its privileges up and becomes another user.
         fs::set_permissions(dir, fs::Permissions::from_mode(0o777))?;
-        fs::write(dir.join("zebra.conf"), "")?;
+        let gathering = setup.gathering.map(|millis| format!("zebra work-queue {millis}\n"));
+        fs::write(dir.join("zebra.conf"), gathering.unwrap_or_default())?;
         fs::write(dir.join("bgpd.conf"), configuration(setup))?;
-        let zebra = begin(netns, dir, "zebra", &[])?;
+        let zebra = begin(netns, dir, "zebra", if setup.gathering.is_some() { ZEBRA } else { &[] })?;
         let bfdd = || {
             fs::write(dir.join("bfdd.conf"), "")?;
             begin(netns, dir, "bfdd", &[])

@@ -15,6 +15,7 @@ pub mod leaf;
 pub mod pair;
 pub mod rack;
 pub mod site;
+mod slow_claim;
 
 use crate::{Error, Netns, Result, until};
 use site::{DEADLINE, NODE, NODE_AS, ROUTER, ROUTER_AS, Site};
@@ -83,6 +84,8 @@ pub struct Setup {
     pub unnumbered: Option<&'static str>,
     /// Milliseconds, three times; not GoBGP, which lacks it.
     pub bfd: Option<u32>,
+    /// Milliseconds for which FRR's zebra gathers what changes before it tells the kernel; 10 if it is not said.
+    pub gathering: Option<u32>,
     /// For measurements: nothing goes to the kernel, and no line of log for each route.
     pub speaker_alone: bool,
 }
@@ -108,6 +111,7 @@ impl Setup {
         long_lived: None,
         unnumbered: None,
         bfd: None,
+        gathering: None,
         speaker_alone: false,
     };
 }

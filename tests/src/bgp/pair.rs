@@ -11,6 +11,7 @@
 use super::{
     leaf::{Leaf, NODES, Owners, together},
     site::{DEADLINE, NODE_AS, ROUTER, ROUTER_AS},
+    slow_claim::SlowClaim,
 };
 use crate::{
     Bird, Error, Netns, Node, Pod, Result,
@@ -28,6 +29,7 @@ use std::{
 };
 
 pub const ADDRESS: &str = "10.65.15.7/32";
+const CLAIM: &str = "10-65-15-7-32.yaml";
 /// For which the router keeps what a node announced that does not come back.
 pub const RESTART_TIME: u16 = 8;
 const SECOND: &str = "172.31.9.4";
@@ -38,6 +40,8 @@ pub enum Routers {
     Bird,
     /// Which know nothing of each other.
     TwoBirds,
+    /// The same, out of one listening range of the nodes.
+    Range,
     /// A BIRD that tells the nodes nothing.
     Deaf,
     /// The guide's own configurations, with one line for the other node.
@@ -48,11 +52,18 @@ pub enum Routers {
     Gobgp,
 }
 
+impl Routers {
+    fn are_two(self) -> bool {
+        matches!(self, Routers::TwoBirds | Routers::Range)
+    }
+}
+
 impl fmt::Display for Routers {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         f.write_str(match self {
             Routers::Bird => "BIRD",
             Routers::TwoBirds => "two BIRDs",
+            Routers::Range => "two BIRDs of a range",
             Routers::Deaf => "a silent BIRD",
             Routers::GuideBird => "the guide's BIRD",
             Routers::GuideFrr => "the guide's FRR",
@@ -111,7 +122,7 @@ impl Pair {
         let nodes = [node(0)?, node(1)?];
         fs::write(dir.join("objects/all.yaml"), objects(short, routers, "", ""))?;
         let mut netns = vec![Arc::new(router)];
-        if routers == Routers::TwoBirds {
+        if routers.are_two() {
             let other = machine(&format!("second-{short}"))?;
             veth(
                 End { netns: &other, name: "downlink", addresses: &[&format!("{SECOND}/24")] },
@@ -122,7 +133,9 @@ impl Pair {
         }
         let at = |n: usize| dir.join(["router", "router2"][n]);
         let first = match routers {
-            Routers::Bird | Routers::TwoBirds => Leaf::bird(&netns[0], &at(0), &bird(ROUTER)),
+            Routers::Bird | Routers::TwoBirds | Routers::Range => {
+                Leaf::bird(&netns[0], &at(0), &bird(ROUTER))
+            }
             Routers::Deaf => {
                 Leaf::bird(&netns[0], &at(0), &bird(ROUTER).replace("export all", "export none"))
             }
@@ -193,41 +206,52 @@ impl Pair {
 
     /// The claim goes, as with the node's `Node` object.
     pub fn forget_claim(&self) -> Result<()> {
-        Ok(fs::remove_file(self.dir.join("blocks/10-65-15-7-32.yaml"))?)
+        Ok(fs::remove_file(self.dir.join("blocks").join(CLAIM))?)
+    }
+
+    fn claims_of(&self, node: usize) -> PathBuf {
+        self.dir.join(format!("of{}/blocks", node + 1))
     }
 
     /// This node's way to the claims goes, or comes back.
     pub fn claims_reachable(&self, node: usize, reachable: bool) -> Result<()> {
-        let at = self.dir.join(format!("of{}/blocks", node + 1));
+        let at = self.claims_of(node);
         if reachable {
+            if at.is_dir() {
+                fs::remove_dir_all(&at)?;
+            }
             return Ok(symlink(self.dir.join("blocks"), at)?);
         }
         Ok(fs::remove_file(at)?)
     }
 
+    /// This node's way to the claims is such that nothing comes back for a while.
+    pub fn claims_slow(&self, node: usize) -> Result<SlowClaim> {
+        self.claims_reachable(node, false)?;
+        SlowClaim::create(&self.claims_of(node), CLAIM)
+    }
+
     /// Everything that this node sends and is sent is dropped, and the carrier stays.
     pub fn cut(&self, node: usize) -> Result<()> {
-        self.drop_all(node, "", "")
+        self.nft(node, &drops("drop", "", ""))
     }
 
     /// Only between it and the first router, or the second.
     pub fn cut_from(&self, node: usize, router: usize) -> Result<()> {
-        let address = [ROUTER, SECOND][router];
-        self.drop_all(node, &format!("ip saddr {address} drop;"), &format!("ip daddr {address} drop;"))
-    }
-
-    fn drop_all(&self, node: usize, received: &str, sent: &str) -> Result<()> {
-        let policy = if received.is_empty() { "drop" } else { "accept" };
-        let chain = |name: &str, rule: &str| {
-            let hook = format!("type filter hook {name} priority 0; policy {policy};");
-            format!("chain {name} {{ {hook} {rule} }}; ")
-        };
-        let rules = format!("table inet cut {{ {}{}}}", chain("input", received), chain("output", sent));
-        run(self.nodes[node].netns.command("nft").arg(rules)).map(drop)
+        self.nft(node, &drops_between(router))
     }
 
     pub fn mend(&self, node: usize) -> Result<()> {
-        run(self.nodes[node].netns.command("nft").arg("delete table inet cut")).map(drop)
+        self.nft(node, "delete table inet cut")
+    }
+
+    /// All but what is between it and this router.
+    pub fn mend_but(&self, node: usize, router: usize) -> Result<()> {
+        self.nft(node, &format!("delete table inet cut; {}", drops_between(router)))
+    }
+
+    fn nft(&self, node: usize, change: &str) -> Result<()> {
+        run(self.nodes[node].netns.command("nft").arg(change)).map(drop)
     }
 
     /// Who has a way to the address in each router's table now: of `node1`, `node2`.
@@ -287,23 +311,39 @@ fn machine(name: &str) -> Result<Netns> {
     Ok(netns)
 }
 
+fn drops_between(router: usize) -> String {
+    let address = [ROUTER, SECOND][router];
+    drops("accept", &format!("ip saddr {address} drop;"), &format!("ip daddr {address} drop;"))
+}
+
+fn drops(policy: &str, received: &str, sent: &str) -> String {
+    let chain = |name: &str, rule: &str| {
+        format!("chain {name} {{ type filter hook {name} priority 0; policy {policy}; {rule} }}; ")
+    };
+    format!("table inet cut {{ {}{}}}", chain("input", received), chain("output", sent))
+}
+
 fn objects(namespace: &str, routers: Routers, bgp: &str, of_partition: &str) -> String {
     let asn = if routers == Routers::Gobgp { NODE_AS } else { ROUTER_AS };
-    let peer = |name: &str, address: &str| {
+    let peer = |name: &str, remote: &str| {
         format!(
             "---\napiVersion: bulkhead.dev/v1alpha1\nkind: BGPPeer\nmetadata: {{name: {name}}}\n\
-             spec: {{peerAddress: {address}, peerASN: {asn}, connectRetrySeconds: 1, holdTimeSeconds: 6, families: [IPv4]}}\n"
+             spec: {{{remote}, peerASN: {asn}, connectRetrySeconds: 1, holdTimeSeconds: 6, families: [IPv4]}}\n"
         )
     };
-    let second = if routers == Routers::TwoBirds { peer("second", SECOND) } else { String::new() };
+    let at = |address: &str| format!("peerAddress: {address}");
+    let peers = match routers {
+        Routers::TwoBirds => peer("leaf", &at(ROUTER)) + &peer("second", &at(SECOND)),
+        Routers::Range => peer("leaf", "peerRange: 172.31.9.0/29"),
+        _ => peer("leaf", &at(ROUTER)),
+    };
     format!(
         "apiVersion: bulkhead.dev/v1alpha1\nkind: BGPConfiguration\nmetadata: {{name: default}}\n\
          spec: {{asn: {NODE_AS}, restartTimeSeconds: {RESTART_TIME}, {bgp}}}\n---\n\
          apiVersion: bulkhead.dev/v1alpha1\nkind: Partition\nmetadata: {{name: vault}}\n\
          spec: {{policyID: 31, namespaces: [{namespace}], podCIDRs: [10.65.0.0/16], fixedCIDRs: [10.65.15.0/28], bgp: {{{of_partition}}}}}\n---\n\
          apiVersion: bulkhead.dev/v1alpha1\nkind: IPReservation\nmetadata: {{name: db, namespace: {namespace}}}\n\
-         spec: {{pod: db-0, addresses: [10.65.15.7]}}\n{}{second}",
-        peer("leaf", ROUTER)
+         spec: {{pod: db-0, addresses: [10.65.15.7]}}\n{peers}"
     )
 }
 

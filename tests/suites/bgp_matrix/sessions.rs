@@ -254,6 +254,9 @@ fn local_as(site: &Site, kind: Kind) -> Result<()> {
 
 fn shutdown(site: &Site, kind: Kind) -> Result<()> {
     let (there, node) = comes_up(site, kind, &Setup::default(), router())?;
+    let notifications = || Ok::<_, Error>(there.log()?.lines().filter(|line| is_notification(line)).count());
+    // Connections may have collided.
+    let told_before = notifications()?;
     node.speaker.set_peers(vec![PeerConfig { shutdown: Some("moving to rack 7".into()), ..router() }]);
     there.wait_gone(BLOCK)?;
     // GoBGP does not show the text of what it takes for a hard reset.
@@ -264,14 +267,22 @@ fn shutdown(site: &Site, kind: Kind) -> Result<()> {
         Kind::Gobgp => &["hard-reset"],
     };
     there.wait_words(words)?;
-    // FRR has no other text than that of its last attempt, and GoBGP takes its time.
-    if kind == Kind::Bird {
+    // GoBGP takes its time.
+    if kind != Kind::Gobgp {
         let before = refused(site)?;
         until("the router has tried again", DEADLINE, || Ok((refused(site)? >= before + 3).then_some(())))?;
         there.wait_words(words)?;
+        // FRR's own counter counts each of them twice.
+        assert_eq!(notifications()?, told_before + 1, "no other takes its place: {}", there.log()?);
     }
     node.speaker.set_peers(vec![router()]);
     both_blocks(there.as_ref())
+}
+
+/// A line of BIRD's or FRR's log that tells of one of ours.
+fn is_notification(line: &str) -> bool {
+    line.contains("node: Received: ")
+        || (line.contains("NOTIFICATION") && line.contains("received from neighbor"))
 }
 
 /// Connections that others have begun to the node.

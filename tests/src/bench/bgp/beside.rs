@@ -26,9 +26,14 @@ use std::{
     time::{Duration, Instant},
 };
 
+/// For a session, and between two routes that a receiver takes: it may share its core with whatever else runs.
 const DEADLINE: Duration = Duration::from_secs(120);
+const PROGRESS: Duration = Duration::from_secs(15);
 /// Between two looks, each of which costs the receiver a little.
 const LOOK: Duration = Duration::from_millis(20);
+
+/// Of those beside whom something is promised, by turns. The fastest counts: whatever else the machine does can only make it slower.
+const ROUNDS: usize = 3;
 
 enum Who {
     Ours(Receiver),
@@ -71,26 +76,61 @@ struct Spent {
     memory: f64,
 }
 
-pub fn run() -> Result<Vec<Figure>> {
-    let mut figures = Vec::new();
-    for (thousands, each) in [(200, PACKED), (1000, PACKED), (200, 5), (1000, 5)] {
-        let number = thousands * 1000 / scale();
-        let octets = stream(0, number, each);
-        let what = format!("BGP: {thousands}k prefixes, {each} a set");
-        let ours = receive(None, number, &octets)?;
-        let bird = receive(Some(Kind::Bird), number, &octets)?;
-        figures.push(Figure::new(format!("{what}, CPU"), ours.cpu, "ms").beside(bird.cpu).ratio_at_most(1.0));
-        figures.push(Figure::new(format!("{what}, last"), ours.wall, "ms").beside(bird.wall));
-        figures.push(Figure::new(format!("{what}, memory"), ours.memory, "MB").beside(bird.memory));
-        // GoBGP takes 17 s and 1.3 GB for a million, and nothing is promised beside it.
-        let others = [Kind::Frr, Kind::Gobgp].into_iter().filter(|k| *k == Kind::Frr || thousands <= 200);
-        for kind in others {
-            let other = receive(Some(kind), number, &octets)?;
-            figures.push(Figure::new(format!("{what}, CPU, {kind}"), ours.cpu, "ms").beside(other.cpu));
-            figures.push(Figure::new(format!("{what}, last, {kind}"), ours.wall, "ms").beside(other.wall));
-        }
+type Attempt = Result<Spent, String>;
+
+pub fn run() -> Vec<Figure> {
+    [(200, PACKED), (1000, PACKED), (200, 5), (1000, 5)]
+        .into_iter()
+        .flat_map(|(thousands, each)| {
+            let number = thousands * 1000 / scale();
+            let octets = stream(0, number, each);
+            let what = format!("BGP: {thousands}k prefixes, {each} a set");
+            let attempt = |kind| attempt(&what, kind, number, &octets);
+            let by_turns = (0..ROUNDS).map(|_| [attempt(None), attempt(Some(Kind::Bird))]);
+            let [ours, bird] =
+                by_turns.reduce(best_of_each).unwrap_or_else(|| [0, 1].map(|_| Err("no round".into())));
+            let mut figures = rows(&what, &ours, Kind::Bird, &bird);
+            for kind in [Kind::Frr, Kind::Gobgp] {
+                figures.extend(rows(&what, &ours, kind, &attempt(Some(kind))));
+            }
+            figures
+        })
+        .collect()
+}
+
+/// What is promised is promised beside BIRD.
+fn rows(what: &str, ours: &Attempt, kind: Kind, other: &Attempt) -> Vec<Figure> {
+    let row = |of: &str, unit, value: fn(&Spent) -> f64| {
+        let figure =
+            Figure::attempted(format!("{what}, {of}, {kind}"), ours.clone().map(|s| value(&s)), unit);
+        figure.beside_attempted(other.clone().map(|s| value(&s)))
+    };
+    let cpu = row("CPU", "ms", |spent| spent.cpu);
+    let cpu = if kind == Kind::Bird { cpu.ratio_at_most(1.0) } else { cpu };
+    vec![cpu, row("last", "ms", |spent| spent.wall), row("memory", "MB", |spent| spent.memory)]
+}
+
+fn best_of_each(before: [Attempt; 2], [ours, bird]: [Attempt; 2]) -> [Attempt; 2] {
+    let [ours_before, bird_before] = before;
+    [better(ours_before, ours), better(bird_before, bird)]
+}
+
+fn better(one: Attempt, other: Attempt) -> Attempt {
+    match (&one, &other) {
+        (Ok(a), Ok(b)) if b.cpu < a.cpu => other,
+        (Err(_), Ok(_)) => other,
+        _ => one,
     }
-    Ok(figures)
+}
+
+fn attempt(what: &str, kind: Option<Kind>, number: usize, octets: &[u8]) -> Attempt {
+    let who = kind.map_or("Bulkhead".to_owned(), |kind| kind.to_string());
+    let spent = receive(kind, number, octets).map_err(|e| format!("{who}: {e}"));
+    match &spent {
+        Ok(spent) => eprintln!("    {what}: {who}: {:.0} ms of CPU, {:.0} MB", spent.cpu, spent.memory),
+        Err(error) => eprintln!("    {what}: {error}"),
+    }
+    spent
 }
 
 /// `None`: by us.
@@ -117,7 +157,7 @@ fn receive(kind: Option<Kind>, number: usize, octets: &[u8]) -> Result<Spent> {
             Err(e) => ended = e.to_string(),
         }
     }
-    unmet(format!("feeding {kind:?}: {ended}"))
+    unmet(ended)
 }
 
 fn feed(who: &mut Who, stream: TcpStream, number: usize, octets: &[u8]) -> Result<Spent> {
@@ -126,22 +166,38 @@ fn feed(who: &mut Who, stream: TcpStream, number: usize, octets: &[u8]) -> Resul
     alone(pid)?;
     let (cpu, memory, start) = (cpu(pid)?, resident(pid)?, Instant::now());
     fed.send(octets)?;
-    until("the receiver has every route", DEADLINE, || {
-        let received = who.received()?;
-        if received >= number {
-            return Ok(Some(Ok(())));
-        }
-        if let Err(ended) = fed.holds() {
-            return Ok(Some(Err(ended)));
-        }
-        thread::sleep(LOOK);
-        Err(crate::Error::Unmet(format!("{received} of {number}")))
-    })??;
+    wait_received(number, || {
+        fed.holds()?;
+        // Who computes may not answer.
+        Ok(who.received().unwrap_or_default())
+    })?;
     Ok(Spent {
         cpu: self::cpu(pid)? - cpu,
         wall: start.elapsed().as_secs_f64() * 1e3,
         memory: resident(pid)? - memory,
     })
+}
+
+/// However long it takes, as long as there are more of them again and again.
+fn wait_received(number: usize, mut received: impl FnMut() -> Result<usize>) -> Result<()> {
+    let (mut before, mut grew, mut told) = (0, Instant::now(), Instant::now());
+    loop {
+        let now = received()?;
+        if now >= number {
+            return Ok(());
+        }
+        if now > before {
+            (before, grew) = (now, Instant::now());
+        }
+        if grew.elapsed() > DEADLINE {
+            return unmet(format!("{now} of {number} routes, and no more for {} s", DEADLINE.as_secs()));
+        }
+        if told.elapsed() > PROGRESS {
+            eprintln!("    {now} of {number} routes");
+            told = Instant::now();
+        }
+        thread::sleep(LOOK);
+    }
 }
 
 const SESSIONS: usize = 200;
@@ -170,14 +226,7 @@ pub fn many() -> Result<Vec<Figure>> {
             fed.iter_mut().zip(&octets).map(|(fed, octets)| scope.spawn(|| fed.send(octets))).collect();
         senders.into_iter().try_for_each(|s| s.join().unwrap_or_else(|_| unmet("a sender panicked")))
     })?;
-    until("every route of every session", DEADLINE, || {
-        let received = receiver.received()?;
-        if received >= sessions * of_each {
-            return Ok(Some(()));
-        }
-        thread::sleep(LOOK);
-        Err(crate::Error::Unmet(format!("{received} of {}", sessions * of_each)))
-    })?;
+    wait_received(sessions * of_each, || receiver.received())?;
     let pid = receiver.pid();
     let what = format!("BGP: {SESSIONS} sessions, {OF_EACH} each");
     Ok(vec![
@@ -226,6 +275,16 @@ fn resident(pid: u32) -> Result<f64> {
 #[cfg(test)]
 mod tests {
     use super::*;
+
+    #[test]
+    fn the_fastest_of_the_rounds_that_were_measured_counts() {
+        let spent = |cpu| Ok(Spent { cpu, ..Spent::default() });
+        let failed = || Err("no session".to_owned());
+        let rounds = [[spent(3.0), failed()], [failed(), spent(9.0)], [spent(2.0), spent(8.0)]];
+        let [ours, bird] = rounds.into_iter().reduce(best_of_each).unwrap();
+        assert_eq!((ours.unwrap().cpu, bird.unwrap().cpu), (2.0, 8.0));
+        assert!(better(failed(), failed()).is_err());
+    }
 
     #[test]
     fn accepted_routes_are_read_from_each_router() {

@@ -8,7 +8,7 @@ use bulkhead_bgp::{
 use ipnetwork::{IpNetwork, Ipv4Network};
 use std::{
     io::{Read, Write},
-    net::{IpAddr, Ipv4Addr, TcpStream},
+    net::{IpAddr, Ipv4Addr, Shutdown, TcpStream},
     sync::mpsc,
     thread,
     time::Duration,
@@ -25,7 +25,8 @@ pub const CONTEXT: Context = Context {
 pub const PACKED: usize = 900;
 /// The sender does not speak meanwhile.
 pub const HOLD: u16 = 600;
-const PATIENCE: Duration = Duration::from_secs(60);
+/// With a receiver that is silent before its session is there, or reads nothing afterwards.
+const PATIENCE: Duration = Duration::from_secs(120);
 
 fn prefix(index: usize) -> IpNetwork {
     let address = Ipv4Addr::from_bits(0x0100_0000 + ((index as u32) << 8));
@@ -58,12 +59,13 @@ pub fn stream(from: usize, count: usize, each: usize) -> Vec<u8> {
 pub struct Fed {
     stream: TcpStream,
     /// What the receiver says is read and thrown away; but for its last words.
-    end: mpsc::Receiver<Vec<u8>>,
+    end: mpsc::Receiver<String>,
 }
 
 impl Fed {
     pub fn establish(mut stream: TcpStream, asn: u32, router_id: Ipv4Addr) -> Result<Self> {
         stream.set_read_timeout(Some(PATIENCE))?;
+        stream.set_write_timeout(Some(PATIENCE))?;
         stream.set_nodelay(true)?;
         let capabilities = vec![Capability::Multiprotocol(Family::Ipv4Unicast), Capability::FourOctetAs(asn)];
         let open = Open { asn, hold_time: HOLD, router_id, capabilities };
@@ -81,38 +83,76 @@ impl Fed {
             }
         }
         let mut reader = stream.try_clone()?;
+        // However long it says nothing while it computes: its keepalives are minutes apart.
+        reader.set_read_timeout(None)?;
         let (told, end) = mpsc::channel();
         thread::spawn(move || {
             let mut last = Vec::new();
-            while let Ok(count @ 1..) = reader.read(&mut bytes) {
-                last = bytes[..count].to_vec();
-            }
+            let how = loop {
+                match reader.read(&mut bytes) {
+                    Ok(0) => break "the receiver ended the session".to_owned(),
+                    Ok(count) => last = bytes[..count].to_vec(),
+                    Err(e) => break format!("the session was lost ({e})"),
+                }
+            };
             // Nobody may wait for it.
-            let _ = told.send(last);
+            let _ = told.send(format!("{how}: {}", words(&last)));
         });
         Ok(Self { stream, end })
     }
 
-    /// An error once the receiver has closed the connection, with its last words.
+    /// An error once the session is over, with the receiver's last words.
     pub fn holds(&self) -> Result<()> {
-        match self.end.try_recv() {
-            Ok(last) => unmet(format!("the receiver ended the session: {}", words(&last))),
-            Err(_) => Ok(()),
-        }
+        self.end.try_recv().map_or(Ok(()), unmet)
     }
 
     pub fn send(&mut self, bytes: &[u8]) -> Result<()> {
         self.holds()?;
-        Ok(self.stream.write_all(bytes)?)
+        self.stream.write_all(bytes).during(|| "feeding the receiver".into())
+    }
+}
+
+impl Drop for Fed {
+    fn drop(&mut self) {
+        // Its reader has the same socket, and waits.
+        let _ = self.stream.shutdown(Shutdown::Both);
     }
 }
 
 fn words(last: &[u8]) -> String {
     let mut framer = Framer::default();
     framer.push(last);
-    let mut said = Vec::new();
+    let mut said = "without a word".to_owned();
     while let Some(message) = framer.next(CONTEXT) {
-        said.push(format!("{message:?}"));
+        said = match message {
+            Ok(Message::Notification(told)) => told.to_string(),
+            other => format!("{other:?}"),
+        };
     }
-    said.last().cloned().unwrap_or_else(|| "without a word".into())
+    said
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use bulkhead_bgp::wire::Notification;
+    use std::net::TcpListener;
+
+    #[test]
+    fn a_receiver_may_be_silent_for_long_and_its_last_words_are_told() {
+        let listener = TcpListener::bind("127.0.0.1:0").unwrap();
+        let stream = TcpStream::connect(listener.local_addr().unwrap()).unwrap();
+        let (mut receiver, _) = listener.accept().unwrap();
+        let mut say = |message: Message| receiver.write_all(&message.encode(CONTEXT)).unwrap();
+        let router_id = [192, 0, 2, 1].into();
+        say(Message::Open(Open { asn: 65020, hold_time: HOLD, router_id, capabilities: Vec::new() }));
+        say(Message::Keepalive);
+        let fed = Fed::establish(stream, 65010, [192, 0, 2, 2].into()).unwrap();
+        assert_eq!(fed.stream.read_timeout().unwrap(), None);
+        fed.holds().unwrap();
+        say(Message::Notification(Notification::shutdown("moving")));
+        receiver.shutdown(Shutdown::Write).unwrap();
+        let told = fed.end.recv().unwrap();
+        assert!(told.starts_with("the receiver ended the session: ") && told.contains("moving"), "{told}");
+    }
 }

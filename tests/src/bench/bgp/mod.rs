@@ -8,17 +8,19 @@ mod receiver;
 
 pub use receiver::{RECEIVER, receiver};
 
+use super::attempt;
 use crate::{Result, figure::Figure};
 
 pub fn run() -> Result<Vec<Figure>> {
-    let mut scaled = beside::run()?;
-    scaled.extend(beside::many()?);
-    scaled.extend(add::run()?);
+    let part = |name: &str, run: fn() -> Result<Vec<Figure>>| attempt(&format!("BGP: {name}"), run);
+    let mut figures = part("by itself", own::run);
+    let mut scaled = beside::run();
+    scaled.extend(part("many sessions", beside::many));
+    scaled.extend(add::run());
     // A row must not say more than it is.
     if scale() > 1 {
         scaled.iter_mut().for_each(|figure| figure.name += &format!(", / {}", scale()));
     }
-    let mut figures = own::run()?;
     figures.extend(scaled);
     Ok(figures)
 }
