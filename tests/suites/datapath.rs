@@ -24,6 +24,8 @@ mod counted;
 mod decisions;
 #[path = "datapath/direct.rs"]
 mod direct;
+#[path = "datapath/floods.rs"]
+mod floods;
 #[path = "datapath/fragments.rs"]
 mod fragments;
 #[path = "datapath/frontends.rs"]
@@ -99,6 +101,7 @@ fn main() -> ExitCode {
         oracle::trials(),
         rings::trials(),
         room::trials(),
+        floods::trials(),
     ];
     let conclusion = libtest_mimic::run(&arguments, tests.into_iter().flatten().collect());
     drop(sandbox);
