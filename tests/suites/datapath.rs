@@ -16,6 +16,8 @@ mod traffic;
 
 #[path = "datapath/adoption.rs"]
 mod adoption;
+#[path = "datapath/ages.rs"]
+mod ages;
 #[path = "datapath/connections.rs"]
 mod connections;
 #[path = "datapath/counted.rs"]
@@ -101,6 +103,7 @@ fn main() -> ExitCode {
         oracle::trials(),
         rings::trials(),
         room::trials(),
+        ages::trials(),
         floods::trials(),
     ];
     let conclusion = libtest_mimic::run(&arguments, tests.into_iter().flatten().collect());
