@@ -8,12 +8,18 @@ mod cases;
 mod common;
 
 use bulkhead_api::objects::NetworkGroupSpec;
-use bulkhead_ebpf_abi::{Cell, PORT_SLOTS, PolicyDir, PortPage};
-use bulkhead_policy::{Compiled, Interner, Local, LocalPod, Objects, compile};
+use bulkhead_ebpf_abi::{
+    Addr, Cell, ID_WORLD, PORT_SLOTS, PROTO_ICMP, PROTO_ICMPV6, PROTO_SCTP, PROTO_TCP, PROTO_UDP, PolicyDir,
+    PortPage, port_slot,
+};
+use bulkhead_policy::{Compiled, Decision, Interner, Local, LocalPod, Objects, compile};
 use cases::any_objects;
 use common::*;
 use proptest::{prelude::*, test_runner::FileFailurePersistence};
-use std::collections::BTreeMap;
+use std::{
+    collections::{BTreeMap, BTreeSet},
+    net::IpAddr,
+};
 
 fn pods(objects: &Objects) -> Vec<LocalPod> {
     objects.pods.iter().filter(|(_, p)| !p.host_network).map(|(key, _)| local(objects, key)).collect()
@@ -170,6 +176,93 @@ fn check(found: &Compiled, objects: &Objects) -> Result<(), TestCaseError> {
     Ok(())
 }
 
+/// The identity of what no other entry than this prefix, or one around it, says.
+fn identity_of(c: &Compiled, (addr, length): (Addr, u8)) -> u32 {
+    let differs = |other: &Addr| u128::from_be_bytes(addr.0) ^ u128::from_be_bytes(other.0);
+    let holds =
+        |at: &Addr, l: u8| l <= length && differs(at).checked_shr(128 - u32::from(l)).unwrap_or(0) == 0;
+    let around = c.prefixes.iter().filter(|((at, l), _)| holds(at, *l));
+    around.max_by_key(|((_, l), _)| *l).map_or(ID_WORLD, |(_, identity)| identity.id)
+}
+
+/// Everybody that one of the two tells apart, as a number to each; one for each pair of classes.
+fn peers(found: &Compiled, scratch: &Compiled, objects: &Objects) -> Vec<[u32; 2]> {
+    let both = [found, scratch];
+    let prefixes = both.into_iter().flat_map(|c| c.prefixes.keys().copied());
+    let exact = both.into_iter().flat_map(|c| c.exact.keys().copied());
+    let of_pods = pods(objects).into_iter().flat_map(|pod| {
+        let placed = both.map(|c| c.place(objects, &pod).unwrap());
+        let number = move |a: &IpAddr| [0, 1].map(|n| both[n].pod_identity(&placed[n], *a));
+        pod.addresses.iter().map(number).collect::<Vec<_>>()
+    });
+    let all = prefixes.map(|prefix| both.map(|c| identity_of(c, prefix)));
+    let all = all.chain(exact.map(|address| both.map(|c| c.identity(address.to_ip()).id))).chain(of_pods);
+    let class = |c: &Compiled, id: u32| c.tables.classes.get(id as usize).copied().unwrap_or(0);
+    let by_class =
+        all.chain([[ID_WORLD; 2]]).map(|ids| ([class(found, ids[0]), class(scratch, ids[1])], ids));
+    by_class.collect::<BTreeMap<_, _>>().into_values().collect()
+}
+
+/// The first protocol and port of every run that the policy does not tell apart.
+fn edges(c: &Compiled, policy: PolicyDir) -> BTreeSet<(u8, u16)> {
+    let protocols = [PROTO_TCP, PROTO_UDP, PROTO_SCTP, PROTO_ICMP, PROTO_ICMPV6, 0];
+    let mut edges = BTreeSet::new();
+    for proto in protocols {
+        let directory = policy.port_table * PORT_SLOTS + port_slot(proto, 0).0;
+        let mut before = None;
+        for (high, page) in c.tables.port_directories[directory as usize].iter().enumerate() {
+            if before.replace(page) == Some(page) {
+                continue;
+            }
+            let classes = &c.tables.port_pages[*page as usize];
+            let begins = |low: &usize| *low == 0 || classes[*low] != classes[low - 1];
+            let ports = (0..classes.len()).filter(begins).map(|low| (high * 256 + low) as u16);
+            // Of protocols without ports the number stands in the port's place.
+            edges.extend(ports.map(|port| if proto == 0 { (port as u8, 0) } else { (proto, port) }));
+        }
+    }
+    edges
+}
+
+/// The tables that are switched to: whatever numbers and classes they have kept from before, they decide as those of a compile
+/// from scratch do; how many questions that were.
+fn check_decisions(found: &Compiled, objects: &Objects) -> Result<usize, TestCaseError> {
+    let pods = pods(objects);
+    let scratch = compiled_for(objects, &pods);
+    let both = [found, &scratch];
+    let of_pods = pods.iter().map(|pod| both.map(|c| c.place(objects, pod).unwrap().policy));
+    let of_partitions = scratch.policies.keys().map(|name| both.map(|c| c.policies[name]));
+    let policies: BTreeSet<[u32; 2]> = of_pods.chain(of_partitions).collect();
+    let peers = peers(found, &scratch, objects);
+    let mut questions = 0;
+    for policy in policies {
+        for dir in 0..2 {
+            let edges = |n: usize| edges(both[n], both[n].tables.policies[policy[n] as usize][dir]);
+            for (proto, port) in edges(0).union(&edges(1)) {
+                for peer in &peers {
+                    let [a, b] = [0, 1].map(|n| {
+                        let c = both[n];
+                        let decision = c.evaluate(policy[n], dir as u32, peer[n], *proto, *port);
+                        (&c.rules.get(decision.rule).unwrap().name, Decision { rule: 0, ..decision })
+                    });
+                    prop_assert_eq!(
+                        a,
+                        b,
+                        "policies {:?}, direction {}, {:?}, {} {}",
+                        policy,
+                        dir,
+                        peer,
+                        proto,
+                        port
+                    );
+                    questions += 1;
+                }
+            }
+        }
+    }
+    Ok(questions)
+}
+
 proptest! {
     #![proptest_config(ProptestConfig {
         cases: 192,
@@ -181,6 +274,15 @@ proptest! {
     fn after_every_change_the_tables_are_those_of_a_compile_from_scratch(history in changes()) {
         for ([_, alone], objects) in after(&history).iter().zip(&history) {
             check(alone, objects)?;
+        }
+    }
+
+    #[test]
+    fn after_every_change_the_tables_that_are_switched_to_decide_as_those_of_a_compile_from_scratch(
+        history in changes()
+    ) {
+        for ([going_on, _], objects) in after(&history).iter().zip(&history) {
+            prop_assert!(check_decisions(going_on, objects)? > 0);
         }
     }
 

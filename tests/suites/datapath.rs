@@ -16,6 +16,8 @@ mod traffic;
 
 #[path = "datapath/adoption.rs"]
 mod adoption;
+#[path = "datapath/ages.rs"]
+mod ages;
 #[path = "datapath/connections.rs"]
 mod connections;
 #[path = "datapath/counted.rs"]
@@ -24,6 +26,8 @@ mod counted;
 mod decisions;
 #[path = "datapath/direct.rs"]
 mod direct;
+#[path = "datapath/floods.rs"]
+mod floods;
 #[path = "datapath/fragments.rs"]
 mod fragments;
 #[path = "datapath/frontends.rs"]
@@ -99,6 +103,8 @@ fn main() -> ExitCode {
         oracle::trials(),
         rings::trials(),
         room::trials(),
+        ages::trials(),
+        floods::trials(),
     ];
     let conclusion = libtest_mimic::run(&arguments, tests.into_iter().flatten().collect());
     drop(sandbox);

@@ -4,13 +4,15 @@
 //! insert ──▶ sweep: two names from AGING, if due ── dead: removed ── alive: back to the end of the queue
 //!        ──▶ RECENT: the ring's slot ────── its last holder, if still evictable, goes
 //!        ──▶ SHARE: one more of this pod, or refused
-//!        ──▶ CONNTRACK, and its name to the end of AGING
+//!        ──▶ CONNTRACK, and its name to the end of AGING; where that is full, in the place of one that is not
+//!            established, or refused
 //! ```
 //! Nobody but the datapath reclaims: each new connection looks at two old ones, so a dead entry outlives at most half
 //! as many insertions as there are entries, or the least of the ages: before that has passed since it was looked at, no entry
 //! is looked at again but for want of room, or to find names of what was evicted. With no new connections nobody needs its room. No timer, which would sweep
 //! in one go and need a lock on every entry. Each ring is one pod's, and so is a share: a flood evicts and is refused
-//! at the cost of the pod that sends or receives it. Established connections are never evicted.
+//! at the cost of the pod that sends or receives it. A flood over so many pods that their rings fill the table keeps nobody
+//! out either: then one of those makes way, and else the eldest that is not established. Established connections are never evicted.
 
 use super::{At, key::Key};
 use crate::{
@@ -40,9 +42,16 @@ use core::{
     ptr::read_volatile,
 };
 
-/// Old entries that a new one looks at, and that a refusal looks at in the hope of room.
+/// Old entries that a new one looks at; that a refusal of a pod looks at in the hope of room; and that one looks at for which the
+/// table has none: those that are established lie in heaps.
 const SWEEP: u32 = 2;
-const SWEEP_IN_NEED: u32 = 8;
+const SWEEP_FOR_SHARE: u32 = 8;
+const SWEEP_FOR_ROOM: u32 = 32;
+/// What a refusal looks for, and where it stops: at a name that leaves the queue, or at an entry that leaves the table, be it of the
+/// living that prove nothing ([`is_evictable`]); or nowhere, at all that is dead.
+const NAME: u32 = 1;
+const ENTRY: u32 = 2;
+const DEAD: u32 = 3;
 const EEXIST: i32 = -17;
 /// No reason of a drop: those have a byte.
 pub const MADE_BY_ANOTHER: u32 = 256;
@@ -247,44 +256,56 @@ extern "C" fn bulkhead_sweep(now: u64) -> u32 {
         if !are_names_left() && !is_due(swept, now) || !eldest(swept) {
             break;
         }
-        look_at(swept, now);
+        look_at(swept, now, DEAD);
     }
     0
 }
 
-/// The same, due or not: there is no room.
+/// The same, due or not: there is no room. `what` to look for; 1: it was found.
 #[unsafe(no_mangle)]
 #[inline(never)]
-extern "C" fn bulkhead_sweep_in_need(now: u64) -> u32 {
+extern "C" fn bulkhead_sweep_in_need(now: u64, what: u32) -> u32 {
     let Some(swept) = SWEPT.get_ptr_mut(0) else { return 0 };
-    for _ in 0..SWEEP_IN_NEED {
-        if !eldest(swept) {
+    for n in 0..SWEEP_FOR_ROOM {
+        if n == SWEEP_FOR_SHARE && what == DEAD || !eldest(swept) {
             break;
         }
-        look_at(swept, now);
+        if look_at(swept, now, what) >= what {
+            return 1;
+        }
     }
     0
 }
 
-/// Removes an entry, or puts its name back to the end of the queue.
+/// Removes an entry (`ENTRY`) or finds that there is none (`NAME`), or puts its name back to the end of the queue (0).
 #[inline(always)]
-fn look_at(swept: *mut FlowName, now: u64) {
+fn look_at(swept: *mut FlowName, now: u64, what: u32) -> u32 {
     // SAFETY: this CPU's own; see `Draft`.
     let name = unsafe { &mut *swept };
     let key = &name.key;
-    let Some(flow) = CONNTRACK.get_ptr_mut(key) else { return leave_names(-1) };
+    let Some(flow) = CONNTRACK.get_ptr_mut(key) else {
+        leave_names(-1);
+        return NAME;
+    };
     // SAFETY: a live entry; see `decide_on`.
     let flow = unsafe { &mut *flow };
     // Another entry under the same key has its own name in the queue.
     if flow.serial != name.serial {
-        return leave_names(-1);
+        leave_names(-1);
+        return NAME;
     }
-    if is_dead(flow, key.proto, now) {
-        take_out(key, flow);
-    } else {
-        name.due = next_due(now);
-        let _ = push(name);
+    if what != DEAD && is_evictable(flow) || is_dead(flow, key.proto, now) {
+        return if take_out(key, flow) { ENTRY } else { NAME };
     }
+    name.due = next_due(now);
+    let _ = push(name);
+    0
+}
+
+/// Not established, or closed by both sides.
+#[inline(always)]
+fn is_evictable(flow: &Flow) -> bool {
+    flow.flags & (FLOW_ESTABLISHED | FLOW_CLOSED) != FLOW_ESTABLISHED
 }
 
 /// Of a name that goes to the end of the queue.
@@ -351,6 +372,9 @@ extern "C" fn bulkhead_enlist(name: *const Name, share: *mut Share, owner: u32, 
         // A connection that is begun again and again comes round to itself.
         if (*old).serial != 0 && (*old).serial != name.serial {
             evict(&*old, kind);
+            if kind != RECENT_CLOSED {
+                note_flood(owner, kind);
+            }
         }
         words::copy(&raw const *name, old.cast::<Name>());
     }
@@ -409,19 +433,66 @@ const NO_NAME: FlowName = FlowName {
     due: 0,
 };
 
+/// Whether it was there to be evicted.
 #[inline(always)]
-fn evict(name: &FlowName, kind: u32) {
+fn evict(name: &FlowName, kind: u32) -> bool {
     let key = &name.key;
-    let Some(flow) = CONNTRACK.get_ptr_mut(key) else { return };
+    let Some(flow) = CONNTRACK.get_ptr_mut(key) else { return false };
     // SAFETY: a live entry; see `decide_on`.
     let flow = unsafe { &mut *flow };
     let evictable = match kind {
         RECENT_CLOSED => flow.flags & FLOW_CLOSED != 0,
         _ => flow.flags & FLOW_ESTABLISHED == 0,
     };
-    if evictable && flow.serial == name.serial {
+    let evicted = evictable && flow.serial == name.serial;
+    if evicted {
         remove(key, flow);
     }
+    evicted
+}
+
+/// The ring that was the last to go round, full of unanswered ones: its pod's interface, doubled, and the kind; 0: none yet.
+#[map]
+static FLOODED: Array<u64> = Array::with_max_entries(1, 0);
+/// Places of it that are looked at where there is no room.
+const TRIES: u32 = 4;
+
+#[inline(always)]
+fn note_flood(owner: u32, kind: u32) {
+    let ring = u64::from(owner) << 1 | u64::from(kind & 1);
+    if let Some(flooded) = FLOODED.get_ptr_mut(0) {
+        // SAFETY: a live entry, written by whole words; by no CPU without need.
+        unsafe {
+            if *flooded != ring {
+                *flooded = ring;
+            }
+        }
+    }
+}
+
+/// Takes the place of one of a flood, by chance, for somebody else; 1: there is one.
+#[unsafe(no_mangle)]
+#[inline(never)]
+extern "C" fn bulkhead_evict_of_flood() -> u32 {
+    let room = FLOWS_UNANSWERED.load();
+    // SAFETY: as in `note_flood`.
+    let flooded = FLOODED.get_ptr(0).map_or(0, |flooded| unsafe { read_volatile(flooded) });
+    if flooded == 0 || room == 0 {
+        return 0;
+    }
+    let (owner, kind) = ((flooded >> 1) as u32, flooded as u32 & 1);
+    for _ in 0..TRIES {
+        // SAFETY: takes nothing and returns a number.
+        let slot = unsafe { bpf_get_prandom_u32() } % room;
+        let Some(page) = RECENT.get_ptr_mut(RecentKey { owner, kind, slot: slot / NAMES_PER_PAGE }) else {
+            continue;
+        };
+        // SAFETY: a live entry, and a slot of it; should another CPU replace it meanwhile, the serial tells.
+        if evict(unsafe { &(*page)[(slot % NAMES_PER_PAGE) as usize] }, kind) {
+            return 1;
+        }
+    }
+    0
 }
 
 /// An entry on its way into the table, off the stack, which has no room for it. Nobody else uses it: a program runs
@@ -473,8 +544,9 @@ pub fn insert(at: &At, draft: &mut Draft) -> u32 {
     (flow.owner, flow.serial, flow.entered_by) = (at.owner, name.serial, at.entered_by);
     let kind = if at.sends() { RECENT_OUT } else { RECENT_IN };
     flow.ring = bulkhead_enlist(&raw const *name, share, at.owner, kind);
+    // Whoever was evicted was of this pod, and has made the room: who is refused here has evicted nobody.
     if share_is_used_up(share) {
-        bulkhead_sweep_in_need(now);
+        bulkhead_sweep_in_need(now, DEAD);
         if share_is_used_up(share) {
             // SAFETY: a live entry; a count lost between two CPUs is no harm.
             unsafe { (*share).refused += 1 };
@@ -484,19 +556,21 @@ pub fn insert(at: &At, draft: &mut Draft) -> u32 {
     add(flows(share), 1);
     // A reference, here and below: a copy would not fit the stack.
     let value: &Flow = flow;
-    match CONNTRACK.insert(name.key.as_abi(), value, u64::from(BPF_NOEXIST)) {
-        Ok(()) => {}
+    let mut made = CONNTRACK.insert(name.key.as_abi(), value, u64::from(BPF_NOEXIST));
+    // Full: of the living those make way that prove nothing, of a flood first.
+    if matches!(made, Err(error) if error != EEXIST)
+        && (bulkhead_evict_of_flood() != 0 || bulkhead_sweep_in_need(now, ENTRY) != 0)
+    {
+        made = CONNTRACK.insert(name.key.as_abi(), value, u64::from(BPF_NOEXIST));
+    }
+    match made {
+        Ok(()) => queue(now, name),
         Err(error) => {
             add(flows(share), -1);
             // Another CPU was first with another packet of the flow.
-            if error == EEXIST {
-                return MADE_BY_ANOTHER;
-            }
-            bulkhead_sweep_in_need(now);
-            return u32::from(DROP_CONNTRACK_FULL);
+            if error == EEXIST { MADE_BY_ANOTHER } else { u32::from(DROP_CONNTRACK_FULL) }
         }
     }
-    queue(now, name)
 }
 
 /// An entry whose age nobody would look at must not be.
@@ -505,7 +579,7 @@ fn queue(now: u64, name: &Name) -> u32 {
     if push(name.as_abi()) {
         return 0;
     }
-    bulkhead_sweep_in_need(now);
+    bulkhead_sweep_in_need(now, NAME);
     if push(name.as_abi()) {
         return 0;
     }

@@ -8,10 +8,10 @@ use crate::{
 use aya::maps::{Array, HashMap, Map, MapData};
 use bulkhead_daemon::datapath::{DatapathError, Generation, Identities, Placed, PodMaps};
 use bulkhead_ebpf_abi::{
-    Cell, DROP_POLICY, DROP_REVOKED, IDENTITY_LOCAL_POD, Identity, ORIGIN_NONE, RULE_DEFAULT_DENY,
+    Addr, Cell, DROP_POLICY, DROP_REVOKED, IDENTITY_LOCAL_POD, Identity, ORIGIN_NONE, RULE_DEFAULT_DENY,
 };
 use bulkhead_lab::bpf;
-use std::{os::fd::AsFd, sync::Arc};
+use std::{collections::BTreeMap, os::fd::AsFd, sync::Arc};
 
 crate::trials! {
     generations:
@@ -244,9 +244,25 @@ fn numbers_are_compared_whole_and_go_round() {
 fn tables_too_large_change_nothing() {
     let mut node = Node::new(a_to_b());
     let good = a_to_b().tables();
-    let (mut prefixes, exact) = (node.prefixes.clone(), node.exact.clone());
-    for what in ["CLASS", "POLICY", "PORT_DIR", "PORT_PAGE", "ROW", "CELL", "identity"] {
+    let addresses = |node: &Node| {
+        let map: HashMap<_, [u8; 16], [u8; 8]> =
+            Map::HashMap(pinned(node, "IDENTITY_EXACT")).try_into().expect("a hash map");
+        map.iter().map(|entry| entry.expect("an entry")).collect::<BTreeMap<_, _>>()
+    };
+    let before = addresses(&node);
+    for what in [
+        "CLASS",
+        "POLICY",
+        "PORT_DIR",
+        "PORT_PAGE",
+        "ROW",
+        "CELL",
+        "IDENTITY_PREFIX",
+        "IDENTITY_EXACT",
+        "identity",
+    ] {
         let mut tables = good.clone();
+        let (mut prefixes, mut exact) = (node.prefixes.clone(), node.exact.clone());
         match what {
             "CLASS" => Arc::make_mut(&mut tables.classes).resize(SIZES.identities as usize + 1, 0),
             "POLICY" => {
@@ -258,17 +274,39 @@ fn tables_too_large_change_nothing() {
             }
             "ROW" => Arc::make_mut(&mut tables.rows).resize(SIZES.rows as usize + 1, 0),
             "CELL" => Arc::make_mut(&mut tables.cells).resize(SIZES.cells as usize + 1, Cell::default()),
+            // Those that stand there already take room, too.
+            "IDENTITY_PREFIX" => {
+                prefixes.extend(strangers(prefixes.len()).map(|(address, vm)| ((address, 127), vm)));
+            }
+            "IDENTITY_EXACT" => exact.extend(strangers(before.len())),
             _ => {
                 prefixes.insert((addr("198.51.100.0"), 120), Identity { id: SIZES.identities, flags: 0 });
             }
         }
         let refused =
             node.datapath.apply(&Generation { tables: &tables, prefixes: &prefixes, exact: &exact });
-        assert!(matches!(refused, Err(DatapathError::TooLarge { .. })), "{what}: {refused:?}");
+        let table = if what == "identity" { "CLASS" } else { what };
+        assert!(
+            matches!(refused, Err(DatapathError::TooLarge { table: t, .. }) if t == table),
+            "{what}: {refused:?}"
+        );
+        assert_eq!(addresses(&node), before, "{what}");
+        // One less fits.
+        let one = Addr(strange(0));
+        if exact.remove(&one).or(prefixes.remove(&(one, 127))).is_some() {
+            let less = Generation { tables: &tables, prefixes: &prefixes, exact: &exact };
+            node.datapath.check_room(&less).unwrap_or_else(|e| panic!("{what}: {e}"));
+        }
         assert_eq!(node.datapath.running_generation().expect("generation"), 1);
         assert_eq!(node.send(A, &tcp((V4.a, 5), (V4.vm, 80), SYN)).end, End::Next);
     }
     assert_eq!(node.apply(&a_to_b()), 2);
+}
+
+/// Addresses of the vm: with so many that are there one more than maps of this size hold.
+fn strangers(there: usize) -> impl Iterator<Item = (Addr, Identity)> {
+    let room = SIZES.identities as usize * 2;
+    (0..).map(|n: u16| (Addr(strange(n * 2)), Identity { id: VM, flags: 0 })).take(room + 1 - there)
 }
 
 /// The map itself, which others share with the daemon.

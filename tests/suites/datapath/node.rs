@@ -143,7 +143,7 @@ impl Node {
         node
     }
 
-    fn open_for(pins: PathBuf, connections: Connections) -> Self {
+    pub fn open_for(pins: PathBuf, connections: Connections) -> Self {
         let opened = Datapath::open(&pins, SIZES, connections).unwrap_or_else(|e| panic!("{e}"));
         let vm = Identity { id: VM, flags: 0 };
         let node = Identity { id: NODE, flags: IDENTITY_LOCAL_NODE };

@@ -1,5 +1,4 @@
-//! The table of connections keeps room: dead entries make way, floods stay their pod's own matter, and what is
-//! established goes on.
+//! The table of connections keeps room: dead entries make way, each pod has its share, and what is established goes on.
 
 use crate::{
     node::{A, B, End, FAMILIES, MAC_A, MAC_B, Node, POLICY_A, POLICY_B, V4, VM, addr, ifindex},
@@ -26,9 +25,7 @@ crate::trials! {
     what_both_ends_have_sent_closes_a_connection_whatever_became_of_its_flags,
     a_cut_connection_stays_refused_and_gives_its_share_back_soon,
     established_flows_outlive_a_flood_from_their_own_pod_and_new_ones_are_refused,
-    a_flood_from_one_pod_locks_no_other_out,
-    a_flood_beside_many_connections_locks_no_other_out,
-    a_syn_flood_from_outside_locks_nobody_out,
+    who_is_refused_for_its_share_has_evicted_nobody,
     closed_connections_make_way,
     a_full_table_refuses_and_counts_and_established_flows_go_on,
     among_128k_connections_those_of_an_address_are_forgotten_and_no_others,
@@ -36,12 +33,12 @@ crate::trials! {
     a_removed_endpoint_leaves_no_share_and_no_rings,
 }
 
-const FULL: End = End::Drop(DROP_CONNTRACK_FULL, RULE_NONE);
+pub const FULL: End = End::Drop(DROP_CONNTRACK_FULL, RULE_NONE);
 const SHARE: End = End::Drop(DROP_CONNTRACK_SHARE, RULE_NONE);
 
 /// No test lives that long.
 const NEVER: u64 = 3_600_000_000_000;
-const LASTING: Ages = Ages {
+pub const LASTING: Ages = Ages {
     unanswered: NEVER,
     tcp: NEVER,
     closing: NEVER,
@@ -51,10 +48,10 @@ const LASTING: Ages = Ages {
     echo: NEVER,
     other: NEVER,
 };
-const ROOM: Connections =
+pub const ROOM: Connections =
     Connections { entries: 512, per_pod: 128, unanswered: 16, closed: 32, ages: LASTING };
 
-fn rules() -> Rules {
+pub fn rules() -> Rules {
     Rules::none()
         .egress(POLICY_A, VM, Port::Tcp80, 70)
         .egress(POLICY_A, VM, Port::Udp53, 71)
@@ -64,7 +61,7 @@ fn rules() -> Rules {
 }
 
 /// Handshake of pod a's connection to the vm from `port`.
-fn connect(node: &Node, port: u16) -> End {
+pub fn connect(node: &Node, port: u16) -> End {
     let end = node.send(A, &tcp((V4.a, port), (V4.vm, 80), SYN)).end;
     if end == End::Next {
         assert_eq!(node.deliver(A, &tcp((V4.vm, 80), (V4.a, port), SYN | ACK), VM).end, End::Next);
@@ -73,7 +70,7 @@ fn connect(node: &Node, port: u16) -> End {
     end
 }
 
-fn lives(node: &Node, port: u16) -> bool {
+pub fn lives(node: &Node, port: u16) -> bool {
     node.flow((V4.a, port), (V4.vm, 80), TCP).is_some()
         && node.deliver(A, &tcp((V4.vm, 80), (V4.a, port), ACK), VM).end == End::Next
 }
@@ -354,48 +351,23 @@ fn established_flows_outlive_a_flood_from_their_own_pod_and_new_ones_are_refused
     assert!((1000..1128).all(|port| lives(&node, port)));
 }
 
-fn a_flood_from_one_pod_locks_no_other_out() {
+fn who_is_refused_for_its_share_has_evicted_nobody() {
     let node = Node::with_room(rules(), ROOM);
-    assert_eq!(connect(&node, 999), End::Next);
-    // Unanswered: only the last few are kept, and none is refused.
-    for port in 1000..3000 {
-        assert_eq!(node.send(A, &tcp((V4.a, port), (V4.vm, 80), SYN)).end, End::Next);
+    let request = |port| tcp((V4.vm, port), (V4.a, 80), SYN);
+    let waits = |port| node.flow((V4.vm, port), (V4.a, 80), TCP).is_some();
+    assert!((1000..1112).all(|port| connect(&node, port) == End::Next));
+    assert!((1..17).all(|port| node.deliver(A, &request(port), VM).end == End::Next));
+    // More than its ring has places.
+    for port in 2000..2020 {
+        assert_eq!(connect(&node, port), SHARE);
+        assert_eq!(node.send(A, &udp((V4.a, port), (V4.vm, 53))).end, SHARE);
     }
-    assert_eq!(node.datapath.flow_count().expect("count"), 1 + 16);
-    assert!(lives(&node, 999));
-    let request = tcp((V4.b, 5), (V4.vm, 80), SYN);
-    assert_eq!(node.send(B, &request).end, End::Next);
-    assert_eq!(node.deliver(B, &tcp((V4.vm, 80), (V4.b, 5), SYN | ACK), VM).end, End::Next);
-}
-
-/// Names of what was evicted make way for those of newcomers, also between many that live, whose age nobody has to look at yet.
-fn a_flood_beside_many_connections_locks_no_other_out() {
-    let room = Connections { per_pod: 400, ..ROOM };
-    let node = Node::with_room(rules(), room);
-    assert!((1000..1200).all(|port| connect(&node, port) == End::Next));
-    for port in 2000..6000 {
-        assert_eq!(node.send(A, &tcp((V4.a, port), (V4.vm, 80), SYN)).end, End::Next, "{port}");
-        let other = tcp((V4.b, port), (V4.vm, 80), SYN);
-        assert_eq!(node.send(B, &other).end, End::Next, "{port}");
-    }
-    assert_eq!(node.datapath.flow_count().expect("count"), 200 + 16 + 16);
-    assert!((1000..1200).all(|port| lives(&node, port)));
-}
-
-fn a_syn_flood_from_outside_locks_nobody_out() {
-    let node = Node::with_room(rules(), ROOM);
-    assert_eq!(connect(&node, 999), End::Next);
-    for port in 1000..3000 {
-        let syn = tcp((V4.vm, port), (V4.a, 80), SYN);
-        assert_eq!(node.deliver(A, &syn, VM).end, End::Next);
-        // The pod answers each; nobody is there to go on.
-        assert_eq!(node.send(A, &tcp((V4.a, 80), (V4.vm, port), SYN | ACK)).end, End::Next);
-    }
-    assert_eq!(node.datapath.flow_count().expect("count"), 1 + 16);
-    // The pod's own, others' to it in between, and another pod's.
-    assert!(lives(&node, 999));
-    assert_eq!(connect(&node, 998), End::Next);
-    assert_eq!(node.deliver(B, &tcp((V4.vm, 7), (V4.b, 80), SYN), VM).end, End::Next);
+    assert!((1..17).all(waits) && (1000..1112).all(|port| lives(&node, port)));
+    // Whoever is evicted makes room for the one he is evicted for.
+    assert_eq!(node.deliver(A, &request(17), VM).end, End::Next);
+    assert!(!waits(1) && (2..18).all(waits));
+    let share = node.datapath.share(ifindex("pod-a")).expect("share").expect("a share");
+    assert_eq!((share.flows, share.refused), (128, 40));
 }
 
 fn closed_connections_make_way() {

@@ -1,7 +1,7 @@
 //! Random frames: mostly what a network carries, some of it in pieces, cut or broken.
 
 use super::{objects, random::Random};
-use crate::packet::{ICMP, ICMPV6, Packet, SCTP, TCP, UDP, ip};
+use crate::packet::{ICMP, ICMPV6, Packet, SCTP, SYN, TCP, UDP, ip};
 use std::net::{IpAddr, Ipv4Addr, Ipv6Addr};
 
 /// Where a frame may go and come from.
@@ -95,7 +95,12 @@ fn payload(random: &mut Random, site: &Site<'_>, serial: u16, about: Option<&[u8
     bytes[2..4].copy_from_slice(&port(random, site.named).to_be_bytes());
     let icmp = if v6 { ICMPV6 } else { ICMP };
     match random.below(100) {
-        0..=44 => (TCP, bytes),
+        0..=44 => {
+            if random.percent(40) {
+                bytes[13] = SYN;
+            }
+            (TCP, bytes)
+        }
         45..=64 => (UDP, bytes),
         65..=72 => (SCTP, bytes),
         73..=82 => {

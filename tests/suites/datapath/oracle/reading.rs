@@ -1,11 +1,12 @@
 //! A second reading of a frame: plain slices, in the order in which a packet is refused.
 
+use crate::packet::{ACK, SYN};
 use bulkhead_ebpf_abi::{
     Addr, DROP_FRAGMENT_TINY, DROP_MALFORMED, DROP_NOT_IP, DROP_TRUNCATED, FlowKey, PROTO_ICMP, PROTO_ICMPV6,
     PROTO_SCTP, PROTO_TCP, PROTO_UDP,
 };
 
-const ETHERNET: usize = 14;
+pub const ETHERNET: usize = 14;
 
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Part {
@@ -29,8 +30,10 @@ pub struct Reading {
     pub hop_limit: u8,
     pub part: Part,
     pub fragment_id: u32,
+    /// IPv4 options, or another extension header than the fragment's.
+    pub extended: bool,
     /// Where the transport header begins, and the packet ends.
-    transport: usize,
+    pub transport: usize,
     end: usize,
 }
 
@@ -52,13 +55,21 @@ pub fn is_mapped(addr: Addr) -> bool {
 
 /// What the frame says, or the reason to drop it.
 pub fn read(frame: &[u8]) -> Result<Reading, u8> {
-    let mut reading = match short(frame, 12) {
-        0x0800 => v4(frame)?,
-        0x86dd => v6(frame)?,
-        _ => return Err(DROP_NOT_IP),
-    };
+    let mut reading = addresses(frame)?;
+    if reading.v6 {
+        extensions(frame, &mut reading)?;
+    }
     transport(frame, &mut reading)?;
     Ok(reading)
+}
+
+/// The same of the IP header alone.
+pub fn addresses(frame: &[u8]) -> Result<Reading, u8> {
+    match short(frame, 12) {
+        0x0800 => v4(frame),
+        0x86dd => v6(frame),
+        _ => Err(DROP_NOT_IP),
+    }
 }
 
 fn v4(frame: &[u8]) -> Result<Reading, u8> {
@@ -84,6 +95,7 @@ fn v4(frame: &[u8]) -> Result<Reading, u8> {
         hop_limit: ip[8],
         part: part(start, more, total - header)?,
         fragment_id: u32::from(short(ip, 4)),
+        extended: header > 20,
         transport: ETHERNET + header,
         end: ETHERNET + total,
     })
@@ -110,7 +122,7 @@ fn v6(frame: &[u8]) -> Result<Reading, u8> {
     if ip[0] >> 4 != 6 || total > ip.len() || is_mapped(src) || is_mapped(dst) {
         return Err(DROP_MALFORMED);
     }
-    let mut reading = Reading {
+    Ok(Reading {
         v6: true,
         src_mac: frame[6..12].try_into().expect("six bytes"),
         src,
@@ -122,11 +134,10 @@ fn v6(frame: &[u8]) -> Result<Reading, u8> {
         hop_limit: ip[7],
         part: Part::Whole,
         fragment_id: 0,
+        extended: false,
         transport: ETHERNET + 40,
         end: ETHERNET + total,
-    };
-    extensions(frame, &mut reading)?;
-    Ok(reading)
+    })
 }
 
 /// At most seven of them.
@@ -139,6 +150,7 @@ fn extensions(frame: &[u8], reading: &mut Reading) -> Result<(), u8> {
             return Err(cut_short(reading));
         }
         let (kind, length) = (reading.proto, usize::from(frame[at + 1]));
+        reading.extended |= kind != 44;
         reading.proto = frame[at];
         reading.transport += match kind {
             44 => 8,
@@ -218,6 +230,24 @@ fn echo(proto: u8, kind: u8) -> Option<bool> {
 }
 
 impl Reading {
+    /// Whole, its transport header right behind the addresses: what the stack may be passed by with.
+    pub fn is_plain(&self) -> bool {
+        self.part == Part::Whole && self.transport == ETHERNET + if self.v6 { 40 } else { 20 }
+    }
+
+    /// Does it begin a connection, for sure? Of datagrams the client's is sent from the higher port.
+    pub fn begins(&self) -> bool {
+        match self.proto {
+            PROTO_TCP => self.is_syn(),
+            PROTO_UDP => self.ports.0 > self.ports.1,
+            _ => self.echo() == Some(true),
+        }
+    }
+
+    pub fn is_syn(&self) -> bool {
+        self.proto == PROTO_TCP && self.tcp_flags & (SYN | ACK) == SYN
+    }
+
     pub fn is_icmp(&self) -> bool {
         matches!(self.proto, PROTO_ICMP | PROTO_ICMPV6)
     }
@@ -292,4 +322,25 @@ fn key(src: Addr, dst: Addr, (src_port, dst_port): (u16, u16), proto: u8) -> Flo
         if ends.0 <= ends.1 { ends } else { (ends.1, ends.0) }
     };
     FlowKey { low, high, low_port, high_port, proto, reserved: [0; 3] }
+}
+
+pub fn is_link_control(r: &Reading) -> bool {
+    r.proto == PROTO_ICMPV6
+        && matches!(r.icmp_type, 133..=137 | 131 | 132 | 143)
+        && (is_link_local(r.dst) || is_link_local_multicast(r.dst))
+}
+
+pub fn is_link_local(addr: Addr) -> bool {
+    addr.0[0] == 0xfe && addr.0[1] & 0xc0 == 0x80
+}
+
+pub fn is_link_local_multicast(addr: Addr) -> bool {
+    addr.0[0] == 0xff && addr.0[1] == 2
+}
+
+pub fn is_multicast(addr: Addr) -> bool {
+    if is_mapped(addr) {
+        return addr.0[12] >> 4 == 0xe || addr.0[12..] == [255; 4];
+    }
+    addr.0[0] == 0xff
 }
