@@ -257,12 +257,8 @@ impl<'a> Model<'a> {
     }
 
     fn peer(&self, pod: usize, dir: u32, r: &Reading, origin: u32, from: Option<usize>) -> Peer {
-        let identity = self.pods[pod].identities[usize::from(r.v6)];
-        let itself = if dir == DIR_EGRESS {
-            r.src == r.dst
-        } else {
-            from == Some(pod) && origin == origin_of(identity)
-        };
+        let itself =
+            if dir == DIR_EGRESS { r.src == r.dst } else { from == Some(pod) && origin != ORIGIN_NONE };
         if itself {
             return Peer::Itself;
         }
