@@ -131,14 +131,6 @@ impl PodMaps for Datapath {
 }
 
 impl Datapath {
-    pub(super) fn read_endpoints(&self) -> Result<BTreeMap<u32, Endpoint>, DatapathError> {
-        self.endpoints
-            .iter()
-            .map(|entry| entry.map(|(Raw(ifindex), Raw(endpoint))| (ifindex, endpoint)))
-            .collect::<Result<_, _>>()
-            .map_err(|source| DatapathError::Map { what: "reading endpoints".into(), source })
-    }
-
     /// And the ways to their pods.
     pub(super) fn write_endpoints(&mut self, endpoints: &[(u32, Endpoint)]) -> Result<(), DatapathError> {
         if endpoints.is_empty() {
