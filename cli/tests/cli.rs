@@ -181,6 +181,50 @@ fn the_version_is_told_without_a_daemon() {
     assert_eq!((told.status, told.out), (0, format!("bulkhead {}\n", env!("CARGO_PKG_VERSION"))));
 }
 
+#[test]
+fn commands_of_policy_ask_for_what_they_were_told() {
+    let dir = tempfile::tempdir().unwrap();
+    let info = json!({"generation": 7, "since": 0, "objects": [], "changed": []});
+    let ask = |arguments: &[&str], answer: &Value| {
+        let place = tempfile::tempdir().unwrap();
+        let daemon = Responder::always(place.path(), Answer::Json(200, answer.clone()));
+        let told = bulkhead(daemon.socket(), arguments);
+        assert_eq!((told.status, told.err.as_str()), (0, ""), "{arguments:?}");
+        daemon.asked().remove(0)
+    };
+    let get = |path: &str| (format!("GET {path}"), Value::Null);
+    let post = |path: &str, body: Value| (format!("POST {path}"), body);
+    let list = json!([]);
+    assert_eq!(ask(&["policy", "generations"], &list), get("/v1/policy/generations"));
+    assert_eq!(ask(&["policy", "generations", "7"], &list), get("/v1/policy/generations?generation=7"));
+    assert_eq!(ask(&["policy", "rules"], &list), post("/v1/policy/rules", json!({"neverHit": false})));
+    assert_eq!(
+        ask(&["policy", "rules", "--never-hit", "--partition", "web"], &list),
+        post("/v1/policy/rules", json!({"neverHit": true, "partition": "web"}))
+    );
+    assert_eq!(ask(&["policy", "rollback"], &info), post("/v1/policy/rollback", json!({})));
+    assert_eq!(
+        ask(&["policy", "rollback", "--to", "5"], &info),
+        post("/v1/policy/rollback", json!({"to": 5}))
+    );
+    assert_eq!(ask(&["policy", "release"], &info), post("/v1/policy/release", json!({})));
+    for (name, text) in [("b.json", "{}"), ("a.yaml", "kind: A"), (".c.yaml", "kind: C"), ("d.txt", "d")] {
+        std::fs::write(dir.path().join(name), text).unwrap();
+    }
+    let file = |name: &str, text: &str| json!({"name": dir.path().join(name), "text": text});
+    let asked = ask(
+        &["diff", "-f", dir.path().to_str().unwrap(), "--prune", "--delete", "Partition/web"],
+        &policy_diff(&json!([])),
+    );
+    let files = json!([file("a.yaml", "kind: A"), file("b.json", "{}")]);
+    assert_eq!(
+        asked,
+        post("/v1/policy/diff", json!({"files": files, "delete": ["Partition/web"], "prune": true}))
+    );
+    let piped = json!({"files": [{"name": "-", "text": ""}], "delete": [], "prune": false});
+    assert_eq!(ask(&["diff", "-f", "-"], &policy_diff(&json!([]))), post("/v1/policy/diff", piped));
+}
+
 fn policy_diff(changes: &Value) -> Value {
     json!({"changed": ["~Partition/web"], "changes": changes, "cutConnections": 0})
 }
@@ -285,4 +329,36 @@ no live connection of this node would be cut
         "{}",
         large.err
     );
+}
+
+#[test]
+fn a_diff_on_files_alone_knows_of_the_cluster_what_it_is_told() {
+    let (objects, change) = (tempfile::tempdir().unwrap(), tempfile::tempdir().unwrap());
+    let shop = |rest: &str| {
+        let head = "apiVersion: bulkhead.dev/v1alpha1\nkind: Partition\nmetadata: {name: shop}\n";
+        format!("{head}spec: {{policyID: 1, podCIDRs: [10.66.0.0/16], {rest}}}\n")
+    };
+    std::fs::write(objects.path().join("shop.yaml"), shop("allowClusterDNS: true")).unwrap();
+    let file = change.path().join("shop.yaml");
+    let diff = |rest: &str, told: &[&str]| {
+        std::fs::write(&file, shop(rest)).unwrap();
+        let (objects, file) = (objects.path().to_str().unwrap(), file.to_str().unwrap());
+        bulkhead(Path::new("/nobody"), &[&["diff", "--objects", objects, "-f", file], told].concat())
+    };
+    let without_dns = "allowClusterDNS: false";
+    assert_eq!(diff(without_dns, &[]).status, 0, "no address answers cluster DNS");
+    let told = diff(without_dns, &["--cluster-dns", "10.96.0.10"]);
+    assert!(told.out.contains("10.66.0.1 -> 10.96.0.10 udp/53"), "{}", told.out);
+    assert_eq!(told.status, 1);
+    let open = "ingress: [{from: [{partition: default}]}]";
+    assert_eq!(diff(open, &[]).status, 0, "the default partition has no range");
+    let told = diff(open, &["--pod-cidr", "10.64.0.0/16"]);
+    assert!(told.out.starts_with("~Partition/shop\n\n"), "{}", told.out);
+    assert!(told.out.contains("+ allow  partition default  partition shop"), "{}", told.out);
+    assert_eq!(told.status, 1);
+    // What is compared with must be whole.
+    std::fs::write(objects.path().join("torn.yaml"), "kind: [").unwrap();
+    let torn = diff(open, &[]);
+    assert_eq!(torn.status, 2);
+    assert!(torn.err.contains("torn.yaml"), "{}", torn.err);
 }

@@ -160,9 +160,8 @@ fn inbound(ctx: &TcContext, pod: &Endpoint, generation: u32) -> Verdict {
     if origin::read(ctx) == ORIGIN_NONE && source::is_neighbour_discovery(packet) {
         return Verdict::PASS;
     }
-    let own = if ethertype == skb::ETHERTYPE_IPV6 { pod.identity_v6 } else { pod.identity_v4 };
     let at = at.write(At::new(ctx, generation, pod.policy(generation), DIR_INGRESS));
-    at.origin = origin::at_pod(ctx, own, packet.part);
+    at.origin = origin::at_pod(ctx, packet.part);
     decide(ctx, at, packet)
 }
 

@@ -9,19 +9,16 @@ pub fn read(ctx: &TcContext) -> u32 {
     skb::mark(ctx) >> ORIGIN_SHIFT
 }
 
-/// Of a packet for the pod that is `identity`, behind the stack. Pods share identities, so the mark alone does not say which
-/// of them has sent it: where the packet came in does, and the stack keeps that whatever it makes of the addresses.
+/// Of a packet for a pod, behind the stack. Pods share identities, and a pod's may have changed since it sent the packet, so the
+/// mark does not say whether it is the pod's own: where the packet came in does, for nobody else is on that link, and the
+/// stack keeps that whatever it makes of the addresses.
 #[inline(always)]
-pub fn at_pod(ctx: &TcContext, identity: u32, part: Part) -> u32 {
+pub fn at_pod(ctx: &TcContext, part: Part) -> u32 {
     let origin = read(ctx);
     if origin == ORIGIN_NONE {
         return if is_made_here(ctx, part) { ORIGIN_NONE } else { ORIGIN_UNKNOWN };
     }
-    if skb::ingress_ifindex(ctx) == skb::ifindex(ctx) && origin == origin_of(identity) {
-        ORIGIN_ITSELF
-    } else {
-        origin
-    }
+    if skb::ingress_ifindex(ctx) == skb::ifindex(ctx) { ORIGIN_ITSELF } else { origin }
 }
 
 /// The first interface of every network namespace.

@@ -54,6 +54,26 @@ mod tests {
     }
 
     #[test]
+    fn expressions_are_all_needed_beside_labels_and_each_other() {
+        let expressions = [("tier", "Exists"), ("old", "DoesNotExist")];
+        let requirement = |(key, operator): (&str, &str)| LabelSelectorRequirement {
+            key: key.into(),
+            operator: operator.into(),
+            values: [].into(),
+        };
+        let selector = LabelSelector {
+            match_labels: labels(&[("team", "web")]),
+            match_expressions: expressions.into_iter().map(requirement).collect(),
+        };
+        assert!(matches(&selector, &labels(&[("team", "web"), ("tier", "1")])));
+        for lacking in
+            [&[("team", "web")][..], &[("tier", "1")], &[("team", "web"), ("tier", "1"), ("old", "")]]
+        {
+            assert!(!matches(&selector, &labels(lacking)), "{lacking:?}");
+        }
+    }
+
+    #[test]
     fn the_four_operators_mean_what_upstream_means() {
         let (web, db, none) = (labels(&[("team", "web")]), labels(&[("team", "db")]), labels(&[]));
         let table = [
@@ -70,9 +90,13 @@ mod tests {
 
     #[test]
     fn a_requirement_that_upstream_refuses_matches_nothing() {
-        for (operator, values) in
-            [("in", vec!["web"]), ("NotIn", vec![]), ("Exists", vec!["web"]), ("Gt", vec!["1"])]
-        {
+        for (operator, values) in [
+            ("in", vec!["web"]),
+            ("NotIn", vec![]),
+            ("Exists", vec!["web"]),
+            ("DoesNotExist", vec!["web"]),
+            ("Gt", vec!["1"]),
+        ] {
             let selector = expression(operator, &values);
             assert!(!matches(&selector, &labels(&[("team", "web")])), "{operator}");
             assert!(!matches(&selector, &labels(&[])), "{operator}");

@@ -20,10 +20,14 @@ fn add_cluster_policy(objects: &mut Objects, name: &str, yaml: &str) {
 
 /// Verdict and rule of `web/shop` about TCP from or to `peer`.
 fn decide(objects: &Objects, dir: u32, peer: &str, port: u16) -> (bool, String) {
+    decide_on(objects, dir, peer, PROTO_TCP, port)
+}
+
+fn decide_on(objects: &Objects, dir: u32, peer: &str, proto: u8, port: u16) -> (bool, String) {
     let pod = local(objects, WEB);
     let c = compiled_for(objects, std::slice::from_ref(&pod));
     let policy = c.place(objects, &pod).unwrap().policy;
-    let decision = c.evaluate(policy, dir, c.identity(ip(peer)).id, PROTO_TCP, port);
+    let decision = c.evaluate(policy, dir, c.identity(ip(peer)).id, proto, port);
     (decision.passes(), rule_name(&c, decision).to_string())
 }
 
@@ -114,6 +118,10 @@ fn the_baseline_judges_only_pods_that_no_network_policy_isolates() {
         (false, "no rule allows it".into()),
         "nor does it loosen a partition"
     );
+    let pass = policy("Baseline", 1, "ingress: [{action: Pass, from: [{namespaces: {}}]}]");
+    let objects = with("", &[("first", &pass), ("second", &deny)]);
+    let goes_on = (true, "same partition".to_string());
+    assert_eq!(decide(&objects, DIR_INGRESS, "10.65.0.9", 1), goes_on, "Pass leaves it to the partition");
 }
 
 #[test]
@@ -139,6 +147,69 @@ fn nodes_are_peers_by_their_labels_and_protocols_by_number_range_and_name() {
     for (port, allowed) in [(8080, true), (22, true), (23, false)] {
         assert_eq!(decide(&objects, DIR_INGRESS, PAY, port).0, allowed, "{port}");
     }
+}
+
+#[test]
+fn a_rule_is_of_the_protocols_that_it_names_and_of_all_if_it_names_none() {
+    let accepting = |protocols: &str| {
+        let rules = format!("ingress: [{{action: Accept, from: [{{namespaces: {{}}}}]{protocols}}}]");
+        with("", &[("some", &policy("Admin", 1, &rules))])
+    };
+    let of = |protocols: &str| accepting(&format!(", protocols: [{protocols}]"));
+    let taken = |objects: &Objects| -> Vec<(u8, u16)> {
+        let all = [PROTO_TCP, PROTO_UDP, PROTO_SCTP, PROTO_ICMP].into_iter();
+        let probes = all.flat_map(|proto| [9, 10, 15, 20, 21].map(|port| (proto, port)));
+        probes.filter(|(proto, port)| decide_on(objects, DIR_INGRESS, PAY, *proto, *port).0).collect()
+    };
+    let range = "{destinationPort: {range: {start: 10, end: 20}}}";
+    for (name, proto) in [("tcp", PROTO_TCP), ("udp", PROTO_UDP), ("sctp", PROTO_SCTP)] {
+        let ranged = taken(&of(&format!("{{{name}: {range}}}")));
+        assert_eq!(ranged, [10, 15, 20].map(|port| (proto, port)), "both ends of the range");
+        let whole = taken(&of(&format!("{{{name}: {{}}}}")));
+        assert_eq!(whole, [9, 10, 15, 20, 21].map(|port| (proto, port)), "all ports");
+    }
+    assert_eq!(taken(&accepting("")).len(), 20);
+}
+
+#[test]
+fn a_named_port_is_the_peers_own_for_egress_and_needs_the_peer_too() {
+    let to_named = policy(
+        "Admin",
+        1,
+        "egress: [{action: Accept, to: [{pods: {namespaceSelector: {}, podSelector: {}}}], protocols: [{destinationNamedPort: sql}]}]",
+    );
+    let mut objects = with("", &[("named", &to_named)]);
+    for (key, address, port) in [("pay/one", "10.66.0.3", 5432), ("pay/two", "10.66.0.4", 5433)] {
+        add_pod(
+            &mut objects,
+            key,
+            address,
+            &format!("{{ports: [{{name: sql, protocol: TCP, port: {port}}}]}}"),
+        );
+    }
+    let reached =
+        |port| ["10.66.0.3", "10.66.0.4", PAY].map(|peer| decide(&objects, DIR_EGRESS, peer, port).0);
+    assert_eq!(reached(5432), [true, false, false]);
+    assert_eq!(reached(5433), [false, true, false]);
+}
+
+#[test]
+fn namespaces_select_subjects_and_peers_by_their_labels() {
+    let shop = "namespaces: {matchLabels: {team: shop}}";
+    let rules = |peer: &str| {
+        format!("ingress: [{{action: Accept, from: [{{namespaces: {{matchLabels: {{team: {peer}}}}}}}]}}]")
+    };
+    let allowed = |subject: &str, peer: &str| {
+        let spec = format!("{{tier: Admin, priority: 1, subject: {{{subject}}}, {}}}", rules(peer));
+        let mut objects = with("", &[("teams", &spec)]);
+        for (namespace, team) in [("web", "shop"), ("pay", "money")] {
+            objects.namespaces.insert(namespace.into(), Arc::new([("team", team)].into_iter().collect()));
+        }
+        decide(&objects, DIR_INGRESS, PAY, 1).0
+    };
+    assert!(allowed(shop, "money"));
+    assert!(!allowed(shop, "shop"), "the peer is of another team");
+    assert!(!allowed("namespaces: {matchLabels: {team: money}}", "money"), "no policy of this pod");
 }
 
 #[test]
@@ -177,6 +248,11 @@ fn what_is_not_supported_or_wrong_is_refused_with_its_field() {
         ("ingress: [{action: Accept, from: [{networks: [10.0.0.0/8]}]}]", "spec.ingress[0].from[0].networks"),
         ("egress: [{action: Deny, to: [{networks: [10.0.0.1]}]}]", "spec.egress[0].to[0].networks[0]"),
         ("egress: [{action: Deny, to: [{nodes: {}}], protocols: [{}]}]", "spec.egress[0].protocols[0]"),
+        ("egress: [{action: Deny, to: [{nodes: {}, namespaces: {}}]}]", "spec.egress[0].to[0]"),
+        (
+            "egress: [{action: Deny, to: [{nodes: {}}], protocols: [{udp: {destinationPort: {range: {start: 9, end: 8}}}}]}]",
+            "spec.egress[0].protocols[0].udp.destinationPort.range.end",
+        ),
         (
             "egress: [{action: Deny, to: [{nodes: {}}], protocols: [{tcp: {destinationPort: {number: 0}}}]}]",
             "spec.egress[0].protocols[0].tcp.destinationPort.number",
@@ -188,6 +264,22 @@ fn what_is_not_supported_or_wrong_is_refused_with_its_field() {
         assert!(in_force.cluster_network_policies.is_empty());
         let told = errors[0].to_string();
         assert!(told.starts_with(&format!("cnp.yaml: ClusterNetworkPolicy/cnp: {field}: ")), "{told}");
+    }
+    let many = |n: usize| {
+        let rule = "{action: Deny, to: [{nodes: {}}]}";
+        let rules = vec![rule; n].join(", ");
+        let mut objects = cluster();
+        add_cluster_policy(&mut objects, "cnp", &policy("Admin", 1000, &format!("egress: [{rules}]")));
+        admit(&Objects::default(), objects).1.iter().map(ToString::to_string).collect::<Vec<_>>()
+    };
+    assert_eq!(many(25), [""; 0]);
+    assert!(many(26)[0].contains("spec.egress: 26 are too many"), "{:?}", many(26));
+    for priority in [-1, 1001] {
+        let mut objects = cluster();
+        let spec = policy("Admin", 0, "egress: []").replace("priority: 0", &format!("priority: {priority}"));
+        add_cluster_policy(&mut objects, "cnp", &spec);
+        let told = admit(&Objects::default(), objects).1[0].to_string();
+        assert!(told.contains(&format!("spec.priority: {priority} is no priority")), "{told}");
     }
     let unknown =
         policy("Admin", 1, "ingress: [{action: Accept, from: [{namespaces: {}}], schedule: nights}]");

@@ -104,6 +104,24 @@ fn a_connection_that_the_change_refuses_is_cut_and_one_that_was_refused_before_i
 }
 
 #[test]
+fn each_end_that_has_admitted_a_connection_can_cut_it_and_no_other() {
+    let mut shut = site(BY_WEB, "");
+    add(&mut shut, "web", "{policyID: 1, namespaces: [web], podCIDRs: [10.65.0.0/16]}");
+    let change = Change::of(site(BY_WEB, ""), shut);
+    let by_both = connection(FRONT, 0, 0);
+    assert_eq!(change.cut(by_both), from(FRONT), "the initiator's, though the other end allows it still");
+    let by_ingress = Flow { generations: [0, 7], ..by_both.1 };
+    assert_eq!(change.cut((by_both.0, by_ingress)), None);
+}
+
+#[test]
+fn what_a_pod_sends_itself_is_nobodys_to_cut() {
+    let change = Change::of(site("[]", "isolation: Open"), site("[]", ""));
+    assert_eq!(change.cut(connection(NODE_ADDRESS, ORIGIN_ITSELF as u16, FLOW_UNASKED)), None);
+    assert!(change.cut(connection(NODE_ADDRESS, change.mark(0), 0)).is_some());
+}
+
+#[test]
 fn a_masqueraded_connection_is_judged_by_who_began_it_and_not_by_the_nodes_address() {
     let change = Change::of(site(BY_WEB, ""), site(BY_NODES, ""));
     let (front, other) = (change.mark(0), change.mark(1));

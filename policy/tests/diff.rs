@@ -84,6 +84,157 @@ fn a_rule_without_ports_opens_every_protocol() {
     assert_eq!(lines, ["+ 192.0.2.7/32 -> partition web any all"]);
 }
 
+/// Of a comparison, each change's example and the rules before and after.
+fn examples(before: &Objects, after: &Objects) -> Vec<String> {
+    let mut interner = Interner::default();
+    let [before, after] = [before, after].map(|o| Side::of(o, &mut interner, "n1", &[]).unwrap());
+    let told = Diff::of(&before, &after).changes.into_iter().map(|c| {
+        let e = c.example;
+        format!("{} -> {} {}/{}: {} | {}", e.from, e.to, e.protocol, e.port, c.before.name, c.after.name)
+    });
+    told.collect()
+}
+
+#[test]
+fn a_change_has_an_example_that_people_know_and_the_rules_of_both_sides() {
+    let rule = "Partition/web ingress[0]";
+    let all = "[{from: [{partition: shop}]}]";
+    let opened = examples(&objects("[]"), &objects(all));
+    assert_eq!(opened, [format!("10.67.0.1 -> 10.66.0.1 6/80: no rule allows it | {rule}")]);
+    let closed = examples(&objects(FROM_SHOP), &objects("[]"));
+    assert_eq!(closed, [format!("10.67.0.1 -> 10.66.0.1 6/8080: {rule} | no rule allows it")]);
+}
+
+#[test]
+fn a_ping_is_one_change_for_both_ip_versions_and_so_is_one_of_ipv6_alone() {
+    let pinged = changes(
+        "[]",
+        "[{from: [{partition: shop}], ports: [{protocol: ICMP, port: 8}, {protocol: UDP, port: 53}]}]",
+    );
+    assert_eq!(
+        pinged,
+        ["+ partition shop -> partition web udp 53", "+ partition shop -> partition web icmp 8",]
+    );
+    let v6 = changes("[]", "[{from: [{ipBlock: {cidr: 'fd00:67::7/128'}}]}]");
+    assert_eq!(v6, ["+ partition shop (fd00:67::7/128) -> partition web any all"]);
+}
+
+#[test]
+fn ports_that_turn_side_by_side_are_one_range() {
+    let shop = |ports: &str, ingress: &str| {
+        let mut objects = objects(ingress);
+        let spec = format!(
+            "policyID: 2\npodCIDRs: [10.67.0.0/16]\negress: [{{to: [{{partition: web}}], ports: [{ports}]}}]\n"
+        );
+        objects.partitions.insert("shop".into(), partition(&spec));
+        objects
+    };
+    let before = shop("{port: 80, endPort: 89}", "[]");
+    let after =
+        shop("{port: 80, endPort: 99}", "[{from: [{partition: shop}], ports: [{port: 80, endPort: 99}]}]");
+    assert_eq!(lines(&before, &after), ["+ partition shop -> partition web tcp 80-99"]);
+}
+
+#[test]
+fn both_ends_must_say_yes_before_and_after() {
+    let egress_alone = {
+        let mut objects = objects("[]");
+        objects
+            .partitions
+            .insert("shop".into(), partition("policyID: 2\npodCIDRs: [10.67.0.0/16, 'fd00:67::/64']\n"));
+        objects
+    };
+    assert_eq!(lines(&egress_alone, &objects("[]")), [""; 0], "the other end still refuses");
+    assert_eq!(
+        lines(&egress_alone, &objects("[{from: [{partition: shop}], ports: [{port: 1}]}]")),
+        ["+ partition shop -> partition web tcp 1"]
+    );
+}
+
+#[test]
+fn where_only_one_end_still_allows_a_flow_is_newly_denied() {
+    let mut shut = objects(FROM_SHOP);
+    shut.partitions
+        .insert("shop".into(), partition("policyID: 2\npodCIDRs: [10.67.0.0/16, 'fd00:67::/64']\n"));
+    let line = "- partition shop -> partition web tcp 8000-8090";
+    assert_eq!(lines(&objects(FROM_SHOP), &shut), [line]);
+    assert_eq!(changes(FROM_SHOP, "[]"), [line]);
+}
+
+#[test]
+fn a_partition_in_audit_denies_nothing_and_its_network_policies_do() {
+    let web = |isolation: &str, ingress: &str| {
+        let mut objects = objects("[]");
+        let spec = format!(
+            "policyID: 1\nnamespaces: [web]\npodCIDRs: [10.66.0.0/16]\nisolation: {isolation}\ningress: {ingress}\n"
+        );
+        objects.partitions.insert("web".into(), partition(&spec));
+        objects.pods.insert("web/a".into(), Arc::new(pod("10.66.0.1")));
+        objects
+    };
+    assert_eq!(lines(&web("Audit", FROM_SHOP), &web("Audit", "[]")), [""; 0]);
+    let enforced = lines(&web("Audit", "[]"), &web("Enforced", "[]"));
+    assert!(!enforced.is_empty() && enforced.iter().all(|line| line.starts_with("- ")), "{enforced:?}");
+    let mut isolated = web("Audit", "[]");
+    let spec = serde_saphyr::from_str("{podSelector: {}}").unwrap();
+    isolated.network_policies.insert("web/all".into(), Arc::new(Sourced::new(spec, None)));
+    let denied = lines(&web("Audit", "[]"), &isolated);
+    assert_eq!(denied, ["- anyone -> namespace web any all"]);
+}
+
+fn pod(address: &str) -> Pod {
+    Pod { addresses: vec![address.parse().unwrap()], ..Pod::default() }
+}
+
+/// Partition web, where `app: db` takes TCP 1 alone, with these pods and their label `app`.
+fn labelled(pods: &[(&str, &str, &str)]) -> Objects {
+    let mut objects = objects("[]");
+    objects
+        .partitions
+        .insert("web".into(), partition("policyID: 1\nnamespaces: [web]\npodCIDRs: [10.66.0.0/16]\n"));
+    let spec = "{podSelector: {matchLabels: {app: db}}, ingress: [{ports: [{port: 1}]}]}";
+    let policy = Sourced::new(serde_saphyr::from_str(spec).unwrap(), None);
+    objects.network_policies.insert("web/db".into(), Arc::new(policy));
+    for (key, address, app) in pods {
+        let labels = [("app", *app)].into_iter().collect();
+        objects.pods.insert((*key).into(), Arc::new(Pod { labels, ..pod(address) }));
+    }
+    objects
+}
+
+#[test]
+fn a_pod_that_is_labelled_anew_is_named_by_both_labels_and_one_that_went_by_its_own() {
+    let [was, is] =
+        ["front", "db"].map(|app| labelled(&[("web/a", "10.66.0.1", app), ("web/b", "10.66.0.2", "x")]));
+    let relabelled = lines(&was, &is);
+    assert!(
+        relabelled
+            .iter()
+            .any(|l| l.contains("-> pods app=db (were app=front) in namespace web tcp 0, 2-65535")),
+        "{relabelled:?}"
+    );
+    let gone = lines(&is, &labelled(&[("web/b", "10.66.0.2", "x")]));
+    assert!(
+        gone.iter().any(|l| l.starts_with("+ ") && l.contains("-> pods app=db in namespace web")),
+        "{gone:?}"
+    );
+}
+
+#[test]
+fn who_is_nearly_all_of_something_is_said_by_what_is_left_out() {
+    let of = |ingress: &str| {
+        let mut objects = objects(ingress);
+        for n in 1..=4 {
+            let spec = format!("policyID: {}\npodCIDRs: [10.10{n}.0.0/16]\negress: [{{}}]\n", n + 10);
+            objects.partitions.insert(format!("p{n}"), partition(&spec));
+        }
+        objects
+    };
+    let after = "[{action: Deny, from: [{partition: shop}]}, {from: [{allPartitions: {}}]}]";
+    let said = lines(&of("[]"), &of(after));
+    assert_eq!(said, ["+ any pod but partition shop, partition web -> partition web any all"]);
+}
+
 /// Nodes `n1` and `n2`, and a pod of partition web on each; some are not told to be anywhere.
 fn with_nodes(web_ingress: &str, told: bool) -> Objects {
     let mut objects = objects(web_ingress);

@@ -5,7 +5,7 @@ mod common;
 
 use bulkhead_api::messages::Explanation;
 use bulkhead_ebpf_abi::*;
-use bulkhead_policy::{Compiled, Flow, Objects, RuleLines, Sourced, group_parts};
+use bulkhead_policy::{Compiled, Flow, LocalPod, Objects, RuleLines, Sourced, group_parts};
 use common::*;
 use std::{net::IpAddr, sync::Arc};
 
@@ -99,6 +99,33 @@ fn a_pod_that_nobody_may_call_reaches_itself_and_its_like_does_not_reach_it() {
     };
     assert!(allowed("10.64.0.1", "10.64.0.1"));
     assert!(!allowed("10.64.0.2", "10.64.0.1"));
+}
+
+#[test]
+fn an_own_pod_is_who_it_was_wired_as_wherever_its_address_lies() {
+    let mut objects = web_with("ingress: [{from: [{partition: pay}]}]");
+    // In the range of pay, and nobody tells of it.
+    let stray = LocalPod {
+        namespace: "web".into(),
+        name: "stray".into(),
+        partition: "web".into(),
+        addresses: vec![ip("10.66.0.77")],
+    };
+    // No pod of the partition, though it lies in its range.
+    add_pod(&mut objects, "web/agent", "10.65.0.9", "{hostNetwork: true}");
+    let pods = [stray];
+    let c = compiled_for(&objects, &pods);
+    let to = |address: &str| {
+        let flow = Flow { from: ip("10.66.0.77"), to: ip(address), proto: PROTO_TCP, port: 1 };
+        bulkhead_policy::explain(&c, &objects, &pods, flow).unwrap()
+    };
+    let told = to("10.65.0.9");
+    assert_eq!((told.from.pod.as_deref(), told.from.partition.as_deref()), (Some("web/stray"), Some("web")));
+    assert_eq!(told.from.identity, c.pod_identities["web"]);
+    assert_eq!((told.to.pod, told.to.partition.as_deref()), (None, Some("web")));
+    let rules: Vec<_> = told.decisions.iter().map(|d| d.rule.name.as_str()).collect();
+    assert_eq!(rules, ["same partition"; 2]);
+    assert_eq!(to("10.65.0.8").to.pod, None, "nobody has that address");
 }
 
 #[test]

@@ -5,7 +5,7 @@ mod common;
 
 use bulkhead_api::objects::IPBlockSpec;
 use bulkhead_ebpf_abi::*;
-use bulkhead_policy::{Compiled, LocalPod, NodeInfo, strays};
+use bulkhead_policy::{Compiled, Interner, LocalPod, NodeInfo, compile, strays};
 use common::*;
 use std::sync::Arc;
 
@@ -405,6 +405,46 @@ fn a_stray_in_anothers_range_is_to_every_node_of_the_partition_it_was_wired_into
         assert_eq!(c.identity(ip("10.65.4.5")).id, c.pod_identities["web"], "beside the block");
     }
     assert_eq!(objects.partition_of_address(ip("10.65.3.5")), Some("pay"));
+}
+
+#[test]
+fn a_pod_outside_all_ranges_is_of_its_namespaces_partition_to_every_node() {
+    let mut objects = web_with("ingress: [{from: [{partition: pay}]}]");
+    add_pod(&mut objects, "pay/far", "10.99.0.9", "{}");
+    add_pod(&mut objects, "shop/far", "10.99.0.8", "{}");
+    let c = compiled(&objects);
+    assert_eq!(c.identity(ip("10.99.0.9")).id, c.pod_identities["pay"]);
+    assert_eq!(c.identity(ip("10.99.0.8")).id, c.pod_identities["default"]);
+    let allowed = |peer: &str| web(&c, DIR_INGRESS, peer, 1).0;
+    assert!(allowed("10.99.0.9") && !allowed("10.99.0.8") && !allowed("10.99.0.7"));
+}
+
+#[test]
+fn an_address_that_nothing_names_and_a_number_that_nobody_has_judged_count_as_world() {
+    // Whoever is anybody is let in.
+    let all = "{partition: pay}, {allPartitions: {}}, {nodes: {}}, {networkGroup: vms}, {networkGroup: db}";
+    let c = compiled(&web_with(&format!("ingress: [{{from: [{all}]}}]\negress: [{{name: out}}]")));
+    assert_eq!(["203.0.113.9", "2001:db9::1"].map(|a| c.identity(ip(a)).id), [ID_WORLD; 2]);
+    let beyond = c.tables.classes.len() as u32;
+    for (partition, dir) in [("web", DIR_INGRESS), ("web", DIR_EGRESS), ("default", DIR_INGRESS)] {
+        let decide = |peer| c.evaluate(c.policies[partition], dir, peer, PROTO_TCP, 80);
+        for never_given_out in [beyond, beyond + 1, u32::from(u16::MAX), u32::MAX] {
+            assert_eq!(decide(never_given_out), decide(ID_WORLD), "{partition} {never_given_out}");
+        }
+    }
+    let decide = |peer| c.evaluate(c.policies["web"], DIR_INGRESS, peer, PROTO_TCP, 80).allowed;
+    assert!(decide(c.pod_identities["pay"]) && !decide(beyond));
+}
+
+#[test]
+fn a_rule_of_ours_is_never_gone_and_a_written_one_is_when_nobody_writes_it() {
+    let mut interner = Interner::default();
+    let before = compile(&web_with("ingress: [{name: in}]"), &mut interner, &HERE).unwrap();
+    let (number, _) = before.rules.in_force().next().unwrap();
+    let after = compile(&cluster(), &mut interner, &HERE).unwrap();
+    assert_eq!([&before, &after].map(|c| c.rules.is_gone(number)), [false, true]);
+    assert!(![RULE_DEFAULT_DENY, RULE_OPEN, RULE_OWN_NODE].into_iter().any(|n| after.rules.is_gone(n)));
+    assert_eq!(after.rules.get(number).unwrap().name, "Partition/web ingress \"in\"", "it keeps its name");
 }
 
 #[test]

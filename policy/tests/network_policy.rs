@@ -107,8 +107,16 @@ fn without_types_an_egress_rule_isolates_for_egress_too() {
 fn types_say_which_directions_are_isolated() {
     let egress = db(&["{podSelector: {}, policyTypes: [Egress]}"]);
     assert!(egress.takes(CLIENT, 1) && !egress.reaches(CLIENT, 1));
-    let rules_of_another_type = db(&["{podSelector: {}, policyTypes: [Ingress], egress: [{}]}"]);
+    let rules_of_another_type =
+        db(&["{podSelector: {}, policyTypes: [Ingress], egress: [{ports: [{port: 9}]}]}"]);
     assert!(!rules_of_another_type.takes(CLIENT, 1) && rules_of_another_type.reaches(CLIENT, 1));
+}
+
+/// Such a rule is refused; what an older daemon has let in is closed rather than open.
+#[test]
+fn a_peer_that_names_nobody_is_nobody() {
+    let asked = db(&["{podSelector: {}, ingress: [{from: [{}]}]}"]);
+    assert!(![CLIENT, UNTOLD, "8.8.8.8"].into_iter().any(|peer| asked.takes(peer, 1)));
 }
 
 #[test]
@@ -197,6 +205,50 @@ fn a_named_port_is_the_pods_own_for_ingress_and_each_peers_for_egress() {
 }
 
 #[test]
+fn a_port_range_holds_both_its_ends_and_a_port_alone_is_that_port() {
+    let asked = db(&["{podSelector: {}, ingress: [{ports: [{port: 1000, endPort: 1300}, {port: 2000}]}]}"]);
+    let taken: Vec<u16> = [999, 1000, 1255, 1256, 1300, 1301, 1999, 2000, 2001]
+        .into_iter()
+        .filter(|p| asked.takes(CLIENT, *p))
+        .collect();
+    assert_eq!(taken, [1000, 1255, 1256, 1300, 2000]);
+    let last = db(&["{podSelector: {}, egress: [{ports: [{port: 65000, endPort: 65535}]}]}"]);
+    assert!(last.reaches(CLIENT, 65535) && last.reaches(CLIENT, 65000) && !last.reaches(CLIENT, 64999));
+}
+
+#[test]
+fn a_port_is_of_its_protocol_which_is_tcp_unless_it_says_otherwise() {
+    let asked = db(&["{podSelector: {}, ingress: [{ports: [{port: 1}, {port: 2, protocol: UDP}, \
+                      {port: 3, protocol: SCTP}, {protocol: UDP, port: 9, endPort: 10}]}, {ports: [{protocol: SCTP}]}]}"]);
+    let taken = |proto| -> Vec<u16> {
+        [1, 2, 3, 10, 60_000]
+            .into_iter()
+            .filter(|port| asked.decide(DIR_INGRESS, CLIENT, proto, *port).0)
+            .collect()
+    };
+    assert_eq!(taken(PROTO_TCP), [1]);
+    assert_eq!(taken(PROTO_UDP), [2, 10]);
+    assert_eq!(taken(PROTO_SCTP), [1, 2, 3, 10, 60_000], "a protocol without a port is all its ports");
+    assert_eq!(taken(PROTO_ICMP), [0; 0]);
+}
+
+#[test]
+fn a_named_port_is_of_the_protocol_that_both_say() {
+    let asked = db(&["{podSelector: {}, ingress: [{ports: [{port: sql, protocol: UDP}]}]}"]);
+    assert!(![PROTO_TCP, PROTO_UDP].into_iter().any(|p| asked.decide(DIR_INGRESS, CLIENT, p, 5432).0));
+}
+
+#[test]
+fn whom_a_policy_isolates_takes_nothing_of_unknown_origin_in_an_open_partition_either() {
+    let open = |key: &str| {
+        let asked = of(shop(&["{podSelector: {matchLabels: {app: db}}, ingress: [{}]}"]), key);
+        let policy = asked.compiled.place(&asked.objects, &asked.pod).unwrap().policy;
+        asked.compiled.evaluate(policy, DIR_INGRESS, ID_WORLD, PROTO_TCP, 1).open
+    };
+    assert!(open("shop/other") && !open("shop/db"));
+}
+
+#[test]
 fn a_node_reaches_its_own_pods_whatever_policies_say_and_other_nodes_do_not() {
     let asked = db(&["{podSelector: {}}"]);
     assert_eq!(
@@ -210,7 +262,10 @@ fn a_node_reaches_its_own_pods_whatever_policies_say_and_other_nodes_do_not() {
 fn a_host_network_pod_is_its_node_and_no_selector_picks_it() {
     let mut objects = shop(&["{podSelector: {}, ingress: [{from: [{namespaceSelector: {}}]}]}"]);
     add_pod(&mut objects, "shop/agent", "192.168.0.2", "{labels: {app: client}, hostNetwork: true}");
-    assert!(!of(objects, "shop/db").takes("192.168.0.2", 1));
+    // Nor that of a node that nobody has told of yet.
+    add_pod(&mut objects, "shop/new", "192.168.0.9", "{labels: {app: client}, hostNetwork: true}");
+    let asked = of(objects, "shop/db");
+    assert!(!asked.takes("192.168.0.2", 1) && !asked.takes("192.168.0.9", 1));
 }
 
 #[test]
@@ -230,6 +285,8 @@ fn a_flow_needs_a_yes_from_partition_and_network_policy() {
     let isolates = (false, "NetworkPolicy/web/np (isolates)".to_string());
     assert_eq!(policy_says_no.decide(DIR_INGRESS, "10.66.0.1", PROTO_TCP, 1), isolates);
     assert_eq!(policy_says_no.decide(DIR_INGRESS, "10.65.0.1", PROTO_TCP, 1), isolates, "the same partition");
+    let both_say_no = web("{podSelector: {}}", "").decide(DIR_INGRESS, "10.66.0.1", PROTO_TCP, 1);
+    assert_eq!(both_say_no, (false, "no rule allows it".into()), "the first to be asked is named");
     assert!(web(allow_all, "ingress: [{name: all}]").takes("10.66.0.1", 1));
 }
 
@@ -334,6 +391,12 @@ fn a_policy_that_upstream_would_refuse_is_refused_with_its_field() {
         ),
         ("{egress: [{ports: [{port: 0}]}]}", "spec.egress[0].ports[0].port"),
         ("{egress: [{ports: [{port: Http}]}]}", "spec.egress[0].ports[0].port"),
+        (
+            "{egress: [{to: [{ipBlock: {cidr: 10.0.0.0/8, except: [10.0.0.0/8]}}]}]}",
+            "spec.egress[0].to[0].ipBlock.except[0]",
+        ),
+        ("{egress: [{ports: [{endPort: 9}]}]}", "spec.egress[0].ports[0].endPort"),
+        ("{egress: [{ports: [{port: 65536}]}]}", "spec.egress[0].ports[0].port"),
         ("{egress: [{ports: [{port: http, endPort: 9}]}]}", "spec.egress[0].ports[0].endPort"),
         ("{egress: [{ports: [{port: 9, endPort: 8}]}]}", "spec.egress[0].ports[0].endPort"),
         ("{egress: [{ports: [{protocol: ICMP}]}]}", "spec.egress[0].ports[0].protocol"),

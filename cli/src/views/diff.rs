@@ -124,6 +124,44 @@ NEWLY   FROM           TO                  PROTOCOL  PORTS      FOR EXAMPLE     
         assert_eq!(diff(&all, PLAIN), expected);
     }
 
+    fn change(protocol: u8, port: u16, cut_connections: usize) -> PolicyChange {
+        PolicyChange {
+            allows: true,
+            from: vec!["partition web".into()],
+            to: vec!["world".into()],
+            protocol: "any".into(),
+            ports: "all".into(),
+            example: ExampleFlow {
+                from: "10.66.0.1".parse().unwrap(),
+                to: "192.0.2.1".parse().unwrap(),
+                protocol,
+                port,
+            },
+            before: rule("no rule allows it"),
+            after: rule("Partition/web egress[0]"),
+            cut_connections,
+        }
+    }
+
+    #[test]
+    fn an_example_names_its_protocol_and_its_port_or_type() {
+        let shown = |protocol| example(&change(protocol, 8, 0).example);
+        let expected = ["icmp/8", "icmp/8", "tcp/8", "udp/8", "sctp/8", "protocol 47"];
+        let expected = expected.map(|service| format!("10.66.0.1 -> 192.0.2.1 {service}"));
+        assert_eq!([1, 58, 6, 17, 132, 47].map(shown), expected);
+    }
+
+    #[test]
+    fn an_edit_that_turns_no_flow_and_a_single_cut_say_so() {
+        let edited = PolicyDiff { changed: vec!["~Partition/web".into()], ..PolicyDiff::default() };
+        assert_eq!(diff(&edited, PLAIN), "~Partition/web\n\nno flow is newly allowed or denied\n");
+        let cut = |n| {
+            diff(&PolicyDiff { changes: vec![change(6, 80, n)], cut_connections: n, ..edited.clone() }, PLAIN)
+        };
+        assert!(cut(0).ends_with("\nno live connection of this node would be cut\n"), "{}", cut(0));
+        assert!(cut(1).ends_with("\n1 live connection of this node would be cut\n"), "{}", cut(1));
+    }
+
     #[test]
     fn a_great_many_are_counted_and_not_printed() {
         let many = PolicyDiff {
@@ -133,6 +171,10 @@ NEWLY   FROM           TO                  PROTOCOL  PORTS      FOR EXAMPLE     
         let shown = diff(&many, PLAIN);
         assert!(shown.contains("+Partition/p49\nand 10 more: -o json has them all\n\n"), "{shown}");
         assert!(!shown.contains("p50"), "{shown}");
+        let changes = vec![change(6, 80, 0); LINES + 3];
+        let shown = diff(&PolicyDiff { changes, ..many }, PLAIN);
+        assert_eq!(shown.matches("+ allow").count(), LINES);
+        assert!(shown.contains("\nand 3 more: -o json has them all\n\nno live"), "{shown}");
     }
 
     #[test]

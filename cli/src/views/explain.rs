@@ -303,6 +303,36 @@ FROM             STATE        IDLE        PACKETS   BYTES  PATH    ADMITTED BY
     }
 
     #[test]
+    fn the_nodes_own_connections_have_no_rule_and_pings_no_port() {
+        let mut e = denied();
+        (e.protocol, e.port, e.connections_found) = ("icmp".into(), 8, 1);
+        e.connections = vec![ConnectionInfo {
+            from: "192.0.2.1".parse().unwrap(),
+            to: "10.66.0.2".parse().unwrap(),
+            from_port: 77,
+            state: "answered".into(),
+            idle_seconds: 1,
+            packets: 2,
+            bytes: 168,
+            path: "stack".into(),
+            admitted: vec![],
+        }];
+        // A pod that calls itself has one bandwidth.
+        e.from.bandwidth = Some(ExplainedBandwidth::default());
+        e.to = e.from.clone();
+        let below = "\
+bandwidth
+  payments/db-0  no class  in unlimited  out unlimited
+
+1 live connection
+FROM       STATE     IDLE  PACKETS  BYTES  PATH   ADMITTED BY
+192.0.2.1  answered  1 s         2  168 B  stack  the node's own
+";
+        let shown = explain(&e, PLAIN);
+        assert!(shown.ends_with(&format!("\n{below}")), "{shown}");
+    }
+
+    #[test]
     fn parts_of_a_group_that_fare_otherwise_are_told() {
         let mut e = denied();
         e.otherwise = vec![OtherPart {
@@ -364,6 +394,9 @@ no live connection
             told("partition", "deny", "default"),
             told("networkPolicy", "allow", "np"),
         ];
+        let mut alone = e.clone();
+        alone.decisions[0].tiers.truncate(2);
+        assert!(!explain(&alone, PLAIN).contains("- partition"), "the decision has said it");
         let shown = explain(&e, PLAIN);
         let below: Vec<&str> = shown.lines().skip(2).take(3).map(str::trim).collect();
         assert_eq!(below.len(), 3);

@@ -80,6 +80,13 @@ GENERATION  SINCE      STATE                       OBJECTS  CHANGED
     }
 
     #[test]
+    fn what_was_brought_back_is_told_of_former_generations_too() {
+        let shown = generations(&[info(8, None), info(7, Some(5))], 160, PLAIN);
+        let states: Vec<&str> = shown.lines().skip(1).map(|l| l[23..].split("  ").next().unwrap()).collect();
+        assert_eq!(states, ["in force", "the objects of 5"]);
+    }
+
+    #[test]
     fn one_generation_is_told_with_its_objects() {
         let shown = generations_in_full(&[info(7, None)], 160, PLAIN);
         assert!(shown.ends_with("  ~Partition/web\n  Partition/web\n"), "{shown}");

@@ -173,7 +173,7 @@ impl Datapath {
         };
         // New maps are zero, and nothing has been switched; of adopted ones both is to be found out.
         let fresh = || (!adopted).then(Half::default);
-        let conntrack = take_map(o, "CONNTRACK")?;
+        let (conntrack, endpoints) = (take_map(o, "CONNTRACK")?, take_map(o, "ENDPOINT")?);
         let barrier = sys::Barrier::new().map_err(|source| DatapathError::Kernel {
             what: "a map to wait for packets by".into(),
             source,
@@ -185,7 +185,8 @@ impl Datapath {
             tables,
             exact: take(o, "IDENTITY_EXACT")?,
             prefixes: take(o, "IDENTITY_PREFIX")?,
-            endpoints: take(o, "ENDPOINT")?,
+            endpoints_fd: owned_fd(&endpoints)?,
+            endpoints: typed("ENDPOINT", endpoints)?,
             endpoint_epoch: take(o, "ENDPOINT_EPOCH")?,
             origin_turns: take(o, "ORIGIN_TURN")?,
             local: take(o, "LOCAL")?,

@@ -128,6 +128,7 @@ pub struct Datapath {
     exact: HashMap<Addr, Identity>,
     prefixes: aya::maps::lpm_trie::LpmTrie<aya::maps::MapData, Raw<Addr>, Raw<Identity>>,
     endpoints: HashMap<u32, Endpoint>,
+    endpoints_fd: OwnedFd,
     /// Tells the hooks to read anew what they keep of `endpoints`.
     endpoint_epoch: aya::maps::Array<aya::maps::MapData, u32>,
     /// Tells connections which number of an identity has been given out again since.

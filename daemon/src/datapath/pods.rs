@@ -8,6 +8,7 @@ use bulkhead_ebpf_abi::{Addr, Delivery, Endpoint, Identity};
 use std::{
     collections::{BTreeMap, BTreeSet},
     net::IpAddr,
+    sync::atomic::{Ordering, fence},
 };
 
 impl PodMaps for Datapath {
@@ -131,14 +132,6 @@ impl PodMaps for Datapath {
 }
 
 impl Datapath {
-    pub(super) fn read_endpoints(&self) -> Result<BTreeMap<u32, Endpoint>, DatapathError> {
-        self.endpoints
-            .iter()
-            .map(|entry| entry.map(|(Raw(ifindex), Raw(endpoint))| (ifindex, endpoint)))
-            .collect::<Result<_, _>>()
-            .map_err(|source| DatapathError::Map { what: "reading endpoints".into(), source })
-    }
-
     /// And the ways to their pods.
     pub(super) fn write_endpoints(&mut self, endpoints: &[(u32, Endpoint)]) -> Result<(), DatapathError> {
         if endpoints.is_empty() {
@@ -175,7 +168,11 @@ impl Datapath {
     }
 
     /// Behind every change of an endpoint: on return each packet meets the new one.
+    ///
+    /// Whichever processor sees the new epoch must see the change, also where stores are not seen in order (arm64). Here all
+    /// that was written lies before the fence and the epoch behind it; the hooks order their reads likewise (`kept`).
     fn endpoints_changed(&mut self) -> Result<(), DatapathError> {
+        fence(Ordering::SeqCst);
         let failed = |source| DatapathError::Map { what: "telling the hooks of an endpoint".into(), source };
         let epoch = self.endpoint_epoch.get(&0, 0).map_err(failed)?;
         self.endpoint_epoch.set(0, epoch.wrapping_add(1), 0).map_err(failed)

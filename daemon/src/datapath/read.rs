@@ -1,10 +1,14 @@
 //! What the kernel knows: drops, connections, endpoints.
 
-use super::{Datapath, DatapathError, sys, values::Raw};
+use super::{
+    Datapath, DatapathError,
+    sys::{self, Plain},
+    values::Raw,
+};
 use aya::maps::MapError;
-use bulkhead_ebpf_abi::{Counter, DropKey, Flow, FlowKey};
+use bulkhead_ebpf_abi::{Counter, DropKey, Endpoint, Flow, FlowKey};
 use std::{
-    collections::VecDeque,
+    collections::{BTreeMap, VecDeque},
     os::fd::{AsFd, BorrowedFd},
 };
 
@@ -36,31 +40,36 @@ impl Datapath {
 
     /// Every connection, in no order. One that comes or goes meanwhile may be seen or not.
     pub fn flows(&self) -> Flows<'_> {
-        Flows {
-            map: self.conntrack_fd.as_fd(),
-            cursor: None,
-            room: Flows::ROOM,
-            more: true,
-            read: VecDeque::new(),
-        }
+        Entries::of(self.conntrack_fd.as_fd(), "connections", 4096)
+    }
+
+    pub(super) fn read_endpoints(&self) -> Result<BTreeMap<u32, Endpoint>, DatapathError> {
+        Entries::of(self.endpoints_fd.as_fd(), "endpoints", 256).collect()
     }
 }
 
 /// Iterates over the connection table, thousands at a time.
-pub struct Flows<'a> {
+pub type Flows<'a> = Entries<'a, FlowKey, Flow>;
+
+/// Iterates over a hash map, many entries a call.
+pub struct Entries<'a, K, V> {
     map: BorrowedFd<'a>,
+    what: &'static str,
     cursor: Option<u64>,
     room: u32,
     more: bool,
-    read: VecDeque<(FlowKey, Flow)>,
+    read: VecDeque<(K, V)>,
 }
 
-impl Flows<'_> {
-    const ROOM: u32 = 4096;
+impl<'a, K, V> Entries<'a, K, V> {
+    /// `room`: entries a call.
+    fn of(map: BorrowedFd<'a>, what: &'static str, room: u32) -> Self {
+        Self { map, what, cursor: None, room, more: true, read: VecDeque::new() }
+    }
 }
 
-impl Iterator for Flows<'_> {
-    type Item = Result<(FlowKey, Flow), DatapathError>;
+impl<K: Plain, V: Plain> Iterator for Entries<'_, K, V> {
+    type Item = Result<(K, V), DatapathError>;
 
     fn next(&mut self) -> Option<Self::Item> {
         while self.read.is_empty() && self.more {
@@ -73,7 +82,10 @@ impl Iterator for Flows<'_> {
                 Err(e) if e.raw_os_error() == Some(libc::ENOSPC) => self.room *= 2,
                 Err(source) => {
                     self.more = false;
-                    return Some(Err(DatapathError::Kernel { what: "reading connections".into(), source }));
+                    return Some(Err(DatapathError::Kernel {
+                        what: format!("reading {}", self.what),
+                        source,
+                    }));
                 }
             }
         }

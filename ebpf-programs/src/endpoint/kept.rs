@@ -3,6 +3,10 @@
 //!
 //! What is kept holds for one epoch. User space begins another behind every change of an endpoint; the epoch is read
 //! before the endpoint, so what was read while it changed is read again.
+//!
+//! Not every processor (arm64) keeps that order by itself: one that saw the new epoch could see the endpoint of before, and
+//! keep it for good. So there is a [`barrier`] between the two reads, and a fence between the two writes in user space. Other
+//! packets read what this processor has written itself, and need neither.
 
 use crate::{
     address::Address,
@@ -11,6 +15,7 @@ use crate::{
 };
 use aya_ebpf::{macros::map, maps::PerCpuArray};
 use bulkhead_ebpf_abi::{Delivery, Endpoint};
+use core::intrinsics::{AtomicOrdering, atomic_or};
 
 /// Interfaces that share a place take turns in it; they are numbered in the order in which they are made.
 const PLACES: u32 = 512;
@@ -41,12 +46,21 @@ pub fn endpoint<'a>(ifindex: u32) -> Option<&'a Endpoint> {
 /// Once an epoch: out of the way of all other packets.
 #[inline(never)]
 fn keep(kept: &mut Kept, ifindex: u32, epoch: u32) -> bool {
+    barrier((&raw mut *kept).cast());
     // SAFETY: the daemon replaces entries, it never writes into them.
     let Some(pod) = (unsafe { ENDPOINT.get(ifindex) }) else { return false };
     // SAFETY: both are an endpoint, and not the same.
     unsafe { words::copy_halves(pod, &raw mut kept.pod) };
     (kept.ifindex, kept.epoch) = (ifindex, epoch);
     true
+}
+
+/// What is read behind it is no older than what was read before it: an instruction that gives back what it changes is a full
+/// barrier to the kernel. This one changes nothing, in a word of this CPU's own.
+#[inline(always)]
+fn barrier(kept: *mut u64) {
+    // SAFETY: the head of an entry of a map of arrays, whose entries are aligned to 8 bytes.
+    unsafe { atomic_or::<u64, u64, { AtomicOrdering::SeqCst }>(kept, 0) };
 }
 
 #[repr(C)]
@@ -76,6 +90,7 @@ pub fn delivery<'a>(to: &Address) -> Option<&'a Delivery> {
 
 #[inline(never)]
 fn keep_delivery(kept: &mut KeptDelivery, to: &Address, epoch: u32) -> bool {
+    barrier((&raw mut *kept).cast());
     // SAFETY: as in `keep`.
     let Some(delivery) = (unsafe { LOCAL.get(to.as_addr()) }) else { return false };
     // SAFETY: as in `keep`.

@@ -8,13 +8,14 @@ use crate::{
 };
 use aya::programs::{SchedClassifier, TcAttachType};
 use bulkhead_daemon::datapath::{Datapath, DatapathError, Generation, Hook, PodMaps};
-use bulkhead_ebpf_abi::{ABI_VERSION, Connections, Delivery, Sizes};
+use bulkhead_ebpf_abi::{ABI_VERSION, Connections, Delivery, Endpoint, Sizes};
 use std::{fs, path::Path, sync::Arc};
 
 crate::trials! {
     adoption:
     a_first_start_adopts_nothing,
     generation_flows_and_endpoints_are_adopted,
+    endpoints_are_read_as_they_were_written_however_many,
     a_generation_after_adoption_leaves_nothing_of_those_before,
     deliveries_are_adopted_and_go_with_their_pod,
     a_generation_after_adoption_writes_only_what_differs_and_decides,
@@ -78,6 +79,24 @@ fn generation_flows_and_endpoints_are_adopted() {
     assert_eq!(node.datapath.endpoints().expect("endpoints"), endpoints);
     assert_eq!(self::deliveries(&node), deliveries);
     assert_eq!(connect(&node, 6), End::Next);
+}
+
+/// They come many a call: fewer than that, just as many, and more.
+fn endpoints_are_read_as_they_were_written_however_many() {
+    let mut node = Node::empty();
+    let mut written = node.datapath.endpoints().expect("endpoints");
+    for n in 1..=600 {
+        let endpoint = Endpoint { policies: [n, n + 1], identity_v4: n + 2, ..Endpoint::default() };
+        node.datapath.set_endpoint(100_000 + n, &endpoint).expect("an endpoint");
+        written.insert(100_000 + n, endpoint);
+        if [1, 2, 254, 255, 256, 257, 600].contains(&n) {
+            assert_eq!(node.datapath.endpoints().expect("endpoints"), written, "{n}");
+        }
+    }
+    for n in 1..=600 {
+        node.datapath.remove_endpoint(100_000 + n).expect("removed");
+    }
+    assert!(node.datapath.endpoints().expect("endpoints").keys().all(|ifindex| *ifindex < 100_000));
 }
 
 fn a_generation_after_adoption_writes_only_what_differs_and_decides() {

@@ -30,6 +30,7 @@ crate::trials! {
     audit_records_unknown_origin_and_lets_it_pass,
     a_pod_reaches_itself_whatever_its_policy_says,
     a_pod_reaches_itself_through_a_service_that_is_masqueraded,
+    a_pod_reaches_itself_while_it_becomes_another_to_the_rules,
     nobody_passes_as_the_pod_itself,
     another_origin_behind_the_same_address_and_port_is_another_flow,
 }
@@ -337,6 +338,21 @@ fn a_pod_reaches_itself_through_a_service_that_is_masqueraded() {
     }
 }
 
+fn a_pod_reaches_itself_while_it_becomes_another_to_the_rules() {
+    let node = Node::new(Rules::none());
+    for f in FAMILIES {
+        // Marked by its hook as whom it was then.
+        for was in [VM, B] {
+            for (client, port) in [(f.a, 5), (f.node, 9)] {
+                let packet = |flags| tcp((client, port + was as u16), (f.a, 80), flags);
+                assert_eq!(node.deliver_from(A, A, &packet(SYN), was).end, End::Next);
+                assert_eq!(node.deliver_from(A, A, &packet(ACK), A).end, End::Next);
+                assert_eq!(node.deliver_from(B, A, &packet(SYN), was).end, DENIED);
+            }
+        }
+    }
+}
+
 fn nobody_passes_as_the_pod_itself() {
     let node = Node::new(Rules::none());
     for f in FAMILIES {
@@ -345,8 +361,8 @@ fn nobody_passes_as_the_pod_itself() {
         for packet in [&by_address, &masqueraded] {
             // Of the same identity, and from another interface: another pod that no rule tells apart from it.
             assert_eq!(node.deliver_from(B, A, packet, A).end, DENIED);
-            // From its own interface, and not as its hook has marked it.
-            assert_eq!(node.deliver_from(A, A, packet, VM).end, DENIED);
+            // From its own interface, and not marked by its hook.
+            assert_eq!(node.deliver_from(A, A, packet, ORIGIN_NONE).end, UNKNOWN);
             assert_eq!(node.deliver(A, packet, A).end, DENIED);
         }
         assert_eq!(node.deliver(A, &by_address, ORIGIN_NONE).end, DENIED);

@@ -136,7 +136,7 @@ pub fn exchange_at(
     seen
 }
 
-fn accept(listener: &TcpListener) -> Result<(TcpStream, SocketAddr)> {
+pub fn accept(listener: &TcpListener) -> Result<(TcpStream, SocketAddr)> {
     listener.set_nonblocking(true)?;
     let (stream, peer) = bulkhead_lab::until("somebody calls", CALLED, || match listener.accept() {
         Ok(accepted) => Ok(Some(accepted)),
@@ -167,7 +167,7 @@ pub fn connect_from(port: u16, to: SocketAddr) -> Result<TcpStream> {
     connected(fd, to)
 }
 
-fn stream_for(to: SocketAddr) -> Result<OwnedFd> {
+pub fn stream_for(to: SocketAddr) -> Result<OwnedFd> {
     let family = if to.is_ipv4() { AddressFamily::Inet } else { AddressFamily::Inet6 };
     Ok(socket(family, SockType::Stream, SockFlag::SOCK_CLOEXEC, None)?)
 }

@@ -357,11 +357,10 @@ impl<'a> Model<'a> {
     }
 
     fn peer(&self, at: &Place, dir: u32, r: &Reading) -> Peer {
-        let identity = self.pods[at.pod].identities[usize::from(r.v6)];
         let itself = if dir == DIR_EGRESS {
             r.src == r.dst
         } else {
-            at.from == Some(PODS[at.pod]) && at.origin == origin_of(identity)
+            at.from == Some(PODS[at.pod]) && at.origin != ORIGIN_NONE
         };
         if itself {
             return Peer::Itself;
