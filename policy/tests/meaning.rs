@@ -238,7 +238,7 @@ fn an_isolated_partition_that_holds_cluster_dns_admits_all_partitions_to_it() {
     objects.cluster_dns = vec![ip("10.66.0.10")];
     let c = compiled(&objects);
     assert!(web_proto(&c, DIR_EGRESS, "10.66.0.10", PROTO_UDP, 53).0);
-    for (peer, expected) in [(WEB, true), (DEFAULT, true), (WORLD, false), (OTHER_NODE, false)] {
+    for (peer, expected) in [(WEB, true), (DEFAULT, true), (WORLD, false), (OTHER_NODE, true)] {
         assert_eq!(decide(&c, "pay", DIR_INGRESS, peer, PROTO_UDP, 53).allowed, expected, "{peer}");
         assert!(!decide(&c, "pay", DIR_INGRESS, peer, PROTO_UDP, 54).allowed);
     }

@@ -236,8 +236,8 @@ fn partition_tier(objects: &Objects, partition: &str, dir: u32, probe: &Packet) 
     }
     let dns = port == 53 && (proto == PROTO_UDP || proto == PROTO_TCP) && spec.allow_cluster_dns;
     let hosts = || objects.cluster_dns.iter().any(|a| is_pod_of(objects, *a, Some(partition)));
-    let pod = || is_pod_of(objects, peer, None);
-    if dns && (if dir == DIR_EGRESS { objects.cluster_dns.contains(&peer) } else { hosts() && pod() }) {
+    let asks = || is_pod_of(objects, peer, None) || is_node(objects, peer, |_, _| true);
+    if dns && (if dir == DIR_EGRESS { objects.cluster_dns.contains(&peer) } else { hosts() && asks() }) {
         return opinion(true, false, Ok(RULE_CLUSTER_DNS));
     }
     if spec.allow_control_plane && dir == DIR_INGRESS && is_node(objects, peer, |_, node| node.control_plane)
