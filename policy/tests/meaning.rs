@@ -274,6 +274,26 @@ fn the_control_plane_may_call_in_unless_opted_out() {
 }
 
 #[test]
+fn an_api_server_is_the_control_plane_whatever_else_it_is() {
+    // A machine outside the cluster, a node that no label calls one of the control plane, a pod.
+    let servers = ["198.51.100.7", OTHER_NODE, DEFAULT];
+    let rules = "egress: [{name: api, to: [{controlPlane: {}}], ports: [{port: 6443}]}]";
+    let with = |fields: &str| {
+        let mut objects = web_with(fields);
+        objects.api_servers = servers.map(ip).to_vec();
+        compiled(&objects)
+    };
+    let (before, c) = (compiled(&web_with(rules)), with(rules));
+    for peer in servers {
+        assert!(!web(&before, DIR_INGRESS, peer, 8443).0, "{peer}");
+        assert_eq!(web(&c, DIR_INGRESS, peer, 8443), yes("the control plane (allowControlPlane)"));
+        assert_eq!(web(&c, DIR_EGRESS, peer, 6443), yes("Partition/web egress \"api\""));
+        assert!(!web(&with("allowControlPlane: false"), DIR_INGRESS, peer, 8443).0, "{peer}");
+    }
+    assert!(!web(&c, DIR_INGRESS, "198.51.100.8", 8443).0);
+}
+
+#[test]
 fn a_deny_rule_takes_back_what_is_built_in_and_an_allow_rule_names_it() {
     let c = compiled(&web_with(
         "egress: [{name: any, action: Deny, ports: [{protocol: UDP}]}]\ningress: [{name: in, from: [{nodes: {}}]}]",

@@ -33,6 +33,8 @@ mod source;
 mod status;
 
 use bulkhead_lab::{Result, enter};
+#[path = "kube_api/webhook.rs"]
+mod webhook;
 use libtest_mimic::{Arguments, Failed, Trial};
 use site::{Case, Site};
 use std::sync::{Arc, Mutex};
@@ -67,6 +69,7 @@ fn trials(site: Option<&Arc<Mutex<Site>>>) -> Vec<Trial> {
         fixed::CASES,
         passwords::CASES,
         absent::CASES,
+        webhook::CASES,
         crowd::CASES,
     ]
     .into_iter()

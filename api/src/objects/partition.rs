@@ -63,7 +63,7 @@ pub struct PartitionSpec {
     /// Admit cluster DNS on both sides of an isolated partition.
     #[serde(rename = "allowClusterDNS", default = "yes")]
     pub allow_cluster_dns: bool,
-    /// Admit the control plane (webhooks).
+    /// Admit the control plane (webhooks): its nodes, and the API servers wherever they are.
     #[serde(default = "yes")]
     pub allow_control_plane: bool,
     #[serde(default, skip_serializing_if = "Vec::is_empty")]
@@ -182,7 +182,7 @@ pub struct RulePeer {
     /// The cluster's nodes (host-network pods among them).
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub nodes: Option<Empty>,
-    /// Nodes of the control plane.
+    /// Nodes of the control plane, and the API servers wherever they are.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub control_plane: Option<Empty>,
 }

@@ -249,7 +249,8 @@ impl Node {
         let candidate = self.with_own_addresses(self.unless_held(policy));
         // Packets carry the addresses of the backends, and so must the policy on cluster DNS.
         self.services.follow(&self.config.node, &candidate.nodes, &snapshot);
-        let candidate = candidate.with_dns_backends(&self.services.table);
+        let candidate =
+            candidate.with_dns_backends(&self.services.table).with_api_servers(&snapshot.endpoint_slices);
         let Admitted { objects, errors, clean } = admit_change(&self.in_force.policy, self.clean, candidate);
         refused.extend(errors);
         let blocks_stay = self.in_force.blocks.ptr_eq(&snapshot.blocks);
@@ -425,7 +426,8 @@ impl Node {
 
     /// What the configuration and the kernel know of the cluster and the objects need not repeat.
     fn with_own_node(&self, objects: Objects) -> Objects {
-        self.with_own_addresses(objects).with_dns_backends(&self.services.table)
+        let objects = self.with_own_addresses(objects).with_dns_backends(&self.services.table);
+        objects.with_api_servers(&self.in_force.endpoint_slices)
     }
 
     fn with_own_addresses(&self, mut objects: Objects) -> Objects {
