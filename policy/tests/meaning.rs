@@ -5,7 +5,7 @@ mod common;
 
 use bulkhead_api::objects::IPBlockSpec;
 use bulkhead_ebpf_abi::*;
-use bulkhead_policy::{Compiled, LocalPod, NodeInfo, strays};
+use bulkhead_policy::{Compiled, LocalPod, NodeInfo, Witness, strays};
 use common::*;
 use std::sync::Arc;
 
@@ -407,7 +407,8 @@ fn a_stray_in_anothers_range_is_to_every_node_of_the_partition_it_was_wired_into
     let mut objects = web_with("ingress: [{from: [{partition: pay}], ports: [{port: 443}]}]");
     let block =
         IPBlockSpec { cidr: "10.65.3.0/26".parse().unwrap(), partition: "pay".into(), node: "n2".into() };
-    objects.strays = strays(&objects, &[("10-65-3-0-26".to_string(), Arc::new(block))].into_iter().collect());
+    let blocks = [("10-65-3-0-26".to_string(), Arc::new(block))].into_iter().collect();
+    objects.strays = strays(&objects, &blocks, Witness::None);
     // Its own node knows it by its wiring, any other by the claim.
     for pods in [vec![local(&objects, "pay/a")], vec![]] {
         let c = compiled_for(&objects, &pods);

@@ -36,11 +36,15 @@ fn strict_cidr() -> Schema {
     ]))
 }
 
-/// A CIDR in the one way that an object may be named after.
-pub fn canonical_cidr(_: &mut SchemaGenerator) -> Schema {
+/// A CIDR in the one way that an object may be named after, and no larger than daemons cut blocks.
+pub fn block_cidr(_: &mut SchemaGenerator) -> Schema {
     network(json!([
         {"rule": format!("isCIDR(self) && {MASKED}"), "message": MASKED_MESSAGE},
         {"rule": "isCIDR(self) && string(cidr(self)) == self", "message": "is not written in the shortest form"},
+        {
+            "rule": "isCIDR(self) && cidr(self).prefixLength() >= (cidr(self).ip().family() == 4 ? 26 : 122)",
+            "message": "is no block: one has 64 addresses at most",
+        },
     ]))
 }
 

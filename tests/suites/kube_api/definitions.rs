@@ -141,6 +141,22 @@ fn unchangeable(site: &mut Site) -> Result<()> {
             "{cidr: 10.7.0.0/26, partition: web, node: node1}",
             "{cidr: 10.7.0.0/26, partition: web, node: node2}",
             "is never changed",
+    (
+        "IPBlock",
+        "203-0-113-0-24",
+        "{cidr: 203.0.113.0/24, partition: web, node: node1}",
+        "spec.cidr|is no block: one has 64 addresses at most",
+    ),
+    ("IPBlock", "0-0-0-0-0", "{cidr: 0.0.0.0/0, partition: web, node: node1}", "is no block"),
+    ("IPBlock", "fd00-64---121", "{cidr: \"fd00:64::/121\", partition: web, node: node1}", "is no block"),
+    ("IPBlock", "fd00-64---48", "{cidr: \"fd00:64::/48\", partition: web, node: node1}", "is no block"),
+    (
+        "IPBlock",
+        "10-1-0-1-26",
+        "{cidr: 10.1.0.1/26, partition: web, node: node1}",
+        "has bits set beyond its prefix",
+    ),
+    ("IPReservation", "bad", "{pod: db-0, addresses: [db]}", "spec.addresses[0]|is not an IP address"),
         ),
     ] {
         site.control.apply(&document(kind, name, first))?;
