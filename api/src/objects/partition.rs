@@ -33,7 +33,7 @@ use serde::{Deserialize, Serialize};
     )
 )]
 #[serde(rename_all = "camelCase", deny_unknown_fields)]
-#[schemars(transform = schema::some_range)]
+#[schemars(transform = schema::pod_ranges)]
 pub struct PartitionSpec {
     /// Number of the partition in flow records and communities; 1 to 65535, unique, never changed.
     #[serde(rename = "policyID")]

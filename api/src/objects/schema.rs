@@ -103,9 +103,24 @@ fn add(schema: &mut Schema, rules: Value) {
     schema.insert("x-kubernetes-validations".into(), rules);
 }
 
-pub fn some_range(schema: &mut Schema) {
-    let message = "is empty: a partition needs at least one range for its pods";
-    add(schema, json!([{"rule": "self.podCIDRs.size() > 0", "message": message, "fieldPath": ".podCIDRs"}]));
+/// What a partition says of its ranges together.
+pub fn pod_ranges(schema: &mut Schema) {
+    let within = "self.podCIDRs.exists(range, isCIDR(range) && cidr(range).containsCIDR(fixed))";
+    add(
+        schema,
+        json!([
+            {
+                "rule": "self.podCIDRs.size() > 0",
+                "message": "is empty: a partition needs at least one range for its pods",
+                "fieldPath": ".podCIDRs",
+            },
+            {
+                "rule": format!("!has(self.fixedCIDRs) || self.fixedCIDRs.all(fixed, !isCIDR(fixed) || {within})"),
+                "message": "lies in none of spec.podCIDRs: it is a part of them that is kept for reservations",
+                "fieldPath": ".fixedCIDRs",
+            },
+        ]),
+    );
 }
 
 pub fn policy_id(schema: &mut Schema) {
