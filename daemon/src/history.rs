@@ -219,6 +219,7 @@ fn rules(objects: &Objects) -> Objects {
         namespaces: Named::new(),
         nodes: Named::new(),
         strays: Strays::new(),
+        api_servers: Vec::new(),
         ..rules
     }
 }

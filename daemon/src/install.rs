@@ -221,6 +221,49 @@ mod tests {
     }
 
     #[test]
+    fn nothing_is_put_in_place_before_a_pod_could_be_connected_and_nothing_is_taken_away_when_none_can() {
+        let (_dir, to) = folders();
+        let path = |path: &Path| path.to_path_buf();
+        let (socket, state_dir) = (path(daemon().socket), path(daemon().state_dir));
+        let mut installer =
+            Installer { to: Some(to.clone()), socket, state_dir, told: None, installed: false };
+        let there = || (names(&to.bin_dir), names(&to.conf_dir));
+        installer.look_after(false);
+        assert_eq!((there(), installer.is_awaited()), ((vec![], vec![]), true));
+        installer.look_after(true);
+        let both = (vec![PLUGIN.to_string()], vec![CONFIGURATION.to_string()]);
+        assert_eq!((there(), installer.is_awaited()), (both.clone(), false));
+        installer.look_after(false);
+        assert_eq!(there(), both);
+    }
+
+    #[test]
+    fn whoever_reads_meanwhile_reads_one_version_or_the_other_whole() {
+        let (dir, _) = folders();
+        let path = dir.path().join("net.d").join(CONFIGURATION);
+        let versions = [b"a".repeat(1 << 20), b"b".repeat(1 << 20)];
+        put(&path, &versions[0], 0o644).unwrap();
+        let done = std::sync::atomic::AtomicBool::new(false);
+        let read = std::thread::scope(|scope| {
+            let reader = scope.spawn(|| {
+                let mut read = 0;
+                while !done.load(std::sync::atomic::Ordering::Relaxed) || read == 0 {
+                    let seen = fs::read(&path).unwrap();
+                    assert!(versions.contains(&seen), "{} bytes of one of them", seen.len());
+                    read += 1;
+                }
+                read
+            });
+            for n in 0..20 {
+                assert!(put(&path, &versions[(n + 1) % 2], 0o644).unwrap());
+            }
+            done.store(true, std::sync::atomic::Ordering::Relaxed);
+            reader.join().unwrap()
+        });
+        assert!(read > 0);
+    }
+
+    #[test]
     fn removing_leaves_what_is_not_ours_and_may_be_done_twice() {
         let (_dir, to) = folders();
         install(&to, daemon()).unwrap();

@@ -99,7 +99,7 @@ pub(crate) enum Atom {
     Node,
     /// The node that the tables are for.
     LocalNode,
-    /// A node of the control plane.
+    /// A node of the control plane, or an API server.
     ControlPlane,
     /// In a network group.
     Group(Arc<str>),

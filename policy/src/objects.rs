@@ -67,6 +67,8 @@ pub struct Objects {
     pub default_pod_cidrs: Vec<IpNetwork>,
     /// Addresses that answer cluster DNS.
     pub cluster_dns: Vec<IpAddr>,
+    /// Where API servers are: of the control plane, also where they are no nodes of the cluster.
+    pub api_servers: Vec<IpAddr>,
 }
 
 #[derive(Clone, Debug, PartialEq, Eq, Default, Serialize, Deserialize)]

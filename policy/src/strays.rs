@@ -1,4 +1,4 @@
-//! Blocks of strays: claimed for pods of a partition, in addresses that lie in none of its ranges any more.
+//! Strays: pods of a partition with addresses that lie in none of its ranges any more.
 //!
 //! A block is claimed for one partition and stays that partition's for the life of its pods, wherever ranges move meanwhile.
 //! So claims tell every node whose the addresses are; in range, where nearly all are, they say nothing new and make no entry.
@@ -12,20 +12,77 @@ use std::collections::{BTreeMap, BTreeSet};
 /// Whose the addresses are that ranges call another partition's, or nobody's: by what their blocks were claimed for.
 pub type Strays = OrdMap<IpNetwork, String>;
 
-/// Prefixes as ranges are read: the longest has an address. A block that overlaps another node's says nothing: else whoever
-/// may claim for one node could say whose the pods of others are.
-pub fn strays(objects: &Objects, blocks: &Named<IPBlockSpec>) -> Strays {
+/// What a claim must have beside it to be believed.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Witness {
+    /// Nothing: whoever writes a directory's claims may write its policy too. Pods may be unknown there.
+    None,
+    /// A pod that is told to be on the claiming node and to have the address. A daemon's token claims for its node, and could
+    /// call anybody's addresses outside the cluster a partition's; what addresses a pod has, it cannot say.
+    Pod,
+}
+
+/// Prefixes as ranges are read: the longest has an address.
+pub fn strays(objects: &Objects, blocks: &Named<IPBlockSpec>, witness: Witness) -> Strays {
+    let ranges = Ranges::of(objects);
+    match witness {
+        Witness::None => claimed(objects, blocks, &ranges),
+        Witness::Pod if any_astray(objects, blocks, &ranges) => seen(objects, blocks, &ranges),
+        Witness::Pod => Strays::new(),
+    }
+}
+
+/// Whether strays depend on which pods there are.
+pub fn ask_for_pods(objects: &Objects, blocks: &Named<IPBlockSpec>, witness: Witness) -> bool {
+    witness == Witness::Pod && any_astray(objects, blocks, &Ranges::of(objects))
+}
+
+/// Of a partition that is gone pods are the default partition's.
+fn partition_of<'a>(objects: &Objects, block: &'a IPBlockSpec) -> &'a str {
+    let there = objects.partitions.contains_key(&block.partition);
+    if there { block.partition.as_str() } else { DEFAULT_PARTITION }
+}
+
+/// What of a block is not its partition's by the ranges.
+fn astray(ranges: &Ranges<'_>, prefix: Prefix, partition: &str) -> impl Iterator<Item = Prefix> {
+    let around = (ranges.around(prefix) != Some(partition)).then_some(prefix);
+    around.into_iter().chain(ranges.within(prefix, partition))
+}
+
+fn any_astray(objects: &Objects, blocks: &Named<IPBlockSpec>, ranges: &Ranges<'_>) -> bool {
+    blocks.values().any(|b| astray(ranges, Prefix::of(b.cidr), partition_of(objects, b)).next().is_some())
+}
+
+/// Whole blocks. One that overlaps another node's says nothing: else whoever may claim for one node could say whose the
+/// pods of others are.
+fn claimed(objects: &Objects, blocks: &Named<IPBlockSpec>, ranges: &Ranges<'_>) -> Strays {
     let mut sorted: Vec<_> = blocks.values().map(|block| (Prefix::of(block.cidr), &**block)).collect();
     sorted.sort_unstable_by_key(|(prefix, block)| (*prefix, &block.node));
     let disputed = disputed(&sorted);
-    let ranges = Ranges::of(objects);
     let mut strays = Strays::new();
     for (prefix, block) in sorted.into_iter().filter(|(prefix, _)| !disputed.contains(prefix)) {
-        let there = objects.partitions.contains_key(&block.partition);
-        let partition = if there { block.partition.as_str() } else { DEFAULT_PARTITION };
-        let around = (ranges.around(prefix) != Some(partition)).then_some(prefix);
-        for stray in around.into_iter().chain(ranges.within(prefix, partition)) {
+        let partition = partition_of(objects, block);
+        for stray in astray(ranges, prefix, partition) {
             strays.insert(stray.network(), partition.to_string());
+        }
+    }
+    strays
+}
+
+/// Addresses of pods, each by the block that the pod's own node has claimed around it, whatever others have claimed.
+fn seen(objects: &Objects, blocks: &Named<IPBlockSpec>, ranges: &Ranges<'_>) -> Strays {
+    let claims: BTreeMap<(Prefix, &str), &str> =
+        blocks.values().map(|b| ((Prefix::of(b.cidr), b.node.as_str()), partition_of(objects, b))).collect();
+    let lengths: BTreeSet<u8> = claims.keys().map(|(prefix, _)| prefix.length).collect();
+    let mut strays = Strays::new();
+    for pod in objects.pods.values().filter(|pod| !pod.host_network) {
+        let Some(node) = pod.node.as_deref() else { continue };
+        for address in pod.addresses.iter().map(|a| Prefix::of((*a).into())) {
+            let mut around = lengths.iter().rev().map(|l| (Prefix::of_address(address.address, *l), node));
+            let Some(partition) = around.find_map(|block| claims.get(&block)) else { continue };
+            if ranges.around(address) != Some(*partition) {
+                strays.insert(address.network(), (*partition).to_string());
+            }
         }
     }
     strays
@@ -77,7 +134,7 @@ impl<'a> Ranges<'a> {
 #[cfg(test)]
 mod tests {
     use super::*;
-    use crate::Sourced;
+    use crate::{Pod, Sourced};
     use std::sync::Arc;
 
     fn objects(ranges: &[(&str, &str)]) -> Objects {
@@ -93,6 +150,10 @@ mod tests {
 
     /// With blocks as `10.1.0.0/26 web n1`.
     fn found(objects: &Objects, blocks: &[&str]) -> Vec<String> {
+        found_by(Witness::None, objects, blocks)
+    }
+
+    fn found_by(witness: Witness, objects: &Objects, blocks: &[&str]) -> Vec<String> {
         let block = |text: &&str| {
             let [cidr, partition, node] = text.split(' ').collect::<Vec<_>>().try_into().unwrap();
             let cidr = cidr.parse().unwrap();
@@ -102,7 +163,10 @@ mod tests {
             )
         };
         let blocks = blocks.iter().map(block).collect();
-        strays(objects, &blocks).iter().map(|(cidr, partition)| format!("{cidr} {partition}")).collect()
+        strays(objects, &blocks, witness)
+            .iter()
+            .map(|(cidr, partition)| format!("{cidr} {partition}"))
+            .collect()
     }
 
     #[test]
@@ -131,5 +195,46 @@ mod tests {
             assert_eq!(found(&objects, &["10.65.0.0/26 web n1", claimed]), [""; 0], "{claimed}");
         }
         assert_eq!(found(&objects, &["10.65.0.0/26 web n1", "10.65.0.64/26 pay bad"]), ["10.65.0.64/26 pay"]);
+    }
+
+    /// Pods as `n1 10.1.0.5`.
+    fn with_pods(mut objects: Objects, pods: &[&str]) -> Objects {
+        for (n, pod) in pods.iter().enumerate() {
+            let (node, address) = pod.split_once(' ').unwrap();
+            let pod =
+                Pod { node: Some(node.into()), addresses: vec![address.parse().unwrap()], ..Pod::default() };
+            objects.pods.insert(format!("shop/{n}"), Arc::new(pod));
+        }
+        objects
+    }
+
+    #[test]
+    fn a_claim_that_needs_a_pod_says_whose_the_pods_of_its_own_node_are_and_nothing_else() {
+        let ranges = objects(&[("pay", "10.66.0.0/16"), ("web", "10.65.0.0/16")]);
+        let claims =
+            ["10.66.0.0/26 web n1", "10.99.0.0/26 web n1", "10.65.0.0/26 web n1", "203.0.113.0/26 pay bad"];
+        let found =
+            |pods: &[&str], claims: &[&str]| found_by(Witness::Pod, &with_pods(ranges.clone(), pods), claims);
+        assert_eq!(found(&[], &claims), [""; 0]);
+        let pods = ["n1 10.66.0.5", "n1 10.99.0.5", "n1 10.65.0.5", "n2 10.99.0.6", "n2 203.0.113.5"];
+        assert_eq!(found(&pods, &claims), ["10.66.0.5/32 web", "10.99.0.5/32 web"]);
+        // Whatever another node claims around it, across it, or in it.
+        for claimed in
+            ["10.0.0.0/8 pay bad", "10.99.0.0/26 pay bad", "10.99.0.5/32 pay bad", "0.0.0.0/0 pay bad"]
+        {
+            let claims = [&claims[..], &[claimed]].concat();
+            assert_eq!(found(&pods, &claims), ["10.66.0.5/32 web", "10.99.0.5/32 web"], "{claimed}");
+        }
+        // Of its own node's the closest.
+        let own = [&claims[..], &["10.99.0.5/32 pay n1"]].concat();
+        assert_eq!(found(&pods, &own), ["10.66.0.5/32 web", "10.99.0.5/32 pay"]);
+    }
+
+    #[test]
+    fn a_host_network_pod_is_no_stray_of_its_nodes_claim() {
+        let mut objects = with_pods(objects(&[("web", "10.65.0.0/16")]), &["n1 192.0.2.1"]);
+        let pod = Pod { host_network: true, ..Pod::clone(&objects.pods["shop/0"]) };
+        objects.pods.insert("shop/0".into(), Arc::new(pod));
+        assert_eq!(found_by(Witness::Pod, &objects, &["192.0.2.0/26 web n1"]), [""; 0]);
     }
 }

@@ -64,6 +64,7 @@ fn changed(before: &Objects, other: &Objects, step: &Step) -> Objects {
     }
     if step.rest {
         after.nodes.clone_from(&other.nodes);
+        after.api_servers.clone_from(&other.api_servers);
         after.cluster_dns.clone_from(&other.cluster_dns);
     }
     after

@@ -62,6 +62,7 @@ fn mixed(mut objects: Objects, other: Objects, parts: &[bool]) -> Objects {
     }
     if *nodes {
         objects.nodes = other.nodes;
+        objects.api_servers = other.api_servers;
         // Pods with addresses of elsewhere are gone.
         objects.strays.clear();
     }

@@ -5,7 +5,7 @@ mod common;
 
 use bulkhead_api::objects::IPBlockSpec;
 use bulkhead_ebpf_abi::*;
-use bulkhead_policy::{Compiled, Interner, LocalPod, NodeInfo, compile, strays};
+use bulkhead_policy::{Compiled, Interner, LocalPod, NodeInfo, Witness, compile, strays};
 use common::*;
 use std::sync::Arc;
 
@@ -238,7 +238,7 @@ fn an_isolated_partition_that_holds_cluster_dns_admits_all_partitions_to_it() {
     objects.cluster_dns = vec![ip("10.66.0.10")];
     let c = compiled(&objects);
     assert!(web_proto(&c, DIR_EGRESS, "10.66.0.10", PROTO_UDP, 53).0);
-    for (peer, expected) in [(WEB, true), (DEFAULT, true), (WORLD, false), (OTHER_NODE, false)] {
+    for (peer, expected) in [(WEB, true), (DEFAULT, true), (WORLD, false), (OTHER_NODE, true)] {
         assert_eq!(decide(&c, "pay", DIR_INGRESS, peer, PROTO_UDP, 53).allowed, expected, "{peer}");
         assert!(!decide(&c, "pay", DIR_INGRESS, peer, PROTO_UDP, 54).allowed);
     }
@@ -271,6 +271,26 @@ fn the_control_plane_may_call_in_unless_opted_out() {
     assert!(!web(&c, DIR_INGRESS, OTHER_NODE, 8443).0);
     let c = compiled(&web_with("allowControlPlane: false"));
     assert!(!web(&c, DIR_INGRESS, CONTROL_PLANE, 8443).0);
+}
+
+#[test]
+fn an_api_server_is_the_control_plane_whatever_else_it_is() {
+    // A machine outside the cluster, a node that no label calls one of the control plane, a pod.
+    let servers = ["198.51.100.7", OTHER_NODE, DEFAULT];
+    let rules = "egress: [{name: api, to: [{controlPlane: {}}], ports: [{port: 6443}]}]";
+    let with = |fields: &str| {
+        let mut objects = web_with(fields);
+        objects.api_servers = servers.map(ip).to_vec();
+        compiled(&objects)
+    };
+    let (before, c) = (compiled(&web_with(rules)), with(rules));
+    for peer in servers {
+        assert!(!web(&before, DIR_INGRESS, peer, 8443).0, "{peer}");
+        assert_eq!(web(&c, DIR_INGRESS, peer, 8443), yes("the control plane (allowControlPlane)"));
+        assert_eq!(web(&c, DIR_EGRESS, peer, 6443), yes("Partition/web egress \"api\""));
+        assert!(!web(&with("allowControlPlane: false"), DIR_INGRESS, peer, 8443).0, "{peer}");
+    }
+    assert!(!web(&c, DIR_INGRESS, "198.51.100.8", 8443).0);
 }
 
 #[test]
@@ -387,7 +407,8 @@ fn a_stray_in_anothers_range_is_to_every_node_of_the_partition_it_was_wired_into
     let mut objects = web_with("ingress: [{from: [{partition: pay}], ports: [{port: 443}]}]");
     let block =
         IPBlockSpec { cidr: "10.65.3.0/26".parse().unwrap(), partition: "pay".into(), node: "n2".into() };
-    objects.strays = strays(&objects, &[("10-65-3-0-26".to_string(), Arc::new(block))].into_iter().collect());
+    let blocks = [("10-65-3-0-26".to_string(), Arc::new(block))].into_iter().collect();
+    objects.strays = strays(&objects, &blocks, Witness::None);
     // Its own node knows it by its wiring, any other by the claim.
     for pods in [vec![local(&objects, "pay/a")], vec![]] {
         let c = compiled_for(&objects, &pods);

@@ -369,6 +369,20 @@ fn nobody_makes_his_pods_cluster_dns() {
 }
 
 #[test]
+fn api_servers_are_who_stands_in_their_own_slice_and_nobody_who_calls_himself_one() {
+    let mut world = plain();
+    let (server, thief) = (ip(false, 30, 7), ip(false, 1, 9));
+    with_backend(&mut world, "default/kubernetes", Service::default(), server);
+    with_backend(&mut world, "default/kubernetes-2", Service::default(), thief);
+    let other = world.slices["default/kubernetes-2"].clone();
+    let theirs = EndpointSlice { service: "default/kubernetes".into(), ..EndpointSlice::clone(&other) };
+    world.slices.insert("default/kubernetes-2".into(), Arc::new(theirs));
+    let known = Objects::default().with_api_servers(&world.slices);
+    assert_eq!(known.api_servers, [server]);
+    assert_eq!(known.with_api_servers(&Named::new()).api_servers, [] as [IpAddr; 0]);
+}
+
+#[test]
 fn a_call_of_no_address_is_no_call_of_a_node_port() {
     let mut world = plain();
     let ports =

@@ -9,6 +9,8 @@
 
 #[path = "kube_api/absent.rs"]
 mod absent;
+#[path = "kube_api/backoff.rs"]
+mod backoff;
 #[path = "kube_api/blocks.rs"]
 mod blocks;
 #[path = "kube_api/chart.rs"]
@@ -31,6 +33,8 @@ mod site;
 mod source;
 #[path = "kube_api/status.rs"]
 mod status;
+#[path = "kube_api/webhook.rs"]
+mod webhook;
 
 use bulkhead_lab::{Result, enter};
 use libtest_mimic::{Arguments, Failed, Trial};
@@ -65,8 +69,10 @@ fn trials(site: Option<&Arc<Mutex<Site>>>) -> Vec<Trial> {
         blocks::CASES,
         claims::CASES,
         fixed::CASES,
+        webhook::CASES,
         passwords::CASES,
         absent::CASES,
+        backoff::CASES,
         crowd::CASES,
     ]
     .into_iter()

@@ -10,6 +10,8 @@ mod backends;
 mod calls;
 #[path = "services/daemon.rs"]
 mod daemon;
+#[path = "services/dns.rs"]
+mod dns;
 #[path = "services/policy.rs"]
 mod policy;
 #[path = "services/site.rs"]
@@ -41,7 +43,8 @@ fn main() -> Result<()> {
 
 fn trials(site: &Arc<Mutex<std::result::Result<Site, String>>>) -> Vec<Trial> {
     // The last of `daemon` takes the pods' node away.
-    let cases = [calls::CASES, backends::CASES, policy::CASES, daemon::CASES].into_iter().flatten();
+    let cases =
+        [calls::CASES, backends::CASES, policy::CASES, dns::CASES, daemon::CASES].into_iter().flatten();
     let trial = |(name, case): &(&'static str, Case)| {
         let (site, case) = (site.clone(), *case);
         Trial::test(*name, move || match &mut *site.lock().unwrap_or_else(PoisonError::into_inner) {

@@ -34,7 +34,7 @@ use std::net::IpAddr;
 #[serde(rename_all = "camelCase", deny_unknown_fields)]
 #[schemars(transform = schema::immutable)]
 pub struct IPBlockSpec {
-    #[schemars(schema_with = "schema::canonical_cidr")]
+    #[schemars(schema_with = "schema::block_cidr")]
     pub cidr: IpNetwork,
     pub partition: String,
     pub node: String,

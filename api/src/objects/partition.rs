@@ -33,7 +33,7 @@ use serde::{Deserialize, Serialize};
     )
 )]
 #[serde(rename_all = "camelCase", deny_unknown_fields)]
-#[schemars(transform = schema::some_range)]
+#[schemars(transform = schema::pod_ranges)]
 pub struct PartitionSpec {
     /// Number of the partition in flow records and communities; 1 to 65535, unique, never changed.
     #[serde(rename = "policyID")]
@@ -63,7 +63,7 @@ pub struct PartitionSpec {
     /// Admit cluster DNS on both sides of an isolated partition.
     #[serde(rename = "allowClusterDNS", default = "yes")]
     pub allow_cluster_dns: bool,
-    /// Admit the control plane (webhooks).
+    /// Admit the control plane (webhooks): its nodes, and the API servers wherever they are.
     #[serde(default = "yes")]
     pub allow_control_plane: bool,
     #[serde(default, skip_serializing_if = "Vec::is_empty")]
@@ -182,7 +182,7 @@ pub struct RulePeer {
     /// The cluster's nodes (host-network pods among them).
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub nodes: Option<Empty>,
-    /// Nodes of the control plane.
+    /// Nodes of the control plane, and the API servers wherever they are.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub control_plane: Option<Empty>,
 }

@@ -36,11 +36,15 @@ fn strict_cidr() -> Schema {
     ]))
 }
 
-/// A CIDR in the one way that an object may be named after.
-pub fn canonical_cidr(_: &mut SchemaGenerator) -> Schema {
+/// A CIDR in the one way that an object may be named after, and no larger than daemons cut blocks.
+pub fn block_cidr(_: &mut SchemaGenerator) -> Schema {
     network(json!([
         {"rule": format!("isCIDR(self) && {MASKED}"), "message": MASKED_MESSAGE},
         {"rule": "isCIDR(self) && string(cidr(self)) == self", "message": "is not written in the shortest form"},
+        {
+            "rule": "isCIDR(self) && cidr(self).prefixLength() >= (cidr(self).ip().family() == 4 ? 26 : 122)",
+            "message": "is no block: one has 64 addresses at most",
+        },
     ]))
 }
 
@@ -99,9 +103,24 @@ fn add(schema: &mut Schema, rules: Value) {
     schema.insert("x-kubernetes-validations".into(), rules);
 }
 
-pub fn some_range(schema: &mut Schema) {
-    let message = "is empty: a partition needs at least one range for its pods";
-    add(schema, json!([{"rule": "self.podCIDRs.size() > 0", "message": message, "fieldPath": ".podCIDRs"}]));
+/// What a partition says of its ranges together.
+pub fn pod_ranges(schema: &mut Schema) {
+    let within = "self.podCIDRs.exists(range, isCIDR(range) && cidr(range).containsCIDR(fixed))";
+    add(
+        schema,
+        json!([
+            {
+                "rule": "self.podCIDRs.size() > 0",
+                "message": "is empty: a partition needs at least one range for its pods",
+                "fieldPath": ".podCIDRs",
+            },
+            {
+                "rule": format!("!has(self.fixedCIDRs) || self.fixedCIDRs.all(fixed, !isCIDR(fixed) || {within})"),
+                "message": "lies in none of spec.podCIDRs: it is a part of them that is kept for reservations",
+                "fieldPath": ".fixedCIDRs",
+            },
+        ]),
+    );
 }
 
 pub fn policy_id(schema: &mut Schema) {

@@ -33,14 +33,38 @@ fn block_length(range: IpNetwork) -> u8 {
     range.prefix().max(if range.is_ipv4() { 26 } else { 122 })
 }
 
-/// The blocks of a range, in order. A range smaller than a block is one block.
-pub fn blocks_of(range: IpNetwork) -> impl Iterator<Item = IpNetwork> {
-    let length = block_length(range);
+/// Whether the range is cut into this block among others.
+pub fn is_block_of(range: IpNetwork, block: IpNetwork) -> bool {
+    contains(range, block) && block.prefix() == block_length(range)
+}
+
+/// The blocks of a range that meet none of these, in order. A range smaller than a block is one block. What is taken is passed
+/// in one step, however large it is: half of an IPv6 range has more blocks than can be counted.
+pub fn free_blocks(range: IpNetwork, taken: &[IpNetwork]) -> impl Iterator<Item = IpNetwork> {
+    let (length, v4) = (block_length(range), range.is_ipv4());
     let (first, last) = (number(range.network()), number(range.broadcast()));
     let size = number_of_addresses(range, length);
-    let at = move |n: u128| IpNetwork::new(address(n, range.is_ipv4()), length).ok();
-    std::iter::successors(Some(first), move |n| n.checked_add(size).filter(|next| *next <= last))
-        .filter_map(at)
+    let taken = taken.iter().filter(|t| t.is_ipv4() == v4);
+    let mut taken: Vec<_> = taken.map(|t| (number(t.network()), number(t.broadcast()))).collect();
+    taken.sort_unstable();
+    let mut taken = taken.into_iter().peekable();
+    // The last address that is taken so far.
+    let mut reached: Option<u128> = None;
+    let mut next = Some(first);
+    std::iter::from_fn(move || {
+        loop {
+            let block = next.filter(|block| *block <= last)?;
+            while let Some((_, end)) = taken.next_if(|(begin, _)| *begin <= block | (size - 1)) {
+                reached = reached.max(Some(end));
+            }
+            let obstacle = reached.filter(|end| *end >= block);
+            let past = (obstacle.unwrap_or(block) - first) / size + 1;
+            next = past.checked_mul(size).and_then(|offset| first.checked_add(offset));
+            if obstacle.is_none() {
+                return IpNetwork::new(address(block, v4), length).ok();
+            }
+        }
+    })
 }
 
 fn number_of_addresses(range: IpNetwork, length: u8) -> u128 {
@@ -179,14 +203,35 @@ mod tests {
 
     #[test]
     fn blocks_have_64_addresses_or_the_whole_of_a_smaller_range() {
-        let blocks = |r: &str| blocks_of(net(r)).map(|b| b.to_string()).collect::<Vec<_>>();
+        let blocks = |r: &str| free_blocks(net(r), &[]).map(|b| b.to_string()).collect::<Vec<_>>();
         assert_eq!(blocks("10.0.0.0/25"), ["10.0.0.0/26", "10.0.0.64/26"]);
         assert_eq!(blocks("10.0.0.0/28"), ["10.0.0.0/28"]);
         assert_eq!(blocks("fd00::/121"), ["fd00::/122", "fd00::40/122"]);
         assert_eq!(blocks("fd00::7/128"), ["fd00::7/128"]);
         assert_eq!(blocks("255.255.255.192/26"), ["255.255.255.192/26"]);
-        assert_eq!(blocks_of(net("fd00::/16")).take(3).last(), Some(net("fd00::80/122")));
-        assert_eq!(blocks_of(net("::/0")).next(), Some(net("::/122")));
+        assert_eq!(free_blocks(net("fd00::/16"), &[]).take(3).last(), Some(net("fd00::80/122")));
+        assert_eq!(free_blocks(net("::/0"), &[]).next(), Some(net("::/122")));
+    }
+
+    #[test]
+    fn what_is_taken_is_passed_in_one_step() {
+        let first = |range: &str, taken: &[&str]| {
+            let taken: Vec<_> = taken.iter().map(|t| net(t)).collect();
+            free_blocks(net(range), &taken).next().map(|b| b.to_string())
+        };
+        let found = |text: &str| Some(text.to_string());
+        assert_eq!(first("fd00::/48", &["fd00::/64"]), found("fd00:0:0:1::/122"));
+        assert_eq!(first("fd00::/48", &["fd00::/64", "fd00:0:0:1::7/128"]), found("fd00:0:0:1::40/122"));
+        assert_eq!(first("fd00::/48", &["fd00::/49", "fd00:0:0:8000::/49"]), None);
+        assert_eq!((first("::/0", &["::/1"]), first("::/0", &["::/0"])), (found("8000::/122"), None));
+        // Around the range, in the other family, and one in another, as they should not be.
+        assert_eq!(first("fd00::/48", &["fd00::/16"]), None);
+        assert_eq!(first("10.0.0.0/24", &["::/0"]), found("10.0.0.0/26"));
+        assert_eq!(first("10.0.0.0/24", &["10.0.0.0/25", "10.0.0.3/32"]), found("10.0.0.128/26"));
+        assert_eq!(
+            first("255.255.255.0/24", &["255.255.255.192/26", "255.255.255.0/25"]),
+            found("255.255.255.128/26")
+        );
     }
 
     #[test]
@@ -254,10 +299,20 @@ mod tests {
         }
 
         #[test]
+        fn blocks_that_are_free_are_those_that_meet_nothing(base in any::<u32>(), taken in prop::collection::vec((0u32..2048, 22u8..=32), 0..9)) {
+            let range = IpNetwork::new(Ipv4Addr::from_bits(base).into(), 21).unwrap();
+            let at = |offset| address(number(range.network()) + u128::from(offset), true);
+            let taken: Vec<_> = taken.into_iter().map(|(offset, length)| IpNetwork::new(at(offset), length).unwrap()).collect();
+            let meets_nothing = |block: &IpNetwork| !taken.iter().any(|t| overlap(*t, *block));
+            let expected: Vec<_> = free_blocks(range, &[]).filter(meets_nothing).collect();
+            prop_assert_eq!(free_blocks(range, &taken).collect::<Vec<_>>(), expected);
+        }
+
+        #[test]
         fn blocks_cover_their_range_without_gap_or_overlap(base in any::<u32>(), length in 20u8..=32) {
             let range = IpNetwork::new(Ipv4Addr::from_bits(base).into(), length).unwrap();
             let mut next = number(range.network());
-            for block in blocks_of(range) {
+            for block in free_blocks(range, &[]) {
                 prop_assert_eq!(number(block.network()), next);
                 next = number(block.broadcast()) + 1;
             }

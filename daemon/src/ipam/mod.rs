@@ -15,7 +15,7 @@ mod objects;
 #[cfg(test)]
 mod observed;
 
-pub use allocator::{Allocator, Family, blocks_of, overlap};
+pub use allocator::{Allocator, Family, free_blocks, is_block_of, overlap};
 pub use claims::{BlockClaims, Claim, ClaimError, ClaimFiles};
 pub use fixed::{Asked, is_fixed};
 pub use keep::{Holder, Kept, Lost};
@@ -224,21 +224,16 @@ impl<C: BlockClaims> Ipam<C> {
         ranges: &[IpNetwork],
         fixed: &[IpNetwork],
     ) -> Result<Option<IpNetwork>, ClaimError> {
-        let taken: BTreeMap<IpAddr, IpNetwork> =
-            self.claims.list().await?.into_iter().map(|b| (b.cidr.network(), b.cidr)).collect();
-        let free = |block: &IpNetwork| {
-            if fixed.iter().any(|f| overlap(*f, *block)) {
-                return false;
-            }
-            // Claimed blocks do not overlap each other: the last that begins at or before our end decides.
-            let last = taken.range(..=block.broadcast()).next_back();
-            let comes_back = self.leaving.get(block).is_some_and(|p| p == partition);
-            last.is_none_or(|(_, t)| t.broadcast() < block.network() || (comes_back && t == block))
+        // One of ours that is leaving, and was cut like this, may come back.
+        let comes_back = |block: &IpNetwork| {
+            self.leaving.get(block).is_some_and(|p| p == partition)
+                && ranges.iter().any(|range| is_block_of(*range, *block))
         };
-        let mine = self.allocator.blocks();
-        let not_ours = |block: &IpNetwork| !mine.contains_key(block);
+        let claimed = self.claims.list().await?.into_iter().map(|b| b.cidr).filter(|b| !comes_back(b));
+        let mine = self.allocator.blocks().keys().copied();
+        let taken: Vec<_> = claimed.chain(mine).chain(fixed.iter().copied()).collect();
         let mut failed = None;
-        for block in ranges.iter().flat_map(|r| blocks_of(*r)).filter(free).filter(not_ours) {
+        for block in ranges.iter().flat_map(|range| free_blocks(*range, &taken)) {
             match self.claims.claim(&self.spec(block, partition)).await {
                 Ok(Claim::Won) => return Ok(Some(block)),
                 Ok(Claim::Taken) => {}

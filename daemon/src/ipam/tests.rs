@@ -296,3 +296,32 @@ async fn no_block_is_cut_from_what_is_kept_for_reservations() {
     let all = nets(&["10.1.0.0/28"]);
     assert!(matches!(one.allocate("web", &all, &fixed).await, Err(IpamError::Exhausted { .. })));
 }
+
+#[tokio::test]
+async fn what_is_kept_for_reservations_may_be_larger_than_anybody_can_count() {
+    let dir = tempfile::tempdir().unwrap();
+    let mut one = node(dir.path(), "n1").await;
+    let (ranges, fixed) = (nets(&["fd00:66::/48"]), nets(&["fd00:66::/64"]));
+    let address = one.allocate("web", &ranges, &fixed).await.unwrap();
+    assert_eq!(address, ["fd00:66:0:1::".parse::<IpAddr>().unwrap()]);
+    let all = one.allocate("pay", &fixed, &fixed).await;
+    assert!(matches!(all, Err(IpamError::Exhausted { .. })));
+}
+
+#[tokio::test]
+async fn a_claim_of_another_may_be_larger_than_anybody_can_count() {
+    let dir = tempfile::tempdir().unwrap();
+    let claims = ClaimFiles::new(dir.path().into()).unwrap();
+    let large =
+        |cidr: &str| IPBlockSpec { cidr: cidr.parse().unwrap(), partition: "web".into(), node: "n2".into() };
+    claims.claim(&large("fd00:66::/64")).await.unwrap();
+    let mut one = node(dir.path(), "n1").await;
+    let ranges = nets(&["fd00:66::/63"]);
+    assert_eq!(
+        one.allocate("web", &ranges, &[]).await.unwrap(),
+        ["fd00:66:0:1::".parse::<IpAddr>().unwrap()]
+    );
+    claims.claim(&large("fd00:67::/48")).await.unwrap();
+    let none = one.allocate("web", &nets(&["fd00:67::/48"]), &[]).await;
+    assert!(matches!(none, Err(IpamError::Exhausted { .. })));
+}

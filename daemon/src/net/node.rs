@@ -156,3 +156,30 @@ fn port_of(object: &Message) -> Port {
         _ => Port::Other,
     }
 }
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn port(master: Option<u32>, kind: Option<InfoPortKind>) -> Port {
+        let mut message = LinkMessage::default();
+        message.attributes.extend(master.map(LinkAttribute::Controller));
+        message.attributes.extend(kind.map(|kind| LinkAttribute::LinkInfo(vec![LinkInfo::PortKind(kind)])));
+        port_of(&Message::NewLink(message))
+    }
+
+    #[test]
+    fn a_port_is_of_what_it_is_bundled_in_and_a_routing_domain_bundles_nothing() {
+        for bundle in [InfoPortKind::Bond, InfoPortKind::Team] {
+            assert_eq!(port(Some(7), Some(bundle)), Port::OfBond(7));
+        }
+        assert_eq!(port(Some(7), Some(InfoPortKind::Vrf)), Port::No);
+        assert_eq!(port(Some(7), Some(InfoPortKind::Bridge)), Port::Other);
+        // A kind that we do not know, and a kernel that says none.
+        assert_eq!(port(Some(7), Some(InfoPortKind::Other("openvswitch".into()))), Port::Other);
+        assert_eq!(
+            (port(Some(7), None), port(None, None), port(Some(0), None)),
+            (Port::Other, Port::No, Port::No)
+        );
+    }
+}

@@ -48,7 +48,9 @@ use bulkhead_api::{
     objects::{ANNOTATION_BANDWIDTH_CLASS, BGPConfigurationSpec, BGPPeerSpec, NodeReportSpec},
 };
 use bulkhead_ebpf_abi::{Connections, Sizes};
-use bulkhead_policy::{Admitted, Compiled, Interner, NodeInfo, Objects, Sourced, admit_change, strays};
+use bulkhead_policy::{
+    Admitted, Compiled, Interner, NodeInfo, Objects, Sourced, Witness, admit_change, ask_for_pods, strays,
+};
 use imbl::ordmap::DiffItem;
 use std::{
     collections::{BTreeMap, BTreeSet},
@@ -77,6 +79,8 @@ pub struct Node {
     /// When blocks that were given back without an answer are tried again.
     release_at: Instant,
     claims: claims::Claimed,
+    /// Some claim lies where ranges say otherwise: which pods are strays changes with the pods.
+    strays_by_pods: bool,
     /// When the claims of fixed addresses are asked for again.
     ask_at: Instant,
     /// Whether an admission found no fault in the objects in force.
@@ -179,6 +183,7 @@ impl Node {
             own,
             release_at: Instant::now(),
             claims: claims::Claimed::default(),
+            strays_by_pods: false,
             ask_at: Instant::now(),
             clean: false,
             history,
@@ -249,15 +254,20 @@ impl Node {
         let candidate = self.with_own_addresses(self.unless_held(policy));
         // Packets carry the addresses of the backends, and so must the policy on cluster DNS.
         self.services.follow(&self.config.node, &candidate.nodes, &snapshot);
-        let candidate = candidate.with_dns_backends(&self.services.table);
+        let candidate =
+            candidate.with_dns_backends(&self.services.table).with_api_servers(&snapshot.endpoint_slices);
         let Admitted { objects, errors, clean } = admit_change(&self.in_force.policy, self.clean, candidate);
         refused.extend(errors);
         let blocks_stay = self.in_force.blocks.ptr_eq(&snapshot.blocks);
         self.in_force.blocks = snapshot.blocks;
         self.know_claims(blocks_stay);
         // What a switch that failed did not bring is made anew.
-        let objects = if blocks_stay && self.failed.is_empty() && same_ranges(&self.in_force.policy, &objects)
-        {
+        let same = blocks_stay && self.failed.is_empty() && same_ranges(&self.in_force.policy, &objects);
+        if !same {
+            self.know_strays(&objects);
+        }
+        let same_pods = !self.strays_by_pods || self.in_force.policy.pods.ptr_eq(&objects.pods);
+        let objects = if same && same_pods {
             Objects { strays: self.in_force.policy.strays.clone(), ..objects }
         } else {
             self.with_strays(objects)
@@ -299,8 +309,18 @@ impl Node {
 
     /// Whose addresses are that do not lie in their range, by what nodes have claimed.
     fn with_strays(&self, objects: Objects) -> Objects {
-        let strays = strays(&objects, &self.in_force.blocks);
+        let strays = strays(&objects, &self.in_force.blocks, self.witness());
         Objects { strays, ..objects }
+    }
+
+    /// Whether pods that come and go make or end strays.
+    fn know_strays(&mut self, objects: &Objects) {
+        self.strays_by_pods = ask_for_pods(objects, &self.in_force.blocks, self.witness());
+    }
+
+    /// Files that everybody trusts, or claims of many accounts.
+    fn witness(&self) -> Witness {
+        if self.config.kubernetes.is_some() { Witness::Pod } else { Witness::None }
     }
 
     /// `failed`: what was in force before still is.
@@ -425,7 +445,8 @@ impl Node {
 
     /// What the configuration and the kernel know of the cluster and the objects need not repeat.
     fn with_own_node(&self, objects: Objects) -> Objects {
-        self.with_own_addresses(objects).with_dns_backends(&self.services.table)
+        let objects = self.with_own_addresses(objects).with_dns_backends(&self.services.table);
+        objects.with_api_servers(&self.in_force.endpoint_slices)
     }
 
     fn with_own_addresses(&self, mut objects: Objects) -> Objects {

@@ -38,6 +38,7 @@ impl Node {
             let reasons: Vec<_> = refused.iter().map(ToString::to_string).collect();
             return Err(failed(reasons.join("; ")));
         }
+        self.know_strays(&objects);
         let objects = self.with_strays(objects);
         self.switch(objects, Some(to), None).map_err(failed)?;
         self.clean = true;

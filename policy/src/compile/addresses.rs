@@ -85,6 +85,7 @@ pub(super) fn same_addresses(a: &Objects, b: &Objects) -> bool {
     a.default_pod_cidrs == b.default_pod_cidrs
         && a.strays == b.strays
         && a.cluster_dns == b.cluster_dns
+        && a.api_servers == b.api_servers
         && a.nodes == b.nodes
         && a.network_groups == b.network_groups
         && a.partitions.diff(&b.partitions).all(same_ranges)
@@ -122,9 +123,10 @@ fn marks(objects: &Objects, blocks: &BTreeSet<Atom>) -> BTreeMap<Prefix, BTreeSe
             marks.entry(except).or_default().insert(Mark::Remove(atom.clone()));
         }
     }
-    for address in &objects.cluster_dns {
+    let dns = objects.cluster_dns.iter().map(|a| (a, Atom::ClusterDns));
+    for (address, atom) in dns.chain(objects.api_servers.iter().map(|a| (a, Atom::ControlPlane))) {
         let prefix = Prefix::of_address(Addr::from_ip(*address), 128);
-        marks.entry(prefix).or_default().insert(Mark::Add(Atom::ClusterDns));
+        marks.entry(prefix).or_default().insert(Mark::Add(atom));
     }
     marks
 }

@@ -131,14 +131,17 @@ fn with_built_in(
     rules.sort_by_key(|rule| rule.verdict != Verdict::Deny);
     all.append(&mut rules);
     if spec.allow_cluster_dns {
-        let peer = match dir {
-            DIR_EGRESS => Some(Atom::ClusterDns),
-            _ => hosts_dns.then_some(Atom::Pod),
+        let peers = match dir {
+            DIR_EGRESS => vec![Atom::ClusterDns],
+            // A cache on the node asks for its pods, and pods of the host's network are nodes.
+            _ if hosts_dns => vec![Atom::Pod, Atom::Node],
+            _ => Vec::new(),
         };
-        if let Some(peer) = peer {
+        if !peers.is_empty() {
             let port = |slot| PortRange { slot, first: DNS_PORT, last: DNS_PORT };
             let ports = Some(vec![port(SLOT_TCP), port(SLOT_UDP)]);
-            all.push(Rule { ports, ..built_in(Verdict::Allow, RULE_CLUSTER_DNS, Some(peer)) });
+            let rule = built_in(Verdict::Allow, RULE_CLUSTER_DNS, None);
+            all.push(Rule { peers: Some(peers), ports, ..rule });
         }
     }
     if spec.allow_control_plane && dir == DIR_INGRESS {

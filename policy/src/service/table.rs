@@ -205,7 +205,18 @@ fn is_link_local(address: IpAddr) -> bool {
     }
 }
 
+/// Every API server keeps its own address in it; nobody else's slices of that service are looked at.
+const API_SERVERS: &str = "default/kubernetes";
+
 impl Objects {
+    /// With the addresses that API servers tell of themselves.
+    #[must_use]
+    pub fn with_api_servers(mut self, slices: &Named<EndpointSlice>) -> Self {
+        let endpoints = slices.get(API_SERVERS).into_iter().flat_map(|slice| &slice.endpoints);
+        self.api_servers = endpoints.map(|endpoint| endpoint.address).collect();
+        self
+    }
+
     /// With the backends of the services at the addresses that answer cluster DNS: packets carry theirs.
     #[must_use]
     pub fn with_dns_backends(mut self, services: &ServiceTable) -> Self {

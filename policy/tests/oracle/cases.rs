@@ -172,11 +172,13 @@ fn partitions_and_nodes() -> impl Strategy<Value = Objects> {
     let partitions = prop::collection::vec(any_partition(), 1..5);
     let nodes = prop::collection::vec((prop::collection::vec(any_address(), 0..3), any::<bool>()), 0..4);
     let dns = prop::collection::vec(any_address(), 0..3);
+    let api_servers = prop::collection::vec(any_address(), 0..2);
     let strays = prop::collection::vec((any_network(), 0..5usize), 0..3);
-    (groups, partitions, nodes, dns, strays).prop_map(|(groups, partitions, nodes, cluster_dns, strays)| {
+    let parts = (groups, partitions, nodes, dns, api_servers, strays);
+    parts.prop_map(|(groups, partitions, nodes, cluster_dns, api_servers, strays)| {
         let network = |text: &str| text.parse::<IpNetwork>().unwrap();
         let default_pod_cidrs = vec![network("10.0.0.0/15"), network("fd01::/16")];
-        let mut objects = Objects { cluster_dns, default_pod_cidrs, ..Objects::default() };
+        let mut objects = Objects { cluster_dns, api_servers, default_pod_cidrs, ..Objects::default() };
         for (i, cidrs) in groups.into_iter().enumerate() {
             objects.network_groups.insert(format!("g{i}"), sourced(NetworkGroupSpec { cidrs }, "g"));
         }
@@ -221,6 +223,7 @@ impl Probe {
         let known: Vec<IpAddr> = objects
             .cluster_dns
             .iter()
+            .chain(&objects.api_servers)
             .chain(objects.nodes.values().flat_map(|n| &n.addresses))
             .chain(objects.pods.values().flat_map(|p| &p.addresses))
             .copied()

@@ -166,7 +166,11 @@ fn peer_matches(objects: &Objects, peer: &RulePeer, address: IpAddr) -> bool {
     if peer.nodes.is_some() {
         return is_node(objects, address, |_, _| true);
     }
-    peer.control_plane.is_some() && is_node(objects, address, |_, node| node.control_plane)
+    peer.control_plane.is_some() && is_control_plane(objects, address)
+}
+
+fn is_control_plane(objects: &Objects, address: IpAddr) -> bool {
+    objects.api_servers.contains(&address) || is_node(objects, address, |_, node| node.control_plane)
 }
 
 fn port_matches(rule: &RulePort, proto: u8, port: u16) -> bool {
@@ -236,12 +240,11 @@ fn partition_tier(objects: &Objects, partition: &str, dir: u32, probe: &Packet) 
     }
     let dns = port == 53 && (proto == PROTO_UDP || proto == PROTO_TCP) && spec.allow_cluster_dns;
     let hosts = || objects.cluster_dns.iter().any(|a| is_pod_of(objects, *a, Some(partition)));
-    let pod = || is_pod_of(objects, peer, None);
-    if dns && (if dir == DIR_EGRESS { objects.cluster_dns.contains(&peer) } else { hosts() && pod() }) {
+    let asks = || is_pod_of(objects, peer, None) || is_node(objects, peer, |_, _| true);
+    if dns && (if dir == DIR_EGRESS { objects.cluster_dns.contains(&peer) } else { hosts() && asks() }) {
         return opinion(true, false, Ok(RULE_CLUSTER_DNS));
     }
-    if spec.allow_control_plane && dir == DIR_INGRESS && is_node(objects, peer, |_, node| node.control_plane)
-    {
+    if spec.allow_control_plane && dir == DIR_INGRESS && is_control_plane(objects, peer) {
         return opinion(true, false, Ok(RULE_CONTROL_PLANE));
     }
     opinion(false, false, Ok(RULE_DEFAULT_DENY))

@@ -143,8 +143,10 @@ impl ControlPlane {
         ] {
             command.arg(format!("--{flag}={value}"));
         }
+        // As every installer has it: network plugins are privileged.
+        command.arg("--allow-privileged=true");
         if self.kubelets {
-            command.args(["--allow-privileged=true", "--enable-admission-plugins=NodeRestriction"]);
+            command.arg("--enable-admission-plugins=NodeRestriction");
             command.arg("--kubelet-preferred-address-types=InternalIP");
             // As the administrator.
             for (flag, end) in [("certificate", "crt"), ("key", "key")] {

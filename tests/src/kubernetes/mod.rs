@@ -12,4 +12,4 @@ mod pki;
 pub use control_plane::{ControlPlane, Controllers};
 pub(crate) use control_plane::{start, tail};
 pub use kubeconfig::Identity;
-pub use pki::Authority;
+pub use pki::{Authority, Certificate};

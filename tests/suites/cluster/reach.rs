@@ -45,7 +45,7 @@ pub fn everybody(site: &mut Site) -> Result<()> {
     Ok(())
 }
 
-/// A partition whose range has one block's room is asked for two.
+/// A pod asks for a bandwidth class that there is none of.
 pub fn events(site: &mut Site) -> Result<()> {
     site.cluster.control.apply(&format!(
         "apiVersion: v1\nkind: Namespace\nmetadata: {{name: tiny}}\n---\n\

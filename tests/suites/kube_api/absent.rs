@@ -21,15 +21,6 @@ fn namespace(name: &str, labels: &str) -> String {
     format!("apiVersion: v1\nkind: Namespace\nmetadata: {{name: {name}, labels: {{{labels}}}}}\n---\n")
 }
 
-/// As its kubelet tells of it.
-fn running(site: &Site, namespace: &str, name: &str, address: &str) -> Result<()> {
-    let status =
-        format!(r#"{{"status":{{"phase":"Running","podIP":"{address}","podIPs":[{{"ip":"{address}"}}]}}}}"#);
-    let patch =
-        ["-n", namespace, "patch", "pod", name, "--subresource=status", "--type=merge", "-p", &status];
-    site.control.kubectl(&patch).map(drop)
-}
-
 fn wired(site: &Site, pod: &mut Pod) -> Result<()> {
     until(&format!("{} is wired", pod.reference()), SOON, || pod.add(&site.node).map(|_| Some(())))
 }
@@ -120,8 +111,8 @@ fn guarded(site: &Site) -> Result<()> {
         pod("friends", "friend", ""),
     ];
     site.control.apply(&objects.concat())?;
-    running(site, "guard", "guarded", GUARDED)?;
-    running(site, "friends", "friend", FRIEND)?;
+    site.has_address("guard", "guarded", GUARDED)?;
+    site.has_address("friends", "friend", FRIEND)?;
     site.control.apply(
         "apiVersion: networking.k8s.io/v1\nkind: NetworkPolicy\nmetadata: {name: guarded, namespace: guard}\n\
          spec:\n  podSelector: {matchLabels: {role: guarded}}\n  \
@@ -136,7 +127,7 @@ fn namespaces_late(site: &mut Site) -> Result<()> {
     may_watch(site, r#""pods", "services""#)?;
     site.wait_told("cannot watch Namespace objects")?;
     site.control.apply(&[namespace("new", "team: friends"), pod("new", "newcomer", "")].concat())?;
-    running(site, "new", "newcomer", NEWCOMER)?;
+    site.has_address("new", "newcomer", NEWCOMER)?;
     // Moved to another team, of which nobody tells; that its pod is there is told.
     site.control.kubectl(&["label", "namespace", "friends", "team=strangers", "--overwrite"])?;
     site.control.apply(&pod("guard", "marker", "role: marker"))?;
@@ -165,7 +156,7 @@ fn pods_late(site: &mut Site) -> Result<()> {
     may_watch(site, r#""namespaces", "services""#)?;
     site.wait_told("cannot watch Pod objects")?;
     site.control.apply(&pod("friends", "another", ""))?;
-    running(site, "friends", "another", NEWCOMER)?;
+    site.has_address("friends", "another", NEWCOMER)?;
     site.control.kubectl(&["-n", "guard", "label", "pod", "guarded", "role=open", "--overwrite"])?;
     // The namespace is told of, and judged with the pods that are known: none of them is let in by what is not known.
     site.control.kubectl(&["label", "namespace", "friends", "team=strangers", "--overwrite"])?;

@@ -6,7 +6,7 @@ use bulkhead_daemon::{
     ipam::{BlockClaims, ClaimObjects, Ipam, IpamError, overlap},
     source::kubernetes::connect,
 };
-use bulkhead_lab::{Error, Pod, Result, enter::WORK, unmet, until};
+use bulkhead_lab::{Error, Pod, Result, enter::WORK, kubernetes::Identity, unmet, until};
 use ipnetwork::IpNetwork;
 use serde_json::Value;
 use std::{
@@ -20,7 +20,7 @@ use std::{
 pub const CASES: &[(&str, Case)] = &[
     ("a stray of another node is of the partition its block was claimed for", stray),
     ("a pod's node claims a block as an object, and gives it back with its last pod", one_pod),
-    ("fifty nodes that claim at once get fifty blocks, and none is lost", fifty),
+    ("fifty nodes that claim at once by their own tokens get fifty blocks, and none is lost", fifty),
     ("the blocks of a node that is gone go with it", gone),
     ("fifty nodes that differ on what is kept for reservations get nothing that overlaps", overlapping),
 ];
@@ -58,6 +58,17 @@ async fn claims(kubeconfig: &Path, node: &str) -> Result<ClaimObjects> {
     Ok(ClaimObjects::new(client, Path::new(WORK).join(format!("{node}-blocks.json"))))
 }
 
+/// A kubeconfig of each of these nodes' daemons, as its own token has it.
+fn daemons(site: &Site, nodes: &[String]) -> Result<Vec<PathBuf>> {
+    let of = |node: &String| {
+        let token = ["-n", "bulkhead", "create", "token", "bulkheadd", "--bound-object-kind=Node"];
+        let name = format!("--bound-object-name={node}");
+        let token = site.control.kubectl(&[&token[..], &[&name]].concat())?;
+        site.control.write_kubeconfig(node, &Identity::Token(token.trim().into()))
+    };
+    nodes.iter().map(of).collect()
+}
+
 fn one_pod(site: &mut Site) -> Result<()> {
     site.control.apply("apiVersion: v1\nkind: Namespace\nmetadata: {name: till}\n")?;
     let mut pod = Pod::create(0, "till", "cash")?;
@@ -88,10 +99,11 @@ fn one_pod(site: &mut Site) -> Result<()> {
 fn fifty(site: &mut Site) -> Result<()> {
     let names: Vec<_> = (0..CLAIMERS).map(|n| format!("claimer{n}")).collect();
     site.control.apply(&names.iter().map(|n| node(n)).collect::<String>())?;
-    let (of_claimers, listed) = from_control(site, |kubeconfig| async move {
+    let kubeconfigs = daemons(site, &names)?;
+    let (of_claimers, listed, as_neighbour) = from_control(site, |_| async move {
         let mut claimers = Vec::new();
-        for name in &names {
-            claimers.push(Ipam::load(claims(&kubeconfig, name).await?, name).await.map_err(failed)?);
+        for (name, kubeconfig) in names.iter().zip(&kubeconfigs) {
+            claimers.push(Ipam::load(claims(kubeconfig, name).await?, name).await.map_err(failed)?);
         }
         // 64 blocks: nearly all claimers meet another at every block.
         let ranges = ["10.80.0.0/20".parse().map_err(failed)?];
@@ -108,9 +120,20 @@ fn fifty(site: &mut Site) -> Result<()> {
         for task in tasks {
             of_claimers.push(task.await.map_err(failed)??);
         }
-        let all = claims(&kubeconfig, "claimer0").await?.list().await.map_err(failed)?;
-        Ok((of_claimers, all))
+        let first = claims(&kubeconfigs[0], "claimer0").await?;
+        let all = first.list().await.map_err(failed)?;
+        let theirs = IPBlockSpec {
+            cidr: "10.81.0.0/26".parse().map_err(failed)?,
+            partition: "till".into(),
+            node: "claimer1".into(),
+        };
+        let as_neighbour = first.claim(&theirs).await.map(|_| ()).map_err(|e| e.to_string());
+        Ok((of_claimers, all, as_neighbour))
     })?;
+    let refusal = "the daemon of node `claimer0` may not claim or release blocks of node `claimer1`";
+    if !as_neighbour.as_ref().is_err_and(|said| said.contains(refusal)) {
+        return unmet(format!("a claim for a neighbour: {as_neighbour:?}"));
+    }
     let one_each =
         of_claimers.iter().all(|(addresses, blocks)| blocks.len() == 1 && blocks[0].contains(addresses[0]));
     let different: BTreeSet<_> = of_claimers.iter().map(|(_, blocks)| blocks.clone()).collect();
@@ -199,7 +222,7 @@ fn overlapping(site: &mut Site) -> Result<()> {
     site.control.kubectl(&["delete", "ipblocks", "--all"]).map(drop)
 }
 
-/// web's range goes to pay, and a pod of node2 keeps its address of before.
+/// web's range goes to pay, and a pod of node2 keeps its address of before. A claim says nothing of addresses that no pod has.
 fn stray(site: &mut Site) -> Result<()> {
     let [web, pay] = [("web", 21, "10.74.0.0/16"), ("pay", 22, "10.75.0.0/16")].map(|(name, id, cidr)| {
         format!(
@@ -213,11 +236,19 @@ fn stray(site: &mut Site) -> Result<()> {
     site.wait_allowed("10.75.0.9", "10.75.3.5", 80, true)?;
     site.wait_allowed("10.74.0.9", "10.75.3.5", 80, false)?;
     site.control.apply(block)?;
+    let pod = "apiVersion: v1\nkind: Namespace\nmetadata: {name: former}\n---\n\
+        apiVersion: v1\nkind: Pod\nmetadata: {name: old, namespace: former}\n\
+        spec: {nodeName: node2, containers: [{name: c, image: none}]}\n";
+    site.control.apply(pod)?;
+    site.has_address("former", "old", "10.75.3.5")?;
     site.wait_allowed("10.74.0.9", "10.75.3.5", 80, true)?;
     site.wait_allowed("10.75.0.9", "10.75.3.5", 80, false)?;
     // Beside it all is as ranges say; and without the claim so is this.
-    site.wait_allowed("10.75.0.9", "10.75.4.5", 80, true)?;
+    for beside in ["10.75.3.6", "10.75.4.5"] {
+        site.wait_allowed("10.75.0.9", beside, 80, true)?;
+    }
     site.control.kubectl(&["delete", "ipblock", "10-75-3-0-26"])?;
     site.wait_allowed("10.75.0.9", "10.75.3.5", 80, true)?;
+    site.control.kubectl(&["delete", "namespace", "former", "--wait=false"])?;
     site.control.kubectl(&["delete", "partition", "web", "pay"]).map(drop)
 }

@@ -7,6 +7,7 @@ pub const CASES: &[(&str, Case)] = &[
     ("a pod with a reservation gets its address, and nobody has it twice", given),
     ("a pod that is made again under its name is not taken for the one before it", made_again),
     ("nobody grants himself an address", refused),
+    ("a reservation of both families gives an address of each, and claims both", of_both_families),
 ];
 
 /// Of a partition with a part kept for reservations, and a pod of this node.
@@ -115,5 +116,45 @@ fn refused(site: &mut Site) -> Result<()> {
     site.control.kubectl(&["delete", "-n", "vault", "ipreservations", "--all"])?;
     site.control.kubectl(&["delete", "-n", "vault", "pods", "--all", "--force", "--grace-period=0"])?;
     site.control.kubectl(&["delete", "partition", "vault"])?;
+    site.wait_sound()
+}
+
+fn of_both_families(site: &mut Site) -> Result<()> {
+    const ADDRESSES: [&str; 2] = ["10.67.15.7", "fd00:67::f7"];
+    const CLAIMS: [&str; 2] = ["10-67-15-7-32", "fd00-67--f7-128"];
+    let [v4, v6] = ADDRESSES;
+    site.control.apply(&format!(
+        "apiVersion: v1\nkind: Namespace\nmetadata: {{name: safe}}\n---\n\
+         apiVersion: bulkhead.dev/v1alpha1\nkind: Partition\nmetadata: {{name: safe}}\n\
+         spec: {{policyID: 32, namespaces: [safe], podCIDRs: [10.67.0.0/16, \"fd00:67::/64\"], \
+         fixedCIDRs: [10.67.15.0/28, \"fd00:67::f0/124\"]}}\n---\n\
+         apiVersion: bulkhead.dev/v1alpha1\nkind: IPReservation\nmetadata: {{name: key, namespace: safe}}\n\
+         spec: {{pod: key-0, addresses: [\"{v6}\", {v4}]}}\n---\n\
+         apiVersion: v1\nkind: Pod\nmetadata: {{name: key-0, namespace: safe, annotations: {{bulkhead.dev/ip: \"{v4},{v6}\"}}}}\n\
+         spec: {{nodeName: node1, containers: [{{name: c, image: none}}]}}\n"
+    ))?;
+    let accepted = ["wait", "-n", "safe", "ipreservation/key", "--for=condition=Accepted", "--timeout=60s"];
+    site.control.kubectl(&accepted)?;
+    let mut pod = Pod::create(0, "safe", "key-0")?;
+    wait_add(site, &mut pod, "")?;
+    let has = [pod.v4.to_string(), pod.v6.to_string()];
+    if has != ADDRESSES {
+        return unmet(format!("the pod has {has:?}"));
+    }
+    for claim in CLAIMS {
+        let owner = site.control.kubectl(&["get", "ipblock", claim, "-o", "jsonpath={.spec.node}"])?;
+        if owner != "node1" {
+            return unmet(format!("{claim} is claimed by {owner}"));
+        }
+    }
+    pod.del(&site.node)?;
+    until("both addresses are given back", SOON, || {
+        let left = site.control.kubectl(&["get", "ipblocks", "-o", "name"])?;
+        if CLAIMS.iter().any(|claim| left.contains(claim)) { unmet(left) } else { Ok(Some(())) }
+    })?;
+    site.control.kubectl(&["delete", "-n", "safe", "ipreservation", "key"])?;
+    site.control.kubectl(&["delete", "-n", "safe", "pod", "key-0", "--force", "--grace-period=0"])?;
+    site.control.kubectl(&["delete", "namespace", "safe", "--wait=false"])?;
+    site.control.kubectl(&["delete", "partition", "safe"])?;
     site.wait_sound()
 }

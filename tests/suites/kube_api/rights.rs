@@ -1,18 +1,24 @@
 //! What a daemon's token is good for. Every other case has the daemon run with it, so that it is enough is shown there.
 
 use crate::site::{Case, SOON, Site};
-use bulkhead_lab::{Error, Result, unmet, until};
+use bulkhead_lab::{Error, Result, kubernetes::Identity, unmet, until};
 use std::path::Path;
 
 pub const CASES: &[(&str, Case)] = &[
     ("a daemon's token is good for the blocks of its own node alone", own_blocks),
-    ("a daemon's token reads what is enforced, and neither secrets nor may it write policy", little_else),
+    ("a daemon's token makes nobody a member of a partition", outsiders),
+    ("daemon and controller may do what is listed here, and nothing else", listed),
+    ("a token that is bound to no node claims nothing", unbound),
 ];
 
 fn block(name: &str, cidr: &str, node: &str) -> String {
+    block_for("default", name, cidr, node)
+}
+
+fn block_for(partition: &str, name: &str, cidr: &str, node: &str) -> String {
     format!(
         "apiVersion: bulkhead.dev/v1alpha1\nkind: IPBlock\nmetadata: {{name: {name}}}\n\
-         spec: {{cidr: {cidr}, partition: default, node: {node}}}\n"
+         spec: {{cidr: {cidr}, partition: {partition}, node: {node}}}\n---\n"
     )
 }
 
@@ -45,24 +51,124 @@ fn own_blocks(site: &mut Site) -> Result<()> {
     site.control.kubectl_as(&token, &["delete", "--wait=false", "-f", &file]).map(drop)
 }
 
-fn little_else(site: &mut Site) -> Result<()> {
+/// Claims of addresses that are nobody's in the cluster, for a partition that is isolated: a token may make them, for a range may have
+/// been another when its pods were wired. They say something of those pods' addresses, which only kubelets tell.
+fn outsiders(site: &mut Site) -> Result<()> {
+    const MEMBER: &str = "10.78.0.9";
     let token = site.daemon_kubeconfig();
-    for (verb, what, expected) in [
-        ("watch", "partitions.bulkhead.dev", true),
-        ("watch", "endpointslices.discovery.k8s.io", true),
-        ("update", "services", false),
-        ("create", "ipblocks.bulkhead.dev", true),
-        ("update", "ipblocks.bulkhead.dev", false),
-        ("update", "partitions.bulkhead.dev", false),
-        ("delete", "nodes", false),
-        ("get", "secrets", false),
-        ("create", "pods", false),
+    site.control.apply(
+        "apiVersion: bulkhead.dev/v1alpha1\nkind: Partition\nmetadata: {name: bank}\n\
+         spec: {policyID: 34, podCIDRs: [10.78.0.0/16]}\n---\n\
+         apiVersion: v1\nkind: Namespace\nmetadata: {name: bank}\n---\n\
+         apiVersion: v1\nkind: Pod\nmetadata: {name: old, namespace: bank}\n\
+         spec: {nodeName: node1, containers: [{name: c, image: none}]}\n",
+    )?;
+    site.has_address("bank", "old", "203.0.113.70")?;
+    // One after the other: who has heard of the last has heard of all.
+    let claims = ["203.0.113.0", "198.51.100.0", "203.0.113.64"].map(|network| {
+        let name = format!("{}-26", network.replace('.', "-"));
+        block_for("bank", &name, &format!("{network}/26"), "node1")
+    });
+    for (n, claim) in claims.iter().enumerate() {
+        let file = site.control.write(&format!("claim{n}.yaml"), claim)?;
+        site.control.kubectl_as(&token, &["create", "-f", &file])?;
+    }
+    site.wait_allowed("203.0.113.70", MEMBER, 80, true)?;
+    for outsider in ["203.0.113.5", "203.0.113.71", "198.51.100.9"] {
+        let explanation = site.explain(outsider, MEMBER, 80)?;
+        if explanation.allowed || explanation.from.known_as != ["world"] {
+            return unmet(format!("{outsider} is a member by a claim: {explanation:?}"));
+        }
+    }
+    // The pod goes, and with it whose its address was.
+    site.control.kubectl(&["-n", "bank", "delete", "pod", "old", "--force", "--grace-period=0"])?;
+    site.wait_allowed("203.0.113.70", MEMBER, 80, false)?;
+    for n in 0..claims.len() {
+        let file = site.control.write(&format!("claim{n}.yaml"), &claims[n])?;
+        site.control.kubectl_as(&token, &["delete", "--wait=false", "-f", &file])?;
+    }
+    site.control.kubectl(&["delete", "namespace", "bank", "--wait=false"])?;
+    site.control.kubectl(&["delete", "partition", "bank"]).map(drop)
+}
+
+/// Resources of the group, names if not all, verbs; sorted as texts are.
+const DAEMON: &[&str] = &[
+    "bandwidthclasses.bulkhead.dev [] list watch",
+    "bgpconfigurations.bulkhead.dev [] list watch",
+    "bgppeers.bulkhead.dev [] list watch",
+    "clusternetworkpolicies.policy.networking.k8s.io [] list watch",
+    "endpointslices.discovery.k8s.io [] list watch",
+    "events.events.k8s.io [] create patch",
+    "ipblocks.bulkhead.dev [] create delete get list watch",
+    "ipreservations.bulkhead.dev [] list watch",
+    "namespaces [] list watch",
+    "networkgroups.bulkhead.dev [] list watch",
+    "networkpolicies.networking.k8s.io [] list watch",
+    "nodereports.bulkhead.dev [] create patch",
+    "nodes [] get list watch",
+    "partitions.bulkhead.dev [] list watch",
+    "pods [] list watch",
+    "secrets [bulkhead-bgp] list watch",
+    "services [] list watch",
+];
+const CONTROLLER: &[&str] = &[
+    "bandwidthclasses.bulkhead.dev [] list watch",
+    "bandwidthclasses.bulkhead.dev/status [] patch",
+    "bgpconfigurations.bulkhead.dev [] list watch",
+    "bgpconfigurations.bulkhead.dev/status [] patch",
+    "bgppeers.bulkhead.dev [] list watch",
+    "bgppeers.bulkhead.dev/status [] patch",
+    "clusternetworkpolicies.policy.networking.k8s.io [] list watch",
+    "clusternetworkpolicies.policy.networking.k8s.io/status [] patch",
+    "events.events.k8s.io [] create patch",
+    "ipreservations.bulkhead.dev [] list watch",
+    "ipreservations.bulkhead.dev/status [] patch",
+    "networkgroups.bulkhead.dev [] list watch",
+    "networkgroups.bulkhead.dev/status [] patch",
+    "networkpolicies.networking.k8s.io [] get",
+    "nodereports.bulkhead.dev [] list watch",
+    "partitions.bulkhead.dev [] list watch",
+    "partitions.bulkhead.dev/status [] patch",
+];
+
+/// In Bulkhead's own namespace, where the daemon's rights are widest. What everybody may who is somebody (ask about himself, read
+/// what the API offers) is left out.
+fn listed(site: &mut Site) -> Result<()> {
+    for (name, kubeconfig, expected) in [
+        ("daemon", site.daemon_kubeconfig(), DAEMON),
+        ("controller", site.control.kubeconfig("bulkhead-controller"), CONTROLLER),
     ] {
-        let allowed =
-            site.control.kubectl_as(&token, &["auth", "can-i", verb, what, "--all-namespaces"]).is_ok();
-        if allowed != expected {
-            return unmet(format!("{verb} {what}: {allowed}"));
+        let list = ["auth", "can-i", "--list", "--no-headers", "-n", "bulkhead"];
+        let said = site.control.kubectl_as(&kubeconfig, &list)?;
+        let mut rights: Vec<_> = said.lines().filter_map(right).collect();
+        rights.sort_unstable();
+        if rights != expected {
+            return unmet(format!("the {name} may\n{}", rights.join("\n")));
         }
     }
     Ok(())
+}
+
+/// Of a line of kubectl's: resource, paths, names, verbs.
+fn right(line: &str) -> Option<String> {
+    let (resource, rest) = line.split_once(char::is_whitespace)?;
+    if resource.is_empty() || resource.starts_with("self") {
+        return None;
+    }
+    let lists: Vec<_> = rest.split(']').map(|list| list.trim().trim_start_matches('[')).collect();
+    let [_paths, names, verbs, ..] = lists.as_slice() else { return Some(line.into()) };
+    let mut verbs: Vec<_> = verbs.split_whitespace().collect();
+    verbs.sort_unstable();
+    Some(format!("{resource} [{names}] {}", verbs.join(" ")))
+}
+
+fn unbound(site: &mut Site) -> Result<()> {
+    let token = site.control.kubectl(&["-n", "bulkhead", "create", "token", "bulkheadd"])?;
+    let unbound = site.control.write_kubeconfig("unbound", &Identity::Token(token.trim().into()))?;
+    let file = site.control.write("unbound.yaml", &block("10-90-0-128-26", "10.90.0.128/26", "node1"))?;
+    let expected = "the daemon of node `` may not claim or release blocks of node `node1`";
+    until("a claim by nobody's daemon is refused", SOON, || {
+        let said = refusal(site, &unbound, &["create", "--dry-run=server", "-f", &file])?;
+        if said.contains(expected) { Ok(Some(())) } else { unmet(said) }
+    })
 }

@@ -108,18 +108,27 @@ impl Site {
         })
     }
 
+    /// The pod runs and has this address, as its kubelet would tell.
+    pub fn has_address(&self, namespace: &str, name: &str, address: &str) -> Result<()> {
+        let status = format!(
+            r#"{{"status":{{"phase":"Running","podIP":"{address}","podIPs":[{{"ip":"{address}"}}]}}}}"#
+        );
+        let patch =
+            ["-n", namespace, "patch", "pod", name, "--subresource=status", "--type=merge", "-p", &status];
+        self.control.kubectl(&patch).map(drop)
+    }
+
     pub fn logs(&self) -> String {
         format!("{}-- bulkheadd\n{}\n", self.control.logs(15), self.node.log_tail(30))
     }
 }
 
-/// What `deploy` holds, upstream's ClusterNetworkPolicy, and the node.
+/// Bulkhead as a user would, whose workloads nobody runs here; upstream's ClusterNetworkPolicy, and the node.
 fn install(control: &ControlPlane) -> Result<()> {
-    let deploy = Path::new(env!("CARGO_MANIFEST_DIR")).join("../deploy");
+    let manifest = Path::new(env!("CARGO_MANIFEST_DIR")).join("../deploy/bulkhead.yaml");
+    control.kubectl(&["apply", "-f", &manifest.display().to_string()])?;
     let upstream = bulkhead_lab::programs::find("clusternetworkpolicies.yaml")?;
-    for file in [&deploy.join("crds"), &deploy.join("rbac.yaml"), &upstream] {
-        control.kubectl(&["apply", "--server-side", "-f", &file.display().to_string()])?;
-    }
+    control.kubectl(&["apply", "--server-side", "-f", &upstream.display().to_string()])?;
     control.kubectl(&["wait", "--for=condition=Established", "crd", "--all", "--timeout=30s"])?;
     control.apply(NODE).map(drop)
 }

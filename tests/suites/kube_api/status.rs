@@ -108,21 +108,33 @@ fn accepted(site: &mut Site) -> Result<()> {
          spec: {node: elsewhere, peerAddress: 172.30.7.1, peerASN: 65000}\n---\n\
          apiVersion: bulkhead.dev/v1alpha1\nkind: BGPPeer\nmetadata: {name: nobody}\n\
          spec: {node: elsewhere, peerAddress: 172.30.7.2, peerASN: 65000, group: missing}\n---\n\
+         apiVersion: v1\nkind: Namespace\nmetadata: {name: tower}\n---\n\
+         apiVersion: bulkhead.dev/v1alpha1\nkind: Partition\nmetadata: {name: tower}\n\
+         spec: {policyID: 43, namespaces: [tower], podCIDRs: [10.79.0.0/16], fixedCIDRs: [10.79.1.0/28]}\n---\n\
+         apiVersion: bulkhead.dev/v1alpha1\nkind: IPReservation\nmetadata: {name: bell, namespace: tower}\n\
+         spec: {pod: bell-0, addresses: [10.79.1.7]}\n---\n\
+         apiVersion: bulkhead.dev/v1alpha1\nkind: IPReservation\nmetadata: {name: outside, namespace: tower}\n\
+         spec: {pod: bell-1, addresses: [10.79.2.7]}\n---\n\
          apiVersion: policy.networking.k8s.io/v1alpha2\nkind: ClusterNetworkPolicy\nmetadata: {name: lock}\n\
          spec: {tier: Admin, priority: 5, subject: {namespaces: {}}, ingress: [{action: Pass, from: [{namespaces: {}}]}]}\n",
     )?;
     for what in [
-        ["networkgroup", "vms"],
-        ["bandwidthclass", "low"],
-        ["bgpconfiguration", "default"],
-        ["bgppeer", "leaf"],
-        ["clusternetworkpolicy", "lock"],
+        &["networkgroup", "vms"][..],
+        &["bandwidthclass", "low"],
+        &["bgpconfiguration", "default"],
+        &["bgppeer", "leaf"],
+        &["clusternetworkpolicy", "lock"],
+        &["partition", "tower"],
+        &["ipreservation", "-n", "tower", "bell"],
     ] {
-        wait_status(site, &what, &[("status", "True"), ("reason", "Accepted")], &[])?;
+        wait_status(site, what, &[("status", "True"), ("reason", "Accepted")], &[])?;
     }
     let refused = [("status", "False"), ("reason", "Refused"), ("message", "missing")];
     wait_status(site, &["bgppeer", "nobody"], &refused, &[])?;
-    site.control.kubectl(&["delete", "-f", &site.control.applied()]).map(drop)
+    let outside = "spec.addresses[0]: 10.79.2.7 lies outside spec.fixedCIDRs of partition tower";
+    let refused = [("status", "False"), ("reason", "Refused"), ("message", outside)];
+    wait_status(site, &["ipreservation", "-n", "tower", "outside"], &refused, &[])?;
+    site.control.kubectl(&["delete", "--wait=false", "-f", &site.control.applied()]).map(drop)
 }
 
 /// Room for one pod, and after a while for two.
@@ -160,7 +172,17 @@ fn exhausted(site: &mut Site) -> Result<()> {
             other => return unmet(format!("a pod without room: {other:?}")),
         }
     }
-    wait("False", "2 pods on 1 node (node1) without an address: partition narrow has no free IPv4 address")?;
+    let words = "partition narrow has no free IPv4 address";
+    wait("False", &format!("2 pods on 1 node (node1) without an address: {words}"))?;
+    until("both pods' events say it", SOON, || {
+        let path = "jsonpath={range .items[*]}{.regarding.name} {.reason}: {.note}{\"\\n\"}{end}";
+        let events = site.control.kubectl(&["get", "events.events.k8s.io", "-n", "narrow", "-o", path])?;
+        let told = |pod: &str| {
+            let begins = format!("{pod} NoAddress: ");
+            events.lines().any(|line| line.starts_with(&begins) && line.contains(words))
+        };
+        if told("b") && told("c") { Ok(Some(())) } else { unmet(events) }
+    })?;
     site.control.apply(&partition("10.74.0.0/31, 10.74.1.0/31"))?;
     until("the second pod is wired", SOON, || b.add(&site.node).map(|_| Some(())))?;
     wait("True", "")?;
