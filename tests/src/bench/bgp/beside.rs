@@ -32,6 +32,9 @@ const PROGRESS: Duration = Duration::from_secs(15);
 /// Between two looks, each of which costs the receiver a little.
 const LOOK: Duration = Duration::from_millis(20);
 
+/// Of those beside whom something is promised, by turns. The fastest counts: whatever else the machine does can only make it slower.
+const ROUNDS: usize = 3;
+
 enum Who {
     Ours(Receiver),
     Other(Box<dyn Router>),
@@ -83,8 +86,10 @@ pub fn run() -> Vec<Figure> {
             let octets = stream(0, number, each);
             let what = format!("BGP: {thousands}k prefixes, {each} a set");
             let attempt = |kind| attempt(&what, kind, number, &octets);
-            let ours = attempt(None);
-            let mut figures = rows(&what, &ours, Kind::Bird, &attempt(Some(Kind::Bird)));
+            let by_turns = (0..ROUNDS).map(|_| [attempt(None), attempt(Some(Kind::Bird))]);
+            let [ours, bird] =
+                by_turns.reduce(best_of_each).unwrap_or_else(|| [0, 1].map(|_| Err("no round".into())));
+            let mut figures = rows(&what, &ours, Kind::Bird, &bird);
             for kind in [Kind::Frr, Kind::Gobgp] {
                 figures.extend(rows(&what, &ours, kind, &attempt(Some(kind))));
             }
@@ -103,6 +108,19 @@ fn rows(what: &str, ours: &Attempt, kind: Kind, other: &Attempt) -> Vec<Figure> 
     let cpu = row("CPU", "ms", |spent| spent.cpu);
     let cpu = if kind == Kind::Bird { cpu.ratio_at_most(1.0) } else { cpu };
     vec![cpu, row("last", "ms", |spent| spent.wall), row("memory", "MB", |spent| spent.memory)]
+}
+
+fn best_of_each(before: [Attempt; 2], [ours, bird]: [Attempt; 2]) -> [Attempt; 2] {
+    let [ours_before, bird_before] = before;
+    [better(ours_before, ours), better(bird_before, bird)]
+}
+
+fn better(one: Attempt, other: Attempt) -> Attempt {
+    match (&one, &other) {
+        (Ok(a), Ok(b)) if b.cpu < a.cpu => other,
+        (Err(_), Ok(_)) => other,
+        _ => one,
+    }
 }
 
 fn attempt(what: &str, kind: Option<Kind>, number: usize, octets: &[u8]) -> Attempt {
@@ -257,6 +275,16 @@ fn resident(pid: u32) -> Result<f64> {
 #[cfg(test)]
 mod tests {
     use super::*;
+
+    #[test]
+    fn the_fastest_of_the_rounds_that_were_measured_counts() {
+        let spent = |cpu| Ok(Spent { cpu, ..Spent::default() });
+        let failed = || Err("no session".to_owned());
+        let rounds = [[spent(3.0), failed()], [failed(), spent(9.0)], [spent(2.0), spent(8.0)]];
+        let [ours, bird] = rounds.into_iter().reduce(best_of_each).unwrap();
+        assert_eq!((ours.unwrap().cpu, bird.unwrap().cpu), (2.0, 8.0));
+        assert!(better(failed(), failed()).is_err());
+    }
 
     #[test]
     fn accepted_routes_are_read_from_each_router() {
