@@ -20,6 +20,8 @@ fn main() -> Result<(), Box<dyn Error>> {
         .arg("--target-dir")
         .arg(&target_dir)
         .env("RUSTC_BOOTSTRAP", "1")
+        // The profile is that of a daemon, which is to be small.
+        .env("CARGO_PROFILE_RELEASE_OPT_LEVEL", "3")
         .env(
             "CARGO_ENCODED_RUSTFLAGS",
             [

@@ -136,7 +136,7 @@ fn elsewhere(objects: &Objects, pod: &LocalPod, peer: IpAddr, known: &[Atom]) ->
     if !known.contains(&Atom::Node) {
         return None;
     }
-    let node = objects.pod(&pod.key()).and_then(|told| objects.nodes.get(told.node.as_ref()?));
+    let node = objects.pod(&pod.key()).and_then(|told| objects.nodes.get(told.node.as_deref()?));
     let is_own = node.is_some_and(|node| node.addresses.contains(&peer));
     if is_own == known.contains(&Atom::LocalNode) {
         return None;

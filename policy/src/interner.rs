@@ -95,10 +95,13 @@ impl Interner {
         }
     }
 
-    pub(crate) fn identity(&mut self, atoms: &[Atom]) -> Result<u32, Exhausted> {
-        match self.identities.by_key.get(atoms) {
+    pub(crate) fn identity(
+        &mut self,
+        atoms: &(impl AsRef<[Atom]> + Clone + Into<Meaning>),
+    ) -> Result<u32, Exhausted> {
+        match self.identities.by_key.get(atoms.as_ref()) {
             Some(number) => Ok(*number),
-            None => self.identities.take(atoms.into()),
+            None => self.identities.take(atoms.clone().into()),
         }
     }
 
@@ -366,12 +369,12 @@ mod tests {
         let mut interner = Interner::default();
         let pod = [Atom::Pod, partition("web")];
         let selected = [Atom::Selected("pods a=b in namespace web".into()), pod[0].clone(), pod[1].clone()];
-        let numbers = [&pod[..], &selected[..]].map(|atoms| interner.identity(atoms).unwrap());
+        let numbers = [&pod[..], &selected[..]].map(|atoms| interner.identity(&atoms).unwrap());
         let text = serde_json::to_string(&interner).unwrap();
         assert_eq!(text.matches("\"web\"").count(), 1, "{text}");
         let mut read: Interner = serde_json::from_str(&text).unwrap();
         assert!(read.says_the_same(&interner));
-        assert_eq!([&pod[..], &selected[..]].map(|atoms| read.identity(atoms).unwrap()), numbers);
+        assert_eq!([&pod[..], &selected[..]].map(|atoms| read.identity(&atoms).unwrap()), numbers);
         serde_json::from_str::<Interner>(&text.replace("[0,1]", "[0,7]")).unwrap_err();
     }
 

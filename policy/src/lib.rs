@@ -9,6 +9,7 @@
 mod admit;
 mod atom;
 mod changes;
+mod chunked;
 mod compile;
 pub mod diff;
 mod evaluate;
@@ -29,6 +30,7 @@ mod tables;
 pub use admit::{Admitted, admit, admit_change};
 pub use bulkhead_api::objects::Labels;
 pub use changes::{changes, names};
+pub use chunked::Chunked;
 pub use compile::{CompileError, Compiled, EAGER_PARTITIONS, Local, Placement, compile, compile_at_once};
 pub use evaluate::Decision;
 pub use explain::{Flow, explain, judged};

@@ -103,7 +103,7 @@ pub struct Pod {
     pub uid: Option<PodUid>,
     pub labels: Labels,
     pub addresses: Vec<IpAddr>,
-    pub node: Option<String>,
+    pub node: Option<Box<str>>,
     /// Has its node's addresses, and is the node to every rule.
     pub host_network: bool,
     pub ports: Vec<ContainerPort>,

@@ -1,5 +1,6 @@
 //! The decision tables of one generation, as they are written to the kernel. How they are read: `bulkhead_ebpf_abi`.
 
+use crate::Chunked;
 use bulkhead_ebpf_abi::{Cell, PolicyDir, PortDirectory, PortPage};
 use std::sync::Arc;
 
@@ -10,9 +11,9 @@ pub struct Tables {
     pub classes: Arc<Vec<u32>>,
     /// By policy number, then by direction (`DIR_EGRESS`, `DIR_INGRESS`).
     pub policies: Arc<Vec<[PolicyDir; 2]>>,
-    pub port_directories: Arc<Vec<PortDirectory>>,
-    pub port_pages: Arc<Vec<PortPage>>,
+    pub port_directories: Chunked<PortDirectory>,
+    pub port_pages: Chunked<PortPage>,
     /// Offsets into `cells`.
-    pub rows: Arc<Vec<u32>>,
-    pub cells: Arc<Vec<Cell>>,
+    pub rows: Chunked<u32>,
+    pub cells: Chunked<Cell>,
 }

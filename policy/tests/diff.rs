@@ -243,7 +243,7 @@ fn with_nodes(web_ingress: &str, told: bool) -> Objects {
             NodeInfo { addresses: vec![format!("192.168.0.{n}").parse().unwrap()], ..NodeInfo::default() };
         objects.nodes.insert(format!("n{n}"), Arc::new(node));
         let addresses = vec![format!("10.66.0.{n}").parse().unwrap()];
-        let node = told.then(|| format!("n{n}"));
+        let node = told.then(|| format!("n{n}").into());
         objects.pods.insert(format!("web/pod-{n}"), Arc::new(Pod { addresses, node, ..Pod::default() }));
     }
     // Nobody else: so no pod is untold.
@@ -276,7 +276,7 @@ fn where_all_pods_are_their_nodes_own_no_node_is_spoken_of() {
         objects.nodes.remove("n2");
         objects.pods.insert("web/pod-2".into(), {
             let pod = objects.pods["web/pod-2"].clone();
-            let node = told.then(|| "n1".to_string());
+            let node = told.then(|| "n1".into());
             Arc::new(Pod { node, ..Pod::clone(&pod) })
         });
         objects

@@ -117,7 +117,7 @@ impl<'a> Generation<'a> {
 
 /// Some flows of nodes to pods that are told to be on them.
 fn own_pods(objects: &Objects) -> Vec<[IpAddr; 2]> {
-    let of_node = |pod: &Arc<Pod>| objects.nodes.get(pod.node.as_ref()?).cloned();
+    let of_node = |pod: &Arc<Pod>| objects.nodes.get(pod.node.as_deref()?).cloned();
     let pairs = objects.pods.values().filter_map(|pod| Some((pod, of_node(pod)?))).flat_map(|(pod, node)| {
         let to_all = |from: &IpAddr| pod.addresses.iter().map(|to| [*from, *to]).collect::<Vec<_>>();
         node.addresses.iter().flat_map(to_all).collect::<Vec<_>>()
@@ -127,7 +127,7 @@ fn own_pods(objects: &Objects) -> Vec<[IpAddr; 2]> {
 
 /// Empty: nobody tells.
 fn node_of(objects: &Objects, pod: &LocalPod) -> String {
-    objects.pod(&pod.key()).and_then(|p| p.node.clone()).unwrap_or_default()
+    objects.pod(&pod.key()).and_then(|p| p.node.clone()).unwrap_or_default().into()
 }
 
 #[test]

@@ -110,12 +110,12 @@ struct WrittenOut {
 fn written_out(c: &Compiled, policy: PolicyDir, classes: &[u32]) -> WrittenOut {
     let tables = &c.tables;
     let first = (policy.port_table * PORT_SLOTS) as usize;
-    let directories = &tables.port_directories[first..first + PORT_SLOTS as usize];
+    let directories = (first..first + PORT_SLOTS as usize).map(|at| tables.port_directories[at]);
     let (mut pages, mut seen) = (Vec::new(), BTreeMap::new());
     let mut of_ports = Vec::new();
-    for page in directories.iter().flatten() {
-        of_ports.push(*seen.entry(*page).or_insert_with(|| {
-            pages.push(tables.port_pages[*page as usize]);
+    for page in directories.flatten() {
+        of_ports.push(*seen.entry(page).or_insert_with(|| {
+            pages.push(tables.port_pages[page as usize]);
             pages.len() - 1
         }));
     }
@@ -124,7 +124,7 @@ fn written_out(c: &Compiled, policy: PolicyDir, classes: &[u32]) -> WrittenOut {
     let row = |class: &u32| {
         let class = if *class < policy.row_count { *class } else { 0 };
         let row = tables.rows[(policy.row_base + class) as usize] as usize;
-        tables.cells[row..=row + widest].iter().map(name).collect()
+        (row..=row + widest).map(|at| name(&tables.cells[at])).collect()
     };
     WrittenOut { flags: policy.flags, pages: (pages, of_ports), rows: classes.iter().map(row).collect() }
 }

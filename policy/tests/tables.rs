@@ -21,6 +21,7 @@ fn check_shape(c: &Compiled) {
     {
         assert_ne!(table, 0, "no table is ever empty");
     }
+    let (port_directories, rows, cells) = (port_directories.to_vec(), rows.to_vec(), cells.to_vec());
     assert!(classes.len() > ID_WORLD as usize && classes[ID_WORLD as usize] == 0);
     let identities =
         c.prefixes.values().chain(c.exact.values()).map(|i| i.id).chain(c.pod_identities.values().copied());
@@ -90,8 +91,9 @@ fn equal_parts_are_stored_once() {
     }
     let c = compiled(&objects);
     check_shape(&c);
-    assert_distinct(&c.tables.port_pages);
-    let tables: Vec<_> = c.tables.port_directories.chunks(PORT_SLOTS as usize).collect();
+    assert_distinct(&c.tables.port_pages.to_vec());
+    let directories = c.tables.port_directories.to_vec();
+    let tables: Vec<_> = directories.chunks(PORT_SLOTS as usize).collect();
     assert_distinct(&tables);
     assert_eq!(
         tables.len(),
@@ -104,7 +106,7 @@ fn equal_parts_are_stored_once() {
     let rows: Vec<Vec<_>> = starts
         .iter()
         .zip(ends)
-        .map(|(start, end)| c.tables.cells[*start as usize..end as usize].iter().map(cell).collect())
+        .map(|(start, end)| (*start as usize..end as usize).map(|at| cell(&c.tables.cells[at])).collect())
         .collect();
     assert_distinct(&rows);
 }

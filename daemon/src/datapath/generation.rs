@@ -3,7 +3,7 @@
 use super::{Datapath, DatapathError, Exact, MapTables, Prefixes, identities};
 use aya::maps::MapError;
 use bulkhead_ebpf_abi::{Cell, PolicyDir, PortDirectory, PortPage};
-use bulkhead_policy::Tables;
+use bulkhead_policy::{Chunked, Tables};
 use std::{collections::BTreeMap, io, sync::Arc};
 
 /// All that a generation says: its tables, and who addresses are.
@@ -21,10 +21,10 @@ pub struct Generation<'a> {
 pub(super) struct Half {
     pub(super) classes: Arc<Vec<u32>>,
     policies: Vec<PolicyDir>,
-    port_directories: Arc<Vec<PortDirectory>>,
-    port_pages: Arc<Vec<PortPage>>,
-    rows: Arc<Vec<u32>>,
-    cells: Arc<Vec<Cell>>,
+    port_directories: Chunked<PortDirectory>,
+    port_pages: Chunked<PortPage>,
+    rows: Chunked<u32>,
+    cells: Chunked<Cell>,
 }
 
 impl Half {
@@ -64,10 +64,10 @@ impl MapTables {
     fn write(&self, half: usize, old: &Half, new: &Half) -> Result<(), DatapathError> {
         self.classes.write(half, &old.classes, &new.classes)?;
         self.policies.write(half, &old.policies, &new.policies)?;
-        self.port_directories.write(half, &old.port_directories, &new.port_directories)?;
-        self.port_pages.write(half, &old.port_pages, &new.port_pages)?;
-        self.rows.write(half, &old.rows, &new.rows)?;
-        self.cells.write(half, &old.cells, &new.cells)
+        self.port_directories.write_chunks(half, &old.port_directories, &new.port_directories)?;
+        self.port_pages.write_chunks(half, &old.port_pages, &new.port_pages)?;
+        self.rows.write_chunks(half, &old.rows, &new.rows)?;
+        self.cells.write_chunks(half, &old.cells, &new.cells)
     }
 }
 

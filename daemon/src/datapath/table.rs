@@ -5,6 +5,7 @@ use super::{
     values::{Entry, Raw},
 };
 use aya::maps::{Map, MapData};
+use bulkhead_policy::Chunked;
 use std::{marker::PhantomData, ops::Range, os::fd::AsFd};
 
 /// Entries written or read at once.
@@ -42,11 +43,22 @@ impl<T: Entry> Table<T> {
     /// `old` is what it holds now. After an error its contents are unknown.
     pub fn write(&self, half: usize, old: &[T], new: &[T]) -> Result<(), DatapathError> {
         self.check_room(new.len())?;
+        self.write_changes(half, 0, old, new)
+    }
+
+    /// As [`Table::write`]; what both share is not looked at.
+    pub fn write_chunks(&self, half: usize, old: &Chunked<T>, new: &Chunked<T>) -> Result<(), DatapathError> {
+        self.check_room(new.len())?;
+        old.differing(new).try_for_each(|(first, old, new)| self.write_changes(half, first, old, new))
+    }
+
+    /// `first`: where both stand.
+    fn write_changes(&self, half: usize, first: usize, old: &[T], new: &[T]) -> Result<(), DatapathError> {
         for run in changes(old, new) {
             for start in run.clone().step_by(BATCH) {
                 let end = run.end.min(start + BATCH);
                 let values: Vec<T> = (start..end).map(|i| new.get(i).copied().unwrap_or(T::ZERO)).collect();
-                self.write_run(half, start, &values)?;
+                self.write_run(half, first + start, &values)?;
             }
         }
         Ok(())

@@ -39,10 +39,10 @@ impl Base {
         let mut base = Self::default();
         let names = objects.partitions.keys().map(String::as_str).chain([DEFAULT_PARTITION]);
         for name in names.collect::<BTreeSet<_>>() {
-            let atoms = of_partition(name);
+            let atoms: Meaning = of_partition(name).into();
             let id = base.number(numbers, &atoms)?;
             base.of_partitions.insert(name.into(), id);
-            base.variants.insert(name.into(), [atoms.into()].into());
+            base.variants.insert(name.into(), [atoms].into());
         }
         for (prefix, atoms) in &addresses.prefixes {
             let id = base.number(numbers, atoms)?;
@@ -60,7 +60,7 @@ impl Base {
         Ok(Self { addresses, lengths: lengths.into_iter().rev().collect(), ..base })
     }
 
-    fn number(&mut self, numbers: &mut Interner, atoms: &[Atom]) -> Result<u32, CompileError> {
+    fn number(&mut self, numbers: &mut Interner, atoms: &Meaning) -> Result<u32, CompileError> {
         let id = number(numbers, atoms)?;
         self.numbers.insert(id);
         Ok(id)
@@ -150,12 +150,15 @@ fn of_local(facts: &Facts, base: &Base, numbers: &mut Interner) -> Result<BTreeS
     Ok(used)
 }
 
-pub(super) fn number(numbers: &mut Interner, atoms: &[Atom]) -> Result<u32, CompileError> {
-    if atoms.is_empty() {
+pub(super) fn number(
+    numbers: &mut Interner,
+    atoms: &(impl AsRef<[Atom]> + Clone + Into<Meaning>),
+) -> Result<u32, CompileError> {
+    if atoms.as_ref().is_empty() {
         return Ok(ID_WORLD);
     }
-    let owner = partition(atoms).unwrap_or(DEFAULT_PARTITION);
-    numbers.identity(atoms).map_err(|_| CompileError::numbers(owner))
+    let owner = || partition(atoms.as_ref()).unwrap_or(DEFAULT_PARTITION);
+    numbers.identity(atoms).map_err(|_| CompileError::numbers(owner()))
 }
 
 pub(super) fn of_partition(name: &str) -> Vec<Atom> {

@@ -12,7 +12,7 @@ use super::{
     rows::{Row, Rows},
     spans::{Hashed, Map, Spans, write},
 };
-use crate::tables::Tables;
+use crate::{Chunked, tables::Tables};
 use bulkhead_ebpf_abi::{
     Cell, DIR_EGRESS, DIR_INGRESS, PORT_SLOTS, PolicyDir, PortDirectory, PortPage, Sizes,
 };
@@ -173,11 +173,9 @@ fn row_lists(
     cells: &Spans<Row>,
     lists: &Spans<(u32, u32)>,
     former: Option<&Arc<Layout>>,
-) -> Arc<Vec<u32>> {
+) -> Chunked<u32> {
     let mut table = former.map(|f| f.tables.rows.clone()).unwrap_or_default();
-    if table.len() != lists.end() {
-        Arc::make_mut(&mut table).resize(lists.end(), 0);
-    }
+    table.resize(lists.end(), 0);
     for (key, own) in rows {
         let there = former.is_some_and(|f| {
             f.lists.at(key) == lists.at(key) && f.rows.get(key).is_some_and(|r| Arc::ptr_eq(r, own))
@@ -187,10 +185,7 @@ fn row_lists(
         }
         let offsets: Vec<u32> = own.rows.iter().map(|row| cells.at(row)).collect();
         let list: Vec<u32> = own.of_class.iter().map(|row| offsets[*row as usize]).collect();
-        let first = lists.at(key) as usize;
-        if table[first..first + list.len()] != list[..] {
-            Arc::make_mut(&mut table)[first..first + list.len()].copy_from_slice(&list);
-        }
+        table.write(lists.at(key) as usize, &list);
     }
     table
 }

@@ -276,10 +276,10 @@ fn changed_addresses(
     objects: &Objects,
     local: &Local<'_>,
     asked: &Selections,
-    blocks: &BTreeSet<Atom>,
+    blocks: &Arc<BTreeSet<Atom>>,
 ) -> Option<Addresses> {
     let same = local.former.is_some_and(|former| {
-        *former.blocks == *blocks
+        former.blocks == *blocks
             && former.asked.selections.same_nodes(asked)
             && addresses::same_addresses(&former.objects, objects)
     });

@@ -4,8 +4,8 @@
 use super::{
     Compiled, Local, cluster_policy, network_policy, policy::PolicyKey, rules, selection::Selections,
 };
-use crate::{LocalPod, Objects, atom::Atom};
-use bulkhead_api::objects::DEFAULT_PARTITION;
+use crate::{LocalPod, Objects, Sourced, atom::Atom};
+use bulkhead_api::objects::{DEFAULT_PARTITION, PartitionSpec};
 use std::{
     collections::{BTreeMap, BTreeSet},
     sync::Arc,
@@ -75,8 +75,15 @@ pub(super) fn ask(
     let same = former.filter(|f| f.has_policies(objects) && f.judged.keys().eq(keys));
     let asked = same.map_or_else(|| Arc::new(asked(objects, keys)), |f| f.asked.clone());
     let partitions: BTreeSet<&String> = keys.iter().map(|k| &k.partition).collect();
-    let found = |objects: &Objects, name: &String| objects.partitions.get(name).map(Arc::as_ptr);
-    let same = same.filter(|f| partitions.iter().all(|p| found(&f.objects, p) == found(objects, p)));
+    let blocks = |p: &Sourced<PartitionSpec>| rules::blocks(&p.spec).collect::<BTreeSet<_>>();
+    let names_the_same = |former: &Objects, name: &String| {
+        let [before, now] = [former, objects].map(|o| o.partitions.get(name));
+        match (before, now) {
+            (Some(before), Some(now)) => Arc::ptr_eq(before, now) || blocks(before) == blocks(now),
+            _ => before.is_none() && now.is_none(),
+        }
+    };
+    let same = same.filter(|f| partitions.iter().all(|p| names_the_same(&f.objects, p)));
     if let Some(former) = same {
         return (asked, former.blocks.clone());
     }

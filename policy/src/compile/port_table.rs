@@ -14,14 +14,14 @@ pub(crate) struct PortTable {
     /// Each once.
     pub pages: Vec<Hashed<PortPage>>,
     /// By slot and the high byte of the port: an index into `pages`.
-    pub of_ports: Vec<u32>,
+    pub of_ports: Vec<u16>,
 }
 
 impl PortTable {
     pub fn of(ports: &PortClasses) -> Self {
-        let mut table =
-            Self { runs: Hashed::new(ports.runs.clone()), pages: Vec::new(), of_ports: Vec::new() };
-        let mut uniform: Map<u16, u32> = Map::default();
+        let of_ports = Vec::with_capacity(PORT_SLOTS as usize * PAGE);
+        let mut table = Self { runs: Hashed::new(ports.runs.clone()), pages: Vec::new(), of_ports };
+        let mut uniform: Map<u16, u16> = Map::default();
         for slot in 0..PORT_SLOTS {
             let runs: Vec<Run> = ports.runs.iter().filter(|r| r.slot == slot).copied().collect();
             let mut run = 0;
@@ -44,14 +44,15 @@ impl PortTable {
         table
     }
 
-    fn page(&mut self, page: PortPage) -> u32 {
+    fn page(&mut self, page: PortPage) -> u16 {
         let page = Hashed::new(page);
         let known = self.pages.iter().position(|p| *p == page);
         let number = known.unwrap_or_else(|| {
             self.pages.push(page);
             self.pages.len() - 1
         });
-        number as u32
+        // There are no more than places that ask for one.
+        number as u16
     }
 }
 

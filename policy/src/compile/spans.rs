@@ -3,6 +3,7 @@
 //! What has a place keeps it, what is new takes the first gap that is large enough, and where gaps would be most of the
 //! table, all are placed anew.
 
+use crate::Chunked;
 use foldhash::fast::FixedState;
 use std::{
     collections::{HashMap, HashSet},
@@ -116,26 +117,20 @@ fn gaps(spans: impl Iterator<Item = Span>) -> (Vec<Span>, u32) {
 
 /// The table that these spans make, from the former one. `there`: what is in the place that it had.
 pub(crate) fn write<K, T>(
-    former: Option<&Arc<Vec<T>>>,
+    former: Option<&Chunked<T>>,
     zero: T,
     spans: &Spans<K>,
     there: impl Fn(&K) -> bool,
     contents: impl Fn(&K) -> Vec<T>,
-) -> Arc<Vec<T>>
+) -> Chunked<T>
 where
     K: Hash + Eq + Clone,
     T: Copy + PartialEq,
 {
     let mut table = former.cloned().unwrap_or_default();
-    if table.len() != spans.end() {
-        Arc::make_mut(&mut table).resize(spans.end(), zero);
-    }
+    table.resize(spans.end(), zero);
     for (key, span) in spans.spans.iter().filter(|(key, _)| !there(key)) {
-        let contents = contents(key);
-        let at = span.first as usize..span.first as usize + contents.len();
-        if table[at.clone()] != contents[..] {
-            Arc::make_mut(&mut table)[at].copy_from_slice(&contents);
-        }
+        table.write(span.first as usize, &contents(key));
     }
     table
 }

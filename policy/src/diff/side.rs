@@ -78,7 +78,7 @@ impl Side {
         let own: BTreeSet<String> = local.iter().map(LocalPod::key).collect();
         let at = |pod: LocalPod, policy: u32| {
             let key = pod.key();
-            let told = || objects.pod(&key).and_then(|p| p.node.clone());
+            let told = || objects.pod(&key).and_then(|p| p.node.clone().map(String::from));
             let node = if own.contains(&key) { Some(node.to_string()) } else { told() };
             PodAt { key, policy, node }
         };

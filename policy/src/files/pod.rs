@@ -26,7 +26,7 @@ pub fn info(pod: v1::Pod) -> Result<PodInfo, FieldError> {
         labels: pod.metadata.labels.unwrap_or_default().into(),
         addresses: pod.status.map_or_else(|| Ok(Vec::new()), addresses)?,
         ports: ports(&spec)?,
-        node: spec.node_name,
+        node: spec.node_name.map(Into::into),
         host_network,
     });
     let told = |key: &str| key.starts_with(OWN) || OTHERS.contains(&key);

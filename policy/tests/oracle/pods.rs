@@ -59,7 +59,7 @@ pub(super) fn any_pods() -> impl Strategy<Value = Named<Pod>> {
     let ports = prop::collection::vec(port, 0..3);
     let addresses = prop::collection::vec(any_address(), 0..3);
     let host_network = prop_oneof![7 => Just(false), 1 => Just(true)];
-    let node = prop::option::weighted(0.9, (1..4).prop_map(|i| format!("node-{i}")));
+    let node = prop::option::weighted(0.9, (1..4).prop_map(|i| format!("node-{i}").into()));
     let pod = (any_labels(), addresses, host_network, ports, node).prop_map(
         |(labels, addresses, host_network, ports, node)| {
             Arc::new(Pod { uid: None, labels, addresses, node, host_network, ports })

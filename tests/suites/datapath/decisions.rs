@@ -125,10 +125,10 @@ fn tables_that_point_beyond_their_half_deny() {
         let policy = &mut Arc::make_mut(&mut tables.policies)[POLICY_A as usize][DIR_EGRESS as usize];
         match what {
             "row" => policy.row_base = SIZES.rows,
-            "cell" => Arc::make_mut(&mut tables.rows).fill(SIZES.cells),
+            "cell" => tables.rows = vec![SIZES.cells; tables.rows.len()].into(),
             "port table" => policy.port_table = SIZES.port_tables,
             _ => {
-                Arc::make_mut(&mut tables.port_directories).iter_mut().for_each(|d| d.fill(SIZES.port_pages))
+                tables.port_directories = vec![[SIZES.port_pages; 256]; tables.port_directories.len()].into();
             }
         }
         let generation =

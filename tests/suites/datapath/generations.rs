@@ -268,12 +268,10 @@ fn tables_too_large_change_nothing() {
             "POLICY" => {
                 Arc::make_mut(&mut tables.policies).resize(SIZES.policies as usize + 1, Default::default())
             }
-            "PORT_DIR" => Arc::make_mut(&mut tables.port_directories).resize(7, [0; 256]),
-            "PORT_PAGE" => {
-                Arc::make_mut(&mut tables.port_pages).resize(SIZES.port_pages as usize + 1, [0; 256])
-            }
-            "ROW" => Arc::make_mut(&mut tables.rows).resize(SIZES.rows as usize + 1, 0),
-            "CELL" => Arc::make_mut(&mut tables.cells).resize(SIZES.cells as usize + 1, Cell::default()),
+            "PORT_DIR" => tables.port_directories.resize(7, [0; 256]),
+            "PORT_PAGE" => tables.port_pages.resize(SIZES.port_pages as usize + 1, [0; 256]),
+            "ROW" => tables.rows.resize(SIZES.rows as usize + 1, 0),
+            "CELL" => tables.cells.resize(SIZES.cells as usize + 1, Cell::default()),
             // Those that stand there already take room, too.
             "IDENTITY_PREFIX" => {
                 prefixes.extend(strangers(prefixes.len()).map(|(address, vm)| ((address, 127), vm)));

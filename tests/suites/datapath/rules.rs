@@ -105,22 +105,23 @@ impl Rules {
         let mut tables = Tables { classes: Arc::new(classes), ..Tables::default() };
         let (directories, pages) = ports();
         (tables.port_directories, tables.port_pages) = (directories.into(), pages.into());
+        let (mut rows, mut cells) = (Vec::new(), Vec::new());
         for policy in 0..SIZES.policies {
-            let dirs = [DIR_EGRESS, DIR_INGRESS].map(|dir| self.policy(&mut tables, policy, dir));
+            let dirs = [DIR_EGRESS, DIR_INGRESS].map(|dir| self.policy(&mut rows, &mut cells, policy, dir));
             Arc::make_mut(&mut tables.policies).push(dirs);
         }
+        (tables.rows, tables.cells) = (rows.into(), cells.into());
         tables
     }
 
-    fn policy(&self, tables: &mut Tables, policy: u32, dir: u32) -> PolicyDir {
-        let row_base = tables.rows.len() as u32;
+    fn policy(&self, rows: &mut Vec<u32>, cells: &mut Vec<Cell>, policy: u32, dir: u32) -> PolicyDir {
+        let row_base = rows.len() as u32;
         for class in 0..CLASSES {
             let peer = (class + CLASSES - self.turn) % CLASSES;
-            Arc::make_mut(&mut tables.rows).push(tables.cells.len() as u32);
+            rows.push(cells.len() as u32);
             for port in ALL_PORTS {
                 let deny = Cell { rule: RULE_DEFAULT_DENY, verdict: VERDICT_DENY, flags: 0, reserved: 0 };
-                Arc::make_mut(&mut tables.cells)
-                    .push(*self.cells.get(&(policy, dir, peer, port)).unwrap_or(&deny));
+                cells.push(*self.cells.get(&(policy, dir, peer, port)).unwrap_or(&deny));
             }
         }
         let flags = self.flags.get(&policy).copied().unwrap_or(0);

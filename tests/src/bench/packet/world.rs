@@ -153,10 +153,10 @@ fn tables(rules: &Rules) -> Tables {
     Tables {
         classes: Arc::new((0..OTHERS).map(|_| 0).chain(1..classes).collect()),
         policies: Arc::new(vec![[policy; 2]; POLICY as usize + 1]),
-        port_directories: Arc::new(port_directories),
-        port_pages: Arc::new(port_pages),
-        rows: Arc::new((0..classes).map(|class| class % (rules.kinds + 1) * columns).collect()),
-        cells: Arc::new((0..rules.cells()).map(cell).collect()),
+        port_directories: port_directories.into(),
+        port_pages: port_pages.into(),
+        rows: (0..classes).map(|class| class % (rules.kinds + 1) * columns).collect(),
+        cells: (0..rules.cells()).map(cell).collect(),
     }
 }
 
