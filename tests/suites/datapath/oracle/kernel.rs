@@ -67,7 +67,6 @@ impl Kernel {
                 host_mac: HOST_MAC,
                 mtu: pod.mtu,
                 flags: if pod.paced { ENDPOINT_PACED } else { 0 },
-                ..Endpoint::default()
             };
             self.datapath.set_endpoint(ifindex(name), &endpoint).expect("endpoint");
             for (address, id) in pod.addresses.iter().zip(pod.identities) {
