@@ -69,9 +69,11 @@ fn outsiders(site: &mut Site) -> Result<()> {
         let name = format!("{}-26", network.replace('.', "-"));
         block_for("bank", &name, &format!("{network}/26"), "node1")
     });
+    let mut files = Vec::new();
     for (n, claim) in claims.iter().enumerate() {
         let file = site.control.write(&format!("claim{n}.yaml"), claim)?;
         site.control.kubectl_as(&token, &["create", "-f", &file])?;
+        files.push(file);
     }
     site.wait_allowed("203.0.113.70", MEMBER, 80, true)?;
     for outsider in ["203.0.113.5", "203.0.113.71", "198.51.100.9"] {
@@ -83,8 +85,7 @@ fn outsiders(site: &mut Site) -> Result<()> {
     // The pod goes, and with it whose its address was.
     site.control.kubectl(&["-n", "bank", "delete", "pod", "old", "--force", "--grace-period=0"])?;
     site.wait_allowed("203.0.113.70", MEMBER, 80, false)?;
-    for n in 0..claims.len() {
-        let file = site.control.write(&format!("claim{n}.yaml"), &claims[n])?;
+    for file in files {
         site.control.kubectl_as(&token, &["delete", "--wait=false", "-f", &file])?;
     }
     site.control.kubectl(&["delete", "namespace", "bank", "--wait=false"])?;
