@@ -31,7 +31,7 @@ use tokio::{
 use tracing::{info, warn};
 use tracing_subscriber::EnvFilter;
 
-/// How often the node is looked after: queued DELs, what failed, the uplinks' addresses, the socket's file.
+/// How often the node is looked after: queued DELs, what failed, the socket's file.
 const INTERVAL: Duration = Duration::from_secs(5);
 
 /// The node daemon of Bulkhead.
@@ -143,6 +143,7 @@ async fn run(config: Config) -> Result<OwnedMutexGuard<Node>, Box<dyn Error>> {
     let name = config.node.clone();
     let mut node = Node::open(config, observed.clone(), claims).await?;
     let mut narrow_routes = node.watch_narrow_routes()?;
+    let mut uplinks = node.watch_uplinks()?;
     let attention = node.bgp.attention();
     if let Some(client) = client {
         node.set_events(PodEvents::publish(client.clone(), name.clone()));
@@ -171,6 +172,7 @@ async fn run(config: Config) -> Result<OwnedMutexGuard<Node>, Box<dyn Error>> {
                 let latest = narrow_routes.borrow_and_update().clone();
                 node.lock().await.set_narrow_routes(&latest);
             }
+            Ok(()) = uplinks.changed() => node.lock().await.look_at_uplinks().await,
             () = attention.notified() => node.lock().await.look_after_fixed().await,
             _ = interval.tick() => {
                 let ready = {

@@ -13,6 +13,7 @@
 //!                                  │ bi0123456789 (ifb) ─▶ tbf: what leaves the pod
 //! ```
 
+mod changes;
 mod cookie;
 mod inspect;
 mod learned;
@@ -26,6 +27,7 @@ pub mod qdisc;
 mod routes;
 pub mod uplinks;
 
+pub use changes::watch_changes;
 pub use inspect::PodState;
 pub use learned::{Hops, Learned};
 pub use mac::{Mac, Names};

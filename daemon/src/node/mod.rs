@@ -51,7 +51,7 @@ use bulkhead_ebpf_abi::{Connections, Sizes};
 use bulkhead_policy::{Admitted, Compiled, Interner, NodeInfo, Objects, Sourced, admit_change, strays};
 use imbl::ordmap::DiffItem;
 use std::{
-    collections::{BTreeMap, BTreeSet},
+    collections::BTreeMap,
     net::IpAddr,
     path::PathBuf,
     sync::Arc,
@@ -65,8 +65,7 @@ pub struct Node {
     config: Config,
     net: Kernel,
     uplinks: Vec<Uplink>,
-    /// Interfaces with the uplinks' program: these, and those that may be uplinks again.
-    hooked: BTreeSet<String>,
+    hooks: uplinks::Hooks,
     /// The newest snapshot is asked for again when a hold is released.
     source: watch::Receiver<Observed>,
     datapath: Datapath,
@@ -157,7 +156,7 @@ impl Node {
         }
         info!(adopted = opened.adopted, generation, "datapath ready");
         prepare_node(&found)?;
-        let (uplinks, hooked) = uplinks::attach_found(&config, &mut datapath, found, &candidates)?;
+        let (uplinks, hooks) = uplinks::attach_found(&config, &mut datapath, found, &candidates)?;
         let endpoints = Self::load_endpoints(&config, claims, net.clone(), &uplinks, &mut datapath).await?;
         let announced = config.state_dir.join(ANNOUNCED_FILE);
         let bfd = config.bfd_socket.clone();
@@ -170,7 +169,7 @@ impl Node {
             config,
             net,
             uplinks,
-            hooked,
+            hooks,
             source,
             datapath,
             endpoints,
@@ -355,7 +354,7 @@ impl Node {
         others.cloned().chain(self.lost_blocks()).collect()
     }
 
-    /// To be called now and then: carries out queued DELs, follows the uplinks' addresses, tries again what failed.
+    /// To be called now and then: carries out queued DELs, tries again what failed, and looks at what nobody may have told of.
     pub async fn look_after(&mut self) {
         self.replay_queued().await;
         self.look_after_services();
@@ -365,10 +364,7 @@ impl Node {
         if let Err(e) = self.endpoints.keep_translation().await {
             warn!(error = %e, "cannot look after host ports and masquerade; tried again");
         }
-        let moved = match self.net.candidates().await {
-            Ok((candidates, loopback)) => self.follow_uplinks(&candidates, &loopback),
-            Err(_) => false,
-        };
+        let moved = self.is_look_due() && self.follow_uplinks().await;
         if moved || !self.failed.is_empty() {
             let observed = self.source.borrow().clone();
             self.apply(observed).await;
