@@ -205,6 +205,7 @@ impl Datapath {
                 frontends: take(o, "FRONTEND")?,
                 backends: take(o, "BACKEND")?,
                 members: take(o, "MEMBER")?,
+                translated: take(o, "TRANSLATED")?,
                 known: None,
             },
             identities: Identities::default(),

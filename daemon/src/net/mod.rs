@@ -25,6 +25,7 @@ mod netlink;
 pub mod node;
 pub mod qdisc;
 mod routes;
+mod sockets;
 pub mod uplinks;
 
 pub use changes::watch_changes;
@@ -35,6 +36,7 @@ pub use narrow::{NarrowRoutes, watch_narrow_routes};
 pub use nat::{Nat, Translation};
 pub use netlink::{Kernel, NetError};
 pub use qdisc::{Limit, Limits, Shaper};
+pub use sockets::{Connected, end_connected};
 pub use uplinks::Uplink;
 
 use ipnetwork::IpNetwork;

@@ -11,6 +11,7 @@ mod diff;
 mod explain;
 mod explain_service;
 mod fixed;
+mod orphans;
 mod own;
 mod rollback;
 mod services;
