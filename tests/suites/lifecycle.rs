@@ -17,6 +17,8 @@ mod cli;
 mod down;
 #[path = "lifecycle/ends.rs"]
 mod ends;
+#[path = "lifecycle/first.rs"]
+mod first;
 #[path = "lifecycle/kernel.rs"]
 mod kernel;
 #[path = "lifecycle/killed.rs"]
@@ -50,7 +52,7 @@ fn main() -> Result<()> {
 fn trials() -> Vec<Trial> {
     [killed::CASES, churn::CASES, down::CASES, refused::CASES, objects::CASES, ranges::CASES]
         .into_iter()
-        .chain([bandwidth::CASES, bgp::CASES, ends::CASES, cli::CASES, uplinks::CASES])
+        .chain([bandwidth::CASES, bgp::CASES, ends::CASES, cli::CASES, uplinks::CASES, first::CASES])
         .flatten()
         .map(|(name, case)| Trial::test(*name, || support::in_a_lab(*case).map_err(Failed::from)))
         .collect()
