@@ -49,6 +49,12 @@ struct Arguments {
     idle: bool,
 }
 
+/// Each attempt to reach an API server that is away is an error to the client's crate; whoever attempts it tells it once. Who wants to
+/// see it says so.
+fn filter(log: &str) -> Result<EnvFilter, String> {
+    EnvFilter::try_new(format!("kube_client=off,{log}")).map_err(|e| format!("`log` in the configuration: {e}"))
+}
+
 fn main() -> ExitCode {
     match start() {
         Ok(()) => ExitCode::SUCCESS,
@@ -67,9 +73,7 @@ fn start() -> Result<(), Box<dyn Error>> {
     }
     let config = Config::read(&arguments.config)?;
     tracing_subscriber::fmt()
-        .with_env_filter(
-            EnvFilter::try_new(&config.log).map_err(|e| format!("`log` in the configuration: {e}"))?,
-        )
+        .with_env_filter(filter(&config.log)?)
         .with_ansi(io::stderr().is_terminal())
         .with_writer(io::stderr)
         // It would panic where nobody reads standard error.

@@ -21,6 +21,8 @@ mod crowd;
 mod definitions;
 #[path = "kube_api/fixed.rs"]
 mod fixed;
+#[path = "kube_api/outage.rs"]
+mod outage;
 #[path = "kube_api/passwords.rs"]
 mod passwords;
 #[path = "kube_api/rights.rs"]
@@ -67,6 +69,7 @@ fn trials(site: Option<&Arc<Mutex<Site>>>) -> Vec<Trial> {
         fixed::CASES,
         passwords::CASES,
         absent::CASES,
+        outage::CASES,
         crowd::CASES,
     ]
     .into_iter()
