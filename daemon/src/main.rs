@@ -7,18 +7,19 @@ use bulkhead_daemon::{
     install::{self, Installer},
     ipam::{ClaimFiles, ClaimObjects, Claims},
     metrics,
-    node::{Node, uninstall},
+    node::{Node, preflight, uninstall},
     pod_events::PodEvents,
     report, server,
     source::{self, Observed, kubernetes},
-    store::{self, Ownership},
+    store::{self, Ownership, StoreError},
 };
 use clap::Parser;
 use kube::Client;
 use std::{
     error::Error,
+    fs,
     io::{self, IsTerminal, Write},
-    path::PathBuf,
+    path::{Path, PathBuf},
     process::ExitCode,
     sync::Arc,
     time::Duration,
@@ -34,6 +35,9 @@ use tracing_subscriber::EnvFilter;
 /// How often the node is looked after: queued DELs, what failed, the socket's file.
 const INTERVAL: Duration = Duration::from_secs(5);
 
+/// How often a standby looks whether the other has ended.
+const TURN: Duration = Duration::from_millis(50);
+
 /// The node daemon of Bulkhead.
 #[derive(Parser)]
 #[command(version)]
@@ -44,6 +48,12 @@ struct Arguments {
     /// Removes programs, maps, interfaces and routes of this node, and ends. For uninstalling.
     #[arg(long)]
     uninstall: bool,
+    /// Looks whether this daemon could take over what is on the node, changes nothing, and ends: fails where it could not.
+    #[arg(long, conflicts_with_all = ["uninstall", "idle"])]
+    preflight: bool,
+    /// Waits until the daemon that runs on this node has ended, and takes over then; FILE is there meanwhile.
+    #[arg(long, value_name = "FILE", conflicts_with_all = ["uninstall", "idle", "preflight"])]
+    standby: Option<PathBuf>,
     /// Does nothing until it is told to end: for a pod whose work its init container has done.
     #[arg(long, conflicts_with = "uninstall")]
     idle: bool,
@@ -80,7 +90,16 @@ fn start() -> Result<(), Box<dyn Error>> {
         .log_internal_errors(false)
         .init();
     let runtime = tokio::runtime::Builder::new_multi_thread().worker_threads(2).enable_all().build()?;
-    let owner = Ownership::take(&config.state_dir)?;
+    if arguments.preflight {
+        return Ok(runtime.block_on(preflight(&config))?);
+    }
+    let owner = match &arguments.standby {
+        None => Ownership::take(&config.state_dir)?,
+        Some(file) => match runtime.block_on(await_turn(&config, file))? {
+            Some(owner) => owner,
+            None => return Ok(()),
+        },
+    };
     if arguments.uninstall {
         // First of all: the runtime must send us no more pods.
         if let Some(cni) = &config.cni {
@@ -97,6 +116,32 @@ fn start() -> Result<(), Box<dyn Error>> {
     drop(node);
     drop(owner);
     Ok(())
+}
+
+/// The node, once nobody else has it; none where we are told to end first.
+async fn await_turn(config: &Config, standby: &Path) -> Result<Option<Ownership>, Box<dyn Error>> {
+    let _ = fs::remove_file(standby);
+    let turn = async {
+        let mut told = false;
+        loop {
+            match Ownership::take(&config.state_dir) {
+                Err(StoreError::Owned(_)) => {}
+                taken => return Ok::<_, Box<dyn Error>>(taken?),
+            }
+            if !told {
+                info!("another daemon runs: waiting until it has ended");
+                fs::write(standby, "").map_err(|e| format!("{}: {e}", standby.display()))?;
+                told = true;
+            }
+            tokio::time::sleep(TURN).await;
+        }
+    };
+    let owner = tokio::select! {
+        owner = turn => Some(owner?),
+        ended = idle() => ended.map(|()| None)?,
+    };
+    let _ = fs::remove_file(standby);
+    Ok(owner)
 }
 
 async fn idle() -> io::Result<()> {

@@ -13,6 +13,7 @@ mod explain_service;
 mod fixed;
 mod orphans;
 mod own;
+mod preflight;
 mod rollback;
 mod services;
 mod switch;
@@ -21,6 +22,7 @@ mod uplinks;
 mod views;
 mod waiting;
 
+pub use preflight::preflight;
 pub use uninstall::uninstall;
 
 use crate::{
