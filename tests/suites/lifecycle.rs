@@ -54,7 +54,15 @@ fn main() -> Result<()> {
 fn trials() -> Vec<Trial> {
     [killed::CASES, churn::CASES, down::CASES, refused::CASES, objects::CASES, ranges::CASES]
         .into_iter()
-        .chain([bandwidth::CASES, bgp::CASES, ends::CASES, cli::CASES, uplinks::CASES, takeover::CASES, first::CASES])
+        .chain([
+            bandwidth::CASES,
+            bgp::CASES,
+            ends::CASES,
+            cli::CASES,
+            uplinks::CASES,
+            takeover::CASES,
+            first::CASES,
+        ])
         .flatten()
         .map(|(name, case)| Trial::test(*name, || support::in_a_lab(*case).map_err(Failed::from)))
         .collect()

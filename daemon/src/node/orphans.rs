@@ -59,9 +59,7 @@ mod tests {
 
     fn slices(all: &[(&str, &str, &[&str])]) -> Named<EndpointSlice> {
         let slice = |protocol: &str, endpoints: &[&str]| {
-            let endpoint = |address: &&str| {
-                serde_json::json!({"address": address, "ready": false, "serving": true, "terminating": true})
-            };
+            let endpoint = |address: &&str| serde_json::json!({"address": address, "ready": false, "serving": true, "terminating": true});
             let slice = serde_json::json!({
                 "service": "shop/web",
                 "ports": [{"protocol": protocol, "port": 53}],
@@ -69,7 +67,9 @@ mod tests {
             });
             Arc::new(serde_json::from_value(slice).unwrap())
         };
-        all.iter().map(|(name, protocol, endpoints)| ((*name).to_owned(), slice(protocol, endpoints))).collect()
+        all.iter()
+            .map(|(name, protocol, endpoints)| ((*name).to_owned(), slice(protocol, endpoints)))
+            .collect()
     }
 
     fn at(address: &str) -> SocketAddr {

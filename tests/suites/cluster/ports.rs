@@ -81,6 +81,10 @@ pub fn host_ports(site: &mut Site) -> Result<()> {
     site.cluster.kubectl(&["delete", "pod", "-n", "shop", "ported", "--timeout=60s"])?;
     until("with its pod the host port is gone", SOON, || {
         let answers = asked(site, &addresses)?;
-        if answers.iter().all(|answer| answer.name == "-") { Ok(Some(())) } else { unmet(format!("{answers:?}")) }
+        if answers.iter().all(|answer| answer.name == "-") {
+            Ok(Some(()))
+        } else {
+            unmet(format!("{answers:?}"))
+        }
     })
 }

@@ -128,7 +128,8 @@ pub fn refused(site: &mut Site) -> Result<()> {
     say(ABI_VERSION + 1).unwrap();
     kubectl(&["rollout", "restart", "-n", "bulkhead", "daemonset/bulkheadd"])?;
     let told = until("the new pod says why it does not begin", SOON, || {
-        let told = kubectl(&["logs", "-n", "bulkhead", "-l", "app=bulkheadd", "-c", "preflight", "--prefix"])?;
+        let told =
+            kubectl(&["logs", "-n", "bulkhead", "-l", "app=bulkheadd", "-c", "preflight", "--prefix"])?;
         let line = told.lines().find(|line| line.contains("cannot take over the pins")).map(str::to_owned);
         line.map_or_else(|| unmet(told), |line| Ok(Some(line)))
     })?;

@@ -1,7 +1,11 @@
 //! Uplinks that are chosen by rules, and followed.
 
 use crate::support::{Case, LATER, SOON, contains, reconfigure, require, status};
-use bulkhead_lab::{Lab, Pod, Result, link::{ip_output, run}, wait::until_true};
+use bulkhead_lab::{
+    Lab, Pod, Result,
+    link::{ip_output, run},
+    wait::until_true,
+};
 use std::process::Command;
 
 pub const CASES: &[Case] = &[

@@ -121,9 +121,8 @@ fn orphaned(site: &mut Site) -> Result<()> {
     // By each of the families, and IPv4 by a socket of IPv6.
     let IpAddr::V4(v4) = virtual_ip(1, false) else { return unmet("the service has an IPv4 address") };
     let mapped = SocketAddr::new(v4.to_ipv6_mapped().into(), 80);
-    let talk = || {
-        [(false, at(1, false)), (true, at(1, true)), (true, mapped)].map(|(v6, to)| talking(site, v6, to))
-    };
+    let talk =
+        || [(false, at(1, false)), (true, at(1, true)), (true, mapped)].map(|(v6, to)| talking(site, v6, to));
     let mut all = Vec::new();
     until("sockets of each kind talk with both backends", SOON, || {
         for socket in talk() {
