@@ -54,13 +54,17 @@ pub struct PodRef {
     pub uid: Option<String>,
 }
 
-/// CNI `runtimeConfig.bandwidth`: bits a second and bits; 0 is no limit.
+/// CNI `runtimeConfig.bandwidth`: bits a second and bits; 0 is no limit. containerd writes the keys with a capital, as those of ports.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Default, Serialize, Deserialize)]
 #[serde(rename_all = "camelCase", default)]
 pub struct RuntimeBandwidth {
+    #[serde(alias = "IngressRate")]
     pub ingress_rate: u64,
+    #[serde(alias = "IngressBurst")]
     pub ingress_burst: u64,
+    #[serde(alias = "EgressRate")]
     pub egress_rate: u64,
+    #[serde(alias = "EgressBurst")]
     pub egress_burst: u64,
 }
 

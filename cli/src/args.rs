@@ -35,6 +35,9 @@ pub enum Command {
         /// Fail where a pod could not be connected now; for readiness probes
         #[arg(long)]
         ready: bool,
+        /// With --ready: a daemon that waits until another one has ended, and makes this file meanwhile, is ready
+        #[arg(long, value_name = "FILE", requires = "ready")]
+        standby: Option<PathBuf>,
     },
     /// Pods of this node
     Endpoints,

@@ -89,7 +89,10 @@ fn run(args: &Args) -> Result<Answer, Failure> {
             let changes = !diff.changes.is_empty();
             return Ok(Answer { text: printed(args, &diff, |d| views::diff(d, paint))?, changes });
         }
-        Command::Status { ready } => {
+        Command::Status { standby: Some(file), .. } if file.exists() => {
+            Ok("waiting until the daemon that runs has ended\n".into())
+        }
+        Command::Status { ready, .. } => {
             if *ready {
                 get(args, "/v1/cni/status", |_: &serde_json::Value| String::new())?;
             }

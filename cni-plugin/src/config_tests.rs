@@ -92,6 +92,21 @@ fn every_key_of_ours_is_read_and_others_are_left_alone() {
 }
 
 #[test]
+fn keys_are_read_with_a_capital_as_containerd_writes_them() {
+    let config = parse(json!({
+        "cniVersion": "1.1.0", "name": "b", "type": "bulkhead-cni",
+        "runtimeConfig": {
+            "bandwidth": {"IngressRate": 1000, "IngressBurst": 1, "EgressRate": 7, "EgressBurst": 2},
+            "portMappings": [{"HostPort": 8080, "ContainerPort": 80, "Protocol": "tcp", "HostIP": ""}],
+        },
+    }))
+    .unwrap();
+    let expected = RuntimeBandwidth { ingress_rate: 1000, ingress_burst: 1, egress_rate: 7, egress_burst: 2 };
+    assert_eq!(config.bandwidth, Some(expected));
+    assert_eq!(config.port_mappings[0].host_port.get(), 8080);
+}
+
+#[test]
 fn an_unsupported_version_is_told_which_ones_are() {
     for (config, msg) in [
         (json!({"cniVersion": "0.2.0", "name": 7}), "CNI version 0.2.0 is not supported"),

@@ -155,6 +155,9 @@ fn refused(message: String) -> ObjectError {
     ObjectError { file: None, object: None, field: Some(field), message }
 }
 
+/// What containerd and CRI-O write where nobody has asked for a burst, since the reference plugin refuses a rate without one: in bits.
+const NO_BURST: u64 = u32::MAX as u64;
+
 /// The lowest of the class, the runtime's rate (bits a second, 0: none; its burst in bits) and the partition's maximum.
 fn lowest(
     class: Option<(Limit, Origin)>,
@@ -168,7 +171,8 @@ fn lowest(
     };
     let runtime = (rate > 0).then(|| {
         let least = of_rate(rate);
-        (Limit { burst_bytes: least.burst_bytes.max(burst_bits / 8), ..least }, Origin::Runtime)
+        let asked = if burst_bits == NO_BURST { 0 } else { burst_bits / 8 };
+        (Limit { burst_bytes: least.burst_bytes.max(asked), ..least }, Origin::Runtime)
     });
     let maximum = maximum.map(|m| (of_rate(m.0), Origin::PartitionMaximum));
     [class, runtime, maximum].into_iter().flatten().min_by_key(|(limit, _)| limit.rate_bits)
@@ -235,6 +239,17 @@ mod tests {
             Some(now(&[(ANNOTATION_INGRESS_BANDWIDTH, "1G"), (ANNOTATION_EGRESS_BANDWIDTH, "1k")]).unwrap());
         let capped = pod_bandwidth(&Named::new(), Some(&partition), None, runtime).unwrap();
         assert_eq!(rates(capped), (Some(2_000), Some(1_000)));
+    }
+
+    #[test]
+    fn the_burst_that_runtimes_write_where_nobody_asked_for_one_is_none() {
+        let burst = |egress_burst| {
+            let runtime = RuntimeBandwidth { egress_rate: 8_000_000, egress_burst, ..Default::default() };
+            let limits = pod_bandwidth(&Named::new(), None, None, Some(runtime)).unwrap().limits;
+            limits.egress.unwrap().burst_bytes
+        };
+        assert_eq!(burst(u64::from(u32::MAX)), burst(0));
+        assert_eq!((burst(80_000_000), burst(u64::from(u32::MAX) - 7)), (10_000_000, 536_870_911));
     }
 
     #[test]

@@ -7,18 +7,19 @@ use bulkhead_daemon::{
     install::{self, Installer},
     ipam::{ClaimFiles, ClaimObjects, Claims},
     metrics,
-    node::{Node, uninstall},
+    node::{Node, preflight, uninstall},
     pod_events::PodEvents,
     report, server,
     source::{self, Observed, kubernetes},
-    store::{self, Ownership},
+    store::{self, Ownership, StoreError},
 };
 use clap::Parser;
 use kube::Client;
 use std::{
     error::Error,
+    fs,
     io::{self, IsTerminal, Write},
-    path::PathBuf,
+    path::{Path, PathBuf},
     process::ExitCode,
     sync::Arc,
     time::Duration,
@@ -31,8 +32,11 @@ use tokio::{
 use tracing::{info, warn};
 use tracing_subscriber::EnvFilter;
 
-/// How often the node is looked after: queued DELs, what failed, the uplinks' addresses, the socket's file.
+/// How often the node is looked after: queued DELs, what failed, the socket's file.
 const INTERVAL: Duration = Duration::from_secs(5);
+
+/// How often a standby looks whether the other has ended.
+const TURN: Duration = Duration::from_millis(50);
 
 /// The node daemon of Bulkhead.
 #[derive(Parser)]
@@ -44,9 +48,22 @@ struct Arguments {
     /// Removes programs, maps, interfaces and routes of this node, and ends. For uninstalling.
     #[arg(long)]
     uninstall: bool,
+    /// Looks whether this daemon could take over what is on the node, changes nothing, and ends: fails where it could not.
+    #[arg(long, conflicts_with_all = ["uninstall", "idle"])]
+    preflight: bool,
+    /// Waits until the daemon that runs on this node has ended, and takes over then; FILE is there meanwhile.
+    #[arg(long, value_name = "FILE", conflicts_with_all = ["uninstall", "idle", "preflight"])]
+    standby: Option<PathBuf>,
     /// Does nothing until it is told to end: for a pod whose work its init container has done.
     #[arg(long, conflicts_with = "uninstall")]
     idle: bool,
+}
+
+/// Each attempt to reach an API server that is away is an error to the client's crate; whoever attempts it tells it once. Who wants to
+/// see it says so.
+fn filter(log: &str) -> Result<EnvFilter, String> {
+    EnvFilter::try_new(format!("kube_client=off,{log}"))
+        .map_err(|e| format!("`log` in the configuration: {e}"))
 }
 
 fn main() -> ExitCode {
@@ -67,16 +84,23 @@ fn start() -> Result<(), Box<dyn Error>> {
     }
     let config = Config::read(&arguments.config)?;
     tracing_subscriber::fmt()
-        .with_env_filter(
-            EnvFilter::try_new(&config.log).map_err(|e| format!("`log` in the configuration: {e}"))?,
-        )
+        .with_env_filter(filter(&config.log)?)
         .with_ansi(io::stderr().is_terminal())
         .with_writer(io::stderr)
         // It would panic where nobody reads standard error.
         .log_internal_errors(false)
         .init();
     let runtime = tokio::runtime::Builder::new_multi_thread().worker_threads(2).enable_all().build()?;
-    let owner = Ownership::take(&config.state_dir)?;
+    if arguments.preflight {
+        return Ok(runtime.block_on(preflight(&config))?);
+    }
+    let owner = match &arguments.standby {
+        None => Ownership::take(&config.state_dir)?,
+        Some(file) => match runtime.block_on(await_turn(&config, file))? {
+            Some(owner) => owner,
+            None => return Ok(()),
+        },
+    };
     if arguments.uninstall {
         // First of all: the runtime must send us no more pods.
         if let Some(cni) = &config.cni {
@@ -93,6 +117,32 @@ fn start() -> Result<(), Box<dyn Error>> {
     drop(node);
     drop(owner);
     Ok(())
+}
+
+/// The node, once nobody else has it; none where we are told to end first.
+async fn await_turn(config: &Config, standby: &Path) -> Result<Option<Ownership>, Box<dyn Error>> {
+    let _ = fs::remove_file(standby);
+    let turn = async {
+        let mut told = false;
+        loop {
+            match Ownership::take(&config.state_dir) {
+                Err(StoreError::Owned(_)) => {}
+                taken => return Ok::<_, Box<dyn Error>>(taken?),
+            }
+            if !told {
+                info!("another daemon runs: waiting until it has ended");
+                fs::write(standby, "").map_err(|e| format!("{}: {e}", standby.display()))?;
+                told = true;
+            }
+            tokio::time::sleep(TURN).await;
+        }
+    };
+    let owner = tokio::select! {
+        owner = turn => Some(owner?),
+        ended = idle() => ended.map(|()| None)?,
+    };
+    let _ = fs::remove_file(standby);
+    Ok(owner)
 }
 
 async fn idle() -> io::Result<()> {
@@ -143,6 +193,7 @@ async fn run(config: Config) -> Result<OwnedMutexGuard<Node>, Box<dyn Error>> {
     let name = config.node.clone();
     let mut node = Node::open(config, observed.clone(), claims).await?;
     let mut narrow_routes = node.watch_narrow_routes()?;
+    let mut uplinks = node.watch_uplinks()?;
     let attention = node.bgp.attention();
     if let Some(client) = client {
         node.set_events(PodEvents::publish(client.clone(), name.clone()));
@@ -171,6 +222,7 @@ async fn run(config: Config) -> Result<OwnedMutexGuard<Node>, Box<dyn Error>> {
                 let latest = narrow_routes.borrow_and_update().clone();
                 node.lock().await.set_narrow_routes(&latest);
             }
+            Ok(()) = uplinks.changed() => node.lock().await.look_at_uplinks().await,
             () = attention.notified() => node.lock().await.look_after_fixed().await,
             _ = interval.tick() => {
                 let ready = {

@@ -10,6 +10,8 @@ mod fixed;
 mod install;
 #[path = "cluster/policy.rs"]
 mod policy;
+#[path = "cluster/ports.rs"]
+mod ports;
 #[path = "cluster/reach.rs"]
 mod reach;
 #[path = "cluster/services.rs"]
@@ -67,10 +69,12 @@ fn afterwards(before: &Machine, ended: &Ended) -> i32 {
 }
 
 fn trials(site: Option<&Arc<Mutex<Site>>>) -> Vec<Trial> {
-    let cases: [(&str, Case); 15] = [
+    let cases: [(&str, Case); 17] = [
         ("nodes become ready by one kubectl apply, and by nothing else", install::installed),
         ("pods of both nodes reach each other and the nodes, without NAT", reach::everybody),
         ("what is installed is upgraded to this build without a lost packet", upgrade::upgraded),
+        ("a build that could not take over does not end the one that runs", upgrade::refused),
+        ("a pod's host port leads to it for TCP and UDP, and goes with it", ports::host_ports),
         ("pods call services, and are seen as who they are", services::of_pods),
         ("nodes and others call services, by kube-proxy in both of its modes", services::of_others),
         ("services of both families, headless ones and those of SCTP", services::of_both_families),

@@ -23,6 +23,8 @@ mod crowd;
 mod definitions;
 #[path = "kube_api/fixed.rs"]
 mod fixed;
+#[path = "kube_api/outage.rs"]
+mod outage;
 #[path = "kube_api/passwords.rs"]
 mod passwords;
 #[path = "kube_api/rights.rs"]
@@ -73,6 +75,7 @@ fn trials(site: Option<&Arc<Mutex<Site>>>) -> Vec<Trial> {
         passwords::CASES,
         absent::CASES,
         backoff::CASES,
+        outage::CASES,
         crowd::CASES,
     ]
     .into_iter()

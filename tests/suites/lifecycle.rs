@@ -17,6 +17,8 @@ mod cli;
 mod down;
 #[path = "lifecycle/ends.rs"]
 mod ends;
+#[path = "lifecycle/first.rs"]
+mod first;
 #[path = "lifecycle/kernel.rs"]
 mod kernel;
 #[path = "lifecycle/killed.rs"]
@@ -29,6 +31,8 @@ mod ranges;
 mod refused;
 #[path = "lifecycle/support.rs"]
 mod support;
+#[path = "lifecycle/takeover.rs"]
+mod takeover;
 #[path = "lifecycle/uplinks.rs"]
 mod uplinks;
 
@@ -50,7 +54,15 @@ fn main() -> Result<()> {
 fn trials() -> Vec<Trial> {
     [killed::CASES, churn::CASES, down::CASES, refused::CASES, objects::CASES, ranges::CASES]
         .into_iter()
-        .chain([bandwidth::CASES, bgp::CASES, ends::CASES, cli::CASES, uplinks::CASES])
+        .chain([
+            bandwidth::CASES,
+            bgp::CASES,
+            ends::CASES,
+            cli::CASES,
+            uplinks::CASES,
+            takeover::CASES,
+            first::CASES,
+        ])
         .flatten()
         .map(|(name, case)| Trial::test(*name, || support::in_a_lab(*case).map_err(Failed::from)))
         .collect()

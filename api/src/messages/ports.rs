@@ -3,17 +3,21 @@
 use serde::{Deserialize, Deserializer, Serialize, de::Error};
 use std::{fmt, net::IpAddr, num::NonZeroU16};
 
-/// CNI `runtimeConfig.portMappings`: what arrives at the node's port goes to the pod's.
+/// CNI `runtimeConfig.portMappings`: what arrives at the node's port goes to the pod's. containerd writes the keys with a capital, since the
+/// reference plugins read them in either way.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(rename_all = "camelCase")]
 pub struct PortMapping {
+    #[serde(alias = "HostPort")]
     pub host_port: NonZeroU16,
+    #[serde(alias = "ContainerPort")]
     pub container_port: NonZeroU16,
-    #[serde(default)]
+    #[serde(default, alias = "Protocol")]
     pub protocol: PortProtocol,
     /// The node's address that it is asked for at; absent: every one, of both families. Unspecified: of its family.
     #[serde(
         rename = "hostIP",
+        alias = "HostIP",
         default,
         deserialize_with = "address",
         skip_serializing_if = "Option::is_none"
@@ -73,6 +77,9 @@ mod tests {
         let read = |text: &str| serde_json::from_str::<PortMapping>(text);
         let all = read(r#"{"hostPort":8080,"containerPort":80,"protocol":"tcp","hostIP":""}"#).unwrap();
         assert_eq!((all.protocol, all.host_ip), (PortProtocol::Tcp, None));
+        // As containerd does.
+        let capital = read(r#"{"HostPort":8080,"ContainerPort":80,"Protocol":"tcp","HostIP":""}"#).unwrap();
+        assert_eq!(capital, all);
         let one = r#"{"hostPort":53,"containerPort":5353,"protocol":"UDP","hostIP":"fd00::1"}"#;
         let one = read(one).unwrap();
         assert_eq!((one.protocol, one.host_ip), (PortProtocol::Udp, Some("fd00::1".parse().unwrap())));

@@ -17,6 +17,7 @@ use super::{
 use aya::{
     Ebpf, EbpfLoader,
     maps::{Array, Map, MapData, MapInfo},
+    programs::SchedClassifier,
 };
 use bulkhead_ebpf_abi::{
     ABI_VERSION, Addr, Affinity, AffinityKey, BackendAddr, BackendKey, Cell, Connections, Counter, Delivery,
@@ -140,6 +141,9 @@ impl Datapath {
         pins.prepare()?;
         let shapes = shapes(&sizes, &connections);
         let adopted = adoptable(&pins, &shapes)?;
+        if !adopted {
+            pins.clear_maps()?;
+        }
         let shapes = [shapes, service_shapes()].concat();
         let mut object = load(&pins, &sizes, &connections, &shapes)?;
         for hook in Hook::ALL {
@@ -153,6 +157,26 @@ impl Datapath {
         abi.set(0, ABI_VERSION, 0)
             .map_err(|source| DatapathError::Map { what: "writing the layout version".into(), source })?;
         Ok(Opened { datapath, adopted })
+    }
+
+    /// Whether [`Self::open`] would take over what is pinned under `pin_dir`, as far as the layout of the maps and this kernel's
+    /// verifier go. Changes nothing: whoever has pinned it may be at work.
+    ///
+    /// # Errors
+    /// As [`Self::open`].
+    pub fn check(pin_dir: &Path, sizes: Sizes, connections: Connections) -> Result<(), DatapathError> {
+        let pins = Pins::new(pin_dir);
+        let mut shapes = shapes(&sizes, &connections);
+        if !adoptable(&pins, &shapes)? {
+            return Ok(());
+        }
+        // What is not there would be made, and pinned.
+        shapes.extend(service_shapes().into_iter().filter(|shape| pins.map(shape.name).exists()));
+        let mut object = load(&pins, &sizes, &connections, &shapes)?;
+        for hook in Hook::ALL {
+            verify_program(&mut object, hook)?;
+        }
+        load_forget(&mut object)
     }
 
     fn with_maps(
@@ -206,6 +230,7 @@ impl Datapath {
                 frontends: take(o, "FRONTEND")?,
                 backends: take(o, "BACKEND")?,
                 members: take(o, "MEMBER")?,
+                translated: take(o, "TRANSLATED")?,
                 known: None,
             },
             identities: Identities::default(),
@@ -225,15 +250,12 @@ impl Datapath {
     }
 }
 
-/// Are there maps of a daemon before us? Those of a start that never finished are removed.
+/// Are there maps of a daemon before us? Those of a start that never finished do not count.
 fn adoptable(pins: &Pins, shapes: &[Shape]) -> Result<bool, DatapathError> {
     match pinned_version(pins)? {
         Some(ABI_VERSION) => {}
         Some(found) if found != 0 => return Err(DatapathError::Version { found, needed: ABI_VERSION }),
-        _ => {
-            pins.clear_maps()?;
-            return Ok(false);
-        }
+        _ => return Ok(false),
     }
     let services = service_shapes().into_iter().filter(|shape| pins.map(shape.name).exists());
     for shape in shapes.iter().copied().chain(services) {
@@ -304,12 +326,17 @@ fn load(
     Ok(loader.load(OBJECT)?)
 }
 
-/// Loads a program and puts its pin in the place of the one before.
-fn load_program(object: &mut Ebpf, pins: &Pins, hook: Hook) -> Result<(), DatapathError> {
+fn verify_program(object: &mut Ebpf, hook: Hook) -> Result<&mut SchedClassifier, DatapathError> {
     let program = links::program(object, hook)?;
     program
         .load()
         .map_err(|source| DatapathError::Program { what: format!("loading {}", hook.name()), source })?;
+    Ok(program)
+}
+
+/// Loads a program and puts its pin in the place of the one before.
+fn load_program(object: &mut Ebpf, pins: &Pins, hook: Hook) -> Result<(), DatapathError> {
+    let program = verify_program(object, hook)?;
     let path = pins.program(hook);
     let new = path.with_file_name(format!("{}-new", hook.name()));
     pins::unpin(&new)?;

@@ -14,10 +14,16 @@ pub(super) use hooks::{load, release_all};
 
 use super::{Datapath, DatapathError, generation::absent_is_fine, table::HashMap, values::Raw};
 use aya::maps::MapError;
-use bulkhead_ebpf_abi::{Addr, BackendAddr, BackendKey, FrontendKey, FrontendValue, MemberKey, PROTO_UDP};
+use bulkhead_ebpf_abi::{
+    Addr, BackendAddr, BackendKey, FrontendKey, FrontendValue, MemberKey, PROTO_UDP, TranslatedKey,
+    TranslatedValue,
+};
 use bulkhead_policy::service::{Backend, Frontend};
 use sets::{Numbers, Sets};
-use std::collections::{BTreeMap, BTreeSet};
+use std::{
+    collections::{BTreeMap, BTreeSet},
+    net::SocketAddr,
+};
 
 /// Entries of sets that nobody names any more, before they are removed at once.
 const MOST_LEFT: usize = 16_384;
@@ -29,6 +35,8 @@ pub(super) struct Services {
     pub frontends: HashMap<FrontendKey, FrontendValue>,
     pub backends: HashMap<BackendKey, BackendAddr>,
     pub members: HashMap<MemberKey, u32>,
+    /// What the programs keep of sockets that called services.
+    pub translated: HashMap<TranslatedKey, TranslatedValue>,
     pub known: Option<Known>,
 }
 
@@ -90,6 +98,24 @@ impl Datapath {
             known.nodes.remove(address);
         }
         Ok(())
+    }
+
+    /// UDP sockets, by their cookies, that were given a backend of which `is_gone` says yes, and that backend. Of those that called
+    /// longest ago nothing is kept.
+    pub fn udp_sockets_at(
+        &self,
+        is_gone: impl Fn(SocketAddr) -> bool,
+    ) -> Result<BTreeSet<(u64, SocketAddr)>, DatapathError> {
+        let mut found = BTreeSet::new();
+        for key in self.services.translated.keys() {
+            let Raw(TranslatedKey { cookie, backend, proto }) =
+                key.map_err(|e| failed("reading who called services", e))?;
+            let backend = SocketAddr::new(backend.address.to_ip(), backend.port);
+            if proto == u32::from(PROTO_UDP) && is_gone(backend) {
+                found.insert((cookie, backend));
+            }
+        }
+        Ok(found)
     }
 
     /// Removes sets that no frontend names any more, once no call is left that may look into them. All are tried; what
@@ -243,5 +269,5 @@ fn failed(what: &str, source: MapError) -> DatapathError {
 }
 
 fn shown(key: &FrontendKey) -> String {
-    std::net::SocketAddr::new(key.address.to_ip(), key.port).to_string()
+    SocketAddr::new(key.address.to_ip(), key.port).to_string()
 }

@@ -4,7 +4,7 @@ use super::sys::Plain;
 use bulkhead_ebpf_abi::{
     Addr, BackendAddr, BackendKey, Cell, Counter, Delivery, DropKey, Endpoint, Flow, FlowKey, FlowName,
     FragmentKey, FrontendKey, FrontendValue, Identity, MemberKey, PolicyDir, PortDirectory, PortPage,
-    RecentKey, RecentPage, RuleCounter, Share,
+    RecentKey, RecentPage, RuleCounter, Share, TranslatedKey,
 };
 
 /// A key or value handed to aya, whose trait cannot be implemented for another crate's types.
@@ -46,7 +46,8 @@ plain!(
     Identity,
     PolicyDir,
     PortDirectory,
-    PortPage
+    PortPage,
+    TranslatedKey
 );
 
 /// An entry of a table: what was never written is zero.

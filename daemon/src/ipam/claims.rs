@@ -87,6 +87,16 @@ impl ClaimFiles {
         Ok(Self { dir })
     }
 
+    /// A directory that nodes share may be a slow one, and who claims waits for his turn: the runtime's threads do not.
+    async fn aside<T: Send + 'static>(
+        &self,
+        work: impl FnOnce(&Self) -> Result<T, ClaimError> + Send + 'static,
+    ) -> Result<T, ClaimError> {
+        let files = self.clone();
+        let done = tokio::task::spawn_blocking(move || work(&files)).await;
+        done.unwrap_or_else(|e| Err(ClaimError::Io { path: self.dir.clone(), source: io::Error::other(e) }))
+    }
+
     fn path(&self, block: &IPBlockSpec) -> PathBuf {
         self.dir.join(format!("{}.yaml", block_name(block.cidr)))
     }
@@ -133,6 +143,45 @@ impl ClaimFiles {
         File::open(&self.dir)?.sync_all()?;
         Ok(Claim::Won)
     }
+
+    fn claim_block(&self, block: &IPBlockSpec) -> Result<Claim, ClaimError> {
+        let path = self.path(block);
+        // Claims that overlap under different names are told apart by looking, so nobody may come in between.
+        let _turn = self.turn()?;
+        if self.read_all()?.iter().any(|b| b.cidr != block.cidr && overlap(b.cidr, block.cidr)) {
+            return Ok(Claim::Taken);
+        }
+        match self.create(block) {
+            Ok(Claim::Taken) if read(&path)?.as_ref() == Some(block) => Ok(Claim::Won),
+            result => result.map_err(|source| ClaimError::Io { path, source }),
+        }
+    }
+
+    fn release_block(&self, block: &IPBlockSpec) -> Result<(), ClaimError> {
+        let path = self.path(block);
+        match read(&path)? {
+            None => return Ok(()),
+            Some(found) if found.node != block.node => {
+                let claim = path.display().to_string();
+                return Err(ClaimError::NotOurs { claim, found: found.node, node: block.node.clone() });
+            }
+            Some(_) => {}
+        }
+        let removed = fs::remove_file(&path).and_then(|()| File::open(&self.dir)?.sync_all());
+        removed.map_err(|source| ClaimError::Io { path, source })
+    }
+
+    /// Files whose names begin so.
+    fn remove_all(&self, prefix: &str) -> Result<(), ClaimError> {
+        let io_error = |source| ClaimError::Io { path: self.dir.clone(), source };
+        for entry in fs::read_dir(&self.dir).map_err(io_error)? {
+            let entry = entry.map_err(io_error)?;
+            if entry.file_name().as_encoded_bytes().starts_with(prefix.as_bytes()) {
+                fs::remove_file(entry.path()).map_err(io_error)?;
+            }
+        }
+        Ok(())
+    }
 }
 
 /// What the names of a node's temporary files begin with. No node's name has a `~`.
@@ -164,53 +213,26 @@ fn read(path: &Path) -> Result<Option<IPBlockSpec>, ClaimError> {
 
 impl BlockClaims for ClaimFiles {
     async fn claim(&self, block: &IPBlockSpec) -> Result<Claim, ClaimError> {
-        let path = self.path(block);
-        // Claims that overlap under different names are told apart by looking, so nobody may come in between.
-        let _turn = self.turn()?;
-        if self.read_all()?.iter().any(|b| b.cidr != block.cidr && overlap(b.cidr, block.cidr)) {
-            return Ok(Claim::Taken);
-        }
-        match self.create(block) {
-            Ok(Claim::Taken) if read(&path)?.as_ref() == Some(block) => Ok(Claim::Won),
-            result => result.map_err(|source| ClaimError::Io { path, source }),
-        }
+        let block = block.clone();
+        self.aside(move |files| files.claim_block(&block)).await
     }
 
     async fn release(&self, block: &IPBlockSpec) -> Result<(), ClaimError> {
-        let path = self.path(block);
-        match read(&path)? {
-            None => return Ok(()),
-            Some(found) if found.node != block.node => {
-                let claim = path.display().to_string();
-                return Err(ClaimError::NotOurs { claim, found: found.node, node: block.node.clone() });
-            }
-            Some(_) => {}
-        }
-        let removed = fs::remove_file(&path).and_then(|()| File::open(&self.dir)?.sync_all());
-        removed.map_err(|source| ClaimError::Io { path, source })
+        let block = block.clone();
+        self.aside(move |files| files.release_block(&block)).await
     }
 
     async fn tidy(&self, node: &str) -> Result<(), ClaimError> {
-        let io_error = |source| ClaimError::Io { path: self.dir.clone(), source };
-        for entry in fs::read_dir(&self.dir).map_err(io_error)? {
-            let entry = entry.map_err(io_error)?;
-            if entry.file_name().as_encoded_bytes().starts_with(temporaries_of(node).as_bytes()) {
-                fs::remove_file(entry.path()).map_err(io_error)?;
-            }
-        }
-        Ok(())
+        let temporaries = temporaries_of(node);
+        self.aside(move |files| files.remove_all(&temporaries)).await
     }
 
     async fn get(&self, cidr: IpNetwork) -> Result<Option<IPBlockSpec>, ClaimError> {
-        let path = self.dir.join(format!("{}.yaml", block_name(cidr)));
-        // A directory that is shared may be slow: nothing else waits for it.
-        let asked = path.clone();
-        let answer = tokio::task::spawn_blocking(move || read(&asked)).await;
-        answer.unwrap_or_else(|source| Err(ClaimError::Io { path, source: source.into() }))
+        self.aside(move |files| read(&files.dir.join(format!("{}.yaml", block_name(cidr))))).await
     }
 
     async fn list(&self) -> Result<Vec<IPBlockSpec>, ClaimError> {
-        self.read_all()
+        self.aside(Self::read_all).await
     }
 
     async fn of_node(&self, node: &str) -> Result<Vec<IPBlockSpec>, ClaimError> {
@@ -269,6 +291,19 @@ mod tests {
         assert_eq!(claims.claim(&block("n2")).await.unwrap(), Claim::Taken);
         assert_eq!(claims.claim(&of("10.1.0.64/26", "n2")).await.unwrap(), Claim::Won);
         assert_eq!(claims.claim(&of("10.1.0.64/27", "n1")).await.unwrap(), Claim::Taken);
+    }
+
+    #[tokio::test]
+    async fn nobody_else_waits_while_a_claim_waits_for_another_nodes() {
+        let dir = tempfile::tempdir().unwrap();
+        let claims = ClaimFiles::new(dir.path().into()).unwrap();
+        let turn = claims.turn().unwrap();
+        let (one, ours) = (claims.clone(), block("n1"));
+        let claim = tokio::spawn(async move { one.claim(&ours).await });
+        // The runtime of this test has one thread.
+        assert!(claims.list().await.unwrap().is_empty() && !claim.is_finished());
+        drop(turn);
+        assert_eq!(claim.await.unwrap().unwrap(), Claim::Won);
     }
 
     #[tokio::test]

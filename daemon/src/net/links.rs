@@ -145,6 +145,32 @@ pub(super) fn get_link(what: &'static str, name: &str) -> Request {
     Request::new(what, Message::GetLink(by_name(name)), 0)
 }
 
+pub(super) fn get_link_by_index(what: &'static str, ifindex: u32) -> Request {
+    Request::new(what, Message::GetLink(by_index(ifindex)), 0)
+}
+
+/// By the number that our namespace has for the other.
+pub(super) fn get_link_in(netns: i32, ifindex: u32) -> Request {
+    let mut link = by_index(ifindex);
+    link.attributes.push(LinkAttribute::IfNetnsId(netns));
+    // Gone with its pod: whoever wires it finds that out.
+    Request::new("find the pod's side", Message::GetLink(link), 0).fine_if(&[libc::ENODEV, libc::EINVAL])
+}
+
+/// The other side of a pair, which is in another namespace: its index, and that namespace's number.
+pub(super) fn peer_of(object: &Message) -> Option<(u32, i32)> {
+    let Message::NewLink(message) = object else { return None };
+    let (mut peer, mut netns) = (None, None);
+    for attribute in &message.attributes {
+        match attribute {
+            LinkAttribute::Link(index) => peer = Some(*index),
+            LinkAttribute::LinkNetNsId(id) => netns = Some(*id),
+            _ => {}
+        }
+    }
+    Some((peer?, netns?))
+}
+
 /// No reverse path filter, whatever the node's default: the programs know the pod's address better, and the filter does
 /// not know of their marks. `from_loopback`: what leaves 127.0.0.0/8 may go there.
 fn of_host(mut link: LinkMessage, from_loopback: bool) -> LinkMessage {

@@ -13,6 +13,7 @@
 //!                                  │ bi0123456789 (ifb) ─▶ tbf: what leaves the pod
 //! ```
 
+mod changes;
 mod cookie;
 mod inspect;
 mod learned;
@@ -24,8 +25,10 @@ mod netlink;
 pub mod node;
 pub mod qdisc;
 mod routes;
+mod sockets;
 pub mod uplinks;
 
+pub use changes::watch_changes;
 pub use inspect::PodState;
 pub use learned::{Hops, Learned};
 pub use mac::{Mac, Names};
@@ -33,6 +36,7 @@ pub use narrow::{NarrowRoutes, watch_narrow_routes};
 pub use nat::{Nat, Translation};
 pub use netlink::{Kernel, NetError};
 pub use qdisc::{Limit, Limits, Shaper};
+pub use sockets::{Connected, end_connected};
 pub use uplinks::Uplink;
 
 use ipnetwork::IpNetwork;

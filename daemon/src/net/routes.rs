@@ -27,7 +27,14 @@ impl Routes for Kernel {
             }
             requests.push(to_pod.add("set the route to the pod"));
         }
-        self.batch(requests).await.map(|_| ())
+        requests.push(links::get_link_by_index("find the pod's side", ifindex));
+        let objects = self.batch(requests).await?;
+        // Who is asked for has its carrier's change carried out first (Linux 6.8). Otherwise a work item does that, and what the pod
+        // sends before is lost.
+        match objects.iter().find_map(links::peer_of) {
+            Some((peer, netns)) => self.batch(vec![links::get_link_in(netns, peer)]).await.map(|_| ()),
+            None => Ok(()),
+        }
     }
 
     async fn inspect_host(&self, ifindex: u32) -> Result<HostState, NetError> {

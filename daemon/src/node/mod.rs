@@ -11,7 +11,9 @@ mod diff;
 mod explain;
 mod explain_service;
 mod fixed;
+mod orphans;
 mod own;
+mod preflight;
 mod rollback;
 mod services;
 mod switch;
@@ -20,6 +22,7 @@ mod uplinks;
 mod views;
 mod waiting;
 
+pub use preflight::preflight;
 pub use uninstall::uninstall;
 
 use crate::{
@@ -53,7 +56,7 @@ use bulkhead_policy::{
 };
 use imbl::ordmap::DiffItem;
 use std::{
-    collections::{BTreeMap, BTreeSet},
+    collections::BTreeMap,
     net::IpAddr,
     path::PathBuf,
     sync::Arc,
@@ -67,8 +70,7 @@ pub struct Node {
     config: Config,
     net: Kernel,
     uplinks: Vec<Uplink>,
-    /// Interfaces with the uplinks' program: these, and those that may be uplinks again.
-    hooked: BTreeSet<String>,
+    hooks: uplinks::Hooks,
     /// The newest snapshot is asked for again when a hold is released.
     source: watch::Receiver<Observed>,
     datapath: Datapath,
@@ -161,7 +163,7 @@ impl Node {
         }
         info!(adopted = opened.adopted, generation, "datapath ready");
         prepare_node(&found)?;
-        let (uplinks, hooked) = uplinks::attach_found(&config, &mut datapath, found, &candidates)?;
+        let (uplinks, hooks) = uplinks::attach_found(&config, &mut datapath, found, &candidates)?;
         let endpoints = Self::load_endpoints(&config, claims, net.clone(), &uplinks, &mut datapath).await?;
         let announced = config.state_dir.join(ANNOUNCED_FILE);
         let bfd = config.bfd_socket.clone();
@@ -174,7 +176,7 @@ impl Node {
             config,
             net,
             uplinks,
-            hooked,
+            hooks,
             source,
             datapath,
             endpoints,
@@ -375,7 +377,7 @@ impl Node {
         others.cloned().chain(self.lost_blocks()).collect()
     }
 
-    /// To be called now and then: carries out queued DELs, follows the uplinks' addresses, tries again what failed.
+    /// To be called now and then: carries out queued DELs, tries again what failed, and looks at what nobody may have told of.
     pub async fn look_after(&mut self) {
         self.replay_queued().await;
         self.look_after_services();
@@ -385,10 +387,7 @@ impl Node {
         if let Err(e) = self.endpoints.keep_translation().await {
             warn!(error = %e, "cannot look after host ports and masquerade; tried again");
         }
-        let moved = match self.net.candidates().await {
-            Ok((candidates, loopback)) => self.follow_uplinks(&candidates, &loopback),
-            Err(_) => false,
-        };
+        let moved = self.is_look_due() && self.follow_uplinks().await;
         if moved || !self.failed.is_empty() {
             let observed = self.source.borrow().clone();
             self.apply(observed).await;

@@ -1,8 +1,12 @@
 //! Services: what the source says of them, what of it stands in the kernel, and what people ask of it.
 
-use super::Node;
+use super::{
+    Node,
+    orphans::{Gone, Orphans},
+};
 use crate::{
     datapath::{Datapath, Unwritten, find_cgroup},
+    net::{Connected, end_connected},
     source::Snapshot,
 };
 use bulkhead_api::messages::{FrontendInfo, LeftInfo, ObjectError, Services as Told};
@@ -26,6 +30,8 @@ pub(super) struct Services {
     /// The first write looks at all that the maps hold, later ones at what has changed.
     compared: bool,
     attached: bool,
+    orphans: Orphans,
+    gone: Gone,
     /// By what was tried last.
     errors: Vec<ObjectError>,
 }
@@ -35,6 +41,7 @@ impl Services {
     pub fn follow(&mut self, node: &str, nodes: &Named<NodeInfo>, snapshot: &Snapshot) {
         let changed = self.table.update(node, nodes, &snapshot.services, &snapshot.endpoint_slices);
         self.to_write.extend(changed);
+        self.gone = self.orphans.follow(&snapshot.endpoint_slices);
         // The first time they may differ from what a daemon before us wrote.
         self.nodes_to_write |= self.table.take_nodes_changed() || !self.told;
         self.told = true;
@@ -76,6 +83,19 @@ impl Services {
             ));
             self.to_write = keys;
         }
+    }
+
+    /// Sockets that stay connected to backends that are gone, behind the last [`Self::write`].
+    fn orphaned(&mut self, datapath: &Datapath) -> BTreeSet<Connected> {
+        let gone = std::mem::take(&mut self.gone);
+        if gone == Gone::Nobody {
+            return BTreeSet::new();
+        }
+        datapath.udp_sockets_at(|backend| gone.holds(backend)).unwrap_or_else(|error| {
+            warn!(%error, "cannot tell who is connected to backends that are gone; looked at with the next change");
+            self.orphans = Orphans::default();
+            BTreeSet::new()
+        })
     }
 
     fn failed(&mut self, message: String) {
@@ -147,6 +167,10 @@ impl Node {
         self.services.write(&mut self.datapath, self.config.cgroup.as_deref());
         for error in self.services.errors.iter().filter(|e| !told.contains(e)) {
             warn!("{error}");
+        }
+        let orphaned = self.services.orphaned(&self.datapath);
+        if !orphaned.is_empty() {
+            end_connected(self.endpoints.iter().map(|pod| pod.netns.clone()).collect(), orphaned);
         }
     }
 

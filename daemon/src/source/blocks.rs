@@ -116,7 +116,14 @@ pub fn with_blocks(
                 () = sender.closed() => return,
             };
             if claims {
-                match blocks.scan() {
+                // The directory may be a slow one.
+                let scan = tokio::task::spawn_blocking(move || {
+                    let scanned = blocks.scan();
+                    (blocks, scanned)
+                });
+                let Ok((scanned_blocks, scanned)) = scan.await else { return };
+                blocks = scanned_blocks;
+                match scanned {
                     Ok(true) => {}
                     Ok(false) => continue,
                     Err(e) => {

@@ -130,12 +130,17 @@ impl Machine {
         run(self.command(program).args(arguments))
     }
 
+    /// Where a file of this machine is for everybody else.
+    pub fn file(&self, path: &str) -> Result<PathBuf> {
+        match self.processes.first() {
+            Some((_, holder)) => Ok(format!("/proc/{}/root{path}", holder.id()).into()),
+            None => unmet(format!("{} does not run", self.name)),
+        }
+    }
+
     /// The namespace of the pod that has this address.
     pub fn pod_netns(&self, address: &str) -> Result<Netns> {
-        let Some((_, holder)) = self.processes.first() else {
-            return unmet(format!("{} does not run", self.name));
-        };
-        let dir = PathBuf::from(format!("/proc/{}/root/run/netns", holder.id()));
+        let dir = self.file("/run/netns")?;
         for entry in fs::read_dir(&dir).during(|| dir.display().to_string())?.flatten() {
             let netns = Netns::of(entry.path())?;
             if ip_output(Some(&netns), "-o address show")?.contains(&format!(" {address}/")) {

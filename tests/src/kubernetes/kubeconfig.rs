@@ -7,14 +7,18 @@ use std::{fs, path::Path};
 
 pub enum Identity {
     Certificate(Certificate),
-    /// A bearer token, as a service account has one.
+    /// A bearer token, as a service account has one: in a file that is written anew before it expires.
     Token(String),
 }
 
 /// Writes a kubeconfig whose secrets stand in files beside it.
 pub fn write(path: &Path, server: &str, authority: &Path, identity: &Identity) -> Result<()> {
     let user = match identity {
-        Identity::Token(token) => json!({"token": token}),
+        Identity::Token(token) => {
+            let file = path.with_extension("token");
+            fs::write(&file, token).during(|| file.display().to_string())?;
+            json!({"tokenFile": file})
+        }
         Identity::Certificate(Certificate { certificate, key }) => {
             let files =
                 [("crt", certificate), ("key", key)].map(|(end, text)| (path.with_extension(end), text));

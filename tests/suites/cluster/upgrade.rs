@@ -7,6 +7,8 @@ use crate::{
     reach::PODS,
     site::{Pod, Site},
 };
+use aya::maps::{Array, Map, MapData};
+use bulkhead_ebpf_abi::ABI_VERSION;
 use bulkhead_lab::{
     Netns, Result,
     cluster::{Release, SOON},
@@ -106,4 +108,48 @@ pub fn upgraded(site: &mut Site) -> Result<()> {
     eprintln!("upgraded from {before} ({}) to {after}", Release::previous());
     let delete = ["delete", "pod", "-n", NEWCOMER.namespace, NEWCOMER.name, "--timeout=60s"];
     site.cluster.kubectl(&delete).map(drop)
+}
+
+/// The maps say that they are of another layout than this build's, as those of an older build would.
+pub fn refused(site: &mut Site) -> Result<()> {
+    let maps = site.cluster.machines[0].file("/sys/fs/bpf/bulkhead/maps")?;
+    let say = |version: u32| -> std::result::Result<(), Box<dyn std::error::Error>> {
+        let map = Map::from_map_data(MapData::from_pin(maps.join("ABI"))?)?;
+        Ok(Array::<_, u32>::try_from(map)?.set(0, version, 0)?)
+    };
+    let kubectl = |arguments: &[&str]| site.cluster.kubectl(arguments);
+    let pods = |columns: &str| {
+        let of_node1 = ["-l", "app=bulkheadd", "--field-selector=spec.nodeName=node1", "-o", columns];
+        kubectl(&[&["get", "pods", "-n", "bulkhead", "--no-headers"][..], &of_node1].concat())
+    };
+    // With the time since when it stands as it does.
+    let sessions = || SESSIONS[0].map(|name| site.cluster.bird.birdc(&format!("show protocols {name}")).ok());
+    let (before, established) = (pods("name")?, sessions());
+    say(ABI_VERSION + 1).unwrap();
+    kubectl(&["rollout", "restart", "-n", "bulkhead", "daemonset/bulkheadd"])?;
+    let told = until("the new pod says why it does not begin", SOON, || {
+        let told =
+            kubectl(&["logs", "-n", "bulkhead", "-l", "app=bulkheadd", "-c", "preflight", "--prefix"])?;
+        let line = told.lines().find(|line| line.contains("cannot take over the pins")).map(str::to_owned);
+        line.map_or_else(|| unmet(told), |line| Ok(Some(line)))
+    })?;
+    eprintln!("{told}");
+    until("the new pod has failed twice", SOON, || {
+        let columns = "custom-columns=:metadata.name,:status.initContainerStatuses[0].restartCount";
+        let all = pods(columns)?;
+        let failed = all.lines().any(|line| line.split_whitespace().nth(1).is_some_and(|n| n != "0"));
+        if failed { Ok(Some(())) } else { unmet(all) }
+    })?;
+    // As if nothing had been asked for.
+    if !pods("name")?.contains(before.trim()) {
+        return unmet("the daemon that ran was ended");
+    }
+    if sessions() != established {
+        return unmet(format!("sessions were {established:?} and are {:?}", sessions()));
+    }
+    say(ABI_VERSION).unwrap();
+    let finished = ["rollout", "status", "-n", "bulkhead", "daemonset/bulkheadd", "--timeout=240s"];
+    kubectl(&finished)?;
+    let after = pods("name")?;
+    if after.lines().count() == 1 && after != before { Ok(()) } else { unmet(after) }
 }

@@ -46,10 +46,7 @@ impl Site {
         let control = ControlPlane::start(control, [172, 30, 1, 1].into(), &work.join("control"))?;
         let v6 = Ipv6Addr::new(0xfd00, 0x30, 1, 0, 0, 0, 0, 2);
         install(&control)?;
-        let token = ["-n", "bulkhead", "create", "token", "bulkheadd", "--duration=2h"];
-        let bound = ["--bound-object-kind=Pod", "--bound-object-name=bulkheadd-node1"];
-        let token = control.kubectl(&[&token[..], &bound].concat())?.trim().to_string();
-        let kubeconfig = control.write_kubeconfig(DAEMON, &Identity::Token(token))?;
+        let kubeconfig = write_token(&control, "2h")?;
         let mut node = Node::create_in_cluster(node, [172, 30, 1, 2].into(), v6, work, &kubeconfig)?;
         node.start_daemon()?;
         Ok(Self { _controller: control.start_bulkhead_controller()?, node, control })
@@ -58,6 +55,19 @@ impl Site {
     /// Of the daemon's service account, as a token in its pod on node1 has it.
     pub fn daemon_kubeconfig(&self) -> PathBuf {
         self.control.kubeconfig(DAEMON)
+    }
+
+    /// The daemon's pod is another one of its name: the token of the one before is not taken any more, and nobody has written the new
+    /// one's.
+    pub fn revoke_token(&self) -> Result<()> {
+        let delete = ["-n", "bulkhead", "delete", "pod", "bulkheadd-node1", "--force", "--grace-period=0"];
+        self.control.kubectl(&delete)?;
+        self.control.apply(NODE).map(drop)
+    }
+
+    /// As a kubelet does it in the file that the daemon's pod reads.
+    pub fn renew_token(&self, lives: &str) -> Result<()> {
+        write_token(&self.control, lives).map(drop)
     }
 
     /// What the API server answers to an apply that it must refuse.
@@ -121,6 +131,15 @@ impl Site {
     pub fn logs(&self) -> String {
         format!("{}-- bulkheadd\n{}\n", self.control.logs(15), self.node.log_tail(30))
     }
+}
+
+/// The daemon's kubeconfig with a token of its pod on the node.
+fn write_token(control: &ControlPlane, lives: &str) -> Result<PathBuf> {
+    let duration = format!("--duration={lives}");
+    let token = ["-n", "bulkhead", "create", "token", "bulkheadd", &duration];
+    let bound = ["--bound-object-kind=Pod", "--bound-object-name=bulkheadd-node1"];
+    let token = control.kubectl(&[&token[..], &bound].concat())?.trim().to_string();
+    control.write_kubeconfig(DAEMON, &Identity::Token(token))
 }
 
 /// Bulkhead as a user would, whose workloads nobody runs here; upstream's ClusterNetworkPolicy, and the node.

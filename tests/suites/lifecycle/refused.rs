@@ -166,17 +166,10 @@ fn foreign_pins(lab: &mut Lab) -> Result<()> {
     let node = &lab.nodes[0];
     let pins = node.pins().display().to_string();
     lab.nodes[0].kill_daemon()?;
-    let abi = lab.nodes[0].pins().join("maps/ABI");
-    let mut map: aya::maps::Array<_, u32> = aya::maps::Map::Array(
-        aya::maps::MapData::from_pin(&abi).map_err(|e| bulkhead_lab::Error::Unmet(e.to_string()))?,
-    )
-    .try_into()
-    .map_err(|e: aya::maps::MapError| bulkhead_lab::Error::Unmet(e.to_string()))?;
-    let known = map.get(&0, 0).expect("a version");
-    map.set(0, known + 7, 0).expect("writable");
+    let known = set_layout(&lab.nodes[0], |version| version + 7)?;
     contains(&fails_to_start(&lab.nodes[0], &[])?, &[&pins, "layout version", "drain", "--uninstall"])?;
     still_closed(lab, pod)?;
-    map.set(0, known, 0).expect("writable");
+    set_layout(&lab.nodes[0], |_| known)?;
     lab.nodes[0].start_daemon()?;
     check(lab, pod)?;
     lab.nodes[0].kill_daemon()?;

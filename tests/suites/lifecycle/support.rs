@@ -1,6 +1,6 @@
 //! A fresh lab for each case, and questions to the node, its kernel and its files.
 
-use aya::maps::{HashMap, Map, MapData};
+use aya::maps::{Array, HashMap, Map, MapData, MapError};
 use bulkhead_api::messages::{EndpointInfo, PartitionInfo, Status};
 use bulkhead_ebpf_abi::{Endpoint, IDENTITY_LOCAL_POD, Identity};
 use bulkhead_lab::{
@@ -172,6 +172,16 @@ pub fn reconfigure(node: &Node, from: &str, to: &str) -> Result<()> {
     let text = fs::read_to_string(&path)?;
     require(text.contains(from), &format!("`{from}` is in the configuration"))?;
     Ok(fs::write(&path, text.replace(from, to))?)
+}
+
+/// Makes the node's pins say another layout version; the one before.
+pub fn set_layout(node: &Node, version: impl FnOnce(u32) -> u32) -> Result<u32> {
+    let map = MapData::from_pin(node.pins().join("maps/ABI")).map_err(|e| Error::Unmet(e.to_string()))?;
+    let mut map: Array<_, u32> =
+        Map::Array(map).try_into().map_err(|e: MapError| Error::Unmet(e.to_string()))?;
+    let before = map.get(&0, 0).expect("a version");
+    map.set(0, version(before), 0).expect("writable");
+    Ok(before)
 }
 
 /// Executes the plugin for a call that names no pod: (succeeded, what it printed).

@@ -18,6 +18,7 @@ use std::{
 pub const CASES: &[(&str, Case)] = &[
     ("a service is reached on both nodes, by both IP versions, and nothing else is seen of it", cluster_ips),
     ("datagrams of a socket go to one backend, and answers come from the service", datagrams),
+    ("a connected socket of datagrams is ended when its backend is gone, and no other", orphaned),
     ("an IPv4 service is reached by an IPv6 socket", mapped),
     ("a process in a cgroup of its own is a pod's process", in_a_cgroup),
     ("a service without a backend refuses a call at once", refused),
@@ -104,6 +105,60 @@ fn datagrams(site: &mut Site) -> Result<()> {
         Ok((ask(&udp_socket(site, false)?, Some(at(1, false)))?.0 == first).then_some(()))
     })?;
     require(ask(&socket, Some(at(1, false)))?.0 == other, "the socket has changed its backend")
+}
+
+/// Connected and answered; by whom.
+fn talking(site: &Site, v6: bool, to: SocketAddr) -> Result<(UdpSocket, String)> {
+    let socket = udp_socket(site, v6)?;
+    socket.connect(to)?;
+    let (name, _) = ask(&socket, None)?;
+    Ok((socket, name))
+}
+
+fn orphaned(site: &mut Site) -> Result<()> {
+    both(site, "UDP", &[NEAR, FAR])?;
+    until("the service answers", SOON, || ask(&udp_socket(site, true)?, Some(at(1, true))).map(Some))?;
+    // By each of the families, and IPv4 by a socket of IPv6.
+    let IpAddr::V4(v4) = virtual_ip(1, false) else { return unmet("the service has an IPv4 address") };
+    let mapped = SocketAddr::new(v4.to_ipv6_mapped().into(), 80);
+    let talk =
+        || [(false, at(1, false)), (true, at(1, true)), (true, mapped)].map(|(v6, to)| talking(site, v6, to));
+    let mut all = Vec::new();
+    until("sockets of each kind talk with both backends", SOON, || {
+        for socket in talk() {
+            all.push(socket?);
+        }
+        let kinds = |name: &str| (0..3).all(|kind| all.iter().skip(kind).step_by(3).any(|(_, n)| n == name));
+        Ok((kinds(NEAR) && kinds(FAR)).then_some(()))
+    })?;
+    // Whoever calls a pod by its own address knows what he does.
+    let (direct, _) = talking(site, false, SocketAddr::new(site.address(NEAR, false)?, SERVED))?;
+    both(site, "UDP", &[FAR])?;
+    for (socket, _) in all.iter().filter(|(_, name)| name == NEAR) {
+        until("a socket whose backend is gone is told so", SOON, || match ask(socket, None) {
+            Err(e) if is_aborted(&e) => Ok(Some(())),
+            other => unmet(format!("{other:?}")),
+        })?;
+    }
+    for (socket, name) in all.iter().filter(|(_, name)| name == FAR) {
+        require(ask(socket, None)?.0 == *name, "a socket whose backend is there has been ended")?;
+    }
+    require(ask(&direct, None)?.0 == NEAR, "a socket that called no service has been ended")?;
+    // What goes while no daemon runs is seen by the next one.
+    let (socket, _) = talking(site, false, at(1, false))?;
+    site.lab.nodes[0].kill_daemon()?;
+    both(site, "UDP", &[NEAR])?;
+    site.lab.nodes[0].start_daemon()?;
+    until("a socket whose backend went meanwhile is told so", SOON, || match ask(&socket, None) {
+        Err(e) if is_aborted(&e) => Ok(Some(())),
+        other => unmet(format!("{other:?}")),
+    })
+}
+
+/// Told once; from then on it is connected to nobody.
+fn is_aborted(error: &Error) -> bool {
+    let Error::Bare(source) = error else { return false };
+    [Some(libc::ECONNABORTED), Some(libc::EDESTADDRREQ)].contains(&source.raw_os_error())
 }
 
 fn mapped_socket(site: &Site, kind: SockType) -> Result<OwnedFd> {

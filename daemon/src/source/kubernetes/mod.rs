@@ -27,10 +27,14 @@ use kube::{
         watcher::{self, Event},
     },
 };
+use std::time::Duration;
 use tokio::sync::{mpsc, watch};
 
 /// Events on their way to the collector. A watch that is faster waits, and its list with it.
 const QUEUE: usize = 256;
+
+/// Between lists, should the API server forget at once what it has just told.
+const RELIST: Duration = Duration::from_secs(1);
 
 /// Watches until the receiver is gone. The snapshot is absent until every kind was listed.
 pub fn watch(client: &Client) -> watch::Receiver<Observed> {
@@ -85,7 +89,22 @@ pub(crate) fn stream(
 ) -> impl Stream<Item = Result<Event<DynamicObject>, watcher::Error>> + Send + use<> {
     let api: Api<DynamicObject> = Api::all_with(client, &watched.resource());
     let config = watcher::Config { field_selector: watched.fields.map(Into::into), ..Default::default() };
-    watcher::watcher(api, config).default_backoff()
+    let told = watcher::watcher(api, config).filter(|event| {
+        let expired = event.as_ref().is_err_and(is_expired);
+        async move {
+            if expired {
+                tokio::time::sleep(RELIST).await;
+            }
+            !expired
+        }
+    });
+    told.default_backoff()
+}
+
+/// The API server has forgotten what happened since, and is to be asked for the list: it is there, and nobody has to wait for it as for
+/// one that is away, which after a long time is half a minute.
+fn is_expired(error: &watcher::Error) -> bool {
+    matches!(error, watcher::Error::WatchError(status) if status.code == 410)
 }
 
 /// The API server has no such kind.
