@@ -224,6 +224,11 @@ impl Bgp {
         // A block comes before a range that is the same.
         let mut own = announce::routes(blocks, &snapshot.policy, &configuration.spec);
         own.retain(|block, _| self.quarantine.admits(Instant::now(), block));
+        // Announced or not: a way that is learned must not lead away from them. Of what may be another node's still, it may.
+        let protected = blocks.keys().filter(|block| self.quarantine.admits(Instant::now(), block));
+        if let Some((speaker, _)) = &self.speaker {
+            speaker.protect(protected.copied().collect());
+        }
         routes.extend(drain::leave(own, *blocks_leaving));
         for peer in &mut peers {
             peer.leaving = of_peers.get(&peer.name).copied().unwrap_or_default();
