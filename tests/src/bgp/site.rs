@@ -18,7 +18,7 @@ use std::{
     net::{Ipv4Addr, Ipv6Addr},
     path::{Path, PathBuf},
     process::{Child, Stdio},
-    sync::{Arc, mpsc},
+    sync::Arc,
     time::Duration,
 };
 use tokio::runtime::{Builder, Runtime};
@@ -167,14 +167,6 @@ impl Running {
         self.speaker.announce(BTreeMap::new());
         let speaker = self.speaker.clone();
         on(&self.runtime, async move { speaker.flush().await });
-    }
-
-    /// Nothing moves here until what is returned is dropped, while the kernel goes on to take what comes.
-    pub fn stall(&self) -> mpsc::Sender<()> {
-        let (release, released) = mpsc::channel::<()>();
-        // There is one thread for all.
-        self.runtime.spawn(async move { drop(released.recv()) });
-        release
     }
 
     pub fn stop(self) {
