@@ -79,8 +79,10 @@ fn every_state_answers_every_state_as_section_6_2_draws_it() {
     }
 }
 
+type Event = fn(&mut Session) -> Vec<Output>;
+
 /// What is done to a session beside a packet that says a state.
-const EVENTS: [(&str, fn(&mut Session) -> Vec<Output>); 7] = [
+const EVENTS: [(&str, Event); 7] = [
     ("tick too early", |session| session.tick(Duration::ZERO)),
     ("tick, before silence", |session| session.tick(SLOW.min(session.detection_time() - MS))),
     ("tick, silence", |session| session.tick(session.detect_at.unwrap_or(SLOW * 3))),
