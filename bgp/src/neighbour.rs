@@ -12,7 +12,7 @@ use crate::fsm::{ConnId, Down, Event, Input, Negotiated, Output, Peer, Settings,
 use crate::rib::{AdjRibIn, Loops, Path};
 use crate::wire::{Notification, Refresh};
 use ipnetwork::IpNetwork;
-use std::collections::BTreeMap;
+use std::collections::{BTreeMap, BTreeSet};
 use std::sync::Arc;
 use std::time::Duration;
 
@@ -27,6 +27,8 @@ use outbound::Outbound;
 #[derive(Clone, Debug, Default)]
 pub struct Intent {
     pub routes: Arc<BTreeMap<IpNetwork, RouteAttributes>>,
+    /// What is ours beside `routes`, announced or not: nothing of it is learned from others.
+    pub own: Arc<BTreeSet<IpNetwork>>,
     /// `routes` holds all that an earlier process announced and that shall stay.
     pub initial_complete: bool,
     /// After so many sessions had begun ([`Neighbour::began`]), the exclusive ones among `routes` were found to be ours.
@@ -178,7 +180,7 @@ impl Neighbour {
 
     pub fn set_intent(&mut self, intent: Intent) -> Vec<Effect> {
         self.intent = intent;
-        self.inbound.set_own(&self.intent.routes);
+        self.inbound.set_own(&self.intent);
         self.recompute()
     }
 

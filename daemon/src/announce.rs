@@ -12,7 +12,7 @@ use bulkhead_api::{
         PartitionBgp,
     },
 };
-use bulkhead_bgp::{Family, Password, PeerConfig, Remote, RouteAttributes, Station};
+use bulkhead_bgp::{Family, Password, PeerConfig, Remote, RouteAttributes, Station, filter::Community};
 use bulkhead_policy::{NodeInfo, Objects, Sourced, selector};
 use ipnetwork::IpNetwork;
 use std::{
@@ -83,8 +83,16 @@ pub fn of_services(configuration: &BGPConfigurationSpec) -> RouteAttributes {
 /// `everywhere`: what routes of this kind have whatever their partition.
 pub(crate) fn attributes(everywhere: &[String], bgp: Option<&PartitionBgp>) -> RouteAttributes {
     let own = bgp.map(|b| b.communities.as_slice()).unwrap_or_default();
+    let (mut communities, mut large_communities) = (Vec::new(), Vec::new());
+    for community in everywhere.iter().chain(own).filter_map(|text| peering::community(text)) {
+        match community {
+            Community::Plain(value) => communities.push(value),
+            Community::Large(value) => large_communities.push(value),
+        }
+    }
     RouteAttributes {
-        communities: everywhere.iter().chain(own).filter_map(|c| community(c)).collect(),
+        communities,
+        large_communities,
         med: bgp.and_then(|b| b.med),
         local_pref: bgp.and_then(|b| b.local_preference),
         prepend: bgp.map_or(0, |b| b.prepend),
@@ -101,12 +109,6 @@ pub fn stations(node: &str, configuration: &BGPConfigurationSpec) -> Vec<Station
         description: format!("bulkheadd {}", env!("CARGO_PKG_VERSION")),
     };
     configuration.monitoring.iter().map(station).collect()
-}
-
-/// RFC 1997: `65000:100` is two 16-bit halves.
-fn community(text: &str) -> Option<u32> {
-    let (high, low) = text.split_once(':')?;
-    Some(u32::from(high.parse::<u16>().ok()?) << 16 | u32::from(low.parse::<u16>().ok()?))
 }
 
 type Peers = BTreeMap<String, Sourced<BGPPeerSpec>>;
@@ -321,10 +323,8 @@ fn check_configuration(object: &Sourced<BGPConfigurationSpec>) -> Option<ObjectE
     let lists =
         [("communities", &object.spec.communities), ("serviceCommunities", &object.spec.service_communities)];
     lists.into_iter().find_map(|(field, list)| {
-        let bad = list.iter().position(|c| community(c).is_none())?;
-        let message =
-            format!("`{}` is not a community: write two numbers up to 65535, as 65000:100", list[bad]);
-        Some(error(&format!("{field}[{bad}]"), &message))
+        let bad = list.iter().position(|text| peering::community(text).is_none())?;
+        Some(error(&format!("{field}[{bad}]"), &peering::no_community(&list[bad])))
     })
 }
 

@@ -1,12 +1,14 @@
 //! The speaker of this node, kept in step with the objects in force and the blocks the node owns.
 //!
 //! Stopping is restarting: [`Bgp::stop`] closes the sessions without a word, and the routers keep the routes until the
-//! next daemon has announced them again. Withdrawal is [`Bgp::drain`], or a block that is released.
+//! next daemon has announced them again. So it is when the objects go that say whom to peer with ([`interrupted`]).
+//! Withdrawal is [`Bgp::drain`], or a block that is released.
 
 mod addresses;
 mod begun;
 mod drained;
 mod fixed;
+mod interrupted;
 mod leaving;
 mod meaning;
 mod members;
@@ -36,6 +38,7 @@ use bulkhead_api::{
 };
 use bulkhead_bgp::{Password, PeerConfig, Speaker, SpeakerConfig, StationStatus, neighbour::Leaving};
 use drained::Drained;
+use interrupted::Interruption;
 use ipnetwork::IpNetwork;
 use kube::Client;
 use meaning::Md5;
@@ -66,10 +69,15 @@ pub struct Bgp {
     uplink: Sources,
     /// Remembers what was last announced: a restart, and not a first start, when there is something in it.
     announced: PathBuf,
-    /// The pins were found and verified: packets were forwarded all the time (RFC 4724 F bit).
+    /// The pins were found and verified: packets were forwarded all the time (RFC 4724 F bit). Or a speaker of this process had
+    /// sessions: what carried their routes is the kernel, which goes on.
     forwarding_preserved: bool,
     speaker: Option<(Speaker, Fixed)>,
+    /// There is nobody to peer with any more.
+    interruption: Option<Interruption>,
     routes: Routes,
+    /// There are peers to announce them to.
+    told: bool,
     bfd: Bfd,
     learning: Learning,
     /// Speakers that were started.
@@ -117,7 +125,9 @@ impl Bgp {
             announced,
             forwarding_preserved,
             speaker: None,
+            interruption: Interruption::of_before(&before),
             routes: Routes::new(),
+            told: false,
             bfd: Bfd::start(bfd_socket),
             md5: Md5::read(),
             learning: Learning::start(kernel),
@@ -174,26 +184,8 @@ impl Bgp {
     pub async fn apply(&mut self, snapshot: &Snapshot, blocks: &BTreeMap<IpNetwork, String>) {
         self.errors.clear();
         let Some(configuration) = &snapshot.bgp else {
-            if let Some((speaker, _)) = self.speaker.take() {
-                info!("no BGPConfiguration any more: withdrawing and closing all sessions");
-                speaker.withdraw_all().await;
-                speaker.stop().await;
-                self.routes.clear();
-                self.remember();
-            }
-            self.bfd.nobody();
-            self.learning.nobody();
-            self.secrets.follow(&BTreeSet::new());
-            return;
+            return self.interrupt("BGPConfiguration/default is gone").await;
         };
-        let fixed =
-            Fixed { asn: configuration.spec.asn, restart_time: configuration.spec.restart_time_seconds };
-        if let Err(message) = self.run(fixed).await {
-            let object = Some("BGPConfiguration/default".to_string());
-            self.errors =
-                vec![ObjectError { file: configuration.file.clone(), object, field: None, message }];
-            return;
-        }
         self.secrets.follow(&secret_names(snapshot, &configuration.spec));
         let info = snapshot.policy.nodes.get(&self.node);
         let peers = announce::peers(
@@ -204,6 +196,18 @@ impl Bgp {
             &configuration.spec,
             |session| self.password(session),
         );
+        if peers.is_empty() && (self.interruption.is_some() || !self.peers.is_empty()) {
+            return self.interrupt("no BGPPeer names this node any more").await;
+        }
+        let fixed =
+            Fixed { asn: configuration.spec.asn, restart_time: configuration.spec.restart_time_seconds };
+        if let Err(message) = self.run(fixed).await {
+            let object = Some("BGPConfiguration/default".to_string());
+            self.errors =
+                vec![ObjectError { file: configuration.file.clone(), object, field: None, message }];
+            return;
+        }
+        self.interruption = None;
         let mut peers = self.keep_known(peers);
         // Of a node that nothing is known of, nothing is undone.
         if let Some(info) = info {
@@ -220,6 +224,11 @@ impl Bgp {
         // A block comes before a range that is the same.
         let mut own = announce::routes(blocks, &snapshot.policy, &configuration.spec);
         own.retain(|block, _| self.quarantine.admits(Instant::now(), block));
+        // Announced or not: a way that is learned must not lead away from them. Of what may be another node's still, it may.
+        let protected = blocks.keys().filter(|block| self.quarantine.admits(Instant::now(), block));
+        if let Some((speaker, _)) = &self.speaker {
+            speaker.protect(protected.copied().collect());
+        }
         routes.extend(drain::leave(own, *blocks_leaving));
         for peer in &mut peers {
             peer.leaving = of_peers.get(&peer.name).copied().unwrap_or_default();
@@ -289,11 +298,8 @@ impl Bgp {
         if self.speaker.as_ref().is_some_and(|(_, running)| *running == fixed) {
             return Ok(());
         }
-        let restarting = match self.speaker.take() {
-            Some((speaker, _)) => {
-                speaker.stop().await;
-                true
-            }
+        let restarting = match self.end_sessions().await {
+            Some(_) => true,
             None => store::read_json::<Vec<IpNetwork>>(&self.announced)
                 .is_ok_and(|a| a.is_some_and(|a| !a.is_empty())),
         };
@@ -327,10 +333,11 @@ impl Bgp {
     }
 
     fn announce(&mut self, routes: Routes) {
-        if routes == self.routes {
+        let told = !self.peers.is_empty();
+        if (&routes, told) == (&self.routes, self.told) {
             return;
         }
-        self.routes = routes;
+        (self.routes, self.told) = (routes, told);
         self.remember();
         if let Some((speaker, _)) = &self.speaker {
             speaker.announce(self.routes.clone());
@@ -338,7 +345,7 @@ impl Bgp {
     }
 
     fn remember(&self) {
-        let prefixes: Vec<&IpNetwork> = self.routes.keys().collect();
+        let prefixes: Vec<&IpNetwork> = self.routes.keys().filter(|_| self.told).collect();
         if let Err(e) = store::write_json(&self.announced, &prefixes) {
             error!(error = %e, "cannot remember what is announced; a restart would not keep it");
         }
@@ -353,9 +360,14 @@ impl Bgp {
 
     /// Closes the sessions without NOTIFICATION.
     pub async fn stop(&mut self) {
-        if let Some((speaker, _)) = self.speaker.take() {
-            speaker.stop().await;
-        }
+        self.end_sessions().await;
+    }
+
+    async fn end_sessions(&mut self) -> Option<Fixed> {
+        let (speaker, fixed) = self.speaker.take()?;
+        self.forwarding_preserved |= *speaker.sessions_begun().borrow() > 0;
+        speaker.stop().await;
+        Some(fixed)
     }
 
     /// For questions, which take their time: ask without the node's lock.

@@ -2,6 +2,7 @@
 
 use bulkhead_api::objects::{
     BGPAction, BGPBfd, BGPMaxPrefixes, BGPPrefixRange, BGPRule, BGPSession, IpNetwork, parse_community,
+    parse_large_community,
 };
 use bulkhead_bgp::{
     Password, PeerConfig, Remote, Ttl, bfd,
@@ -154,24 +155,21 @@ fn range(field: &str, object: &BGPPrefixRange) -> Result<PrefixRange, Refusal> {
 
 fn communities(field: &str, texts: &[String]) -> Result<Vec<Community>, Refusal> {
     let read = |(index, text): (usize, &String)| {
-        let refusal = || {
-            let message =
-                format!("`{text}` is not a community: write 65000:100, or a large one as 65000:1:2");
-            (format!("{field}[{index}]"), message)
-        };
-        community(text).ok_or_else(refusal)
+        community(text).ok_or_else(|| (format!("{field}[{index}]"), no_community(text)))
     };
     texts.iter().enumerate().map(read).collect()
 }
 
+pub(crate) fn no_community(text: &str) -> String {
+    format!("`{text}` is not a community: write 65000:100, or a large one as 65000:1:2")
+}
+
 /// RFC 1997 or RFC 8092, as people write it.
-fn community(text: &str) -> Option<Community> {
-    if let Some((high, low)) = parse_community(text) {
-        return Some(Community::Plain(u32::from(high) << 16 | u32::from(low)));
+pub(crate) fn community(text: &str) -> Option<Community> {
+    match parse_community(text) {
+        Some((high, low)) => Some(Community::Plain(u32::from(high) << 16 | u32::from(low))),
+        None => parse_large_community(text).map(Community::Large),
     }
-    let number = |part: &str| part.bytes().all(|b| b.is_ascii_digit()).then(|| part.parse().ok()).flatten();
-    let parts: Option<Vec<u32>> = text.split(':').map(number).collect();
-    parts?.try_into().ok().map(Community::Large)
 }
 
 #[cfg(test)]

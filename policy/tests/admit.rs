@@ -109,7 +109,7 @@ fn every_fault_of_one_partition_names_file_object_field_and_the_way_out() {
         (
             "bgp: {communities: ['65000:1', '65000']}".into(),
             "spec.bgp.communities[1]",
-            "`65000` is not a community: write two numbers from 0 to 65535, as `65000:100`",
+            "`65000` is not a community: write 65000:100, or a large one as 65000:1:2",
         ),
         (
             "namespaceSelector: {matchExpressions: [{key: team, operator: is}]}".into(),

@@ -54,6 +54,10 @@ impl Bfd {
         Ok(Client { reader: BufReader::new(stream.try_clone()?), stream })
     }
 
+    pub fn pid(&self) -> u32 {
+        self.process.id()
+    }
+
     /// SIGTERM; it goes on telling its neighbours for a while.
     pub fn terminate(&self) -> Result<()> {
         self.signal(Signal::SIGTERM)

@@ -56,12 +56,35 @@ fn main() -> Result<()> {
         trial("a session that is wanted no more is told down at once", unwanted),
         trial("a process that is told to stop tells its neighbours down at once", stopped),
         trial("a neighbour that stops on purpose is told apart from a dead path", neighbour_stops),
+        trial("packets have a thread of real time, and memory that stays", real_time),
         trial("no session falls while the machine is busier than it can be", under_load),
         trial("two ends that were held up together do not take that for silence", held_up),
         trial("a second process is refused and says why", second),
         trial("what is no request is refused, and the sessions stay", refused),
     ];
     libtest_mimic::run(&arguments, trials).exit()
+}
+
+fn real_time(site: &Site) -> Result<()> {
+    let bfd = Bfd::start(&site.node, &site.dir)?;
+    let process = PathBuf::from(format!("/proc/{}", bfd.pid()));
+    // `pid (comm) state …`: the 41st field is the policy.
+    let policy = |stat: String| {
+        let (head, rest) = stat.rsplit_once(") ")?;
+        Some((head.split_once('(')?.1.to_owned(), rest.split(' ').nth(38)?.parse().ok()?))
+    };
+    until("the thread of packets is SCHED_FIFO, and no other", DEADLINE, || {
+        let tasks = fs::read_dir(process.join("task"))?.flatten();
+        let threads: Vec<(String, i32)> =
+            tasks.filter_map(|task| policy(fs::read_to_string(task.path().join("stat")).ok()?)).collect();
+        let of_fifo = threads.iter().filter(|(_, policy)| *policy == libc::SCHED_FIFO);
+        let is_alone = of_fifo.map(|(name, _)| name.as_str()).eq(["packets"]);
+        if is_alone { Ok(Some(())) } else { Err(Error::Unmet(format!("{threads:?}"))) }
+    })?;
+    let status = fs::read_to_string(process.join("status"))?;
+    let locked = status.lines().find_map(|line| line.strip_prefix("VmLck:")).unwrap_or_default();
+    assert!(locked.trim().trim_end_matches(" kB").parse::<u64>().is_ok_and(|kib| kib > 0), "{locked}");
+    Ok(())
 }
 
 struct Site {

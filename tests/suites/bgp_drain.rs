@@ -22,13 +22,14 @@ const LEAVING: &str = "65535:0";
 fn main() -> Result<()> {
     let arguments = Arguments::from_args();
     let _inside = enter()?;
-    let tests: [(&str, Test); 7] = [
+    let tests: [(&str, Test); 8] = [
         ("services are marked, then withdrawn, over a restart too, and come back; blocks stay", services),
         ("one of two uplinks is marked, then left, and taken again when it is the last", one_uplink),
         ("a router of one family is no other way for the other", half_a_way),
         ("a router that is told no route of a family is no other way for that family", told_half),
         ("the node's annotation drains, and its end brings everything back", annotation),
         ("everything goes at once where that is asked for", everything),
+        ("a block goes with its last pod, also during a drain", last_pod),
         ("what would take the last way is refused", refused),
     ];
     let trials = tests.map(|(name, test)| {
@@ -198,6 +199,21 @@ fn annotation(rack: &mut Rack) -> Result<()> {
     annotate("'false'")?;
     wait_marked(router.as_ref(), BLOCK, false)?;
     wait_marked(router.as_ref(), SERVICES, false)
+}
+
+fn last_pod(rack: &mut Rack) -> Result<()> {
+    let router = leaf(rack)?;
+    router.wait_seen(BLOCK6)?;
+    drain(rack, &["--withdraw-after", "0"])?;
+    router.wait_gone(SERVICES)?;
+    [BLOCK, BLOCK6].iter().try_for_each(|block| stays(router.as_ref(), block))?;
+    rack.pod.del(&rack.node)?;
+    [BLOCK, BLOCK6].iter().try_for_each(|block| router.wait_gone(block))?;
+    assert!(router.established()?);
+    drain(rack, &["--undo"])?;
+    wait_marked(router.as_ref(), SERVICES, false)?;
+    assert_eq!(router.seen(BLOCK)?, None);
+    Ok(())
 }
 
 fn everything(rack: &mut Rack) -> Result<()> {

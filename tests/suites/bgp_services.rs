@@ -112,6 +112,14 @@ fn drained(pair: &mut Pair) -> Result<()> {
     pair.write("service.yaml", &service("Cluster"))?;
     pair.configure(RANGES, "")?;
     wait_owners(pair, EXTERNAL, &BOTH)?;
+    pair.nodes[0].cli(&["node", "drain-routes", "--withdraw-after", "60"])?;
+    until("the router has this node's as the last choice", DEADLINE, || {
+        let said = |node: &str| pair.bird()?.birdc(&format!("show route {EXTERNAL} all protocol {node}"));
+        let (leaving, other) = (said("node1")?, said("node2")?);
+        assert!(!other.contains("(65535,0)"), "{other}");
+        Ok(leaving.contains("(65535,0)").then_some(()))
+    })?;
+    assert_eq!(owners(pair, EXTERNAL)?.len(), 2, "marked, and not withdrawn");
     pair.nodes[0].cli(&["node", "drain-routes", "--withdraw-after", "0"])?;
     wait_owners(pair, EXTERNAL, &["node2"])?;
     pair.nodes[0].cli(&["node", "drain-routes", "--undo"])?;

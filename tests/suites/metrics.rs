@@ -188,6 +188,18 @@ fn numbers(rack: &mut Rack) -> Result<()> {
     assert!(value(&samples, "bulkhead_policy_compile_seconds_count") >= 1.0);
     // What BIRD counts as received from us, and we as sent: updates of two prefixes and two ends of RIB.
     let session = router.session()?;
+    let (_, of_node) = session.split_once("\nnode ").expect("BIRD's own view of the session");
+    // `Routes:         1 imported, 1 exported, 1 preferred`, for each address family.
+    let counted = |word: &str| -> f64 {
+        let lines = of_node.lines().filter_map(|line| line.trim().strip_prefix("Routes:"));
+        let counts =
+            lines.flat_map(|line| line.split(',')).filter_map(|count| count.trim().strip_suffix(word));
+        counts.filter_map(|count| count.trim().parse::<f64>().ok()).sum()
+    };
+    for (ours, theirs) in [("advertised", "imported"), ("received", "exported")] {
+        let prefixes = format!("bulkhead_bgp_peer_prefixes{{peer=\"leaf\",direction=\"{ours}\"}}");
+        assert_eq!(value(&samples, &prefixes), counted(theirs), "{ours}; BIRD: {session}");
+    }
     let updates =
         value(&samples, "bulkhead_bgp_peer_messages_total{peer=\"leaf\",direction=\"sent\",type=\"update\"}");
     assert!(updates >= 4.0, "{updates} updates; BIRD: {session}");

@@ -128,7 +128,7 @@ pub struct BGPConfigurationSpec {
     #[serde(default = "restart_time")]
     #[schemars(range(min = 1, max = 4095))]
     pub restart_time_seconds: u16,
-    /// RFC 1997 communities on every block, as `65000:100`.
+    /// Communities on every block: `65000:100`, or large ones as `65000:1:2`.
     #[serde(default, skip_serializing_if = "Vec::is_empty")]
     #[schemars(schema_with = "schema::communities")]
     pub communities: Vec<String>,
@@ -146,7 +146,7 @@ pub struct BGPConfigurationSpec {
     #[serde(rename = "advertiseLoadBalancerIPs", default, skip_serializing_if = "Vec::is_empty")]
     #[schemars(schema_with = "schema::service_ranges")]
     pub advertise_load_balancer_ips: Vec<IpNetwork>,
-    /// RFC 1997 communities on every service range and address.
+    /// The same on every service range and address.
     #[serde(default, skip_serializing_if = "Vec::is_empty")]
     #[schemars(schema_with = "schema::communities")]
     pub service_communities: Vec<String>,

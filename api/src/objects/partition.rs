@@ -254,7 +254,7 @@ pub struct PartitionBgp {
     #[serde(default, skip_serializing_if = "Vec::is_empty")]
     #[schemars(length(max = 16))]
     pub aggregate_from: Vec<String>,
-    /// RFC 1997, as `65000:100`.
+    /// `65000:100`, or large ones as `65000:1:2`.
     #[serde(default, skip_serializing_if = "Vec::is_empty")]
     #[schemars(schema_with = "schema::communities")]
     pub communities: Vec<String>,

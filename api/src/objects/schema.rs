@@ -90,10 +90,11 @@ pub fn communities(_: &mut SchemaGenerator) -> Schema {
         "maxItems": 64,
         "items": {
             "type": "string",
-            "maxLength": 11,
+            "maxLength": 32,
             "x-kubernetes-validations": [{
-                "rule": "self.matches('^[0-9]{1,5}:[0-9]{1,5}$') && self.split(':').all(n, int(n) <= 65535)",
-                "message": "is not a community: write two numbers from 0 to 65535, as 65000:100",
+                "rule": "self.matches('^[0-9]{1,5}:[0-9]{1,5}$') && self.split(':').all(n, int(n) <= 65535) || \
+                         self.matches('^[0-9]{1,10}(:[0-9]{1,10}){2}$') && self.split(':').all(n, int(n) <= 4294967295)",
+                "message": "is not a community: write 65000:100, or a large one as 65000:1:2",
             }],
         },
     })

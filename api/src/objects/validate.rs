@@ -79,9 +79,9 @@ pub fn check_partition(name: &str, spec: &PartitionSpec) -> Vec<FieldError> {
         errors.cidrs("spec.masquerade.nonMasqueradeCIDRs", &masquerade.non_masquerade_cidrs);
     }
     for (i, text) in spec.bgp.iter().flat_map(|b| &b.communities).enumerate() {
-        if parse_community(text).is_none() {
+        if parse_community(text).is_none() && parse_large_community(text).is_none() {
             let message =
-                format!("`{text}` is not a community: write two numbers from 0 to 65535, as `65000:100`");
+                format!("`{text}` is not a community: write 65000:100, or a large one as 65000:1:2");
             errors.add(format!("spec.bgp.communities[{i}]"), message);
         }
     }
@@ -114,6 +114,12 @@ pub fn parse_community(text: &str) -> Option<(u16, u16)> {
     let number = |s: &str| s.bytes().all(|b| b.is_ascii_digit()).then(|| s.parse().ok()).flatten();
     let (high, low) = text.split_once(':')?;
     Some((number(high)?, number(low)?))
+}
+
+/// An RFC 8092 community: `65000:1:2`.
+pub fn parse_large_community(text: &str) -> Option<[u32; 3]> {
+    let number = |part: &str| part.bytes().all(|b| b.is_ascii_digit()).then(|| part.parse().ok()).flatten();
+    text.split(':').map(number).collect::<Option<Vec<u32>>>()?.try_into().ok()
 }
 
 #[derive(Default)]
@@ -273,6 +279,10 @@ mod tests {
         assert_eq!(parse_community("65000:100"), Some((65000, 100)));
         for text in ["", "65000", "65000:", "65536:1", "1:2:3", "+1:2", "a:b", " 1:2"] {
             assert_eq!(parse_community(text), None, "{text}");
+        }
+        assert_eq!(parse_large_community("4200000000:1:2"), Some([4_200_000_000, 1, 2]));
+        for text in ["", "65000:1", "65000:1:", "4294967296:1:2", "1:2:3:4", "+1:2:3", "1:a:2"] {
+            assert_eq!(parse_large_community(text), None, "{text}");
         }
     }
 

@@ -37,6 +37,12 @@ fn until(discovery: &mut Discovery, end: u64) -> Vec<(u64, Output)> {
 }
 
 #[test]
+fn our_own_advertisement_says_that_we_are_no_default_router() {
+    let arrival = Arrival { bytes: &advertisement(), from: LEAF.parse().unwrap(), hop_limit: 255 };
+    assert_eq!(decode(&arrival), Ok(Heard::Advertisement { lifetime: Duration::ZERO }));
+}
+
+#[test]
 fn a_router_is_asked_for_until_one_is_known() {
     let mut discovery = started();
     let sent = until(&mut discovery, 20);

@@ -10,8 +10,8 @@
 //! A peer that is the router of an interface has, beside its task, one that finds that router's address ([`unnumbered`]).
 //!
 //! Decides nothing about the protocol. A stop, a panic or a kill closes connections without NOTIFICATION,
-//! so that neighbours keep the routes (RFC 4724); routes are taken back only by [`Speaker::withdraw_all`],
-//! by a smaller set, and from a neighbour that is taken out of the configuration.
+//! so that neighbours keep the routes (RFC 4724); routes are taken back only by a smaller set, and from a
+//! neighbour that is taken out of the configuration.
 
 mod bmp;
 mod config;

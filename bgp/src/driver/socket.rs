@@ -24,6 +24,11 @@ const BACKLOG: u32 = 64;
 const TCP_MD5SIG_EXT: i32 = 32;
 const TCP_MD5SIG_FLAG_PREFIX: u8 = 1;
 const IPV6_MINHOPCOUNT: i32 = 73;
+/// Linux: a listener keeps the headers of the segments that begin connections, and each connection tells its own once.
+const TCP_SAVE_SYN: i32 = 27;
+const TCP_SAVED_SYN: i32 = 28;
+/// Of IPv6 without extensions, and of TCP with all its options.
+const LONGEST_SYN: usize = 40 + 60;
 
 fn new_socket(address: SocketAddr) -> io::Result<TcpSocket> {
     let socket = if address.is_ipv4() { TcpSocket::new_v4()? } else { TcpSocket::new_v6()? };
@@ -49,6 +54,7 @@ pub(super) fn listen(address: SocketAddr) -> io::Result<TcpListener> {
     }
     // Answers to a peer that looks at the distance must come from nearby, before it is known who it is.
     set_ttl(&socket, address.ip(), Ttl::Fixed(u8::MAX))?;
+    set_raw(&socket, libc::IPPROTO_TCP, TCP_SAVE_SYN, &1i32.to_ne_bytes())?;
     socket.bind(address)?;
     socket.listen(BACKLOG)
 }
@@ -86,7 +92,7 @@ pub(super) fn set_ttl(socket: &(impl AsFd + AsRawFd), address: IpAddr, ttl: Ttl)
     let (sent, least) = match ttl {
         Ttl::System => return Ok(()),
         Ttl::Fixed(value) => (value, None),
-        Ttl::Security(hops) => (u8::MAX, Some(u8::MAX - hops.saturating_sub(1))),
+        Ttl::Security(hops) => (u8::MAX, Some(least(hops))),
     };
     let sent = i32::from(sent);
     match address {
@@ -99,6 +105,25 @@ pub(super) fn set_ttl(socket: &(impl AsFd + AsRawFd), address: IpAddr, ttl: Ttl)
         IpAddr::V4(_) => set_raw(socket, libc::IPPROTO_IP, libc::IP_MINTTL, &least),
         IpAddr::V6(_) => set_raw(socket, libc::IPPROTO_IPV6, IPV6_MINHOPCOUNT, &least),
     }
+}
+
+fn least(hops: u8) -> u8 {
+    u8::MAX - hops.saturating_sub(1)
+}
+
+/// Whether a stream that a listener gave was begun from as near as its peer must be. To be asked after [`set_ttl`]: what has come
+/// between the two has not been looked at, but only who began the connection can have sent it.
+pub(super) fn is_near(stream: &TcpStream, ttl: Ttl) -> io::Result<bool> {
+    let Ttl::Security(hops) = ttl else { return Ok(true) };
+    let mut syn = [0; LONGEST_SYN];
+    let length = get_raw(stream, libc::IPPROTO_TCP, TCP_SAVED_SYN, &mut syn)?;
+    // Where IPv4 has its TTL, and IPv6 its hop limit.
+    let ttl = match syn[..length].first().map(|version| version >> 4) {
+        Some(4) => syn[8],
+        Some(6) => syn[7],
+        _ => return Err(io::Error::other("the kernel has not kept how the connection began")),
+    };
+    Ok(ttl >= least(hops))
 }
 
 pub(super) fn host_length(address: IpAddr) -> u8 {
@@ -143,6 +168,16 @@ pub(super) fn set_raw(socket: &impl AsRawFd, level: i32, name: i32, value: &[u8]
     let result = unsafe { libc::setsockopt(socket.as_raw_fd(), level, name, value.as_ptr().cast(), length) };
     nix::errno::Errno::result(result)?;
     Ok(())
+}
+
+/// How much of `value` the kernel has written.
+fn get_raw(socket: &impl AsRawFd, level: i32, name: i32, value: &mut [u8]) -> io::Result<usize> {
+    let mut length = value.len() as libc::socklen_t;
+    let to = value.as_mut_ptr().cast();
+    // SAFETY: the kernel writes at most `length` octets to `value`, and their number to `length`; both live until it returns.
+    let result = unsafe { libc::getsockopt(socket.as_raw_fd(), level, name, to, &raw mut length) };
+    nix::errno::Errno::result(result)?;
+    Ok((length as usize).min(value.len()))
 }
 
 /// Resets the connection: to the other end it is as if nobody had listened.

@@ -13,7 +13,7 @@ use crate::bfd;
 use crate::export::RouteAttributes;
 use crate::neighbour::Intent;
 use ipnetwork::IpNetwork;
-use std::collections::BTreeMap;
+use std::collections::{BTreeMap, BTreeSet};
 use std::io::{self, ErrorKind};
 use std::net::{IpAddr, SocketAddr};
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
@@ -35,7 +35,7 @@ pub enum SpeakerError {
     Listen { address: SocketAddr, source: io::Error },
 }
 
-/// How long [`Speaker::withdraw_all`] waits for peers that do not read.
+/// How long [`Speaker::flush`] waits for peers that do not read.
 const FLUSH_LIMIT: Duration = Duration::from_secs(5);
 
 const COMMAND_QUEUE: usize = 16;
@@ -69,16 +69,16 @@ pub(super) struct Inner {
 #[derive(Debug, Default)]
 struct Announcing {
     routes: Arc<BTreeMap<IpNetwork, RouteAttributes>>,
+    own: Arc<BTreeSet<IpNetwork>>,
     initial_complete: bool,
     verified: u64,
-    /// Everything was withdrawn on purpose: nothing is announced any more.
-    drained: bool,
 }
 
 impl Announcing {
     fn intent(&self) -> Intent {
-        let routes = if self.drained { Arc::default() } else { self.routes.clone() };
-        Intent { routes, initial_complete: self.initial_complete, verified: self.verified }
+        let Self { routes, own, initial_complete, verified } = self;
+        let (routes, own) = (routes.clone(), own.clone());
+        Intent { routes, own, initial_complete: *initial_complete, verified: *verified }
     }
 }
 
@@ -160,6 +160,11 @@ impl Speaker {
         self.change(|announcing| announcing.routes = routes);
     }
 
+    /// What is this node's, announced or not: neither it nor a part of it is learned, which would lead away from our own.
+    pub fn protect(&self, own: BTreeSet<IpNetwork>) {
+        self.change(|announcing| announcing.own = Arc::new(own));
+    }
+
     /// How many sessions have begun so far, of all peers together. In a new one, exclusive routes wait for
     /// [`Self::verified`].
     pub fn sessions_begun(&self) -> watch::Receiver<u64> {
@@ -175,13 +180,6 @@ impl Speaker {
     /// restart, peers may drop the rest.
     pub fn initial_routes_complete(&self) {
         self.change(|announcing| announcing.initial_complete = true);
-    }
-
-    /// Takes every route back from every peer, for good: what is announced afterwards is not sent until
-    /// the process starts again. Returns when it went out, or after 5 s without a peer that reads it.
-    pub async fn withdraw_all(&self) {
-        self.change(|announcing| announcing.drained = true);
-        self.flush().await;
     }
 
     /// Returns when all that was to be announced or withdrawn went out, or after 5 s without a peer that reads it.

@@ -273,10 +273,14 @@ impl Task {
     }
 
     fn incoming(&mut self, stream: TcpStream) {
-        let checked =
-            stream.peer_addr().and_then(|from| socket::set_ttl(&stream, from.ip(), self.config.ttl));
-        match checked {
-            Ok(()) => self.adopt(stream, Input::Incoming),
+        let ttl = self.config.ttl;
+        let checked = stream.peer_addr().and_then(|from| socket::set_ttl(&stream, from.ip(), ttl));
+        match checked.and_then(|()| socket::is_near(&stream, ttl)) {
+            Ok(true) => self.adopt(stream, Input::Incoming),
+            Ok(false) => {
+                tracing::info!(peer = %self.config.name, "refused a connection that began farther away than the peer may be");
+                socket::refuse(stream);
+            }
             Err(error) => tracing::debug!(peer = %self.config.name, %error, "connection lost at once"),
         }
     }

@@ -14,7 +14,7 @@ use crate::{Family, RouteAttributes};
 use ipnetwork::IpNetwork;
 use nix::sys::socket::{getsockopt, sockopt};
 use std::collections::{BTreeMap, BTreeSet};
-use std::net::{IpAddr, Ipv4Addr, SocketAddr};
+use std::net::{IpAddr, Ipv4Addr, Ipv6Addr, SocketAddr};
 use std::sync::Arc;
 use std::time::Duration;
 use tokio::io::{AsyncReadExt, AsyncWriteExt};
@@ -162,16 +162,24 @@ async fn the_last_handle_stops_the_speaker_without_notification() {
 
 #[tokio::test]
 async fn connections_are_marked_as_network_control_and_do_not_wait_to_send() {
-    let router = Router::new().await;
-    let options = Options { from: Some(IpAddr::from([127, 0, 0, 1])), ttl: Ttl::Fixed(255), password: None };
-    let dialled = socket::dial(router.0.local_addr().unwrap(), options);
-    let dialled = dialled.await.unwrap();
-    let (accepted, _) = router.0.accept().await.unwrap();
-    socket::accepted(&accepted).unwrap();
-    assert_eq!(getsockopt(&dialled, sockopt::Ipv4Ttl).unwrap(), 255);
-    for stream in [dialled, accepted] {
-        assert_eq!(getsockopt(&stream, sockopt::Ipv4Tos).unwrap(), 0xc0);
-        assert!(stream.nodelay().unwrap());
+    for home in [IpAddr::from(Ipv4Addr::LOCALHOST), IpAddr::from(Ipv6Addr::LOCALHOST)] {
+        let router = TcpListener::bind((home, 0)).await.unwrap();
+        let options = Options { from: Some(home), ttl: Ttl::Fixed(255), password: None };
+        let dialled = socket::dial(router.local_addr().unwrap(), options).await.unwrap();
+        let (accepted, _) = router.accept().await.unwrap();
+        socket::accepted(&accepted).unwrap();
+        let (ttl, marks) = match home {
+            IpAddr::V4(_) => (
+                getsockopt(&dialled, sockopt::Ipv4Ttl),
+                [&dialled, &accepted].map(|stream| getsockopt(stream, sockopt::Ipv4Tos)),
+            ),
+            IpAddr::V6(_) => (
+                getsockopt(&dialled, sockopt::Ipv6Ttl),
+                [&dialled, &accepted].map(|stream| getsockopt(stream, sockopt::Ipv6TClass)),
+            ),
+        };
+        assert_eq!((ttl, marks), (Ok(255), [Ok(0xc0); 2]), "{home}");
+        assert!(dialled.nodelay().unwrap() && accepted.nodelay().unwrap());
     }
 }
 
@@ -205,16 +213,16 @@ async fn a_peer_whose_configuration_changes_starts_anew_without_notification() {
 }
 
 #[tokio::test]
-async fn withdraw_all_takes_everything_back_and_stays_so() {
+async fn what_was_taken_back_has_gone_out_when_flush_returns() {
     let (router, speaker) = (Router::new().await, speaker(Vec::new()).await);
     speaker.announce(routes(&["10.1.0.0/26", "10.2.0.0/26"]));
     speaker.set_peers(vec![router.config("leaf")]);
     let mut session = router.establish().await;
     assert_eq!(announced(&session.update().await), ["10.1.0.0/26", "10.2.0.0/26"]);
     assert_eq!(session.update().await.is_end_of_rib(), IPV4_END);
-    within(speaker.withdraw_all()).await;
+    speaker.announce(routes(&[]));
+    within(speaker.flush()).await;
     assert_eq!(withdrawn(&session.update().await), ["10.1.0.0/26", "10.2.0.0/26"]);
-    speaker.announce(routes(&["10.3.0.0/26"]));
     assert_eq!(speaker.routes(Direction::Advertised, None, 9).await.shown, []);
     within(speaker.stop()).await;
     assert_eq!(session.receive().await, None, "nothing was announced afterwards");

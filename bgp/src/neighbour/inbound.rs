@@ -3,9 +3,9 @@
 //! What is learned is not held a second time: it is the table seen through the import filter, and told by its changes.
 
 use super::cover::Cover;
-use super::{Note, PrefixLimit};
+use super::{Intent, Note, PrefixLimit};
 use crate::Family;
-use crate::export::{GRACEFUL_SHUTDOWN, RouteAttributes};
+use crate::export::GRACEFUL_SHUTDOWN;
 use crate::filter::Filter;
 use crate::fsm::Negotiated;
 use crate::rib::{AdjRibIn, Changed, Loops, Path};
@@ -27,7 +27,7 @@ const EARLY_END: Duration = Duration::from_secs(10);
 pub(super) struct Inbound {
     rib: AdjRibIn,
     import: Filter,
-    /// Our own routes: they are not learned from others.
+    /// What is our own: it is not learned from others.
     own: Cover,
     /// Of which something else may be learned now; may name one twice.
     changed: Vec<IpNetwork>,
@@ -96,10 +96,11 @@ impl Inbound {
         self.rib.allow_own_as(times);
     }
 
-    pub fn set_own(&mut self, own: &BTreeMap<IpNetwork, RouteAttributes>) {
+    pub fn set_own(&mut self, intent: &Intent) {
         // Of an aggregate only what is more specific is anybody's own.
-        let own = own.iter().filter(|(_, route)| !route.aggregate);
-        let own = Cover::new(own.map(|(prefix, _)| *prefix));
+        let announced = intent.routes.iter().filter(|(_, route)| !route.aggregate);
+        let announced = announced.map(|(prefix, _)| *prefix);
+        let own = Cover::new(announced.chain(intent.own.iter().copied()));
         let difference = own.difference(&self.own);
         self.own = own;
         if !difference.is_empty() && !self.learns_nothing() {

@@ -86,7 +86,7 @@ fn establish(neighbour: &mut Neighbour, now: Duration, id: u64, open: Open) -> V
 
 fn intent(prefixes: &[&str], initial_complete: bool) -> Intent {
     let routes = prefixes.iter().map(|prefix| (prefix.parse().unwrap(), RouteAttributes::default()));
-    Intent { routes: Arc::new(routes.collect()), initial_complete, verified: 0 }
+    Intent { routes: Arc::new(routes.collect()), initial_complete, ..Intent::default() }
 }
 
 /// What was sent, as words: `+10.0.0.0/24`, `-10.0.0.0/24`, `end of ipv4-unicast`.
@@ -387,6 +387,10 @@ fn nothing_is_learned_without_an_import_rule_and_a_changed_one_counts_for_what_i
     assert_eq!(changed(&mut neighbour).len(), 3);
     neighbour.set_intent(intent(&["10.8.0.0/23", "10.9.0.0/24", "10.10.0.0/24"], false));
     assert_eq!(changed(&mut neighbour).len(), 0, "nothing that is held lies in what is new");
+    // Whether it is announced or not.
+    let own = Arc::new(BTreeSet::from(["10.8.0.0/23", "10.9.0.0/24"].map(|own| own.parse().unwrap())));
+    neighbour.set_intent(Intent { own, ..intent(&[], false) });
+    assert_eq!((learned(&neighbour).len(), changed(&mut neighbour).len()), (0, 0));
     neighbour.set_intent(intent(&[], false));
     assert_eq!(learned(&neighbour).len(), 2);
     neighbour.set_policy(seconds(0), policy());

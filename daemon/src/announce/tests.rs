@@ -65,17 +65,19 @@ fn partition(yaml: &str) -> Objects {
 
 #[test]
 fn a_partitions_attributes_are_on_its_blocks() {
-    let objects = partition("{communities: ['65010:66'], localPreference: 200, med: 7, prepend: 1}");
+    let objects =
+        partition("{communities: ['65010:66', '65010:6:6'], localPreference: 200, med: 7, prepend: 1}");
     let block: IpNetwork = "10.66.0.0/26".parse().expect("a block");
     let blocks = BTreeMap::from([(block, "web".to_owned())]);
     let expected = RouteAttributes {
         communities: vec![65010 << 16 | 1, 65010 << 16 | 66],
+        large_communities: vec![[65010, 1, 1], [65010, 6, 6]],
         local_pref: Some(200),
         med: Some(7),
         prepend: 1,
         ..RouteAttributes::default()
     };
-    assert_eq!(routes(&blocks, &objects, &spec("communities: ['65010:1']"))[&block], expected);
+    assert_eq!(routes(&blocks, &objects, &spec("communities: ['65010:1', '65010:1:1']"))[&block], expected);
 }
 
 #[test]
@@ -129,6 +131,30 @@ fn a_peer_has_an_address_or_a_range_or_an_interface() {
         ("peerAddress: 192.0.2.1, session: {localASN: 0}", false),
     ] {
         assert_eq!(check(&peer(yaml).1.spec).is_ok(), fine, "{yaml}");
+    }
+}
+
+#[test]
+fn a_peer_is_of_the_nodes_that_it_names_or_that_its_selector_chooses() {
+    let chosen = |yaml: &str, node: &str, rack: &str| {
+        let info = NodeInfo { labels: [("rack", rack)].into_iter().collect(), ..NodeInfo::default() };
+        let objects = Peers::from([peer(&format!("peerAddress: 192.0.2.1, {yaml}"))]);
+        let configuration = configuration("").expect("one").spec;
+        peers(node, Some(&info), Sources::default(), &objects, &configuration, |_| Ok(None)).len() == 1
+    };
+    let of_rack = "nodeSelector: {matchLabels: {rack: '1'}}";
+    let both = format!("node: n1, {of_rack}");
+    for (yaml, node, rack, expected) in [
+        ("port: 179", "n1", "2", true),
+        ("node: n1", "n1", "2", true),
+        ("node: n1", "n2", "2", false),
+        (of_rack, "n1", "1", true),
+        (of_rack, "n1", "2", false),
+        (&both, "n1", "1", true),
+        (&both, "n2", "1", false),
+        (&both, "n1", "2", false),
+    ] {
+        assert_eq!(chosen(yaml, node, rack), expected, "{yaml} on {node} in rack {rack}");
     }
 }
 

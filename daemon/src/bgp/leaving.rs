@@ -11,7 +11,7 @@ impl Bgp {
     pub fn drain(&mut self, request: &DrainRequest) -> Result<(), ErrorReply> {
         let invalid = |msg: String, details: String| ErrorReply { code: code::INVALID_CONFIG, msg, details };
         if self.speaker.is_none() && !request.undo {
-            let details = "there is no BGPConfiguration in force";
+            let details = "there is no BGPConfiguration in force, or no BGPPeer for this node";
             return Err(invalid("this node announces nothing".into(), details.into()));
         }
         if let DrainScope::Peers(names) = &request.what {

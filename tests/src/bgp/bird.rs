@@ -54,12 +54,15 @@ fn configuration(setup: &Setup) -> String {
         option(setup.security, "ttl security on"),
         option(setup.passive || setup.range.is_some(), "passive on"),
         option(setup.reflector, "rr client"),
+        option(setup.multihop, "multihop 2"),
+        option(!setup.speaker_alone, "debug { packets }"),
         option(true, "enable extended messages on"),
         option(setup.bfd.is_some(), "bfd on"),
     ]
     .concat();
     let channel = |family: &str, next_hop: &str, v4: bool| {
         let paths = if setup.add_path { "add paths tx; " } else { "" };
+        let reflected = if setup.reflector { "if source = RTS_BGP then accept; " } else { "" };
         let extended = setup.extended_next_hop && v4;
         let next_hop = if extended {
             "extended next hop on;".to_owned()
@@ -67,7 +70,8 @@ fn configuration(setup: &Setup) -> String {
             format!("next hop address {next_hop};")
         };
         format!(
-            "  {family} {{ import all; export filter {{ if source != RTS_STATIC then reject; bgp_med = 30; accept; }}; {paths}{next_hop} }};\n"
+            "  {family} {{ import all; export filter {{ {reflected}if source != RTS_STATIC then reject; bgp_med = 30; accept; }}; \
+             {paths}{next_hop} }};\n"
         )
     };
     let tags = format!(
@@ -75,7 +79,12 @@ fn configuration(setup: &Setup) -> String {
          bgp_ext_community.add((rt,{ROUTER_TAG},9));"
     );
     let route = |name: &str, family: &str, prefix: &str| {
-        format!("protocol static {name} {{ {family}; route {prefix} blackhole {{ {tags} }}; }}\n")
+        let looped = if setup.looped && prefix == THEIRS {
+            format!(" bgp_path.prepend({node_as});")
+        } else {
+            String::new()
+        };
+        format!("protocol static {name} {{ {family}; route {prefix} blackhole {{ {tags}{looped} }}; }}\n")
     };
     let bfd = setup.bfd.map(|millis| {
         format!("protocol bfd {{ interface \"*\" {{ interval {millis} ms; multiplier 3; }}; }}\n")
@@ -123,6 +132,10 @@ impl Router for BirdRouter {
             history: row[3].to_owned(),
             detection: row[5].replace('.', "").parse().unwrap_or_default(),
         }))
+    }
+
+    fn reset(&self) -> Result<()> {
+        self.bird.birdc(&format!("restart {}", self.protocol)).map(drop)
     }
 
     fn refresh(&self) -> Result<()> {

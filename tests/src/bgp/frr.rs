@@ -154,6 +154,8 @@ fn configuration(setup: &Setup) -> String {
         setup.password.map(|password| format!(" neighbor {peer} password {password}\n")).unwrap_or_default(),
         option(setup.security, "ttl-security hops 1"),
         option(setup.passive, "passive"),
+        option(setup.multihop, "ebgp-multihop 2"),
+        option(setup.multihop, &format!("update-source {router}")),
         setup.bfd.map(|millis| format!(" neighbor {peer} bfd 3 {millis} {millis}\n")).unwrap_or_default(),
         option(setup.extended_next_hop && setup.unnumbered.is_none(), "capability extended-nexthop"),
     ]
@@ -185,15 +187,17 @@ fn configuration(setup: &Setup) -> String {
     } else {
         format!(" set ipv6 next-hop global {ROUTER6}\n")
     };
+    let debug = if setup.speaker_alone { "" } else { "debug bgp neighbor-events\n" };
+    let looped = if setup.looped { format!(" set as-path prepend {node_as}\n") } else { String::new() };
     format!(
-        "router bgp {router_as}\n bgp router-id {ROUTER}\n bgp log-neighbor-changes\n \
+        "{debug}router bgp {router_as}\n bgp router-id {ROUTER}\n bgp log-neighbor-changes\n \
          no bgp ebgp-requires-policy\n no bgp default ipv4-unicast\n no bgp network import-check\n \
          bgp graceful-restart\n bgp graceful-restart restart-time {restart_time}\n \
-         bgp graceful-restart preserve-fw-state\n{long_lived}{begin} neighbor {peer} timers {keepalive} {hold_time}\n \
+         bgp graceful-restart preserve-fw-state\n no bgp hard-administrative-reset\n{long_lived}{begin} neighbor {peer} timers {keepalive} {hold_time}\n \
          neighbor {peer} timers connect 2\n neighbor {peer} advertisement-interval 0\n{session}{}{}exit\n\
          route-map TAGS permit 10\n set community {ROUTER_AS}:7\n set large-community {ROUTER_AS}:1:2\n \
          set extcommunity rt {ROUTER_AS}:9\n set metric 30\nexit\n\
-         route-map V4 permit 10\n{hop}exit\nroute-map V6 permit 10\n{hop6}exit\n",
+         route-map V4 permit 10\n{hop}{looped}exit\nroute-map V6 permit 10\n{hop6}exit\n",
         family("ipv4", THEIRS, "V4"),
         family("ipv6", THEIRS6, "V6"),
     )
@@ -242,6 +246,10 @@ impl Router for Frr {
         self.bgpd.kill();
         self.bgpd = begin(&self.netns, &self.sockets, "bgpd", self.more)?;
         if self.booted { self.configure() } else { Ok(()) }
+    }
+
+    fn reset(&self) -> Result<()> {
+        vtysh(&self.sockets, "bgpd", &format!("clear bgp {}", self.neighbour)).map(drop)
     }
 
     fn refresh(&self) -> Result<()> {

@@ -118,7 +118,8 @@ fn configuration(setup: &Setup) -> String {
          graceful-restart: {{config: {{enabled: true, restart-time: {restart_time}, notification-enabled: true{helper}}}}}\n  \
          afi-safis:\n{}{}",
         setup.passive,
-        option(setup.security, "  ttl-security: {config: {enabled: true, ttl-min: 255}}\n".into()),
+        option(setup.multihop, "  ebgp-multihop: {config: {enabled: true, multihop-ttl: 2}}\n".into())
+            + &option(setup.security, "  ttl-security: {config: {enabled: true, ttl-min: 255}}\n".into()),
         option(
             setup.reflector,
             format!(
@@ -160,6 +161,10 @@ impl Router for Gobgp {
 
     fn watched(&self) -> Result<Option<Watched>> {
         Ok(None)
+    }
+
+    fn reset(&self) -> Result<()> {
+        gobgp(&self.netns, &["neighbor", self.node, "reset"]).map(drop)
     }
 
     fn refresh(&self) -> Result<()> {

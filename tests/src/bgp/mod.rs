@@ -71,6 +71,10 @@ pub struct Setup {
     /// RFC 5082, one hop.
     pub security: bool,
     pub passive: bool,
+    /// Its end of the session is on no link.
+    pub multihop: bool,
+    /// [`THEIRS`] comes with our own AS in its path.
+    pub looped: bool,
     /// Takes us as one of a range.
     pub range: Option<&'static str>,
     /// Says two routes for one prefix.
@@ -86,7 +90,7 @@ pub struct Setup {
     pub bfd: Option<u32>,
     /// Milliseconds for which FRR's zebra gathers what changes before it tells the kernel; 10 if it is not said.
     pub gathering: Option<u32>,
-    /// For measurements: nothing goes to the kernel, and no line of log for each route.
+    /// For measurements: nothing goes to the kernel, and no line of log for each route or message.
     pub speaker_alone: bool,
 }
 
@@ -104,6 +108,8 @@ impl Setup {
         password: None,
         security: false,
         passive: false,
+        multihop: false,
+        looped: false,
         range: None,
         add_path: false,
         extended_next_hop: false,
@@ -160,6 +166,8 @@ pub trait Router {
     fn restart(&mut self) -> Result<()> {
         Err(Error::Unmet("of this router BGP alone cannot be restarted".into()))
     }
+    /// Ends the session with Cease, administrative reset, and takes it up again.
+    fn reset(&self) -> Result<()>;
     /// Asks us for all routes again (RFC 2918).
     fn refresh(&self) -> Result<()>;
     /// Of the process that speaks BGP.

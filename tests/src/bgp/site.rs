@@ -162,9 +162,11 @@ impl Running {
         })
     }
 
+    /// Returns when it went out.
     pub fn withdraw_all(&self) {
+        self.speaker.announce(BTreeMap::new());
         let speaker = self.speaker.clone();
-        on(&self.runtime, async move { speaker.withdraw_all().await });
+        on(&self.runtime, async move { speaker.flush().await });
     }
 
     pub fn stop(self) {

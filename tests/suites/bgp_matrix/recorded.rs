@@ -1,6 +1,7 @@
 //! What each router says in its first minute, octet by octet: all of it is read without a fault. With `BULKHEAD_WRITE_SEEDS=yes` it
 //! becomes the seeds of the fuzz targets, in `fuzz/seeds`.
 
+use crate::{Row, all};
 use bulkhead_bgp::bfd::{Packet, State, packet::LENGTH};
 use bulkhead_bgp::wire::{
     Capability, Context, Framer, GracefulRestart, HEADER_LEN, Message, Open, RestartFamily, Update,
@@ -16,6 +17,10 @@ use std::num::NonZeroU32;
 use std::path::Path;
 use std::time::Duration;
 use std::{env, fs};
+
+pub const ROWS: &[Row] =
+    &[all("a session of BFD comes up, and every packet of it is read", "5880, 5881", packets)
+        .without(Kind::Gobgp, "the router has no BFD")];
 
 const CONTEXT: Context = Context {
     four_octet_as: true,
@@ -107,8 +112,7 @@ fn prefixes(update: &Update) -> impl Iterator<Item = String> {
     reach.flat_map(|reach| &reach.prefixes).map(ToString::to_string)
 }
 
-/// GoBGP has no BFD.
-pub fn packets(site: &Site, kind: Kind) -> Result<()> {
+fn packets(site: &Site, kind: Kind) -> Result<()> {
     let (socket, outbox) = site.node.run(|| {
         let outbox = UdpSocket::bind((NODE, 49_200))?;
         outbox.set_ttl(255)?;

@@ -1,16 +1,21 @@
 //! What stays in the tables while one end restarts.
 
 use crate::{Row, all};
+use bulkhead_bgp::PeerConfig;
 use bulkhead_bgp::rib::LLGR_STALE;
 use bulkhead_lab::bgp::site::{DEADLINE, Role, Site, router, routes, speaker_config};
 use bulkhead_lab::bgp::{Kind, Setup, THEIRS};
-use bulkhead_lab::{Error, Result, until};
+use bulkhead_lab::{Error, Result, link::run, until};
 use std::fs;
 
 pub const ROWS: &[Row] = &[
     all("our routes stay through a kill of the speaker and its return", "4724", we_restart),
     all("the router's routes stay through its kill and return", "4724", they_restart),
     all("long-lived graceful restart, as helper", "9494", long_lived),
+    all("our routes stay through a NOTIFICATION of ours that is no hard reset", "8538", we_notify)
+        .without(Kind::Bird, "the router lacks it; a NOTIFICATION takes routes back at once"),
+    all("the router's routes stay through a reset of its own that is no hard one", "8538", they_notify)
+        .without(Kind::Bird, "the router lacks it; a NOTIFICATION takes routes back at once"),
     all("the session survives nothing after a hard reset", "8538", deconfigured),
 ];
 
@@ -83,6 +88,43 @@ fn long_lived(site: &Site, kind: Kind) -> Result<()> {
         if marked(THEIRS) { Ok(Some(())) } else { Err(Error::Unmet(format!("{received:?}"))) }
     })?;
     node.wait_peer("they are gone when that is over as well", |peer| peer.received == 0).map(drop)
+}
+
+/// Our hold time is over, while the router has heard us all the time.
+fn we_notify(site: &Site, kind: Kind) -> Result<()> {
+    let there = kind.start(site, &Setup { hold_time: 3, ..Setup::default() })?;
+    let node = site.speaker(speaker_config(false));
+    node.speaker.announce(routes(&[BLOCK, BLOCK6]));
+    node.speaker.set_peers(vec![PeerConfig { hold_time: 3, ..router() }]);
+    there.wait_seen(BLOCK)?;
+    there.wait_seen(BLOCK6)?;
+    let deaf = "table inet deaf { chain in { type filter hook input priority 0; policy drop; }; }";
+    run(site.node.command("nft").arg(deaf))?;
+    there.wait_lost()?;
+    for prefix in [BLOCK, BLOCK6] {
+        assert!(there.wait_seen(prefix)?.stale, "{prefix} is kept as stale");
+    }
+    run(site.node.command("nft").arg("delete table inet deaf"))?;
+    until("they are fresh again", DEADLINE, || Ok(there.seen(BLOCK)?.filter(|seen| !seen.stale).map(drop)))
+}
+
+fn they_notify(site: &Site, kind: Kind) -> Result<()> {
+    let there = kind.start(site, &Setup::default())?;
+    let node = site.speaker(speaker_config(false));
+    node.speaker.set_peers(vec![router()]);
+    node.wait_peer("we have its routes", |peer| peer.received == 2)?;
+    there.reset()?;
+    node.wait_peer("it has told us why", |peer| {
+        let mut ends = peer.history.iter().filter_map(|change| change.down.as_ref());
+        ends.any(|end| end.to_string().starts_with("the peer sent NOTIFICATION 6/4"))
+    })?;
+    until("its routes have stayed, and are fresh again", 2 * DEADLINE, || {
+        let received = node.received();
+        assert_eq!(received.len(), 2, "{received:?}");
+        let peer = node.peer();
+        let back = peer.ups == 2 && received.iter().all(|route| !route.stale);
+        if back { Ok(Some(())) } else { Err(Error::Unmet(format!("{peer:?}, {received:?}"))) }
+    })
 }
 
 /// Taken out of the configuration, we are gone at once, also for a router that keeps routes after other errors.

@@ -1,10 +1,10 @@
 //! Routes over the life of a session: withdrawn, asked for again, said twice.
 
 use crate::{Row, all};
-use bulkhead_bgp::PeerConfig;
 use bulkhead_bgp::filter::Filter;
+use bulkhead_bgp::{PeerConfig, SpeakerConfig};
 use bulkhead_lab::bgp::site::{DEADLINE, NODE, NODE6, ROUTER_AS, Site, router, routes, speaker_config};
-use bulkhead_lab::bgp::{Kind, Setup, THEIRS};
+use bulkhead_lab::bgp::{Kind, Setup, THEIRS, THEIRS6};
 use bulkhead_lab::{Error, Result, until};
 
 pub const ROWS: &[Row] = &[
@@ -15,7 +15,9 @@ pub const ROWS: &[Row] = &[
         .without(Kind::Gobgp, "the router lacks it; refreshes go unmarked"),
     all("several paths for a prefix, received", "7911", add_path),
     all("IPv4 routes with an IPv6 next hop", "8950", extended_next_hop),
-    all("a client of a reflector", "4456", reflected),
+    all("routes with our own AS in their path, where that is allowed", "", own_as)
+        .without(Kind::Gobgp, "the router tells nobody what has the neighbour's AS in its path"),
+    all("two clients of a reflector", "4456", reflected),
 ];
 
 const BLOCK: &str = "10.64.0.0/26";
@@ -56,15 +58,33 @@ fn refresh(site: &Site, kind: Kind) -> Result<()> {
 }
 
 fn enhanced_refresh(site: &Site, kind: Kind) -> Result<()> {
-    refresh(site, kind)?;
     let there = kind.start(site, &Setup::default())?;
     let node = site.speaker(speaker_config(false));
+    node.speaker.announce(routes(&[BLOCK, BLOCK6]));
     node.speaker.set_peers(vec![router()]);
-    let words = match kind {
+    there.wait_seen(BLOCK)?;
+    there.wait_words(&[match kind {
         Kind::Bird => "Enhanced refresh",
         _ => "\"enhancedRouteRefresh\":\"advertisedAndReceived\"",
-    };
-    there.wait_words(&[words])
+    }])?;
+    there.refresh()?;
+    there.wait_words(match kind {
+        Kind::Bird => &["Got BEGIN-OF-RR", "Got END-OF-RR"],
+        _ => &["(BoRR)", "(EoRR)"],
+    })
+}
+
+fn own_as(site: &Site, kind: Kind) -> Result<()> {
+    let _there = kind.start(site, &Setup { looped: true, ..Setup::default() })?;
+    let node = site.speaker(speaker_config(false));
+    let peer = PeerConfig { import: Filter::ACCEPT, ..router() };
+    node.speaker.set_peers(vec![peer.clone()]);
+    let has = |prefix: &str| node.speaker.learned().contains_key(&prefix.parse().unwrap());
+    until("what did not pass here is learned", DEADLINE, || Ok(has(THEIRS6).then_some(())))?;
+    node.wait_peer("all was said", |peer| !peer.learning)?;
+    assert!(!has(THEIRS), "our own AS number is a loop");
+    node.speaker.set_peers(vec![PeerConfig { allow_own_as: 1, ..peer }]);
+    until("once is allowed", DEADLINE, || Ok(has(THEIRS).then_some(())))
 }
 
 fn add_path(site: &Site, kind: Kind) -> Result<()> {
@@ -117,19 +137,30 @@ fn extended_next_hop(site: &Site, kind: Kind) -> Result<()> {
 
 /// Two of us are clients: what one announces comes to the other, and what is ours does not come back to be learned.
 fn reflected(site: &Site, kind: Kind) -> Result<()> {
-    let there = kind.start(site, &Setup { node_as: ROUTER_AS, reflector: true, ..Setup::default() })?;
+    const SECOND: &str = "172.31.9.3";
+    site.node.ip(&format!("address add {SECOND}/24 dev uplink"))?;
+    let range = Some("172.31.9.0/29");
+    let there =
+        kind.start(site, &Setup { node_as: ROUTER_AS, reflector: true, range, ..Setup::default() })?;
     let node = site.speaker(speaker_config(false));
+    let peer = PeerConfig { local_asn: Some(ROUTER_AS), import: Filter::ACCEPT, ..router() };
     node.speaker.announce(routes(&[BLOCK]));
-    node.speaker.set_peers(vec![PeerConfig {
-        local_asn: Some(ROUTER_AS),
-        import: Filter::ACCEPT,
-        ..router()
-    }]);
+    node.speaker.set_peers(vec![peer.clone()]);
     there.wait_seen(BLOCK)?;
-    until("the reflector's own route is learned", DEADLINE, || {
-        let learned = node.speaker.learned();
-        Ok(learned.contains_key(&THEIRS.parse().unwrap()).then_some(()))
-    })?;
-    assert!(!node.speaker.learned().contains_key(&BLOCK.parse().unwrap()));
+    // It dials alone: the port is the first one's.
+    let router_id = SECOND.parse().unwrap();
+    let second = site.speaker(SpeakerConfig { router_id, listen: Vec::new(), ..speaker_config(false) });
+    second.speaker.announce(routes(&[OTHER]));
+    second.speaker.set_peers(vec![PeerConfig { local_address: Some(router_id.into()), ..peer }]);
+    for (client, theirs, hop, own) in [(&node, OTHER, SECOND, BLOCK), (&second, BLOCK, NODE, OTHER)] {
+        let reflected = until("what the other client announces is learned", DEADLINE, || {
+            Ok(client.speaker.learned().remove(&theirs.parse().unwrap()))
+        })?;
+        assert_eq!(reflected.iter().map(|hop| hop.to_string()).collect::<Vec<_>>(), [hop]);
+        until("the reflector's own route is learned", DEADLINE, || {
+            Ok(client.speaker.learned().contains_key(&THEIRS.parse().unwrap()).then_some(()))
+        })?;
+        assert!(!client.speaker.learned().contains_key(&own.parse().unwrap()));
+    }
     Ok(())
 }

@@ -16,10 +16,11 @@ pub const ROWS: &[Row] = &[
     all("AS numbers of four octets", "6793", long_as),
     all("only the router dials", "4271", router_dials),
     all("only we dial", "4271", we_dial),
-    all("the router is one of our listening range", "", our_range),
+    all("the router is one of our listening range, with and without TCP MD5", "2385", our_range),
     all("we are one of the router's listening range", "", their_range),
     all("TCP MD5, and none without the right password", "2385", password),
-    all("GTSM, both ends", "5082", security),
+    all("GTSM, both ends, and nobody from farther away", "5082", security),
+    all("a session with an address that is on no link", "", multihop),
     all("a hold time of 3 seconds", "4271", short_hold_time),
     all("a hold time of 0: no keepalives", "4271", no_hold_time)
         .without(Kind::Gobgp, "the router leaves its sessions when the hold time is 0"),
@@ -112,8 +113,20 @@ fn we_dial(site: &Site, kind: Kind) -> Result<()> {
 
 fn our_range(site: &Site, kind: Kind) -> Result<()> {
     let peer = PeerConfig { remote: Remote::Range("172.31.9.0/29".parse().unwrap()), ..router() };
-    let (_there, node) = comes_up(site, kind, &Setup::default(), peer)?;
-    assert_eq!(node.peer().name, format!("leaf[{ROUTER}]"));
+    for password in [None, Some("correct-horse")] {
+        let setup = Setup { password, ..Setup::default() };
+        let peer = PeerConfig { password: password.and_then(Password::new), ..peer.clone() };
+        let (_there, node) = comes_up(site, kind, &setup, peer)?;
+        assert_eq!(node.peer().name, format!("leaf[{ROUTER}]"));
+    }
+    // The password is the whole range's: without it nobody is heard.
+    let before = counter(site, "netstat", "TcpExt:", "TCPMD5NotFound")?;
+    let password = Password::new("correct-horse");
+    let (there, _node) = start(site, kind, &Setup::default(), PeerConfig { password, ..peer })?;
+    until("what has no password is dropped", DEADLINE, || {
+        Ok((counter(site, "netstat", "TcpExt:", "TCPMD5NotFound")? > before).then_some(()))
+    })?;
+    assert!(!there.established()?);
     Ok(())
 }
 
@@ -138,9 +151,39 @@ fn password(site: &Site, kind: Kind) -> Result<()> {
 
 fn security(site: &Site, kind: Kind) -> Result<()> {
     let setup = Setup { security: true, ..Setup::default() };
+    let peer = |passive| PeerConfig { ttl: Ttl::Security(1), passive, ..router() };
     for passive in [false, true] {
-        comes_up(site, kind, &setup, PeerConfig { ttl: Ttl::Security(1), passive, ..router() })?;
+        comes_up(site, kind, &setup, peer(passive))?;
     }
+    // What a router next door sends with a TTL of 1, as it does by itself, may come from anywhere.
+    for passive in [false, true] {
+        let passive_router = Setup { passive: !passive, ..Setup::default() };
+        let (there, node) = start(site, kind, &passive_router, peer(passive))?;
+        // Answers to us are dropped; who dials us is heard so far that the connection is there.
+        let tried = || if passive { refused(site) } else { too_far(site) };
+        let before = tried()?;
+        until("it has been tried in vain, and again", 2 * DEADLINE, || {
+            let tries = tried()? - before;
+            if tries >= 2 { Ok(Some(())) } else { Err(Error::Unmet(format!("{tries} times"))) }
+        })?;
+        assert!(!there.established()? && node.peer().state != StateName::Established, "passive: {passive}");
+    }
+    Ok(())
+}
+
+/// Packets that the node's kernel has dropped since they came from farther away than a socket allows.
+fn too_far(site: &Site) -> Result<u64> {
+    counter(site, "netstat", "TcpExt:", "TCPMinTTLDrop")
+}
+
+fn multihop(site: &Site, kind: Kind) -> Result<()> {
+    const FAR: &str = "192.0.2.1";
+    site.router.ip(&format!("address add {FAR}/32 dev lo"))?;
+    site.node.ip(&format!("route add {FAR}/32 via {ROUTER}"))?;
+    let setup = Setup { router: FAR, multihop: true, ..Setup::default() };
+    let remote = Remote::Address(FAR.parse().unwrap());
+    let (there, _node) = comes_up(site, kind, &setup, PeerConfig { remote, ttl: Ttl::Fixed(2), ..router() })?;
+    assert_eq!(there.wait_seen(BLOCK)?.next_hop, NODE);
     Ok(())
 }
 
@@ -182,9 +225,27 @@ fn told(node: &Running, start: &str) -> Result<()> {
 fn wrong_as(site: &Site, kind: Kind) -> Result<()> {
     let (there, node) = start(site, kind, &Setup::default(), PeerConfig { asn: 65_099, ..router() })?;
     told(&node, "the peer is AS 65020, but AS 65099 is configured")?;
+    match kind {
+        Kind::Bird => there.wait_words(&["Received: Bad peer AS"])?,
+        Kind::Frr => {
+            there.wait_words(&["received from neighbor 172.31.9.2 2/2 (OPEN Message Error/Bad Peer AS)"])?;
+        }
+        // It counts what it is told, and says no more of it.
+        Kind::Gobgp => until("the router has been told", DEADLINE, || {
+            let said = there.session()?;
+            let counts = said.lines().find_map(|line| line.trim().strip_prefix("Notifications:"));
+            let received = counts.and_then(|counts| counts.split_whitespace().nth(1)?.parse().ok());
+            Ok(received.filter(|count: &u32| *count > 0).map(drop))
+        })?,
+    }
     drop((there, node));
     let (there, node) = start(site, kind, &Setup { node_as: 65_088, ..Setup::default() }, router())?;
     told(&node, "the peer sent NOTIFICATION 2/2")?;
+    there.wait_words(match kind {
+        Kind::Bird => &["Error: Bad peer AS"],
+        Kind::Frr => &["sent to neighbor 172.31.9.2 2/2 (OPEN Message Error/Bad Peer AS)"],
+        Kind::Gobgp => &["\"ErrorCode\":2,\"ErrorSubcode\":2"],
+    })?;
     assert!(!there.established()?);
     Ok(())
 }
@@ -199,6 +260,11 @@ fn same_identifier(site: &Site, kind: Kind) -> Result<()> {
         let error = peer.last_error.as_deref().unwrap_or_default();
         error.starts_with("the peer's router id 172.31.9.1 is not usable")
             || error.starts_with("the peer sent NOTIFICATION 2/3")
+    })?;
+    there.wait_words(match kind {
+        Kind::Bird => &["Bad BGP identifier"],
+        Kind::Frr => &["2/3 (OPEN Message Error/Bad BGP Identifier)"],
+        Kind::Gobgp => &["\"ErrorCode\":2,\"ErrorSubcode\":3"],
     })?;
     assert!(!there.established()?);
     Ok(())
@@ -287,10 +353,16 @@ fn is_notification(line: &str) -> bool {
 
 /// Connections that others have begun to the node.
 fn refused(site: &Site) -> Result<u64> {
-    let counters = site.node.run(|| Ok(std::fs::read_to_string("/proc/thread-self/net/snmp")?))?;
-    let mut lines = counters.lines().filter(|line| line.starts_with("Tcp:")).map(str::split_whitespace);
+    counter(site, "snmp", "Tcp:", "PassiveOpens")
+}
+
+/// Of the node's kernel.
+fn counter(site: &Site, file: &str, group: &str, name: &str) -> Result<u64> {
+    let path = format!("/proc/thread-self/net/{file}");
+    let counters = site.node.run(|| Ok(std::fs::read_to_string(&path)?))?;
+    let mut lines = counters.lines().filter(|line| line.starts_with(group)).map(str::split_whitespace);
     let (names, values) = (lines.next().into_iter().flatten(), lines.next().into_iter().flatten());
-    let value = names.zip(values).find(|(name, _)| *name == "PassiveOpens").map(|(_, value)| value);
+    let value = names.zip(values).find(|(of, _)| *of == name).map(|(_, value)| value);
     value.and_then(|value| value.parse().ok()).ok_or(Error::Unmet(counters))
 }
 

@@ -74,6 +74,12 @@ const REFUSED: &[(&str, &str, &str, &str)] = &[
     (
         "Partition",
         "bad",
+        "{policyID: 1, podCIDRs: [10.1.0.0/16], bgp: {communities: [\"65010:1:2\", \"4294967296:1:2\"]}}",
+        "communities[1]",
+    ),
+    (
+        "Partition",
+        "bad",
         "{policyID: 1, podCIDRs: [10.1.0.0/16], ingres: []}",
         "unknown field \"spec.ingres\"",
     ),

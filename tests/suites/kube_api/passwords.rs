@@ -24,7 +24,8 @@ fn secret(name: &str, password: &str) -> String {
 
 fn peer(secret: &str) -> String {
     format!(
-        "apiVersion: bulkhead.dev/v1alpha1\nkind: BGPConfiguration\nmetadata: {{name: default}}\nspec: {{asn: 65010}}\n---\n\
+        "apiVersion: bulkhead.dev/v1alpha1\nkind: BGPConfiguration\nmetadata: {{name: default}}\n\
+         spec: {{asn: 65010, restartTimeSeconds: 3}}\n---\n\
          apiVersion: bulkhead.dev/v1alpha1\nkind: BGPPeer\nmetadata: {{name: leaf}}\n\
          spec: {{peerAddress: 172.30.1.1, peerASN: 65020, connectRetrySeconds: 1, families: [IPv4],\n\
          session: {{passwordSecret: {{{secret}key: leaf}}}}}}\n"

@@ -192,10 +192,12 @@ fn away(site: &mut Site) -> Result<()> {
     site.wait_allowed(RED, BLUE, 8080, true)?;
     // Chosen by the node's labels, and left by its annotation.
     let node = site.node.name.clone();
-    site.control.kubectl(&["label", "node", &node, "rack=1"])?;
-    site.control.kubectl(&["annotate", "node", &node, "bulkhead.dev/drain-routes=true"])?;
     site.control.apply(PEER)?;
-    wait_peer(site)?;
+    for (rack, chosen) in [("rack=2", false), ("rack=1", true), ("rack-", false), ("rack=1", true)] {
+        site.control.kubectl(&["label", "--overwrite", "node", &node, rack])?;
+        wait_peers(site, usize::from(chosen))?;
+    }
+    site.control.kubectl(&["annotate", "node", &node, "bulkhead.dev/drain-routes=true"])?;
     until("the annotation drains", SOON, || Ok((!site.status()?.draining.is_empty()).then_some(())))?;
     site.control.kill_apiserver()?;
     site.wait_told("cannot watch Partition objects")?;
@@ -206,7 +208,7 @@ fn away(site: &mut Site) -> Result<()> {
     if site.status()?.generation != before {
         return unmet("another generation is in force, though nobody told of objects");
     }
-    wait_peer(site)?;
+    wait_peers(site, 1)?;
     if site.status()?.draining.is_empty() {
         return unmet("what the annotation drains is not drained any more");
     }
@@ -225,13 +227,13 @@ fn away(site: &mut Site) -> Result<()> {
 }
 
 const PEER: &str = "apiVersion: bulkhead.dev/v1alpha1\nkind: BGPConfiguration\nmetadata: {name: default}\n\
-    spec: {asn: 65010}\n---\n\
+    spec: {asn: 65010, restartTimeSeconds: 1}\n---\n\
     apiVersion: bulkhead.dev/v1alpha1\nkind: BGPPeer\nmetadata: {name: leaf}\n\
     spec: {peerAddress: 192.0.2.1, peerASN: 65020, nodeSelector: {matchLabels: {rack: '1'}}}\n";
 
-fn wait_peer(site: &Site) -> Result<()> {
-    until("the node has its peer", SOON, || {
+fn wait_peers(site: &Site, count: usize) -> Result<()> {
+    until(&format!("the node has {count} peers"), SOON, || {
         let peers: Vec<BgpPeerInfo> = site.node.get("/v1/bgp/peers")?;
-        Ok(peers.iter().any(|peer| peer.name == "leaf").then_some(()))
+        Ok((peers.len() == count && peers.iter().all(|peer| peer.name == "leaf")).then_some(()))
     })
 }

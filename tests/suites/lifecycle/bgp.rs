@@ -5,7 +5,9 @@ use bulkhead_lab::{Lab, Result, routes::RouteWatch, unmet, until};
 use std::net::IpAddr;
 
 pub const CASES: &[Case] = &[
-    ("a BGPConfiguration that is removed withdraws everything; put back, it is announced again", put_back),
+    ("what says whom to peer with is removed and put back: nothing leaves the router", put_back),
+    ("a BGPConfiguration that is not put back is told until the routers have dropped the routes", left_out),
+    ("forwarding is said to have gone on where the pins stayed, and there alone", pins_lost),
     ("a changed ASN is what the routers hear; changed back, the routes are back", asn),
     ("a peer that is edited to nonsense keeps its session as it was", peer_refused),
     ("an export rule keeps the blocks from its router alone, and the session goes on", export_rule),
@@ -39,16 +41,94 @@ fn until_routed(lab: &Lab, addresses: [IpAddr; 2], there: bool) -> Result<()> {
 
 fn put_back(lab: &mut Lab) -> Result<()> {
     let addresses = start(lab)?;
+    let watch = RouteWatch::start(&lab.router)?;
     let text = lab.objects.read("bgp.yaml")?;
     let (configuration, peers) = text.split_once("---").expect("two documents");
+    for (left, told) in [
+        (peers, "BGPConfiguration/default is gone: the sessions are closed as for a restart"),
+        (configuration, "no BGPPeer names this node any more: the sessions are closed as for a restart"),
+    ] {
+        lab.objects.write("bgp.yaml", left)?;
+        until_refused(&lab.nodes[0], told)?;
+        until_left(lab)?;
+        lab.objects.write("bgp.yaml", &text)?;
+        until_back(lab)?;
+        // A daemon that comes meanwhile is one that restarts, too.
+        lab.objects.write("bgp.yaml", left)?;
+        until_left(lab)?;
+        lab.nodes[0].kill_daemon()?;
+        lab.nodes[0].start_daemon()?;
+        until_refused(&lab.nodes[0], told)?;
+        lab.objects.write("bgp.yaml", &text)?;
+        until_back(lab)?;
+    }
+    until_routed(lab, addresses, true)?;
+    stayed(watch, addresses)
+}
+
+/// The sessions are over, and the router keeps what it heard in them.
+fn until_left(lab: &Lab) -> Result<()> {
+    until("the router keeps what it heard", LATER, || {
+        let said = lab.bird.birdc("show protocols all n1v4")? + &lab.bird.birdc("show protocols all n1v6")?;
+        match said.matches("Neighbor graceful restart active").count() {
+            2 => Ok(Some(())),
+            _ => unmet(said),
+        }
+    })
+}
+
+fn until_back(lab: &Lab) -> Result<()> {
+    lab.bird.wait_established(&["n1v4", "n1v6"], LATER)?;
+    until("the restart is over", LATER, || Ok(lab.bird.restarts_over(&["n1v4", "n1v6"])?.then_some(())))?;
+    until_content(&lab.nodes[0])
+}
+
+fn left_out(lab: &mut Lab) -> Result<()> {
+    let addresses = start(lab)?;
+    let text = lab.objects.read("bgp.yaml")?.replace("asn: 65010", "asn: 65010\n  restartTimeSeconds: 4");
+    lab.objects.write("bgp.yaml", &text)?;
+    until("the router knows the restart time", LATER, || {
+        let told = lab.bird.birdc("show protocols all n1v4")?;
+        Ok((told.contains("Restart time: 4") && lab.bird.established("n1v6")?).then_some(()))
+    })?;
+    until_back(lab)?;
+    let (_, peers) = text.split_once("---").expect("two documents");
     lab.objects.write("bgp.yaml", peers)?;
+    until_refused(&lab.nodes[0], "Routers keep what this node announced until 20")?;
     until_routed(lab, addresses, false)?;
+    until_content(&lab.nodes[0])?;
     // Nothing is announced, so the next daemon is none that restarts.
     let announced = std::fs::read_to_string(lab.nodes[0].state_dir().join("announced.json"))?;
     require(announced.trim() == "[]", &format!("remembered as announced: {announced}"))?;
-    lab.objects.write("bgp.yaml", &format!("{configuration}---{peers}"))?;
+    lab.objects.write("bgp.yaml", &text)?;
     until_routed(lab, addresses, true)?;
     until_content(&lab.nodes[0])
+}
+
+/// RFC 4724, F bit: a router that is told so goes on sending packets to a node that forwards none.
+fn pins_lost(lab: &mut Lab) -> Result<()> {
+    let addresses = start(lab)?;
+    for lost in [false, true] {
+        lab.nodes[0].kill_daemon()?;
+        let watch = RouteWatch::start(&lab.router)?;
+        if lost {
+            remove_pins(&lab.nodes[0].pins())?;
+        }
+        lab.nodes[0].start_daemon()?;
+        until_back(lab)?;
+        until_routed(lab, addresses, true)?;
+        let gone = watch.stop()?;
+        let left = addresses.iter().any(|address| gone.iter().any(|prefix| prefix.contains(*address)));
+        // Without the F bit what is stale goes when our OPEN comes, unless it is announced again in that very moment.
+        require(lost || !left, &format!("left the router: {gone:?}"))?;
+        for (session, family) in [("n1v4", "ipv4"), ("n1v6", "ipv6")] {
+            let told = lab.bird.birdc(&format!("show protocols all {session}"))?;
+            let theirs = told.split("Neighbor capabilities").nth(1).unwrap_or_default();
+            let preserved = theirs.contains(&format!("AF preserved: {family}"));
+            require(theirs.contains("Restart recovery") && preserved != lost, &told)?;
+        }
+    }
+    Ok(())
 }
 
 fn asn(lab: &mut Lab) -> Result<()> {

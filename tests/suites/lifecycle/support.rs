@@ -41,7 +41,7 @@ pub fn in_a_lab(case: fn(&mut Lab) -> Result<()>) -> Result<()> {
     held
 }
 
-fn remove_pins(dir: &Path) -> Result<()> {
+pub fn remove_pins(dir: &Path) -> Result<()> {
     for sub in ["links", "programs", "maps"].map(|s| dir.join(s)).iter().filter(|d| d.exists()) {
         for pin in fs::read_dir(sub)?.flatten() {
             fs::remove_file(pin.path())?;

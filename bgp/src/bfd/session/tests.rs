@@ -89,6 +89,49 @@ fn every_state_answers_every_state_as_section_6_2_draws_it() {
     }
 }
 
+type Event = fn(&mut Session) -> Vec<Output>;
+
+/// What is done to a session beside a packet that says a state.
+const EVENTS: [(&str, Event); 7] = [
+    ("tick too early", |session| session.tick(Duration::ZERO)),
+    ("tick, before silence", |session| session.tick(SLOW.min(session.detection_time() - MS))),
+    ("tick, silence", |session| session.tick(session.detect_at.unwrap_or(SLOW * 3))),
+    ("the same settings", |session| session.configure(MS, settings(50, 3))),
+    ("other settings", |session| session.configure(MS, settings(200, 3))),
+    ("a poll", |session| {
+        let state = session.state();
+        session.received(MS, &Packet { poll: true, ..packet(state) })
+    }),
+    ("AdminDown", |session| session.admin_down(MS)),
+];
+
+#[test]
+fn every_state_answers_everything_else_as_the_table_says() {
+    let mut table = String::new();
+    for state in State::ALL {
+        table += &format!("{state}\n");
+        for (event, happens) in EVENTS {
+            let mut session = in_state(state);
+            let outputs = happens(&mut session);
+            let words: Vec<String> = outputs.iter().map(word).collect();
+            table += &format!("  {event:20} -> {} [{}]\n", session.state(), words.join(", "));
+        }
+    }
+    let expected = include_str!("table.txt");
+    assert!(table == expected, "the whole table:\n{table}");
+}
+
+fn word(output: &Output) -> String {
+    match output {
+        Output::Changed(change) => format!("{}: {}", change.to, change.diagnostic),
+        Output::Send(packet) => {
+            let flags = [(packet.poll, " poll"), (packet.is_final, " final")];
+            let flags: String = flags.into_iter().filter_map(|(set, word)| set.then_some(word)).collect();
+            format!("send {}{flags}, {} ms", packet.state, packet.desired_min_tx / 1000)
+        }
+    }
+}
+
 #[test]
 fn silence_takes_a_session_down_after_the_detection_time_and_not_before() {
     for state in [State::Init, State::Up] {
