@@ -32,7 +32,7 @@ fn main() -> Result<()> {
     for (name, test) in each {
         trials.extend(Kind::ALL.map(|kind| trial(format!("{name} × {kind}"), move |rack| test(rack, kind))));
     }
-    let others: [(&str, Test); 8] = [
+    let others: [(&str, Test); 9] = [
         ("a partition's attributes are on its blocks, as the router sees them", of_partition),
         ("an address and an aggregate are told apart from the block that is announced", covers),
         ("without a session the reason is the session's", no_session),
