@@ -10,7 +10,7 @@ use bulkhead_lab::bgp::{
 };
 use bulkhead_lab::{Bfd, Error, Result, enter, unmet, until};
 use libtest_mimic::{Arguments, Failed, Trial};
-use std::fs;
+use std::{fs, time::Duration};
 
 /// The hold time is 90 s: what ends a session here earlier is BFD.
 const SESSION: &str = "{bfd: {}}";
@@ -26,9 +26,13 @@ fn main() -> Result<()> {
     let arguments = Arguments::from_args();
     let _inside = enter()?;
     let mut trials = Vec::new();
-    let each: [(&str, OfEach); 4] = [
+    let each: [(&str, OfEach); 5] = [
         ("a link that dies in silence is left by both ends, and taken again", silent_death),
         ("a killed daemon's sessions stay up, and the router keeps the routes", killed),
+        (
+            "what says whom to peer with is gone for a while, and neither BFD nor the routes end",
+            nobody_for_a_while,
+        ),
         ("other intervals change nothing for either session", changed_live),
         ("a router without BFD is spoken with, and its state is told", not_answering),
     ];
@@ -121,6 +125,24 @@ fn killed(rack: &mut Rack, kind: Kind) -> Result<()> {
     let log = fs::read_to_string(&bfd.log)?;
     assert_eq!(router.watched()?, before, "the router's BFD session has not changed its state: {log}");
     assert_eq!(falls(&bfd)?, fallen, "{log}");
+    Ok(())
+}
+
+/// An end of BFD is a dead path to these routers: they would drop what they keep.
+fn nobody_for_a_while(rack: &mut Rack, kind: Kind) -> Result<()> {
+    let bfd = rack.bfd()?;
+    let router = kind.start_in(&rack.router, &rack.dir, &SETUP)?;
+    all_up(rack, &*router)?;
+    let (before, fallen) = (router.watched()?, falls(&bfd)?);
+    fs::remove_file(rack.dir.join("objects/bgp.yaml"))?;
+    router.wait_lost()?;
+    // Whoever looks after peers now and then has looked.
+    std::thread::sleep(Duration::from_secs(20));
+    assert!(router.seen(BLOCK)?.is_some_and(|seen| seen.stale), "kept");
+    rack.peer(SESSION)?;
+    all_up(rack, &*router)?;
+    let log = fs::read_to_string(&bfd.log)?;
+    assert_eq!((router.watched()?, falls(&bfd)?), (before, fallen), "{log}");
     Ok(())
 }
 

@@ -60,6 +60,7 @@ pub(super) struct Inner {
     pub peers: PeerTable,
     pub learned: Learned,
     stations: Stations,
+    /// What listens, and what looks after members.
     listeners: Mutex<Vec<JoinHandle<()>>>,
     /// The listeners' sockets, for the passwords of peers that connect.
     sockets: Mutex<Vec<Arc<TcpListener>>>,
@@ -108,8 +109,10 @@ impl Speaker {
         };
         let inner = Arc::new(inner);
         let begun = inner.begun.subscribe();
-        tokio::spawn(members::welcome(Arc::downgrade(&inner), unknown));
-        tokio::spawn(members::look_after(Arc::downgrade(&inner), begun));
+        unpoisoned(&inner.listeners).extend([
+            tokio::spawn(members::welcome(Arc::downgrade(&inner), unknown)),
+            tokio::spawn(members::look_after(Arc::downgrade(&inner), begun)),
+        ]);
         Ok(Speaker { inner })
     }
 
@@ -290,17 +293,16 @@ impl Speaker {
     }
 
     /// Closes every connection without NOTIFICATION: peers keep the routes for the restart time. The other
-    /// handles of this speaker are of no use afterwards.
+    /// handles of this speaker are of no use afterwards, but for what was wanted of BFD: that stays as it was, for its end
+    /// would be a dead path to some routers.
     pub async fn stop(self) {
         let listeners = std::mem::take(&mut *unpoisoned(&self.inner.listeners));
         // Other handles may live on: they must not keep the ports.
         unpoisoned(&self.inner.sockets).clear();
+        // First who looks after the peers: it must not see that there are none.
+        end(listeners).await;
         let peers = std::mem::take(&mut self.inner.peers.lock().peers);
-        for task in listeners.into_iter().chain(peers.into_values().map(|peer| peer.task)) {
-            task.abort();
-            // The answer is that it was aborted; what counts is that its sockets are closed now.
-            let _ = task.await;
-        }
+        end(peers.into_values().map(|peer| peer.task)).await;
         self.inner.stations.stop().await;
     }
 }
@@ -383,6 +385,14 @@ impl Drop for Inner {
         unpoisoned(&self.listeners).drain(..).for_each(|listener| listener.abort());
         self.peers.lock().peers.values().for_each(|peer| peer.task.abort());
         self.stations.abort();
+    }
+}
+
+async fn end(tasks: impl IntoIterator<Item = JoinHandle<()>>) {
+    let tasks: Vec<_> = tasks.into_iter().inspect(JoinHandle::abort).collect();
+    for task in tasks {
+        // The answer is that it was aborted; what counts is that its sockets are closed now.
+        let _ = task.await;
     }
 }
 
