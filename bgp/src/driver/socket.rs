@@ -2,8 +2,9 @@
 //! peers that have them configured a distance (RFC 5082) and a password (RFC 2385).
 
 use super::config::{Password, Ttl};
+use nix::errno::Errno;
 use nix::libc;
-use nix::sys::socket::{setsockopt, sockopt};
+use nix::sys::socket::{MsgFlags, recv, setsockopt, sockopt};
 use std::io;
 use std::net::{IpAddr, SocketAddr};
 use std::os::fd::{AsFd, AsRawFd};
@@ -27,8 +28,8 @@ const IPV6_MINHOPCOUNT: i32 = 73;
 /// Linux: a listener keeps the headers of the segments that begin connections, and each connection tells its own once.
 const TCP_SAVE_SYN: i32 = 27;
 const TCP_SAVED_SYN: i32 = 28;
-/// Of IPv6 without extensions, and of TCP with all its options.
-const LONGEST_SYN: usize = 40 + 60;
+/// Of IPv4 and of TCP with all their options; more than of IPv6 without extensions.
+const LONGEST_SYN: usize = 60 + 60;
 
 fn new_socket(address: SocketAddr) -> io::Result<TcpSocket> {
     let socket = if address.is_ipv4() { TcpSocket::new_v4()? } else { TcpSocket::new_v6()? };
@@ -112,7 +113,8 @@ fn least(hops: u8) -> u8 {
 }
 
 /// Whether a stream that a listener gave was begun from as near as its peer must be. To be asked after [`set_ttl`]: what has come
-/// between the two has not been looked at, but only who began the connection can have sent it.
+/// between the two has not been looked at, but only who began the connection can have sent it. Where the kernel has not kept how that
+/// was (it answers by SYN cookies when it is flooded), nothing may have come so far: all that is read later is looked at.
 pub(super) fn is_near(stream: &TcpStream, ttl: Ttl) -> io::Result<bool> {
     let Ttl::Security(hops) = ttl else { return Ok(true) };
     let mut syn = [0; LONGEST_SYN];
@@ -121,9 +123,18 @@ pub(super) fn is_near(stream: &TcpStream, ttl: Ttl) -> io::Result<bool> {
     let ttl = match syn[..length].first().map(|version| version >> 4) {
         Some(4) => syn[8],
         Some(6) => syn[7],
-        _ => return Err(io::Error::other("the kernel has not kept how the connection began")),
+        _ => return has_said_nothing(stream),
     };
     Ok(ttl >= least(hops))
+}
+
+fn has_said_nothing(stream: &TcpStream) -> io::Result<bool> {
+    let flags = MsgFlags::MSG_PEEK | MsgFlags::MSG_DONTWAIT;
+    match recv(stream.as_raw_fd(), &mut [0], flags) {
+        Err(Errno::EAGAIN) => Ok(true),
+        Ok(_) => Ok(false),
+        Err(error) => Err(error.into()),
+    }
 }
 
 pub(super) fn host_length(address: IpAddr) -> u8 {
@@ -166,7 +177,7 @@ pub(super) fn set_raw(socket: &impl AsRawFd, level: i32, name: i32, value: &[u8]
     let length = value.len() as libc::socklen_t;
     // SAFETY: the kernel reads `length` octets of `value`, which live until the call returns; it keeps nothing.
     let result = unsafe { libc::setsockopt(socket.as_raw_fd(), level, name, value.as_ptr().cast(), length) };
-    nix::errno::Errno::result(result)?;
+    Errno::result(result)?;
     Ok(())
 }
 
@@ -176,7 +187,7 @@ fn get_raw(socket: &impl AsRawFd, level: i32, name: i32, value: &mut [u8]) -> io
     let to = value.as_mut_ptr().cast();
     // SAFETY: the kernel writes at most `length` octets to `value`, and their number to `length`; both live until it returns.
     let result = unsafe { libc::getsockopt(socket.as_raw_fd(), level, name, to, &raw mut length) };
-    nix::errno::Errno::result(result)?;
+    Errno::result(result)?;
     Ok((length as usize).min(value.len()))
 }
 

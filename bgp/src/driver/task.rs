@@ -278,7 +278,7 @@ impl Task {
         match checked.and_then(|()| socket::is_near(&stream, ttl)) {
             Ok(true) => self.adopt(stream, Input::Incoming),
             Ok(false) => {
-                tracing::info!(peer = %self.config.name, "refused a connection that began farther away than the peer may be");
+                tracing::info!(peer = %self.config.name, "refused a connection: it began farther away than the peer may be, or nobody knows from where");
                 socket::refuse(stream);
             }
             Err(error) => tracing::debug!(peer = %self.config.name, %error, "connection lost at once"),

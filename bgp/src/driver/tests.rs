@@ -160,6 +160,49 @@ async fn the_last_handle_stops_the_speaker_without_notification() {
     assert_eq!(session.receive().await, None);
 }
 
+/// Its BFD client holds such a handle, and ends what is wanted no more.
+#[tokio::test]
+async fn a_stop_leaves_nothing_that_runs_and_changes_nothing_of_what_is_wanted_of_bfd() {
+    let (router, speaker) = (Router::new().await, speaker(Vec::new()).await);
+    speaker.set_peers(vec![PeerConfig { bfd: Some(crate::bfd::Settings::DEFAULT), ..router.config("leaf") }]);
+    let (other, paths) = (speaker.clone(), speaker.paths());
+    assert_eq!(paths.borrow().sessions.len(), 1);
+    within(speaker.stop()).await;
+    assert_eq!(Arc::weak_count(&other.inner), 0, "a task that could still say something");
+    assert_eq!((paths.borrow().sessions.len(), paths.has_changed().unwrap()), (1, false));
+}
+
+#[tokio::test]
+async fn a_connection_from_afar_is_known_by_its_first_segment() {
+    for home in [IpAddr::from(Ipv4Addr::LOCALHOST), IpAddr::from(Ipv6Addr::LOCALHOST)] {
+        let listener = socket::listen(SocketAddr::new(home, 0)).unwrap();
+        for (sent, near) in [(1, false), (254, false), (255, true)] {
+            let options = Options { from: None, ttl: Ttl::Fixed(sent), password: None };
+            let _dialled = socket::dial(listener.local_addr().unwrap(), options).await.unwrap();
+            let (accepted, _) = listener.accept().await.unwrap();
+            socket::set_ttl(&accepted, home, Ttl::Security(1)).unwrap();
+            assert_eq!(socket::is_near(&accepted, Ttl::Security(1)).unwrap(), near, "{home}, {sent}");
+        }
+    }
+}
+
+/// As where the kernel has answered it by a cookie.
+#[tokio::test]
+async fn a_connection_of_which_no_first_segment_is_kept_must_not_have_said_anything_yet() {
+    let keeps_none = TcpListener::bind("127.0.0.1:0").await.unwrap();
+    let home = keeps_none.local_addr().unwrap();
+    for says in [false, true] {
+        let mut dialled = TcpStream::connect(home).await.unwrap();
+        let (accepted, _) = keeps_none.accept().await.unwrap();
+        if says {
+            dialled.write_all(b"x").await.unwrap();
+            within(accepted.readable()).await.unwrap();
+        }
+        socket::set_ttl(&accepted, home.ip(), Ttl::Security(1)).unwrap();
+        assert_eq!(socket::is_near(&accepted, Ttl::Security(1)).unwrap(), !says);
+    }
+}
+
 #[tokio::test]
 async fn connections_are_marked_as_network_control_and_do_not_wait_to_send() {
     for home in [IpAddr::from(Ipv4Addr::LOCALHOST), IpAddr::from(Ipv6Addr::LOCALHOST)] {

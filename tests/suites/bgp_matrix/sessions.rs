@@ -167,6 +167,8 @@ fn security(site: &Site, kind: Kind) -> Result<()> {
             if tries >= 2 { Ok(Some(())) } else { Err(Error::Unmet(format!("{tries} times"))) }
         })?;
         assert!(!there.established()? && node.peer().state != StateName::Established, "passive: {passive}");
+        // Nor was it for a moment.
+        assert_eq!(node.peer().ups, 0, "passive: {passive}");
     }
     Ok(())
 }
