@@ -286,8 +286,8 @@ fn neighbour_stops(site: &Site) -> Result<()> {
 /// A minute; `BULKHEAD_BFD_MINUTES=120` for as many. Both ends are ours: a router's BFD is an ordinary process, and falls first.
 fn under_load(site: &Site) -> Result<()> {
     let minutes = std::env::var("BULKHEAD_BFD_MINUTES").ok().and_then(|text| text.parse().ok()).unwrap_or(1);
-    let ours = Bfd::start(&site.node, &site.dir)?;
-    let theirs = Bfd::start(&site.router, &site.dir.join("router"))?;
+    let mut ours = Bfd::start(&site.node, &site.dir)?;
+    let mut theirs = Bfd::start(&site.router, &site.dir.join("router"))?;
     let mut client = ours.client()?;
     client.configure(&[Wanted::new(key(ROUTER), FAST), Wanted::new(key(ROUTER6), FAST)])?;
     theirs.client()?.configure(&[Wanted::new(key(NODE), FAST), Wanted::new(key(NODE6), FAST)])?;
@@ -302,13 +302,24 @@ fn under_load(site: &Site) -> Result<()> {
         assert!(held, "after {:?}: {sessions:?}\n{}", begin.elapsed(), logs().concat());
     }
     let turns = load.stop();
+    let before = fs::read_to_string(&ours.log)? + &fs::read_to_string(&theirs.log)?;
+    assert!(!before.contains("from=Up"), "{before}");
+    // At its end each says what it has not said yet.
+    ours.stop()?;
+    theirs.stop()?;
     let logs = fs::read_to_string(&ours.log)? + &fs::read_to_string(&theirs.log)?;
+    let sum = |field| logs.lines().filter_map(|line| number(line, field)).sum::<u64>();
     println!(
-        "{minutes} min, two sessions at 3 x 50 ms, four turns of load for each processor: {turns} turns, held up {} times",
-        logs.matches("held up").count()
+        "{minutes} min, two sessions at 3 x 50 ms, four turns of load for each processor: {turns} turns, \
+         held up {} times, {} ms in all",
+        sum("times="),
+        sum("total_ms=")
     );
-    assert!(!logs.contains("from=Up"), "{logs}");
     Ok(())
+}
+
+fn number(line: &str, field: &str) -> Option<u64> {
+    line.split_once(field)?.1.split_whitespace().next()?.parse().ok()
 }
 
 /// As of two virtual machines on a host that paused them.

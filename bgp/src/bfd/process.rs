@@ -7,6 +7,7 @@
 //! The packet thread never waits for a client, a disk or a log. SIGTERM means stopped on purpose: every neighbour is told
 //! AdminDown before the process ends. A kill tells nothing, and the neighbours find out.
 
+mod held_up;
 mod hub;
 mod packets;
 mod sockets;

@@ -21,6 +21,9 @@ use std::time::Duration;
 /// Sent at most so often while the session is not up (RFC 5880 section 6.8.3).
 const SLOW: Duration = Duration::from_secs(1);
 
+/// So often in a row is a hold-up taken into account without a packet between: a path that is dead is found dead on whatever machine.
+const MOST_HOLD_UPS: u8 = 3;
+
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct Settings {
     /// We would like to send no oftener.
@@ -115,6 +118,8 @@ pub struct Session {
     /// The share of the interval to wait before the next packet, in percent.
     jitter: u32,
     detect_at: Option<Duration>,
+    /// Since the last packet.
+    hold_ups: u8,
     /// AdminDown is told until then.
     ends_at: Option<Duration>,
     fell: Option<Change>,
@@ -136,6 +141,7 @@ impl Session {
             sent: None,
             jitter: 100,
             detect_at: None,
+            hold_ups: 0,
             ends_at: None,
             fell: None,
             chance: seed | 1,
@@ -225,6 +231,7 @@ impl Session {
             _ => {}
         }
         self.detect_at = Some(now + self.detection_time());
+        self.hold_ups = 0;
         if packet.poll {
             outputs.push(Output::Send(self.packet(true)));
         }
@@ -235,10 +242,13 @@ impl Session {
         outputs
     }
 
-    /// Nobody could hear or say anything here for so long, so that the neighbour's silence says nothing of the path.
-    pub fn held_up(&mut self, by: Duration) {
-        if let Some(at) = &mut self.detect_at {
-            *at += by;
+    /// Nobody could hear or say anything here for so long, so that the neighbour's silence says nothing of the path. It is given
+    /// as long, and at most what it is given after a packet.
+    pub fn held_up(&mut self, now: Duration, by: Duration) {
+        let latest = now + self.detection_time();
+        if let Some(at) = self.detect_at.as_mut().filter(|_| self.hold_ups < MOST_HOLD_UPS) {
+            *at = (*at + by).min(latest).max(*at);
+            self.hold_ups += 1;
         }
     }
 

@@ -132,8 +132,8 @@ impl Sessions {
     }
 
     /// [`Session::held_up`], for all.
-    pub fn held_up(&mut self, by: Duration) {
-        self.by_key.values_mut().for_each(|session| session.held_up(by));
+    pub fn held_up(&mut self, now: Duration, by: Duration) {
+        self.by_key.values_mut().for_each(|session| session.held_up(now, by));
     }
 
     pub fn deadline(&self) -> Option<Duration> {

@@ -1,5 +1,6 @@
 //! Clients: what they want goes to the packet thread, what happens goes to all of them.
 
+use super::held_up::{HeldUp, HoldUps};
 use super::packets::{Command, Packets};
 use crate::bfd::Key;
 use crate::bfd::control::{Report, Request, SessionInfo, Wanted};
@@ -7,14 +8,16 @@ use crate::bfd::session::Settings;
 use std::collections::BTreeMap;
 use std::io::{BufRead, BufReader, Read, Write};
 use std::os::unix::net::{UnixListener, UnixStream};
-use std::sync::mpsc::{Receiver, Sender};
+use std::sync::mpsc::{Receiver, RecvTimeoutError, Sender};
 use std::thread;
-use std::time::Duration;
+use std::time::{Duration, Instant};
 
 /// A longer line is no request of ours.
 const LINE_LIMIT: u64 = 1 << 20;
 /// A client that does not read is let go.
 const WRITE_LIMIT: Duration = Duration::from_secs(1);
+/// Where nothing is to be said.
+const IDLE: Duration = Duration::from_secs(3600);
 
 pub enum Event {
     Joined(u64, UnixStream),
@@ -59,7 +62,15 @@ fn serve(id: u64, stream: &UnixStream, hub: &Sender<Event>) -> std::io::Result<(
 /// Ends when the sessions have.
 pub fn run(events: &Receiver<Event>, packets: &Packets) {
     let mut clients: BTreeMap<u64, UnixStream> = BTreeMap::new();
-    for event in events {
+    let mut held_up = HeldUp::default();
+    loop {
+        let now = Instant::now();
+        held_up.take(now).iter().for_each(warn);
+        let event = match events.recv_timeout(held_up.due(now).unwrap_or(IDLE)) {
+            Ok(event) => event,
+            Err(RecvTimeoutError::Timeout) => continue,
+            Err(RecvTimeoutError::Disconnected) => break,
+        };
         match event {
             Event::Joined(id, stream) => {
                 clients.insert(id, stream);
@@ -79,21 +90,27 @@ pub fn run(events: &Receiver<Event>, packets: &Packets) {
                 tell(&mut clients, to, &Report::Sessions { sessions, discarded });
             }
             Event::CannotSend(session, error) => tracing::warn!(peer = %session.peer, %error, "cannot send"),
-            Event::HeldUp(late) => {
-                tracing::warn!(
-                    ?late,
-                    "held up: the machine or its host is too busy; neighbours are given as long"
-                );
-            }
+            Event::HeldUp(late) => held_up.add(late),
             Event::Changed(session, change) => {
                 let (from, to) = (change.from, change.to);
                 tracing::info!(peer = %session.peer, %from, %to, diagnostic = %change.diagnostic, "session changed");
                 tell(&mut clients, None, &Report::Changed { session, change });
             }
             Event::Stop => packets.tell(Command::Stop),
-            Event::Ended => return,
+            Event::Ended => break,
         }
     }
+    held_up.rest().iter().for_each(warn);
+}
+
+fn warn(held_up: &HoldUps) {
+    let HoldUps { times, worst, total } = held_up;
+    tracing::warn!(
+        times,
+        worst_ms = worst.as_millis(),
+        total_ms = total.as_millis(),
+        "held up: the machine or its host is too busy; neighbours are given as long"
+    );
 }
 
 fn request(line: &str) -> Result<Request, String> {

@@ -89,9 +89,10 @@ impl Thread {
             self.wait(due);
             // A process that was held up must not take that for silence. What was sent meanwhile is received before timers are
             // looked at; but the neighbour may have been held up by the same, and it has to be given the time to say so.
-            let late = due.map_or(Duration::ZERO, |due| self.now().saturating_sub(due));
+            let now = self.now();
+            let late = due.map_or(Duration::ZERO, |due| now.saturating_sub(due));
             if late > LATE {
-                self.sessions.held_up(late);
+                self.sessions.held_up(now, late);
                 let _ = self.hub.send(Event::HeldUp(late));
             }
             self.receive();

@@ -53,11 +53,47 @@ fn changes(outputs: &[Output]) -> Vec<Change> {
 #[test]
 fn a_time_in_which_nobody_could_hear_does_not_count_as_silence() {
     let mut session = in_state(State::Up);
-    session.held_up(400 * MS);
+    session.held_up(450 * MS, 400 * MS);
     assert!(changes(&session.tick(549 * MS)).is_empty());
     assert_eq!(session.state(), State::Up);
     session.tick(550 * MS);
     assert_eq!(session.state(), State::Down);
+}
+
+#[test]
+fn after_a_hold_up_the_neighbour_is_given_a_detection_time_at_most() {
+    let mut session = in_state(State::Up);
+    // It woke when a packet was due, before the detection time was over.
+    session.held_up(10_040 * MS, 10_000 * MS);
+    session.tick(10_149 * MS);
+    assert_eq!(session.state(), State::Up);
+    let mut session = in_state(State::Up);
+    session.held_up(1_000 * MS, 10_000 * MS);
+    session.tick(1_149 * MS);
+    assert_eq!(session.state(), State::Up);
+    session.tick(1_150 * MS);
+    assert_eq!(session.state(), State::Down);
+}
+
+#[test]
+fn hold_ups_without_end_do_not_hide_a_dead_path() {
+    let mut session = in_state(State::Up);
+    // As on a machine that wakes nobody in time.
+    let hold_up = |session: &mut Session, now: u32| {
+        session.held_up(now * MS, 100 * MS);
+        session.tick(now * MS);
+        session.state()
+    };
+    for now in [100, 200, 300, 400] {
+        assert_eq!(hold_up(&mut session, now), State::Up, "{now}");
+    }
+    assert_eq!(hold_up(&mut session, 500), State::Down, "three were taken into account");
+    // With a packet between, each of them is.
+    let mut session = in_state(State::Up);
+    for now in (100..2000).step_by(100) {
+        assert_eq!(hold_up(&mut session, now), State::Up, "{now}");
+        session.received(Duration::from_millis(now.into()), &packet(State::Up));
+    }
 }
 
 #[test]
