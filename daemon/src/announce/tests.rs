@@ -135,30 +135,6 @@ fn a_peer_has_an_address_or_a_range_or_an_interface() {
 }
 
 #[test]
-fn a_peer_is_of_the_nodes_that_it_names_or_that_its_selector_chooses() {
-    let chosen = |yaml: &str, node: &str, rack: &str| {
-        let info = NodeInfo { labels: [("rack", rack)].into_iter().collect(), ..NodeInfo::default() };
-        let objects = Peers::from([peer(&format!("peerAddress: 192.0.2.1, {yaml}"))]);
-        let configuration = configuration("").expect("one").spec;
-        peers(node, Some(&info), Sources::default(), &objects, &configuration, |_| Ok(None)).len() == 1
-    };
-    let of_rack = "nodeSelector: {matchLabels: {rack: '1'}}";
-    let both = format!("node: n1, {of_rack}");
-    for (yaml, node, rack, expected) in [
-        ("port: 179", "n1", "2", true),
-        ("node: n1", "n1", "2", true),
-        ("node: n1", "n2", "2", false),
-        (of_rack, "n1", "1", true),
-        (of_rack, "n1", "2", false),
-        (&both, "n1", "1", true),
-        (&both, "n2", "1", false),
-        (&both, "n1", "2", false),
-    ] {
-        assert_eq!(chosen(yaml, node, rack), expected, "{yaml} on {node} in rack {rack}");
-    }
-}
-
-#[test]
 fn a_peer_without_the_password_it_needs_is_an_error_and_no_peer() {
     let objects = Peers::from([peer(GROUPED)]);
     let configuration = configuration("leaves: {passwordFile: /secret, passive: true}").expect("one").spec;

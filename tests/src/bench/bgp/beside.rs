@@ -110,17 +110,19 @@ fn rows(what: &str, ours: &Attempt, kind: Kind, other: &Attempt) -> Vec<Figure> 
     vec![cpu, row("last", "ms", |spent| spent.wall), row("memory", "MB", |spent| spent.memory)]
 }
 
+/// Of ours, a round that failed is what counts.
 fn best_of_each(before: [Attempt; 2], [ours, bird]: [Attempt; 2]) -> [Attempt; 2] {
     let [ours_before, bird_before] = before;
-    [better(ours_before, ours), better(bird_before, bird)]
+    let ours = ours_before.and_then(|before| Ok(better(before, ours?)));
+    let bird = match (bird_before, bird) {
+        (Ok(before), Ok(bird)) => Ok(better(before, bird)),
+        (before, bird) => before.or(bird),
+    };
+    [ours, bird]
 }
 
-fn better(one: Attempt, other: Attempt) -> Attempt {
-    match (&one, &other) {
-        (Ok(a), Ok(b)) if b.cpu < a.cpu => other,
-        (Err(_), Ok(_)) => other,
-        _ => one,
-    }
+fn better(one: Spent, other: Spent) -> Spent {
+    if other.cpu < one.cpu { other } else { one }
 }
 
 fn attempt(what: &str, kind: Option<Kind>, number: usize, octets: &[u8]) -> Attempt {
@@ -280,10 +282,20 @@ mod tests {
     fn the_fastest_of_the_rounds_that_were_measured_counts() {
         let spent = |cpu| Ok(Spent { cpu, ..Spent::default() });
         let failed = || Err("no session".to_owned());
-        let rounds = [[spent(3.0), failed()], [failed(), spent(9.0)], [spent(2.0), spent(8.0)]];
+        let rounds = [[spent(3.0), failed()], [spent(4.0), spent(9.0)], [spent(2.0), spent(8.0)]];
         let [ours, bird] = rounds.into_iter().reduce(best_of_each).unwrap();
         assert_eq!((ours.unwrap().cpu, bird.unwrap().cpu), (2.0, 8.0));
-        assert!(better(failed(), failed()).is_err());
+    }
+
+    #[test]
+    fn a_round_of_ours_that_failed_is_hidden_by_no_other() {
+        let spent = |cpu| Ok(Spent { cpu, ..Spent::default() });
+        let failed = || Err("no session".to_owned());
+        for rounds in [[failed(), spent(2.0)], [spent(2.0), failed()]] {
+            let rounds = rounds.map(|ours| [ours, failed()]);
+            let [ours, bird] = rounds.into_iter().reduce(best_of_each).unwrap();
+            assert!(ours.is_err() && bird.is_err());
+        }
     }
 
     #[test]
