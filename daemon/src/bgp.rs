@@ -208,6 +208,7 @@ impl Bgp {
             return;
         }
         self.interruption = None;
+        let is_lonely = peers.is_empty();
         let mut peers = self.keep_known(peers);
         // Of a node that nothing is known of, nothing is undone.
         if let Some(info) = info {
@@ -233,7 +234,7 @@ impl Bgp {
         for peer in &mut peers {
             peer.leaving = of_peers.get(&peer.name).copied().unwrap_or_default();
         }
-        self.announce(routes);
+        self.announce(routes, is_lonely);
         if let Some((speaker, _)) = &self.speaker {
             speaker.set_stations(announce::stations(&self.node, &configuration.spec));
             speaker.set_peers(peers);
@@ -298,11 +299,9 @@ impl Bgp {
         if self.speaker.as_ref().is_some_and(|(_, running)| *running == fixed) {
             return Ok(());
         }
-        let restarting = match self.end_sessions().await {
-            Some(_) => true,
-            None => store::read_json::<Vec<IpNetwork>>(&self.announced)
-                .is_ok_and(|a| a.is_some_and(|a| !a.is_empty())),
-        };
+        let restarting = self.close().await
+            || store::read_json::<Vec<IpNetwork>>(&self.announced)
+                .is_ok_and(|a| a.is_some_and(|a| !a.is_empty()));
         let router_id =
             self.uplink.v4.ok_or("the uplink has no IPv4 address to take the BGP identifier from")?;
         let config = SpeakerConfig {
@@ -332,13 +331,17 @@ impl Bgp {
         Ok(())
     }
 
-    fn announce(&mut self, routes: Routes) {
+    /// `is_lonely`: nobody is to be peered with.
+    fn announce(&mut self, routes: Routes, is_lonely: bool) {
         let told = !self.peers.is_empty();
         if (&routes, told) == (&self.routes, self.told) {
             return;
         }
         (self.routes, self.told) = (routes, told);
-        self.remember();
+        // Peers that cannot be made now may keep what they were told before.
+        if told || is_lonely {
+            self.remember();
+        }
         if let Some((speaker, _)) = &self.speaker {
             speaker.announce(self.routes.clone());
         }

@@ -18,37 +18,42 @@ use std::{
 };
 use tracing::warn;
 
-/// Of a daemon before this one the restart time is not known any more: that of a configuration which says none.
+/// Of a daemon before this one neither the restart time is known any more nor since when it runs: that of a configuration which says
+/// none, from now on.
 const USUAL: u16 = 60;
 
 #[derive(Debug)]
 pub(super) struct Interruption {
     until: Instant,
-    restart_time: u16,
-    /// The same on people's clock.
-    told: Option<Timestamp>,
+    /// As people are told.
+    told: String,
 }
 
 impl Interruption {
     fn begin(restart_time: u16) -> Self {
         let seconds = u64::from(restart_time);
-        let told =
-            i64::try_from(unix_seconds() + seconds).ok().and_then(|at| Timestamp::from_second(at).ok());
-        Self { until: Instant::now() + Duration::from_secs(seconds), restart_time, told }
+        let at = i64::try_from(unix_seconds() + seconds).ok().and_then(|at| Timestamp::from_second(at).ok());
+        let told = at.map_or_else(String::new, |at| format!("until {at} "));
+        Self { until: Instant::now() + Duration::from_secs(seconds), told: format!("{told}({seconds} s)") }
     }
 
     /// A daemon that begins without the objects: routers may keep what the one before it announced.
     pub(super) fn of_before(announced: &[IpNetwork]) -> Option<Self> {
-        (!announced.is_empty()).then(|| Self::begin(USUAL))
+        let told = "for the restart time that the daemon before this one told them".into();
+        let until = Instant::now() + Duration::from_secs(USUAL.into());
+        (!announced.is_empty()).then_some(Self { until, told })
+    }
+
+    fn lasts(&self) -> bool {
+        Instant::now() < self.until
     }
 
     fn error(&self, what: &str) -> ObjectError {
-        let until = self.told.map(|at| at.to_string()).unwrap_or_default();
         let message = format!(
             "{what}: the sessions are closed as for a restart, and nothing was withdrawn. Routers keep what this node announced \
-             until {until} ({} s): put back before, it is announced as if nothing had been. To take it off on purpose, \
+             {}: put back before, it is announced as if nothing had been. To take it off on purpose, \
              `bulkhead node drain-routes --all` comes first",
-            self.restart_time
+            self.told
         );
         ObjectError { file: None, object: None, field: None, message }
     }
@@ -57,18 +62,33 @@ impl Interruption {
 impl Bgp {
     /// `what` is gone.
     pub(super) async fn interrupt(&mut self, what: &str) {
-        if let Some(fixed) = self.end_sessions().await {
+        if self.close().await {
             warn!("{what}: sessions are closed, and nothing is withdrawn");
-            // What was withdrawn before is kept by nobody.
-            let kept = self.told && !self.routes.is_empty();
-            self.interruption = kept.then(|| Interruption::begin(fixed.restart_time));
         }
         match &self.interruption {
-            Some(interruption) if Instant::now() < interruption.until => {
-                self.errors.push(interruption.error(what));
-            }
+            Some(interruption) if interruption.lasts() => self.errors.push(interruption.error(what)),
             _ => self.give_up(),
         }
+    }
+
+    /// Ends the sessions, if there is a speaker, as for a restart: whatever comes of it, routers keep what they heard.
+    pub(super) async fn close(&mut self) -> bool {
+        let Some(fixed) = self.end_sessions().await else { return false };
+        // What was withdrawn before is kept by nobody.
+        let kept = self.told && !self.routes.is_empty();
+        self.interruption = kept.then(|| Interruption::begin(fixed.restart_time));
+        true
+    }
+
+    /// Routers lead here whatever is said: nothing can be withdrawn.
+    pub fn is_interrupted(&self) -> bool {
+        self.interruption.as_ref().is_some_and(Interruption::lasts)
+    }
+
+    /// What people are told of it.
+    pub fn interrupted(&self) -> Option<&str> {
+        let error = self.errors.first().filter(|_| self.is_interrupted())?;
+        Some(&error.message)
     }
 
     fn give_up(&mut self) {

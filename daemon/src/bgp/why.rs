@@ -32,6 +32,8 @@ pub struct Facts<'a> {
     /// What comes of services and of blocks.
     pub leaving: (Leaving, Leaving),
     pub quarantine: &'a Quarantine,
+    /// There is nobody to peer with any more, and routers keep what they heard.
+    pub interrupted: Option<&'a str>,
     /// Why there is no speaker.
     pub errors: &'a [ObjectError],
 }
@@ -62,6 +64,9 @@ impl Origin {
                 (range, of_services(prefix, &range))
             } else if let Some(range) = holding(facts.aggregates) {
                 (range, of_aggregate(prefix, &range, facts))
+            } else if let (Some(why), Some(range)) = (facts.interrupted, holding(facts.announced)) {
+                let words = format!("{}{range} is not announced now: {why}", part(prefix, &range));
+                return Self { route: Some(range), ..none(words) };
             } else {
                 return none(not_ours(prefix, facts));
             };
@@ -83,6 +88,9 @@ impl Origin {
     /// What other nodes may announce too.
     fn shared(self, route: IpNetwork, facts: &Facts<'_>) -> Self {
         let what = self.words;
+        if let Some(why) = facts.interrupted {
+            return Self { words: format!("{what}; it is not announced: {why}"), ..self };
+        }
         let announced = facts.announced.contains_key(&route);
         let words = match (announced, facts.leaving.0) {
             (true, leaving) => what + marked(leaving),
@@ -128,6 +136,9 @@ fn not_yet(facts: &Facts<'_>) -> String {
 /// Why a block of this node is not announced to anybody.
 fn withheld(block: &IpNetwork, partition: &str, facts: &Facts<'_>) -> Option<String> {
     let advertised = facts.objects.partitions.get(partition).and_then(|p| p.spec.bgp.as_ref());
+    if let Some(why) = facts.interrupted {
+        return Some(why.into());
+    }
     if facts.configuration.is_none() {
         return Some("there is no BGPConfiguration".into());
     }
@@ -226,6 +237,7 @@ mod tests {
         aggregates: Routes,
         leaving: (Leaving, Leaving),
         quarantine: Quarantine,
+        interrupted: Option<&'static str>,
     }
 
     fn world() -> World {
@@ -246,6 +258,7 @@ mod tests {
             aggregates: Routes::new(),
             leaving: (Leaving::No, Leaving::No),
             quarantine: Quarantine::default(),
+            interrupted: None,
         }
     }
 
@@ -261,6 +274,7 @@ mod tests {
                 aggregates: &self.aggregates,
                 leaving: self.leaving,
                 quarantine: &self.quarantine,
+                interrupted: self.interrupted,
                 errors: &[],
             };
             Origin::of(&prefix.parse().unwrap(), &facts)
@@ -276,6 +290,27 @@ mod tests {
             let origin = world.origin(prefix);
             assert!(origin.announced && origin.words.contains(words), "{origin:?}");
             assert_eq!(origin.route, Some(OWN.parse().unwrap()));
+        }
+    }
+
+    #[test]
+    fn while_there_is_nobody_to_peer_with_nothing_is_announced_and_the_reason_is_that_of_the_status() {
+        let why = "BGPConfiguration/default is gone: routers keep what they heard";
+        let (range, own): (IpNetwork, IpNetwork) = ("10.96.0.0/16".parse().unwrap(), OWN.parse().unwrap());
+        let announced = [own, range].map(|route| (route, RouteAttributes::default()));
+        let kept = || World { announced: announced.clone().into(), interrupted: Some(why), ..world() };
+        let gone = World { configuration: None, ..kept() };
+        let services = Routes::from([(range, RouteAttributes::default())]);
+        let (kept, told) = (kept(), World { services, ..kept() });
+        for (world, prefix, route) in [
+            (&gone, "10.66.0.7/32", own),
+            (&kept, OWN, own),
+            (&gone, "10.96.0.1/32", range),
+            (&told, "10.96.0.1/32", range),
+        ] {
+            let origin = world.origin(prefix);
+            assert!(!origin.announced && origin.words.ends_with(why), "{origin:?}");
+            assert_eq!(origin.route, Some(route));
         }
     }
 

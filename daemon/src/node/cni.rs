@@ -199,9 +199,13 @@ impl Node {
     }
 
     /// After a pod went: a block without pods has no reason to be announced here. Withdrawn first: once the claim is
-    /// given back, another node may announce the block.
+    /// given back, another node may announce the block. While nothing can be withdrawn, it stays.
     async fn release_blocks(&mut self) {
         self.announce(self.endpoints.blocks_in_use()).await;
+        self.release_held = self.bgp.is_interrupted();
+        if self.release_held {
+            return self.announce_blocks().await;
+        }
         if let Err(e) = self.endpoints.release_empty_blocks().await {
             warn!(error = %e, "a block without pods is not known to be given back; tried again");
             self.release_at = Instant::now() + RELEASE_AGAIN;
@@ -209,8 +213,14 @@ impl Node {
         self.announce_blocks().await;
     }
 
-    /// What was given back and not answered. Others wait meanwhile, so not all the time.
+    /// What was held back, or given back and not answered. Others wait meanwhile, so not all the time.
     pub(super) async fn look_after_blocks(&mut self) {
+        if self.bgp.is_interrupted() {
+            return;
+        }
+        if self.release_held {
+            return self.release_blocks().await;
+        }
         if !self.endpoints.is_leaving() || Instant::now() < self.release_at {
             return;
         }

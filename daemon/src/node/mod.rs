@@ -80,6 +80,8 @@ pub struct Node {
     own: own::OwnNode,
     /// When blocks that were given back without an answer are tried again.
     release_at: Instant,
+    /// Blocks without pods wait until they can be withdrawn.
+    release_held: bool,
     claims: claims::Claimed,
     /// Some claim lies where ranges say otherwise: which pods are strays changes with the pods.
     strays_by_pods: bool,
@@ -184,6 +186,8 @@ impl Node {
             in_force,
             own,
             release_at: Instant::now(),
+            // Of a daemon that died between claiming a block and wiring its first pod, or that held them back itself.
+            release_held: true,
             claims: claims::Claimed::default(),
             strays_by_pods: false,
             ask_at: Instant::now(),
@@ -232,10 +236,6 @@ impl Node {
             error!("reconcile: {error}");
         }
         info!(adopted = report.adopted, removed = report.removed.len(), ownerless = ?report.ownerless, "pods reconciled");
-        // A daemon that died between claiming a block and wiring its first pod.
-        if let Err(error) = endpoints.release_empty_blocks().await {
-            error!("{error}");
-        }
         Ok(endpoints)
     }
 

@@ -114,6 +114,7 @@ impl Node {
             aggregates: &aggregates,
             leaving: (services_leaving, blocks_leaving),
             quarantine: self.bgp.quarantine(),
+            interrupted: self.bgp.interrupted(),
             errors: self.bgp.errors(),
         };
         Origin::of(prefix, &facts)
