@@ -1,11 +1,17 @@
 //! BGP objects that change while pods run, and what stays in the router.
 
 use crate::support::*;
+use bulkhead_api::messages::PartitionInfo;
 use bulkhead_lab::{Lab, Result, routes::RouteWatch, unmet, until};
 use std::net::IpAddr;
 
 pub const CASES: &[Case] = &[
     ("what says whom to peer with is removed and put back: nothing leaves the router", put_back),
+    (
+        "a block whose last pod goes while nothing can be withdrawn stays this node's until it can be",
+        last_pod,
+    ),
+    ("peers that cannot be made after a restart are announced to as ever once they can", none_can_be_made),
     ("a BGPConfiguration that is not put back is told until the routers have dropped the routes", left_out),
     ("forwarding is said to have gone on where the pins stayed, and there alone", pins_lost),
     ("a changed ASN is what the routers hear; changed back, the routes are back", asn),
@@ -81,6 +87,53 @@ fn until_back(lab: &Lab) -> Result<()> {
     lab.bird.wait_established(&["n1v4", "n1v6"], LATER)?;
     until("the restart is over", LATER, || Ok(lab.bird.restarts_over(&["n1v4", "n1v6"])?.then_some(())))?;
     until_content(&lab.nodes[0])
+}
+
+fn last_pod(lab: &mut Lab) -> Result<()> {
+    let addresses = start(lab)?;
+    let holds_blocks = |lab: &Lab| {
+        let partitions: Vec<PartitionInfo> = lab.nodes[0].get("/v1/partitions")?;
+        let blocks: Vec<_> = partitions.into_iter().flat_map(|partition| partition.blocks).collect();
+        Ok::<_, bulkhead_lab::Error>(addresses.map(|address| blocks.iter().any(|b| b.contains(address))))
+    };
+    let text = lab.objects.read("bgp.yaml")?;
+    let (_, peers) = text.split_once("---").expect("two documents");
+    lab.objects.write("bgp.yaml", peers)?;
+    until_left(lab)?;
+    del(lab, index(lab, "payments/db-0"))?;
+    require(holds_blocks(lab)? == [true; 2], "routers lead here still")?;
+    let why = lab.nodes[0].cli(&["bgp", "why", &addresses[0].to_string()])?;
+    contains(&why, &["BGPConfiguration/default is gone", "Routers keep what this node announced until"])?;
+    // Nor does a daemon that comes meanwhile give them back.
+    lab.nodes[0].kill_daemon()?;
+    lab.nodes[0].start_daemon()?;
+    until_refused(&lab.nodes[0], "for the restart time that the daemon before this one told them")?;
+    require(holds_blocks(lab)? == [true; 2], "routers lead here still")?;
+    lab.objects.write("bgp.yaml", &text)?;
+    until_back(lab)?;
+    until("the blocks are given back", LATER, || Ok((holds_blocks(lab)? == [false; 2]).then_some(())))?;
+    until_routed(lab, addresses, false)
+}
+
+fn none_can_be_made(lab: &mut Lab) -> Result<()> {
+    let addresses = start(lab)?;
+    let watch = RouteWatch::start(&lab.router)?;
+    let text = lab.objects.read("bgp.yaml")?;
+    let secret = "peerASN: 65000\n  session: {passwordFile: /run/nothing}";
+    lab.objects.write("bgp.yaml", &text.replace("peerASN: 65000", secret))?;
+    until_refused(&lab.nodes[0], "BGPPeer/router-node1-v4: spec.session.passwordFile")?;
+    // The second knows what the first has left.
+    for _ in 0..2 {
+        lab.nodes[0].kill_daemon()?;
+        lab.nodes[0].start_daemon()?;
+        until_refused(&lab.nodes[0], "BGPPeer/router-node1-v6: spec.session.passwordFile")?;
+        let announced = std::fs::read_to_string(lab.nodes[0].state_dir().join("announced.json"))?;
+        require(announced.trim() != "[]", "what routers keep is remembered")?;
+    }
+    lab.objects.write("bgp.yaml", &text)?;
+    until_back(lab)?;
+    until_routed(lab, addresses, true)?;
+    stayed(watch, addresses)
 }
 
 fn left_out(lab: &mut Lab) -> Result<()> {
