@@ -52,7 +52,7 @@ use bulkhead_api::{
 };
 use bulkhead_ebpf_abi::{Connections, Sizes};
 use bulkhead_policy::{
-    Admitted, Compiled, Interner, NodeInfo, Objects, Sourced, Witness, admit_change, ask_for_pods, strays,
+    Admitted, Compiled, Interner, NodeInfo, Objects, Sourced, StrayPods, Witness, admit_change, strays,
 };
 use imbl::ordmap::DiffItem;
 use std::{
@@ -81,8 +81,8 @@ pub struct Node {
     /// When blocks that were given back without an answer are tried again.
     release_at: Instant,
     claims: claims::Claimed,
-    /// Some claim lies where ranges say otherwise: which pods are strays changes with the pods.
-    strays_by_pods: bool,
+    /// Which pods, as they come and go, change who is a stray.
+    stray_pods: StrayPods,
     /// When the claims of fixed addresses are asked for again.
     ask_at: Instant,
     /// Whether an admission found no fault in the objects in force.
@@ -185,7 +185,7 @@ impl Node {
             own,
             release_at: Instant::now(),
             claims: claims::Claimed::default(),
-            strays_by_pods: false,
+            stray_pods: StrayPods::default(),
             ask_at: Instant::now(),
             clean: false,
             history,
@@ -265,14 +265,13 @@ impl Node {
         self.know_claims(blocks_stay);
         // What a switch that failed did not bring is made anew.
         let same = blocks_stay && self.failed.is_empty() && same_ranges(&self.in_force.policy, &objects);
-        if !same {
-            self.know_strays(&objects);
-        }
-        let same_pods = !self.strays_by_pods || self.in_force.policy.pods.ptr_eq(&objects.pods);
-        let objects = if same && same_pods {
+        let same = same && !self.stray_pods.change(&self.in_force.policy.pods, &objects.pods);
+        let objects = if same {
             Objects { strays: self.in_force.policy.strays.clone(), ..objects }
         } else {
-            self.with_strays(objects)
+            let (objects, pods) = self.with_strays(objects);
+            self.stray_pods = pods;
+            objects
         };
         let changed = self.compiled.is_none() || objects != self.in_force.policy;
         if changed {
@@ -309,15 +308,10 @@ impl Node {
         }
     }
 
-    /// Whose addresses are that do not lie in their range, by what nodes have claimed.
-    fn with_strays(&self, objects: Objects) -> Objects {
-        let strays = strays(&objects, &self.in_force.blocks, self.witness());
-        Objects { strays, ..objects }
-    }
-
-    /// Whether pods that come and go make or end strays.
-    fn know_strays(&mut self, objects: &Objects) {
-        self.strays_by_pods = ask_for_pods(objects, &self.in_force.blocks, self.witness());
+    /// Whose addresses are that do not lie in their range, by what nodes have claimed; and which pods change it.
+    fn with_strays(&self, objects: Objects) -> (Objects, StrayPods) {
+        let (strays, pods) = strays(&objects, &self.in_force.blocks, self.witness());
+        (Objects { strays, ..objects }, pods)
     }
 
     /// Files that everybody trusts, or claims of many accounts.
@@ -425,7 +419,8 @@ impl Node {
     fn set_direct(&mut self) -> Result<(), DatapathError> {
         let objects = &self.in_force.policy;
         let outside = masquerade::direct(&self.config.direct_to, objects, self.config.masquerade.as_ref());
-        let direct = objects.ranges().map(|(_, range)| range).chain(&outside);
+        let ranges = objects.own_ranges().map(|(_, range)| range);
+        let direct = ranges.chain(objects.strays.keys().take(DIRECT_STRAYS)).chain(&outside);
         let services = objects.partitions.values().flat_map(|p| &p.spec.service_cidrs);
         self.datapath.set_direct(direct, services.chain(&self.config.service_cidrs))
     }
@@ -527,6 +522,8 @@ const BGP_FILE: &str = "bgp.json";
 /// What was last announced.
 const ANNOUNCED_FILE: &str = "announced.json";
 const DEFAULT_MTU: u32 = 1500;
+/// They may be as many as pods, and must leave ranges their room. Those beyond go through the stack, unless a range holds them.
+const DIRECT_STRAYS: usize = 8192;
 
 /// Whether both have the same partitions with the same ranges, whatever their rules are.
 fn same_ranges(a: &Objects, b: &Objects) -> bool {
