@@ -13,6 +13,7 @@
 mod decide;
 mod key;
 mod path;
+mod rings;
 pub mod table;
 
 pub use path::Via;
@@ -353,7 +354,7 @@ fn forget(packet: &Packet, key: &Key, flow: &mut Flow, was_new: bool, end: u32, 
 pub fn advance(key: &Key, flow: &mut Flow, bits: u8) {
     table::set_flags(flow, bits);
     if bits & FLOW_ESTABLISHED != 0 {
-        table::established(flow);
+        rings::established(flow);
     }
     if bits & FLOW_CLOSED != 0 {
         table::closed(key, flow);

@@ -64,8 +64,9 @@ impl<T: Copy + PartialEq> Chunked<T> {
         }
     }
 
-    /// In place of as many entries; beyond the end nothing is written.
+    /// In place of as many entries, all of which are there: it neither grows the table nor cuts values off.
     pub fn write(&mut self, mut at: usize, mut values: &[T]) {
+        debug_assert!(at + values.len() <= self.len(), "{at} + {} of {}", values.len(), self.len());
         while let Some(chunk) = self.chunks.get_mut(at / Self::ENTRIES) {
             let first = at % Self::ENTRIES;
             let (now, later) = values.split_at(values.len().min(chunk.len().saturating_sub(first)));

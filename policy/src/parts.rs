@@ -23,7 +23,8 @@ pub fn group_parts(compiled: &Compiled, objects: &Objects, group: &str) -> Optio
     let held: Vec<Prefix> = written.spec.cidrs.iter().map(|c| Prefix::of(*c)).collect();
     let known =
         compiled.prefixes.keys().map(|(address, length)| Prefix { address: *address, length: *length });
-    let known = known.filter(|p| held.iter().any(|h| h.covers(*p)));
+    let strays = compiled.strays().map(|address| Prefix { address, length: 128 });
+    let known = known.chain(strays).filter(|p| held.iter().any(|h| h.covers(*p)));
     let all: BTreeSet<Prefix> = known.chain(held.iter().copied()).collect();
     let part = |p: &Prefix| Some(GroupPart { network: p.network(), address: own(*p, &all)?.to_ip() });
     Some(all.iter().filter_map(part).take(MOST).collect())

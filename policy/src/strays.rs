@@ -3,9 +3,10 @@
 //! A block is claimed for one partition and stays that partition's for the life of its pods, wherever ranges move meanwhile.
 //! So claims tell every node whose the addresses are; in range, where nearly all are, they say nothing new and make no entry.
 
-use crate::{Named, Objects, prefix::Prefix};
+use crate::{Named, Objects, Pod, prefix::Prefix};
 use bulkhead_api::objects::{DEFAULT_PARTITION, IPBlockSpec};
-use imbl::OrdMap;
+use bulkhead_ebpf_abi::Addr;
+use imbl::{OrdMap, ordmap::DiffItem};
 use ipnetwork::IpNetwork;
 use std::collections::{BTreeMap, BTreeSet};
 
@@ -22,19 +23,62 @@ pub enum Witness {
     Pod,
 }
 
-/// Prefixes as ranges are read: the longest has an address.
-pub fn strays(objects: &Objects, blocks: &Named<IPBlockSpec>, witness: Witness) -> Strays {
+/// Strays, and which pods can make others of them.
+pub fn strays(objects: &Objects, blocks: &Named<IPBlockSpec>, witness: Witness) -> (Strays, StrayPods) {
     let ranges = Ranges::of(objects);
-    match witness {
-        Witness::None => claimed(objects, blocks, &ranges),
-        Witness::Pod if any_astray(objects, blocks, &ranges) => seen(objects, blocks, &ranges),
-        Witness::Pod => Strays::new(),
+    let pods = match witness {
+        Witness::None => return (claimed(objects, blocks, &ranges), StrayPods::default()),
+        Witness::Pod => StrayPods::of(objects, blocks, &ranges),
+    };
+    if pods.blocks.is_empty() { (Strays::new(), pods) } else { seen(objects, blocks, &ranges, pods) }
+}
+
+/// Where pods are strays by what their own node has claimed. All others come and go without a look at anybody.
+#[derive(Clone, Debug, Default)]
+pub struct StrayPods {
+    /// Blocks that lie where ranges say otherwise.
+    blocks: BTreeSet<(Prefix, String)>,
+    lengths: BTreeSet<u8>,
+    /// What such a pod has: another node's pod with it makes a dispute of it.
+    addresses: BTreeSet<Addr>,
+}
+
+impl StrayPods {
+    fn of(objects: &Objects, blocks: &Named<IPBlockSpec>, ranges: &Ranges<'_>) -> Self {
+        let block = |b: &IPBlockSpec| (Prefix::of(b.cidr), b.node.clone());
+        let is_astray =
+            |b: &IPBlockSpec| astray(ranges, Prefix::of(b.cidr), partition_of(objects, b)).next().is_some();
+        let blocks: BTreeSet<_> = blocks.values().filter(|b| is_astray(b)).map(|b| block(b)).collect();
+        let lengths = blocks.iter().map(|(prefix, _)| prefix.length).collect();
+        Self { blocks, lengths, addresses: BTreeSet::new() }
+    }
+
+    /// Whether strays may be others with these pods.
+    pub fn change(&self, before: &Named<Pod>, now: &Named<Pod>) -> bool {
+        let same = |a: &Pod, b: &Pod| {
+            (&a.node, &a.addresses, a.host_network) == (&b.node, &b.addresses, b.host_network)
+        };
+        !self.blocks.is_empty()
+            && before.diff(now).any(|item| match item {
+                DiffItem::Add(_, pod) | DiffItem::Remove(_, pod) => self.concern(pod),
+                DiffItem::Update { old: (_, old), new: (_, new) } => {
+                    !same(old, new) && (self.concern(old) || self.concern(new))
+                }
+            })
+    }
+
+    fn concern(&self, pod: &Pod) -> bool {
+        told(pod).any(|(node, address)| {
+            let mut around = self.lengths.iter().map(|l| (Prefix::of_address(address, *l), node.to_string()));
+            self.addresses.contains(&address) || around.any(|block| self.blocks.contains(&block))
+        })
     }
 }
 
-/// Whether strays depend on which pods there are.
-pub fn ask_for_pods(objects: &Objects, blocks: &Named<IPBlockSpec>, witness: Witness) -> bool {
-    witness == Witness::Pod && any_astray(objects, blocks, &Ranges::of(objects))
+/// A pod's addresses, where it is told to be on a node and to have some of its own.
+fn told(pod: &Pod) -> impl Iterator<Item = (&str, Addr)> {
+    let node = pod.node.as_deref().filter(|_| !pod.host_network);
+    node.into_iter().flat_map(|node| pod.addresses.iter().map(move |a| (node, Addr::from_ip(*a))))
 }
 
 /// Of a partition that is gone pods are the default partition's.
@@ -47,10 +91,6 @@ fn partition_of<'a>(objects: &Objects, block: &'a IPBlockSpec) -> &'a str {
 fn astray(ranges: &Ranges<'_>, prefix: Prefix, partition: &str) -> impl Iterator<Item = Prefix> {
     let around = (ranges.around(prefix) != Some(partition)).then_some(prefix);
     around.into_iter().chain(ranges.within(prefix, partition))
-}
-
-fn any_astray(objects: &Objects, blocks: &Named<IPBlockSpec>, ranges: &Ranges<'_>) -> bool {
-    blocks.values().any(|b| astray(ranges, Prefix::of(b.cidr), partition_of(objects, b)).next().is_some())
 }
 
 /// Whole blocks. One that overlaps another node's says nothing: else whoever may claim for one node could say whose the
@@ -69,23 +109,35 @@ fn claimed(objects: &Objects, blocks: &Named<IPBlockSpec>, ranges: &Ranges<'_>) 
     strays
 }
 
-/// Addresses of pods, each by the block that the pod's own node has claimed around it, whatever others have claimed.
-fn seen(objects: &Objects, blocks: &Named<IPBlockSpec>, ranges: &Ranges<'_>) -> Strays {
+/// Addresses of pods, each by the block that the pod's own node has claimed around it, whatever others have claimed. Where
+/// pods of two nodes have one, ranges say whose it is.
+fn seen(
+    objects: &Objects,
+    blocks: &Named<IPBlockSpec>,
+    ranges: &Ranges<'_>,
+    pods: StrayPods,
+) -> (Strays, StrayPods) {
     let claims: BTreeMap<(Prefix, &str), &str> =
         blocks.values().map(|b| ((Prefix::of(b.cidr), b.node.as_str()), partition_of(objects, b))).collect();
     let lengths: BTreeSet<u8> = claims.keys().map(|(prefix, _)| prefix.length).collect();
-    let mut strays = Strays::new();
-    for pod in objects.pods.values().filter(|pod| !pod.host_network) {
-        let Some(node) = pod.node.as_deref() else { continue };
-        for address in pod.addresses.iter().map(|a| Prefix::of((*a).into())) {
-            let mut around = lengths.iter().rev().map(|l| (Prefix::of_address(address.address, *l), node));
-            let Some(partition) = around.find_map(|block| claims.get(&block)) else { continue };
-            if ranges.around(address) != Some(*partition) {
-                strays.insert(address.network(), (*partition).to_string());
-            }
+    let all = || objects.pods.values().flat_map(|pod| told(pod));
+    let mut found = BTreeMap::new();
+    for (node, address) in all() {
+        let mut around = lengths.iter().rev().map(|l| (Prefix::of_address(address, *l), node));
+        let Some(partition) = around.find_map(|block| claims.get(&block)) else { continue };
+        if ranges.around(Prefix { address, length: 128 }) != Some(*partition) {
+            found.insert(address, (node, *partition));
         }
     }
-    strays
+    let is_others = |(node, address): &(&str, Addr)| found.get(address).is_some_and(|(own, _)| own != node);
+    let disputed: BTreeSet<Addr> = all().filter(is_others).map(|(_, address)| address).collect();
+    let strays = found.iter().filter(|(address, _)| !disputed.contains(address));
+    let strays = strays.map(|(address, (_, partition))| (network(*address), (*partition).to_string()));
+    (strays.collect(), StrayPods { addresses: found.keys().copied().collect(), ..pods })
+}
+
+fn network(address: Addr) -> IpNetwork {
+    Prefix { address, length: 128 }.network()
 }
 
 /// In order, every block that holds another stands on the stack when that one comes.
@@ -134,8 +186,9 @@ impl<'a> Ranges<'a> {
 #[cfg(test)]
 mod tests {
     use super::*;
-    use crate::{Pod, Sourced};
-    use std::sync::Arc;
+    use crate::{Interner, Local, Sourced, compile};
+    use bulkhead_api::objects::NetworkGroupSpec;
+    use std::{net::IpAddr, sync::Arc};
 
     fn objects(ranges: &[(&str, &str)]) -> Objects {
         let mut objects =
@@ -153,7 +206,7 @@ mod tests {
         found_by(Witness::None, objects, blocks)
     }
 
-    fn found_by(witness: Witness, objects: &Objects, blocks: &[&str]) -> Vec<String> {
+    fn blocks_of(blocks: &[&str]) -> Named<IPBlockSpec> {
         let block = |text: &&str| {
             let [cidr, partition, node] = text.split(' ').collect::<Vec<_>>().try_into().unwrap();
             let cidr = cidr.parse().unwrap();
@@ -162,8 +215,12 @@ mod tests {
                 Arc::new(IPBlockSpec { cidr, partition: partition.into(), node: node.into() }),
             )
         };
-        let blocks = blocks.iter().map(block).collect();
-        strays(objects, &blocks, witness)
+        blocks.iter().map(block).collect()
+    }
+
+    fn found_by(witness: Witness, objects: &Objects, blocks: &[&str]) -> Vec<String> {
+        strays(objects, &blocks_of(blocks), witness)
+            .0
             .iter()
             .map(|(cidr, partition)| format!("{cidr} {partition}"))
             .collect()
@@ -228,6 +285,59 @@ mod tests {
         // Of its own node's the closest.
         let own = [&claims[..], &["10.99.0.5/32 pay n1"]].concat();
         assert_eq!(found(&pods, &own), ["10.66.0.5/32 web", "10.99.0.5/32 pay"]);
+        // Of an address that pods of two nodes have no claim says anything, whichever of them is told of first.
+        for order in [["n1 10.66.0.5", "n2 10.66.0.5"], ["n2 10.66.0.5", "n1 10.66.0.5"]] {
+            let others: [&[&str]; 2] = [&["10.66.0.0/26 db n2"], &[]];
+            for of_other in others {
+                assert_eq!(found(&order, &[&claims[..], of_other].concat()), [""; 0], "{order:?}");
+            }
+        }
+        assert_eq!(found(&["n1 10.66.0.5", "n1 10.66.0.5"], &claims), ["10.66.0.5/32 web"]);
+    }
+
+    #[test]
+    fn only_pods_that_their_own_node_calls_strays_ask_for_a_look_at_all() {
+        let ranges = objects(&[("pay", "10.66.0.0/16"), ("web", "10.65.0.0/16")]);
+        let claims = blocks_of(&["10.66.0.0/26 web n1", "10.65.0.0/26 web n1", "10.65.1.0/26 web n2"]);
+        let change = |before: &[&str], now: &[&str]| {
+            let before = with_pods(ranges.clone(), before);
+            let (found, pods) = strays(&before, &claims, Witness::Pod);
+            let now = with_pods(ranges.clone(), now);
+            let asks = pods.change(&before.pods, &now.pods);
+            assert!(asks || strays(&now, &claims, Witness::Pod).0 == found);
+            asks
+        };
+        for pod in ["n1 10.65.0.5", "n2 10.65.1.5", "n2 10.66.0.5", "n2 10.99.0.5"] {
+            assert!(!change(&[], &[pod]) && !change(&[pod], &[]), "{pod}");
+        }
+        assert!(change(&[], &["n1 10.66.0.5"]) && change(&["n1 10.66.0.5"], &[]));
+        assert!(change(&["n1 10.66.0.5"], &["n1 10.65.0.5"]) && change(&["n1 10.65.0.5"], &["n1 10.66.0.5"]));
+        // Another's with the address of one begins a dispute, and ends it.
+        let (one, both) = (["n1 10.66.0.5"], ["n1 10.66.0.5", "n2 10.66.0.5"]);
+        assert!(change(&one, &both) && change(&both, &one));
+        assert!(!change(&one, &["n1 10.66.0.5", "n2 10.66.0.6"]));
+        let (_, none) = strays(&ranges, &blocks_of(&["10.65.0.0/26 web n1"]), Witness::Pod);
+        assert!(!none.change(&ranges.pods, &with_pods(ranges.clone(), &one).pods));
+    }
+
+    /// As many as a cluster is promised to have, and each is one.
+    #[test]
+    fn strays_of_all_pods_of_a_cluster_have_room() {
+        let ranges = objects(&[("pay", "10.66.0.0/16"), ("web", "10.65.0.0/16")]);
+        let number = |n: u32| std::net::Ipv4Addr::from(u32::from_be_bytes([10, 66, 0, 0]) + n);
+        let pods: Vec<String> = (0..30_000).map(|n| format!("n1 {}", number(n))).collect();
+        let pods: Vec<&str> = pods.iter().map(String::as_str).collect();
+        let mut objects = with_pods(ranges, &pods);
+        let (found, _) = strays(&objects, &blocks_of(&["10.66.0.0/16 web n1"]), Witness::Pod);
+        objects.strays = found;
+        // And as many single addresses in a group: these are prefixes.
+        let cidrs = (0..4_000).map(|n| IpNetwork::from(IpAddr::from(std::net::Ipv4Addr::from(n))));
+        let group = Sourced::new(NetworkGroupSpec { cidrs: cidrs.collect() }, None);
+        objects.network_groups.insert("many".into(), Arc::new(group));
+        let local = Local { node: "n1", pods: &[], partitions: None, former: None };
+        let compiled = compile(&objects, &mut Interner::default(), &local).unwrap();
+        assert_eq!((objects.strays.len(), compiled.exact.len()), (30_000, 30_000));
+        compiled.check_room().unwrap();
     }
 
     #[test]

@@ -408,7 +408,7 @@ fn a_stray_in_anothers_range_is_to_every_node_of_the_partition_it_was_wired_into
     let block =
         IPBlockSpec { cidr: "10.65.3.0/26".parse().unwrap(), partition: "pay".into(), node: "n2".into() };
     let blocks = [("10-65-3-0-26".to_string(), Arc::new(block))].into_iter().collect();
-    objects.strays = strays(&objects, &blocks, Witness::None);
+    objects.strays = strays(&objects, &blocks, Witness::None).0;
     // Its own node knows it by its wiring, any other by the claim.
     for pods in [vec![local(&objects, "pay/a")], vec![]] {
         let c = compiled_for(&objects, &pods);

@@ -380,6 +380,11 @@ fn api_servers_are_who_stands_in_their_own_slice_and_nobody_who_calls_himself_on
     let known = Objects::default().with_api_servers(&world.slices);
     assert_eq!(known.api_servers, [server]);
     assert_eq!(known.with_api_servers(&Named::new()).api_servers, [] as [IpAddr; 0]);
+    // However their slice is written.
+    let mut slice = EndpointSlice::clone(&world.slices["default/kubernetes"]);
+    slice.endpoints = [other.endpoints.clone(), slice.endpoints.clone(), slice.endpoints].concat();
+    world.slices.insert("default/kubernetes".into(), Arc::new(slice));
+    assert_eq!(Objects::default().with_api_servers(&world.slices).api_servers, [thief, server]);
 }
 
 #[test]

@@ -230,7 +230,7 @@ impl Datapath {
                 frontends: take(o, "FRONTEND")?,
                 backends: take(o, "BACKEND")?,
                 members: take(o, "MEMBER")?,
-                translated: take(o, "TRANSLATED")?,
+                translated: owned_fd(&take_map(o, "TRANSLATED")?)?,
                 known: None,
             },
             identities: Identities::default(),
@@ -354,12 +354,12 @@ where
 /// A descriptor of our own: aya keeps that of a typed map to itself.
 fn owned_fd(map: &Map) -> Result<OwnedFd, DatapathError> {
     match map {
-        Map::HashMap(data) => data
+        Map::HashMap(data) | Map::LruHashMap(data) => data
             .fd()
             .as_fd()
             .try_clone_to_owned()
-            .map_err(|source| DatapathError::Kernel { what: "map CONNTRACK".into(), source }),
-        _ => Err(DatapathError::Other("map CONNTRACK is no hash".into())),
+            .map_err(|source| DatapathError::Kernel { what: "another handle of a map".into(), source }),
+        _ => Err(DatapathError::Other("a map that is read in batches is no hash".into())),
     }
 }
 

@@ -63,7 +63,7 @@ pub struct Entries<'a, K, V> {
 
 impl<'a, K, V> Entries<'a, K, V> {
     /// `room`: entries a call.
-    fn of(map: BorrowedFd<'a>, what: &'static str, room: u32) -> Self {
+    pub(super) fn of(map: BorrowedFd<'a>, what: &'static str, room: u32) -> Self {
         Self { map, what, cursor: None, room, more: true, read: VecDeque::new() }
     }
 }

@@ -12,7 +12,9 @@ mod sets;
 pub use hooks::find_cgroup;
 pub(super) use hooks::{load, release_all};
 
-use super::{Datapath, DatapathError, generation::absent_is_fine, table::HashMap, values::Raw};
+use super::{
+    Datapath, DatapathError, generation::absent_is_fine, read::Entries, table::HashMap, values::Raw,
+};
 use aya::maps::MapError;
 use bulkhead_ebpf_abi::{
     Addr, BackendAddr, BackendKey, FrontendKey, FrontendValue, MemberKey, PROTO_UDP, TranslatedKey,
@@ -23,6 +25,7 @@ use sets::{Numbers, Sets};
 use std::{
     collections::{BTreeMap, BTreeSet},
     net::SocketAddr,
+    os::fd::{AsFd, OwnedFd},
 };
 
 /// Entries of sets that nobody names any more, before they are removed at once.
@@ -36,7 +39,7 @@ pub(super) struct Services {
     pub backends: HashMap<BackendKey, BackendAddr>,
     pub members: HashMap<MemberKey, u32>,
     /// What the programs keep of sockets that called services.
-    pub translated: HashMap<TranslatedKey, TranslatedValue>,
+    pub translated: OwnedFd,
     pub known: Option<Known>,
 }
 
@@ -107,9 +110,9 @@ impl Datapath {
         is_gone: impl Fn(SocketAddr) -> bool,
     ) -> Result<BTreeSet<(u64, SocketAddr)>, DatapathError> {
         let mut found = BTreeSet::new();
-        for key in self.services.translated.keys() {
-            let Raw(TranslatedKey { cookie, backend, proto }) =
-                key.map_err(|e| failed("reading who called services", e))?;
+        let calls = self.services.translated.as_fd();
+        for entry in Entries::<TranslatedKey, TranslatedValue>::of(calls, "who called services", 4096) {
+            let (TranslatedKey { cookie, backend, proto }, _) = entry?;
             let backend = SocketAddr::new(backend.address.to_ip(), backend.port);
             if proto == u32::from(PROTO_UDP) && is_gone(backend) {
                 found.insert((cookie, backend));

@@ -23,7 +23,7 @@ impl Node {
         if !errors.is_empty() {
             return Err(refused(&errors));
         }
-        let objects = self.with_strays(objects);
+        let (objects, _) = self.with_strays(objects);
         let pods: Vec<_> = self.endpoints.iter().map(local_pod).collect();
         let to_come = self.compile_for_trial(compiled, &objects, &pods)?;
         let mut interner = self.interner.clone();

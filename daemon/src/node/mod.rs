@@ -5,6 +5,7 @@
 //!    a refusal, a failed compile or a failed write leaves what was in force where it was
 //! ```
 
+mod apply;
 mod claims;
 mod cni;
 mod diff;
@@ -26,7 +27,6 @@ pub use preflight::preflight;
 pub use uninstall::uninstall;
 
 use crate::{
-    announce,
     bandwidth::{PodBandwidth, asked_now, pod_bandwidth},
     bgp::Bgp,
     config::Config,
@@ -37,29 +37,23 @@ use crate::{
     masquerade,
     metrics::{COMPILE_BOUNDS, Histogram},
     net::{
-        GATEWAY_V4, GATEWAY_V6, Kernel, NarrowRoutes, NetError, Sources, Uplink, node::prepare_node,
-        uplinks as rules, watch_narrow_routes,
+        Kernel, NarrowRoutes, NetError, Sources, Uplink, node::prepare_node, uplinks as rules,
+        watch_narrow_routes,
     },
     pod_events::PodEvents,
     report::{Outcome, report},
-    reservation,
     source::{Observed, Snapshot, Versions},
     store::{self, StoreError},
 };
 use bulkhead_api::{
     messages::{AttachmentId, ErrorReply, ObjectError, PodRef, RuntimeBandwidth, code},
-    objects::{ANNOTATION_BANDWIDTH_CLASS, BGPConfigurationSpec, BGPPeerSpec, NodeReportSpec},
+    objects::{ANNOTATION_BANDWIDTH_CLASS, NodeReportSpec},
 };
 use bulkhead_ebpf_abi::{Connections, Sizes};
-use bulkhead_policy::{
-    Admitted, Compiled, Interner, NodeInfo, Objects, Sourced, Witness, admit_change, ask_for_pods, strays,
-};
-use imbl::ordmap::DiffItem;
+use bulkhead_policy::{Compiled, Interner, StrayPods};
 use std::{
     collections::BTreeMap,
-    net::IpAddr,
     path::PathBuf,
-    sync::Arc,
     time::{Instant, SystemTime, UNIX_EPOCH},
 };
 use switch::Standing;
@@ -83,8 +77,8 @@ pub struct Node {
     /// Blocks without pods wait until they can be withdrawn.
     release_held: bool,
     claims: claims::Claimed,
-    /// Some claim lies where ranges say otherwise: which pods are strays changes with the pods.
-    strays_by_pods: bool,
+    /// Which pods, as they come and go, change who is a stray.
+    stray_pods: StrayPods,
     /// When the claims of fixed addresses are asked for again.
     ask_at: Instant,
     /// Whether an admission found no fault in the objects in force.
@@ -189,7 +183,7 @@ impl Node {
             // Of a daemon that died between claiming a block and wiring its first pod, or that held them back itself.
             release_held: true,
             claims: claims::Claimed::default(),
-            strays_by_pods: false,
+            stray_pods: StrayPods::default(),
             ask_at: Instant::now(),
             clean: false,
             history,
@@ -239,92 +233,6 @@ impl Node {
         Ok(endpoints)
     }
 
-    /// Takes over a new snapshot as far as it is valid. Before there is one, what a daemon before us left stays.
-    pub async fn apply(&mut self, observed: Observed) {
-        let Some(mut snapshot) = observed.snapshot else {
-            self.refused = observed.errors;
-            self.announce_blocks().await;
-            self.write_services();
-            return;
-        };
-        let mut refused = observed.errors;
-        let mut failed = Vec::new();
-        let policy = std::mem::take(&mut snapshot.policy);
-        if let Some(info) = policy.nodes.get(&self.config.node) {
-            self.own.told(info);
-        }
-        let candidate = self.with_own_addresses(self.unless_held(policy));
-        // Packets carry the addresses of the backends, and so must the policy on cluster DNS.
-        self.services.follow(&self.config.node, &candidate.nodes, &snapshot);
-        let candidate =
-            candidate.with_dns_backends(&self.services.table).with_api_servers(&snapshot.endpoint_slices);
-        let Admitted { objects, errors, clean } = admit_change(&self.in_force.policy, self.clean, candidate);
-        refused.extend(errors);
-        let blocks_stay = self.in_force.blocks.ptr_eq(&snapshot.blocks);
-        self.in_force.blocks = snapshot.blocks;
-        self.know_claims(blocks_stay);
-        // What a switch that failed did not bring is made anew.
-        let same = blocks_stay && self.failed.is_empty() && same_ranges(&self.in_force.policy, &objects);
-        if !same {
-            self.know_strays(&objects);
-        }
-        let same_pods = !self.strays_by_pods || self.in_force.policy.pods.ptr_eq(&objects.pods);
-        let objects = if same && same_pods {
-            Objects { strays: self.in_force.policy.strays.clone(), ..objects }
-        } else {
-            self.with_strays(objects)
-        };
-        let changed = self.compiled.is_none() || objects != self.in_force.policy;
-        if changed {
-            match self.switch(objects, None, None) {
-                Ok(()) => {
-                    self.clean = clean;
-                    self.last_change_millis = observed.noticed.elapsed().as_millis() as u64;
-                }
-                Err(message) => {
-                    error!(message, "the change is not in force; the running generation stays");
-                    failed.push(ObjectError { file: None, object: None, field: None, message });
-                }
-            }
-        }
-        self.clean |= clean && !changed;
-        self.in_force.annotations = snapshot.annotations;
-        self.in_force.services = snapshot.services;
-        self.in_force.endpoint_slices = snapshot.endpoint_slices;
-        self.bgp.know_services();
-        refused.extend(reservation::faults(&self.in_force.policy, &snapshot.reservations));
-        self.in_force.reservations = snapshot.reservations;
-        refused.extend(self.admit_bgp(snapshot.bgp_peers, snapshot.bgp));
-        let told = self.errors();
-        let failed_now = !failed.is_empty();
-        (self.refused, self.failed) = (refused, failed);
-        self.follow().await;
-        // Behind all that pods wait for.
-        self.write_services();
-        self.report(&observed.versions, failed_now);
-        self.waiting.keep(|pod| self.in_force.policy.pods.contains_key(pod));
-        self.report_waiting();
-        for error in self.errors().iter().filter(|e| !told.contains(e)) {
-            warn!("refused: {error}");
-        }
-    }
-
-    /// Whose addresses are that do not lie in their range, by what nodes have claimed.
-    fn with_strays(&self, objects: Objects) -> Objects {
-        let strays = strays(&objects, &self.in_force.blocks, self.witness());
-        Objects { strays, ..objects }
-    }
-
-    /// Whether pods that come and go make or end strays.
-    fn know_strays(&mut self, objects: &Objects) {
-        self.strays_by_pods = ask_for_pods(objects, &self.in_force.blocks, self.witness());
-    }
-
-    /// Files that everybody trusts, or claims of many accounts.
-    fn witness(&self) -> Witness {
-        if self.config.kubernetes.is_some() { Witness::Pod } else { Witness::None }
-    }
-
     /// `failed`: what was in force before still is.
     fn report(&self, versions: &Versions, failed: bool) {
         let outcome = match self.history.held() {
@@ -350,24 +258,6 @@ impl Node {
             told.exhausted = exhausted;
             changed
         });
-    }
-
-    /// Takes over what a speaker can run with, and remembers it.
-    fn admit_bgp(
-        &mut self,
-        peers: BTreeMap<String, Sourced<BGPPeerSpec>>,
-        configuration: Option<Sourced<BGPConfigurationSpec>>,
-    ) -> Vec<ObjectError> {
-        let before = (&self.in_force.bgp_peers, &self.in_force.bgp);
-        let (peers, configuration, refused) = announce::admit(before, peers, configuration);
-        if before != (&peers, &configuration) {
-            let written = store::write_json(&self.config.state_dir.join(BGP_FILE), &(&peers, &configuration));
-            if let Err(e) = written {
-                error!(error = %e, "cannot remember the BGP objects; a restart would not keep refused ones' last versions");
-            }
-            (self.in_force.bgp_peers, self.in_force.bgp) = (peers, configuration);
-        }
-        refused
     }
 
     /// Everything that people must be told.
@@ -425,7 +315,8 @@ impl Node {
     fn set_direct(&mut self) -> Result<(), DatapathError> {
         let objects = &self.in_force.policy;
         let outside = masquerade::direct(&self.config.direct_to, objects, self.config.masquerade.as_ref());
-        let direct = objects.ranges().map(|(_, range)| range).chain(&outside);
+        let ranges = objects.own_ranges().map(|(_, range)| range);
+        let direct = ranges.chain(objects.strays.keys().take(DIRECT_STRAYS)).chain(&outside);
         let services = objects.partitions.values().flat_map(|p| &p.spec.service_cidrs);
         self.datapath.set_direct(direct, services.chain(&self.config.service_cidrs))
     }
@@ -440,28 +331,6 @@ impl Node {
         if let Err(e) = self.datapath.set_narrow_routes(routes) {
             warn!(error = %e, "cannot tell the programs of the MTUs of routes; tried again with the next change");
         }
-    }
-
-    /// What the configuration and the kernel know of the cluster and the objects need not repeat.
-    fn with_own_node(&self, objects: Objects) -> Objects {
-        let objects = self.with_own_addresses(objects).with_dns_backends(&self.services.table);
-        objects.with_api_servers(&self.in_force.endpoint_slices)
-    }
-
-    fn with_own_addresses(&self, mut objects: Objects) -> Objects {
-        objects.default_pod_cidrs.clone_from(&self.config.pod_cidrs);
-        objects.cluster_dns.clone_from(&self.config.cluster_dns);
-        let told = objects.nodes.get(&self.config.node);
-        let mut own = told.map(|n| NodeInfo::clone(n)).unwrap_or_default();
-        let of_uplink = |u: &Uplink| u.v4.map(IpAddr::V4).into_iter().chain(u.v6.map(IpAddr::V6));
-        let gateways = [IpAddr::V4(GATEWAY_V4), IpAddr::V6(GATEWAY_V6)];
-        for address in self.uplinks.iter().flat_map(of_uplink).chain(gateways) {
-            if !own.addresses.contains(&address) {
-                own.addresses.push(address);
-            }
-        }
-        objects.nodes.insert(self.config.node.clone(), Arc::new(own));
-        objects
     }
 
     fn bandwidth(
@@ -527,15 +396,8 @@ const BGP_FILE: &str = "bgp.json";
 /// What was last announced.
 const ANNOUNCED_FILE: &str = "announced.json";
 const DEFAULT_MTU: u32 = 1500;
-
-/// Whether both have the same partitions with the same ranges, whatever their rules are.
-fn same_ranges(a: &Objects, b: &Objects) -> bool {
-    a.default_pod_cidrs == b.default_pod_cidrs
-        && a.partitions.diff(&b.partitions).all(|item| match item {
-            DiffItem::Update { old: (_, old), new: (_, new) } => old.spec.pod_cidrs == new.spec.pod_cidrs,
-            DiffItem::Add(..) | DiffItem::Remove(..) => false,
-        })
-}
+/// They may be as many as pods, and must leave ranges their room. Those beyond go through the stack, unless a range holds them.
+const DIRECT_STRAYS: usize = 8192;
 
 fn node_net(uplinks: &[Uplink]) -> NodeNet {
     let mtu = uplinks.iter().map(|u| u.mtu).min().unwrap_or(DEFAULT_MTU);
@@ -585,34 +447,5 @@ mod tests {
         std::fs::write(&file, "").unwrap();
         assert!(read(false).unwrap().is_none());
         read(true).unwrap_err();
-    }
-
-    #[test]
-    fn ranges_are_others_with_a_partition_or_a_range_and_not_with_a_rule() {
-        let partition = |fields: serde_json::Value| {
-            let mut spec = serde_json::json!({"policyID": 1, "podCIDRs": ["10.1.0.0/16"]});
-            spec.as_object_mut().unwrap().extend(fields.as_object().unwrap().clone());
-            Arc::new(Sourced::new(serde_json::from_value(spec).unwrap(), None))
-        };
-        let objects = |all: &[(&str, serde_json::Value)]| Objects {
-            partitions: all
-                .iter()
-                .map(|(name, fields)| ((*name).to_string(), partition(fields.clone())))
-                .collect(),
-            ..Objects::default()
-        };
-        let none = || serde_json::json!({});
-        let before = objects(&[("web", none())]);
-        let with_rule = objects(&[("web", serde_json::json!({"ingress": [{}]}))]);
-        assert!(same_ranges(&before, &with_rule) && before != with_rule);
-        for other in [
-            objects(&[]),
-            objects(&[("web", none()), ("db", none())]),
-            objects(&[("db", none())]),
-            objects(&[("web", serde_json::json!({"podCIDRs": ["10.2.0.0/16"]}))]),
-            Objects { default_pod_cidrs: vec!["10.64.0.0/16".parse().unwrap()], ..before.clone() },
-        ] {
-            assert!(!same_ranges(&before, &other), "{other:?}");
-        }
     }
 }

@@ -32,7 +32,8 @@ impl Gone {
 }
 
 impl Orphans {
-    /// Who is gone since the last time. One that terminates stands in its slice until its pod is gone, and keeps its clients so long.
+    /// Who is gone since the last time. One that terminates stands in its slice until its pod is gone, and keeps its
+    /// clients so long.
     pub fn follow(&mut self, slices: &Named<EndpointSlice>) -> Gone {
         let there = || slices.values().flat_map(|slice| udp(slice)).collect::<BTreeSet<_>>();
         let Some(before) = self.slices.replace(slices.clone()) else { return Gone::AllBut(there()) };

@@ -38,9 +38,9 @@ impl Node {
             let reasons: Vec<_> = refused.iter().map(ToString::to_string).collect();
             return Err(failed(reasons.join("; ")));
         }
-        self.know_strays(&objects);
-        let objects = self.with_strays(objects);
+        let (objects, pods) = self.with_strays(objects);
         self.switch(objects, Some(to), None).map_err(failed)?;
+        self.stray_pods = pods;
         self.clean = true;
         let held = self.history.hold(Some(to));
         // Whatever the disk says: it is in force.

@@ -9,19 +9,23 @@
 //! ```
 //! Nobody but the datapath reclaims: each new connection looks at two old ones, so a dead entry outlives at most half
 //! as many insertions as there are entries, or the least of the ages: before that has passed since it was looked at, no entry
-//! is looked at again but for want of room, or to find names of what was evicted. With no new connections nobody needs its room. No timer, which would sweep
-//! in one go and need a lock on every entry. Each ring is one pod's, and so is a share: a flood evicts and is refused
-//! at the cost of the pod that sends or receives it. A flood over so many pods that their rings fill the table keeps nobody
-//! out either: then one of those makes way, and else the eldest that is not established. Established connections are never evicted.
+//! is looked at again but for want of room, or to find names of what was evicted. With no new connections nobody needs its
+//! room. No timer, which would sweep in one go and need a lock on every entry. Each ring ([`super::rings`]) is one pod's, and
+//! so is a share: a flood evicts and is refused at the cost of the pod that sends or receives it. A flood over so many pods
+//! that their rings fill the table keeps nobody out either: then one of those makes way, and else the eldest that is not
+//! established. Established connections are never evicted.
 
-use super::{At, key::Key};
+use super::{
+    At,
+    key::Key,
+    rings::{bulkhead_enlist, bulkhead_evict_of_flood},
+};
 use crate::{
     counters,
     maps::{
         AGE_CLOSED, AGE_CLOSING, AGE_CUT, AGE_ECHO, AGE_LEAST, AGE_OTHER, AGE_TCP, AGE_UDP, AGE_UNANSWERED,
-        AGING, CONNTRACK, FLOWS_CLOSED, FLOWS_PER_POD, FLOWS_UNANSWERED, RECENT, SHARE,
+        AGING, CONNTRACK, FLOWS_PER_POD, SHARE,
     },
-    words,
 };
 use aya_ebpf::{
     bindings::BPF_NOEXIST,
@@ -32,9 +36,8 @@ use aya_ebpf::{
     maps::{Array, PerCpuArray},
 };
 use bulkhead_ebpf_abi::{
-    Addr, AgeKind, DROP_CONNTRACK_FULL, DROP_CONNTRACK_SHARE, FLOW_CLOSED, FLOW_CLOSING, FLOW_ESTABLISHED,
-    FLOW_UNASKED, Flow, FlowKey, FlowName, NAMES_PER_PAGE, PATH_DIRECT, RECENT_CLOSED, RECENT_IN, RECENT_OUT,
-    RecentKey, RecentPage, Share, due_at,
+    AgeKind, DROP_CONNTRACK_FULL, DROP_CONNTRACK_SHARE, FLOW_CLOSED, FLOW_CLOSING, FLOW_ESTABLISHED,
+    FLOW_UNASKED, Flow, FlowKey, FlowName, PATH_DIRECT, RECENT_CLOSED, RECENT_IN, RECENT_OUT, Share, due_at,
 };
 use core::{
     intrinsics::{AtomicOrdering, atomic_and, atomic_or, atomic_xadd},
@@ -42,13 +45,13 @@ use core::{
     ptr::read_volatile,
 };
 
-/// Old entries that a new one looks at; that a refusal of a pod looks at in the hope of room; and that one looks at for which the
-/// table has none: those that are established lie in heaps.
+/// Old entries that a new one looks at; that a refusal of a pod looks at in the hope of room; and that one looks at for
+/// which the table has none: those that are established lie in heaps.
 const SWEEP: u32 = 2;
 const SWEEP_FOR_SHARE: u32 = 8;
 const SWEEP_FOR_ROOM: u32 = 32;
-/// What a refusal looks for, and where it stops: at a name that leaves the queue, or at an entry that leaves the table, be it of the
-/// living that prove nothing ([`is_evictable`]); or nowhere, at all that is dead.
+/// What a refusal looks for, and where it stops: at a name that leaves the queue, or at an entry that leaves the table, be it
+/// of the living that prove nothing ([`is_evictable`]); or nowhere, at all that is dead.
 const NAME: u32 = 1;
 const ENTRY: u32 = 2;
 const DEAD: u32 = 3;
@@ -60,7 +63,7 @@ pub const MADE_BY_ANOTHER: u32 = 256;
 #[repr(C)]
 pub struct Name {
     key: Key,
-    serial: u32,
+    pub serial: u32,
     due: u32,
 }
 const _: () = assert!(size_of::<Name>() == size_of::<FlowName>());
@@ -295,7 +298,12 @@ fn look_at(swept: *mut FlowName, now: u64, what: u32) -> u32 {
         return NAME;
     }
     if what != DEAD && is_evictable(flow) || is_dead(flow, key.proto, now) {
-        return if take_out(key, flow) { ENTRY } else { NAME };
+        if take_out(key, flow) {
+            return ENTRY;
+        }
+        // Another CPU was first, and has left a name that has just been taken out.
+        leave_names(-1);
+        return NAME;
     }
     name.due = next_due(now);
     let _ = push(name);
@@ -336,163 +344,6 @@ fn push(name: &FlowName) -> bool {
 fn eldest(name: *mut FlowName) -> bool {
     // SAFETY: the map's own pointer, and room for one of its values. (`Queue::pop` would return it on the stack.)
     unsafe { bpf_map_pop_elem((&raw const AGING).cast_mut().cast(), name.cast()) == 0 }
-}
-
-/// Puts an entry into a ring of its pod, whose share is `share`, and evicts the one that stood there; what the entry has to
-/// remember of it ([`Flow::ring`]).
-#[unsafe(no_mangle)]
-#[inline(never)]
-extern "C" fn bulkhead_enlist(name: *const Name, share: *mut Share, owner: u32, kind: u32) -> u32 {
-    // SAFETY: the caller's; null is what the verifier must be told of.
-    let Some(name) = (unsafe { name.as_ref() }) else { return NO_RING };
-    if share.is_null() {
-        return NO_RING;
-    }
-    // SAFETY: a live entry.
-    let next = unsafe { &raw mut (*share).next };
-    let (next, room) = match kind {
-        // SAFETY: three counters.
-        RECENT_OUT => (unsafe { &raw mut (*next)[0] }, FLOWS_UNANSWERED.load()),
-        // SAFETY: as above.
-        RECENT_IN => (unsafe { &raw mut (*next)[1] }, FLOWS_UNANSWERED.load()),
-        // SAFETY: as above.
-        _ => (unsafe { &raw mut (*next)[2] }, FLOWS_CLOSED.load()),
-    };
-    // Two CPUs may get the same turn: then one entry stands in no ring, and ages.
-    // SAFETY: a live entry.
-    let turn = unsafe { *next };
-    add(next, 1);
-    let slot = if room == 0 { 0 } else { turn as u32 % room };
-    // No room for rings: this one cannot be evicted; it has its age, and its pod a share.
-    let Some(page) = page(RecentKey { owner, kind, slot: slot / NAMES_PER_PAGE }) else { return NO_RING };
-    // SAFETY: a live entry, and a slot of it.
-    let old = unsafe { &raw mut (*page)[(slot % NAMES_PER_PAGE) as usize] };
-    // SAFETY: a live entry; should another CPU replace it meanwhile, the serial tells.
-    unsafe {
-        // A connection that is begun again and again comes round to itself.
-        if (*old).serial != 0 && (*old).serial != name.serial {
-            evict(&*old, kind);
-            if kind != RECENT_CLOSED {
-                note_flood(owner, kind);
-            }
-        }
-        words::copy(&raw const *name, old.cast::<Name>());
-    }
-    slot.wrapping_add(1) << 1 | kind & 1
-}
-
-/// Of an entry that stands in no ring, as far as its own word goes.
-const NO_RING: u32 = 0;
-
-/// Takes an entry that has just been established out of its ring: nobody evicts it, and whose turn that place is next need
-/// not ask.
-#[inline(always)]
-pub fn established(flow: &Flow) {
-    if flow.ring != NO_RING {
-        leave_ring(flow);
-    }
-}
-
-#[inline(never)]
-fn leave_ring(flow: &Flow) -> u32 {
-    let slot = (flow.ring >> 1).wrapping_sub(1);
-    let key = RecentKey { owner: flow.owner, kind: flow.ring & 1, slot: slot / NAMES_PER_PAGE };
-    let Some(page) = RECENT.get_ptr_mut(key) else { return 0 };
-    // SAFETY: a live entry, and a slot of it.
-    let name = unsafe { &raw mut (*page)[(slot % NAMES_PER_PAGE) as usize] };
-    // SAFETY: as above. Whoever has taken the place meanwhile has another serial, and of two that cross one stands in no ring.
-    unsafe {
-        if (*name).serial == flow.serial {
-            (*name).serial = 0;
-        }
-    }
-    0
-}
-
-#[inline(always)]
-fn page(key: RecentKey) -> Option<*mut RecentPage> {
-    RECENT.get_ptr_mut(key).or_else(|| {
-        // A reference: a copy would take the stack.
-        let empty: &RecentPage = &EMPTY_PAGE;
-        let _ = RECENT.insert(key, empty, u64::from(BPF_NOEXIST));
-        RECENT.get_ptr_mut(key)
-    })
-}
-
-static EMPTY_PAGE: RecentPage = [NO_NAME; NAMES_PER_PAGE as usize];
-const NO_NAME: FlowName = FlowName {
-    key: FlowKey {
-        low: Addr([0; 16]),
-        high: Addr([0; 16]),
-        low_port: 0,
-        high_port: 0,
-        proto: 0,
-        reserved: [0; 3],
-    },
-    serial: 0,
-    due: 0,
-};
-
-/// Whether it was there to be evicted.
-#[inline(always)]
-fn evict(name: &FlowName, kind: u32) -> bool {
-    let key = &name.key;
-    let Some(flow) = CONNTRACK.get_ptr_mut(key) else { return false };
-    // SAFETY: a live entry; see `decide_on`.
-    let flow = unsafe { &mut *flow };
-    let evictable = match kind {
-        RECENT_CLOSED => flow.flags & FLOW_CLOSED != 0,
-        _ => flow.flags & FLOW_ESTABLISHED == 0,
-    };
-    let evicted = evictable && flow.serial == name.serial;
-    if evicted {
-        remove(key, flow);
-    }
-    evicted
-}
-
-/// The ring that was the last to go round, full of unanswered ones: its pod's interface, doubled, and the kind; 0: none yet.
-#[map]
-static FLOODED: Array<u64> = Array::with_max_entries(1, 0);
-/// Places of it that are looked at where there is no room.
-const TRIES: u32 = 4;
-
-#[inline(always)]
-fn note_flood(owner: u32, kind: u32) {
-    let ring = u64::from(owner) << 1 | u64::from(kind & 1);
-    if let Some(flooded) = FLOODED.get_ptr_mut(0) {
-        // SAFETY: a live entry, written by whole words; by no CPU without need.
-        unsafe {
-            if *flooded != ring {
-                *flooded = ring;
-            }
-        }
-    }
-}
-
-/// Takes the place of one of a flood, by chance, for somebody else; 1: there is one.
-#[unsafe(no_mangle)]
-#[inline(never)]
-extern "C" fn bulkhead_evict_of_flood() -> u32 {
-    let room = FLOWS_UNANSWERED.load();
-    // SAFETY: as in `note_flood`.
-    let flooded = FLOODED.get_ptr(0).map_or(0, |flooded| unsafe { read_volatile(flooded) });
-    if flooded == 0 || room == 0 {
-        return 0;
-    }
-    let (owner, kind) = ((flooded >> 1) as u32, flooded as u32 & 1);
-    for _ in 0..TRIES {
-        // SAFETY: takes nothing and returns a number.
-        let slot = unsafe { bpf_get_prandom_u32() } % room;
-        let Some(page) = RECENT.get_ptr_mut(RecentKey { owner, kind, slot: slot / NAMES_PER_PAGE }) else {
-            continue;
-        };
-        // SAFETY: a live entry, and a slot of it; should another CPU replace it meanwhile, the serial tells.
-        if evict(unsafe { &(*page)[(slot % NAMES_PER_PAGE) as usize] }, kind) {
-            return 1;
-        }
-    }
-    0
 }
 
 /// An entry on its way into the table, off the stack, which has no room for it. Nobody else uses it: a program runs
@@ -573,6 +424,14 @@ pub fn insert(at: &At, draft: &mut Draft) -> u32 {
     }
 }
 
+#[inline(always)]
+fn take_out_own(name: &Name) -> bool {
+    let Some(flow) = CONNTRACK.get_ptr_mut(name.key.as_abi()) else { return false };
+    // SAFETY: a live entry; see `decide_on`.
+    let flow = unsafe { &mut *flow };
+    flow.serial == name.serial && take_out(name.key.as_abi(), flow)
+}
+
 /// An entry whose age nobody would look at must not be.
 #[inline(always)]
 fn queue(now: u64, name: &Name) -> u32 {
@@ -583,9 +442,9 @@ fn queue(now: u64, name: &Name) -> u32 {
     if push(name.as_abi()) {
         return 0;
     }
-    if let Some(flow) = CONNTRACK.get_ptr_mut(name.key.as_abi()) {
-        // SAFETY: a live entry; see `decide_on`.
-        take_out(name.key.as_abi(), unsafe { &mut *flow });
+    if !take_out_own(name) {
+        // Another CPU has removed it, and left a name that there is not.
+        leave_names(-1);
     }
     u32::from(DROP_CONNTRACK_FULL)
 }

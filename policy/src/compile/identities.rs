@@ -1,7 +1,7 @@
 //! Numbers for everybody that rules can tell apart.
 //!
 //! A partition's pods are known by its prefixes. A pod has an entry of its own only where a selector or a named port tells
-//! it from its prefix, or where its address lies in no partition's range.
+//! it from its prefix, or where its address lies in no partition's range, or in another's.
 //!
 //! ```text
 //! addresses ─▶ base: partitions, prefixes, nodes ─┐
@@ -26,6 +26,8 @@ pub(crate) struct Base {
     pub addresses: Addresses,
     pub prefixes: OrdMap<(Addr, u8), Identity>,
     pub nodes: BTreeMap<Addr, Identity>,
+    /// Strays that are one address: as many as pods, so they stand where pods' entries do and take no room of prefixes.
+    pub strays: BTreeMap<Addr, Identity>,
     pub of_partitions: BTreeMap<String, u32>,
     /// By partition: what its ranges' prefixes are known as.
     pub variants: BTreeMap<String, BTreeSet<Meaning>>,
@@ -46,7 +48,12 @@ impl Base {
         }
         for (prefix, atoms) in &addresses.prefixes {
             let id = base.number(numbers, atoms)?;
-            base.prefixes.insert((prefix.address, prefix.length), Identity { id, flags: 0 });
+            let identity = Identity { id, flags: 0 };
+            if prefix.length == 128 && objects.strays.contains_key(&prefix.network()) {
+                base.strays.insert(prefix.address, identity);
+            } else {
+                base.prefixes.insert((prefix.address, prefix.length), identity);
+            }
             if let Some(variants) = partition(atoms).and_then(|p| base.variants.get_mut(p)) {
                 variants.insert(atoms.clone());
             }
@@ -64,6 +71,11 @@ impl Base {
         let id = number(numbers, atoms)?;
         self.numbers.insert(id);
         Ok(id)
+    }
+
+    /// Addresses that have an entry whatever pods there are.
+    pub fn addresses(&self) -> impl Iterator<Item = &Addr> {
+        self.nodes.keys().chain(self.strays.keys())
     }
 
     /// What rules see of an address that is no node's.

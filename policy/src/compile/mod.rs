@@ -265,6 +265,11 @@ impl Compiled {
         self.judged.len() == judged.len() && self.judged.iter().zip(judged).all(same)
     }
 
+    /// Those that are one address and no prefix.
+    pub(crate) fn strays(&self) -> impl Iterator<Item = Addr> {
+        self.identities.base.strays.keys().copied()
+    }
+
     /// What an identity stands for; nothing for the world.
     pub(crate) fn meaning(&self, identity: u32) -> &[Atom] {
         self.interner.identities().get(&identity).map_or(&[], |atoms| atoms)

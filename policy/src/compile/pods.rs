@@ -18,7 +18,7 @@ use std::{collections::BTreeSet, sync::Arc};
 pub(crate) struct Pods {
     /// Every (address, pod): of two pods with one address the first has it.
     owners: OrdSet<(Addr, Arc<str>)>,
-    /// Of nodes, and of pods of which rules see more than their prefix.
+    /// Of nodes, of strays, and of pods of which rules see more than their prefix.
     pub exact: OrdMap<Addr, Identity>,
     /// By identity: how many of the entries have it.
     uses: OrdMap<u32, usize>,
@@ -73,7 +73,7 @@ impl Pods {
             }
         });
         match former {
-            None => dirty.extend(base.nodes.keys()),
+            None => dirty.extend(base.addresses()),
             Some(former) => {
                 self.of_changed_pods(objects, former, asked, &mut dirty);
                 self.of_changed_base(&former.identities.base, base, &mut dirty);
@@ -144,8 +144,7 @@ impl Pods {
                 .take_while(|(address, _)| prefix.spans(Prefix { address: *address, length: 128 }));
             dirty.extend(inside.map(|(address, _)| *address));
         }
-        dirty.extend(before.nodes.keys());
-        dirty.extend(base.nodes.keys());
+        dirty.extend(before.addresses().chain(base.addresses()));
     }
 
     fn entry(
@@ -160,16 +159,17 @@ impl Pods {
             return Ok(Some(*node));
         }
         let first = self.owners.range((address, Arc::from(""))..).next().filter(|(a, _)| *a == address);
-        let Some(pod) = first.and_then(|(_, key)| Some((key, objects.pod(key)?))) else { return Ok(None) };
+        let stray = base.strays.get(&address).copied();
+        let Some(pod) = first.and_then(|(_, key)| Some((key, objects.pod(key)?))) else { return Ok(stray) };
         let (key, pod) = pod;
         let facts = facts.of(namespace_of(key), pod);
         let of_prefix = base.known(address);
         let in_range = partition(of_prefix).is_some();
         if in_range && facts.is_empty() {
-            return Ok(None);
+            return Ok(stray);
         }
-        let stray = (!in_range).then(|| objects.partition_of_namespace(namespace_of(key)));
-        let id = number(numbers, &joined(of_prefix, &facts, stray))?;
+        let outside = (!in_range).then(|| objects.partition_of_namespace(namespace_of(key)));
+        let id = number(numbers, &joined(of_prefix, &facts, outside))?;
         Ok(Some(Identity { id, flags: 0 }))
     }
 

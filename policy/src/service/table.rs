@@ -213,7 +213,9 @@ impl Objects {
     #[must_use]
     pub fn with_api_servers(mut self, slices: &Named<EndpointSlice>) -> Self {
         let endpoints = slices.get(API_SERVERS).into_iter().flat_map(|slice| &slice.endpoints);
-        self.api_servers = endpoints.map(|endpoint| endpoint.address).collect();
+        // In order: the same servers are the same objects, however their slice is written.
+        let addresses: BTreeSet<_> = endpoints.map(|endpoint| endpoint.address).collect();
+        self.api_servers = addresses.into_iter().collect();
         self
     }
 

@@ -17,6 +17,7 @@ crate::trials! {
     a_flood_beside_many_connections_locks_no_other_out,
     a_syn_flood_from_outside_locks_nobody_out,
     a_flood_over_more_pods_than_there_is_room_for_locks_nobody_out,
+    where_there_is_no_room_those_of_a_flood_go_and_not_whose_ring_has_come_round,
 }
 
 fn share(node: &Node, pod: &str) -> Share {
@@ -213,4 +214,36 @@ fn a_flood_over_more_pods_than_there_is_room_for_locks_nobody_out() {
     assert!(refused < 100, "{refused}");
     let refused = |pod| share(&node, pod).refused;
     assert_eq!(["pod-a", "pod-b"].map(refused), [0; 2]);
+}
+
+fn where_there_is_no_room_those_of_a_flood_go_and_not_whose_ring_has_come_round() {
+    const RING: u16 = 16;
+    let mut node = Node::with_room(rules(), Connections { per_pod: 512, ..ROOM });
+    for port in 1..=512 - 2 * RING {
+        Connection::to_pod(B, &V4, port).establish(&node);
+    }
+    let request = |node: &Node, pod: u32, f: &Family, port: u16| {
+        let connection = Connection::from_pod(pod, f, port);
+        connection.pass(node, true, SYN);
+        connection
+    };
+    (0..2 * RING).for_each(|n| {
+        request(&node, B, &V4, 1000 + n);
+    });
+    // A ring of a pod that is no flood: who stood in it is gone by the time that it comes round.
+    (0..RING).for_each(|n| {
+        request(&node, A, &V6, 2000 + n);
+    });
+    let gone = [V6.a.parse().expect("an address")];
+    assert_eq!(node.datapath.forget_flows(&gone).expect("forgotten"), usize::from(RING));
+    let begun: Vec<Connection> = (0..RING).map(|n| request(&node, A, &V4, 3000 + n)).collect();
+    assert_eq!(node.datapath.flow_count().expect("count"), 512, "the table is full");
+    for port in 4000..4008 {
+        Connection::to_pod(B, &V4, port).establish(&node);
+    }
+    for connection in begun {
+        connection.pass(&node, false, SYN | ACK);
+        connection.pass(&node, true, ACK);
+        connection.check(&node);
+    }
 }

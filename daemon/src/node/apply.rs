@@ -1,0 +1,184 @@
+//! From what the source says to what is in force: completed by what the node knows, admitted, and switched to if it is
+//! another than before.
+
+use super::{BGP_FILE, Node};
+use crate::{
+    announce,
+    net::{GATEWAY_V4, GATEWAY_V6, Uplink},
+    reservation,
+    source::Observed,
+    store,
+};
+use bulkhead_api::{
+    messages::ObjectError,
+    objects::{BGPConfigurationSpec, BGPPeerSpec},
+};
+use bulkhead_policy::{Admitted, NodeInfo, Objects, Sourced, StrayPods, Witness, admit_change, strays};
+use imbl::ordmap::DiffItem;
+use std::{collections::BTreeMap, net::IpAddr, sync::Arc};
+use tracing::{error, warn};
+
+impl Node {
+    /// Takes over a new snapshot as far as it is valid. Before there is one, what a daemon before us left stays.
+    pub async fn apply(&mut self, observed: Observed) {
+        let Some(mut snapshot) = observed.snapshot else {
+            self.refused = observed.errors;
+            self.announce_blocks().await;
+            self.write_services();
+            return;
+        };
+        let mut refused = observed.errors;
+        let mut failed = Vec::new();
+        let policy = std::mem::take(&mut snapshot.policy);
+        if let Some(info) = policy.nodes.get(&self.config.node) {
+            self.own.told(info);
+        }
+        let candidate = self.with_own_addresses(self.unless_held(policy));
+        // Packets carry the addresses of the backends, and so must the policy on cluster DNS.
+        self.services.follow(&self.config.node, &candidate.nodes, &snapshot);
+        let candidate =
+            candidate.with_dns_backends(&self.services.table).with_api_servers(&snapshot.endpoint_slices);
+        let Admitted { objects, errors, clean } = admit_change(&self.in_force.policy, self.clean, candidate);
+        refused.extend(errors);
+        let blocks_stay = self.in_force.blocks.ptr_eq(&snapshot.blocks);
+        self.in_force.blocks = snapshot.blocks;
+        self.know_claims(blocks_stay);
+        // What a switch that failed did not bring is made anew.
+        let same = blocks_stay && self.failed.is_empty() && same_ranges(&self.in_force.policy, &objects);
+        let same = same && !self.stray_pods.change(&self.in_force.policy.pods, &objects.pods);
+        let objects = if same {
+            Objects { strays: self.in_force.policy.strays.clone(), ..objects }
+        } else {
+            let (objects, pods) = self.with_strays(objects);
+            self.stray_pods = pods;
+            objects
+        };
+        let changed = self.compiled.is_none() || objects != self.in_force.policy;
+        if changed {
+            match self.switch(objects, None, None) {
+                Ok(()) => {
+                    self.clean = clean;
+                    self.last_change_millis = observed.noticed.elapsed().as_millis() as u64;
+                }
+                Err(message) => {
+                    error!(message, "the change is not in force; the running generation stays");
+                    failed.push(ObjectError { file: None, object: None, field: None, message });
+                }
+            }
+        }
+        self.clean |= clean && !changed;
+        self.in_force.annotations = snapshot.annotations;
+        self.in_force.services = snapshot.services;
+        self.in_force.endpoint_slices = snapshot.endpoint_slices;
+        self.bgp.know_services();
+        refused.extend(reservation::faults(&self.in_force.policy, &snapshot.reservations));
+        self.in_force.reservations = snapshot.reservations;
+        refused.extend(self.admit_bgp(snapshot.bgp_peers, snapshot.bgp));
+        let told = self.errors();
+        let failed_now = !failed.is_empty();
+        (self.refused, self.failed) = (refused, failed);
+        self.follow().await;
+        // Behind all that pods wait for.
+        self.write_services();
+        self.report(&observed.versions, failed_now);
+        self.waiting.keep(|pod| self.in_force.policy.pods.contains_key(pod));
+        self.report_waiting();
+        for error in self.errors().iter().filter(|e| !told.contains(e)) {
+            warn!("refused: {error}");
+        }
+    }
+
+    /// Whose addresses are that do not lie in their range, by what nodes have claimed; and which pods change it.
+    pub(super) fn with_strays(&self, objects: Objects) -> (Objects, StrayPods) {
+        let (strays, pods) = strays(&objects, &self.in_force.blocks, self.witness());
+        (Objects { strays, ..objects }, pods)
+    }
+
+    /// Files that everybody trusts, or claims of many accounts.
+    fn witness(&self) -> Witness {
+        if self.config.kubernetes.is_some() { Witness::Pod } else { Witness::None }
+    }
+
+    /// Takes over what a speaker can run with, and remembers it.
+    fn admit_bgp(
+        &mut self,
+        peers: BTreeMap<String, Sourced<BGPPeerSpec>>,
+        configuration: Option<Sourced<BGPConfigurationSpec>>,
+    ) -> Vec<ObjectError> {
+        let before = (&self.in_force.bgp_peers, &self.in_force.bgp);
+        let (peers, configuration, refused) = announce::admit(before, peers, configuration);
+        if before != (&peers, &configuration) {
+            let written = store::write_json(&self.config.state_dir.join(BGP_FILE), &(&peers, &configuration));
+            if let Err(e) = written {
+                error!(error = %e, "cannot remember the BGP objects; a restart would not keep refused ones' last versions");
+            }
+            (self.in_force.bgp_peers, self.in_force.bgp) = (peers, configuration);
+        }
+        refused
+    }
+
+    /// What the configuration and the kernel know of the cluster and the objects need not repeat.
+    pub(super) fn with_own_node(&self, objects: Objects) -> Objects {
+        let objects = self.with_own_addresses(objects).with_dns_backends(&self.services.table);
+        objects.with_api_servers(&self.in_force.endpoint_slices)
+    }
+
+    pub(super) fn with_own_addresses(&self, mut objects: Objects) -> Objects {
+        objects.default_pod_cidrs.clone_from(&self.config.pod_cidrs);
+        objects.cluster_dns.clone_from(&self.config.cluster_dns);
+        let told = objects.nodes.get(&self.config.node);
+        let mut own = told.map(|n| NodeInfo::clone(n)).unwrap_or_default();
+        let of_uplink = |u: &Uplink| u.v4.map(IpAddr::V4).into_iter().chain(u.v6.map(IpAddr::V6));
+        let gateways = [IpAddr::V4(GATEWAY_V4), IpAddr::V6(GATEWAY_V6)];
+        for address in self.uplinks.iter().flat_map(of_uplink).chain(gateways) {
+            if !own.addresses.contains(&address) {
+                own.addresses.push(address);
+            }
+        }
+        objects.nodes.insert(self.config.node.clone(), Arc::new(own));
+        objects
+    }
+}
+
+/// Whether both have the same partitions with the same ranges, whatever their rules are.
+fn same_ranges(a: &Objects, b: &Objects) -> bool {
+    a.default_pod_cidrs == b.default_pod_cidrs
+        && a.partitions.diff(&b.partitions).all(|item| match item {
+            DiffItem::Update { old: (_, old), new: (_, new) } => old.spec.pod_cidrs == new.spec.pod_cidrs,
+            DiffItem::Add(..) | DiffItem::Remove(..) => false,
+        })
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn ranges_are_others_with_a_partition_or_a_range_and_not_with_a_rule() {
+        let partition = |fields: serde_json::Value| {
+            let mut spec = serde_json::json!({"policyID": 1, "podCIDRs": ["10.1.0.0/16"]});
+            spec.as_object_mut().unwrap().extend(fields.as_object().unwrap().clone());
+            Arc::new(Sourced::new(serde_json::from_value(spec).unwrap(), None))
+        };
+        let objects = |all: &[(&str, serde_json::Value)]| Objects {
+            partitions: all
+                .iter()
+                .map(|(name, fields)| ((*name).to_string(), partition(fields.clone())))
+                .collect(),
+            ..Objects::default()
+        };
+        let none = || serde_json::json!({});
+        let before = objects(&[("web", none())]);
+        let with_rule = objects(&[("web", serde_json::json!({"ingress": [{}]}))]);
+        assert!(same_ranges(&before, &with_rule) && before != with_rule);
+        for other in [
+            objects(&[]),
+            objects(&[("web", none()), ("db", none())]),
+            objects(&[("db", none())]),
+            objects(&[("web", serde_json::json!({"podCIDRs": ["10.2.0.0/16"]}))]),
+            Objects { default_pod_cidrs: vec!["10.64.0.0/16".parse().unwrap()], ..before.clone() },
+        ] {
+            assert!(!same_ranges(&before, &other), "{other:?}");
+        }
+    }
+}
