@@ -193,7 +193,7 @@ async fn run(config: Config) -> Result<OwnedMutexGuard<Node>, Box<dyn Error>> {
     let name = config.node.clone();
     let mut node = Node::open(config, observed.clone(), claims).await?;
     let mut narrow_routes = node.watch_narrow_routes()?;
-    let mut uplinks = node.watch_uplinks()?;
+    let (mut uplinks, kernel) = (node.watch_uplinks()?, node.kernel());
     let attention = node.bgp.attention();
     if let Some(client) = client {
         node.set_events(PodEvents::publish(client.clone(), name.clone()));
@@ -222,7 +222,10 @@ async fn run(config: Config) -> Result<OwnedMutexGuard<Node>, Box<dyn Error>> {
                 let latest = narrow_routes.borrow_and_update().clone();
                 node.lock().await.set_narrow_routes(&latest);
             }
-            Ok(()) = uplinks.changed() => node.lock().await.look_at_uplinks().await,
+            Ok(()) = uplinks.changed() => {
+                let seen = kernel.candidates().await;
+                node.lock().await.look_at_uplinks(seen).await;
+            }
             () = attention.notified() => node.lock().await.look_after_fixed().await,
             _ = interval.tick() => {
                 let ready = {
