@@ -59,10 +59,8 @@ struct Arguments {
     idle: bool,
 }
 
-/// Each attempt to reach an API server that is away is an error to the client's crate; whoever attempts it tells it once. Who wants to
-/// see it says so.
 fn filter(log: &str) -> Result<EnvFilter, String> {
-    EnvFilter::try_new(format!("kube_client=off,{log}"))
+    EnvFilter::try_new(format!("{},{log}", kubernetes::QUIET))
         .map_err(|e| format!("`log` in the configuration: {e}"))
 }
 
