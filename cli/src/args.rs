@@ -35,7 +35,8 @@ pub enum Command {
         /// Fail where a pod could not be connected now; for readiness probes
         #[arg(long)]
         ready: bool,
-        /// With --ready: a daemon that waits until another one has ended, and makes this file meanwhile, is ready
+        /// With --ready: of the daemon that writes this file. It is ready also while it says there what it waits for, and not before
+        /// it has written it, whoever else answers
         #[arg(long, value_name = "FILE", requires = "ready")]
         standby: Option<PathBuf>,
     },

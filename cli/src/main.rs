@@ -27,8 +27,9 @@ use offline::OfflineError;
 use paint::Paint;
 use serde::{Serialize, de::DeserializeOwned};
 use std::{
+    fs,
     io::{self, IsTerminal, Write},
-    path::Path,
+    path::{Path, PathBuf},
     process::ExitCode,
     time::{Duration, SystemTime, UNIX_EPOCH},
 };
@@ -49,6 +50,8 @@ enum Failure {
     Daemon(#[from] ClientError),
     #[error(transparent)]
     Offline(#[from] OfflineError),
+    #[error("the daemon that writes {} has not begun: {source}", path.display())]
+    NotBegun { path: PathBuf, source: io::Error },
 }
 
 struct Answer {
@@ -89,10 +92,14 @@ fn run(args: &Args) -> Result<Answer, Failure> {
             let changes = !diff.changes.is_empty();
             return Ok(Answer { text: printed(args, &diff, |d| views::diff(d, paint))?, changes });
         }
-        Command::Status { standby: Some(file), .. } if file.exists() => {
-            Ok("waiting until the daemon that runs has ended\n".into())
-        }
-        Command::Status { ready, .. } => {
+        Command::Status { ready, standby } => {
+            if let Some(file) = standby {
+                let waits = fs::read_to_string(file)
+                    .map_err(|source| Failure::NotBegun { path: file.clone(), source })?;
+                if !waits.is_empty() {
+                    return Ok(Answer { text: waits, changes: false });
+                }
+            }
             if *ready {
                 get(args, "/v1/cni/status", |_: &serde_json::Value| String::new())?;
             }

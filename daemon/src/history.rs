@@ -57,18 +57,32 @@ pub struct Switched {
     pub rollback_of: Option<u32>,
 }
 
+/// The generations, oldest first, and which of them is held.
+fn read(dir: &Path) -> Result<(Vec<(GenerationInfo, Objects)>, Option<u32>), StoreError> {
+    Ok((log::read(dir)?, store::read_json(&dir.join(HELD_FILE))?.unwrap_or_default()))
+}
+
 impl History {
     /// The history on disk, and the objects that were in force last.
     pub fn open(state: &Path) -> Result<(Self, Option<Objects>), StoreError> {
         let dir = state.join(store::GENERATIONS);
         fs::create_dir_all(&dir).map_err(|source| StoreError::Io { path: dir.clone(), source })?;
-        let on_disk = log::read(&dir)?;
-        let held = store::read_json(&dir.join(HELD_FILE))?.unwrap_or_default();
+        let (on_disk, held) = read(&dir)?;
         let objects = on_disk.last().map(|(_, objects)| objects.clone());
         let kept = |(info, _)| Kept { info, rules: None };
         let generations = on_disk.into_iter().map(kept).collect();
         let writer = Writer::start(dir.clone());
         Ok((Self { dir, generations, held, writer }, objects))
+    }
+
+    /// Whether [`Self::open`] could read what is on disk; nothing is made.
+    pub fn check(state: &Path) -> Result<(), StoreError> {
+        let dir = state.join(store::GENERATIONS);
+        match dir.try_exists() {
+            Ok(false) => Ok(()),
+            Ok(true) => read(&dir).map(drop),
+            Err(source) => Err(StoreError::Io { path: dir, source }),
+        }
     }
 
     /// Remembers a generation. The same rules again (a restart) take the place of their last record.

@@ -51,7 +51,8 @@ struct Arguments {
     /// Looks whether this daemon could take over what is on the node, changes nothing, and ends: fails where it could not.
     #[arg(long, conflicts_with_all = ["uninstall", "idle"])]
     preflight: bool,
-    /// Waits until the daemon that runs on this node has ended, and takes over then; FILE is there meanwhile.
+    /// Waits until the daemon that runs on this node has ended, and takes over then. FILE says what it
+    /// waits for, and is empty once it waits no more.
     #[arg(long, value_name = "FILE", conflicts_with_all = ["uninstall", "idle", "preflight"])]
     standby: Option<PathBuf>,
     /// Does nothing until it is told to end: for a pod whose work its init container has done.
@@ -59,10 +60,8 @@ struct Arguments {
     idle: bool,
 }
 
-/// Each attempt to reach an API server that is away is an error to the client's crate; whoever attempts it tells it once. Who wants to
-/// see it says so.
 fn filter(log: &str) -> Result<EnvFilter, String> {
-    EnvFilter::try_new(format!("kube_client=off,{log}"))
+    EnvFilter::try_new(format!("{},{log}", kubernetes::QUIET))
         .map_err(|e| format!("`log` in the configuration: {e}"))
 }
 
@@ -122,27 +121,34 @@ fn start() -> Result<(), Box<dyn Error>> {
 /// The node, once nobody else has it; none where we are told to end first.
 async fn await_turn(config: &Config, standby: &Path) -> Result<Option<Ownership>, Box<dyn Error>> {
     let _ = fs::remove_file(standby);
+    let say = |what: &str| fs::write(standby, what).map_err(|e| format!("{}: {e}", standby.display()));
     let turn = async {
         let mut told = false;
         loop {
             match Ownership::take(&config.state_dir) {
                 Err(StoreError::Owned(_)) => {}
-                taken => return Ok::<_, Box<dyn Error>>(taken?),
+                taken => {
+                    let owner = taken?;
+                    // Nobody else answers on the socket from here on.
+                    say("")?;
+                    return Ok::<_, Box<dyn Error>>(owner);
+                }
             }
             if !told {
                 info!("another daemon runs: waiting until it has ended");
-                fs::write(standby, "").map_err(|e| format!("{}: {e}", standby.display()))?;
+                say("waiting until the daemon that runs has ended\n")?;
                 told = true;
             }
             tokio::time::sleep(TURN).await;
         }
     };
-    let owner = tokio::select! {
-        owner = turn => Some(owner?),
-        ended = idle() => ended.map(|()| None)?,
-    };
-    let _ = fs::remove_file(standby);
-    Ok(owner)
+    tokio::select! {
+        owner = turn => owner.map(Some),
+        ended = idle() => {
+            let _ = fs::remove_file(standby);
+            Ok(ended.map(|()| None)?)
+        }
+    }
 }
 
 async fn idle() -> io::Result<()> {
@@ -193,7 +199,7 @@ async fn run(config: Config) -> Result<OwnedMutexGuard<Node>, Box<dyn Error>> {
     let name = config.node.clone();
     let mut node = Node::open(config, observed.clone(), claims).await?;
     let mut narrow_routes = node.watch_narrow_routes()?;
-    let mut uplinks = node.watch_uplinks()?;
+    let (mut uplinks, kernel) = (node.watch_uplinks()?, node.kernel());
     let attention = node.bgp.attention();
     if let Some(client) = client {
         node.set_events(PodEvents::publish(client.clone(), name.clone()));
@@ -222,7 +228,10 @@ async fn run(config: Config) -> Result<OwnedMutexGuard<Node>, Box<dyn Error>> {
                 let latest = narrow_routes.borrow_and_update().clone();
                 node.lock().await.set_narrow_routes(&latest);
             }
-            Ok(()) = uplinks.changed() => node.lock().await.look_at_uplinks().await,
+            Ok(()) = uplinks.changed() => {
+                let seen = kernel.candidates().await;
+                node.lock().await.look_at_uplinks(seen).await;
+            }
             () = attention.notified() => node.lock().await.look_after_fixed().await,
             _ = interval.tick() => {
                 let ready = {

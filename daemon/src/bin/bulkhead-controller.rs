@@ -5,6 +5,7 @@
 use bulkhead_daemon::{controller, source::kubernetes};
 use std::{env, error::Error, io::IsTerminal, path::PathBuf, process::ExitCode};
 use tokio::signal::unix::{SignalKind, signal};
+use tracing_subscriber::EnvFilter;
 
 fn main() -> ExitCode {
     let mut arguments = env::args_os().skip(1);
@@ -14,7 +15,11 @@ fn main() -> ExitCode {
         eprintln!("usage: bulkhead-controller [KUBECONFIG]");
         return ExitCode::from(2);
     }
-    tracing_subscriber::fmt().with_ansi(std::io::stderr().is_terminal()).with_writer(std::io::stderr).init();
+    tracing_subscriber::fmt()
+        .with_env_filter(EnvFilter::new(format!("{},info", kubernetes::QUIET)))
+        .with_ansi(std::io::stderr().is_terminal())
+        .with_writer(std::io::stderr)
+        .init();
     match run(kubeconfig) {
         Ok(()) => ExitCode::SUCCESS,
         Err(error) => {

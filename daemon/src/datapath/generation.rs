@@ -1,7 +1,7 @@
 //! What a generation says, and what each half of the tables holds of it. How it comes into force is [`super::apply`]'s.
 
 use super::{Datapath, DatapathError, Exact, MapTables, Prefixes, identities};
-use aya::maps::MapError;
+use aya::maps::{Array, MapData, MapError};
 use bulkhead_ebpf_abi::{Cell, PolicyDir, PortDirectory, PortPage};
 use bulkhead_policy::{Chunked, Tables};
 use std::{collections::BTreeMap, io, sync::Arc};
@@ -74,9 +74,7 @@ impl MapTables {
 impl Datapath {
     /// The generation in force; 0: none yet, and every decision is a no.
     pub fn running_generation(&self) -> Result<u32, DatapathError> {
-        self.generation
-            .get(&0, 0)
-            .map_err(|source| DatapathError::Map { what: "reading the generation".into(), source })
+        running(&self.generation)
     }
 
     /// Whether [`Self::apply`] has room for it; nothing is touched.
@@ -138,6 +136,10 @@ impl Datapath {
 }
 
 /// The next number: never 0, which stands for "not decided", and always of the other half.
+pub(super) fn running(map: &Array<MapData, u32>) -> Result<u32, DatapathError> {
+    map.get(&0, 0).map_err(|source| DatapathError::Map { what: "reading the generation".into(), source })
+}
+
 pub(super) fn following(generation: u32) -> u32 {
     generation.checked_add(1).unwrap_or(2)
 }

@@ -5,7 +5,7 @@ use super::{
     apply::After,
     connections::load_forget,
     direct::{Narrow, Ranges},
-    generation::Half,
+    generation::{self, Half},
     identities::{Exact, Identities, Prefixes},
     links::{self, Hook},
     pins::{self, Pins},
@@ -160,15 +160,15 @@ impl Datapath {
     }
 
     /// Whether [`Self::open`] would take over what is pinned under `pin_dir`, as far as the layout of the maps and this kernel's
-    /// verifier go. Changes nothing: whoever has pinned it may be at work.
+    /// verifier go. Changes nothing: whoever has pinned it may be at work. Returns the generation in force; 0: none.
     ///
     /// # Errors
     /// As [`Self::open`].
-    pub fn check(pin_dir: &Path, sizes: Sizes, connections: Connections) -> Result<(), DatapathError> {
+    pub fn check(pin_dir: &Path, sizes: Sizes, connections: Connections) -> Result<u32, DatapathError> {
         let pins = Pins::new(pin_dir);
         let mut shapes = shapes(&sizes, &connections);
         if !adoptable(&pins, &shapes)? {
-            return Ok(());
+            return Ok(0);
         }
         // What is not there would be made, and pinned.
         shapes.extend(service_shapes().into_iter().filter(|shape| pins.map(shape.name).exists()));
@@ -176,7 +176,9 @@ impl Datapath {
         for hook in Hook::ALL {
             verify_program(&mut object, hook)?;
         }
-        load_forget(&mut object)
+        load_forget(&mut object)?;
+        services::load(&mut object)?;
+        generation::running(&take(&mut object, "GENERATION")?)
     }
 
     fn with_maps(

@@ -10,7 +10,7 @@ use netlink_packet_route::{
     link::{LinkAttribute, LinkMessage},
 };
 use rtnetlink::{MulticastGroup, new_multicast_connection};
-use std::time::Duration;
+use std::{pin::pin, time::Duration};
 use tokio::{sync::watch, time::sleep};
 use tracing::warn;
 
@@ -35,8 +35,10 @@ pub fn watch_changes(routes: bool) -> Result<watch::Receiver<()>, NetError> {
                 message = changes.next() => message,
                 () = tell.closed() => return,
             };
-            match message {
-                Some((message, _)) if matters(&message) => {}
+            let pause = match message {
+                // Too much happens: whoever is told asks for everything.
+                Some((message, _)) if matches!(message.payload, NetlinkPayload::Overrun(_)) => RETRY,
+                Some((message, _)) if matters(&message) => GATHER,
                 Some(_) => continue,
                 None => {
                     sleep(RETRY).await;
@@ -50,10 +52,17 @@ pub fn watch_changes(routes: bool) -> Result<watch::Receiver<()>, NetError> {
                             continue;
                         }
                     }
+                    GATHER
+                }
+            };
+            let mut end = pin!(sleep(pause));
+            // What nobody takes is kept.
+            loop {
+                tokio::select! {
+                    () = &mut end => break,
+                    Some(_) = changes.next() => {}
                 }
             }
-            sleep(GATHER).await;
-            while changes.try_recv().is_ok() {}
             tell.send_replace(());
         }
     });

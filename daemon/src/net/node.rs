@@ -17,6 +17,9 @@ use std::{
     net::IpAddr,
 };
 
+/// Interfaces that may be uplinks, and the loopback's addresses.
+pub type Seen = (Vec<Candidate>, Vec<IpAddr>);
+
 const LOOPBACK: u32 = 1;
 /// Of an interface's index: no filter.
 const EVERY: u32 = 0;
@@ -70,8 +73,8 @@ impl Kernel {
         uplinks::choose(rules, &candidates, &loopback).map_err(NetError::Uplink)
     }
 
-    /// Interfaces that may be uplinks, and the loopback's addresses.
-    pub async fn candidates(&self) -> Result<(Vec<Candidate>, Vec<IpAddr>), NetError> {
+    /// By whatever rules.
+    pub async fn candidates(&self) -> Result<Seen, NetError> {
         let default_routes = self.default_route_interfaces().await?;
         let addresses = self.global_addresses().await?;
         let of = |index| addresses.get(&index).cloned().unwrap_or_default();
@@ -98,9 +101,15 @@ impl Kernel {
             let mut filter = RouteMessage::default();
             filter.header.address_family = family;
             filter.header.table = RouteHeader::RT_TABLE_MAIN;
-            let objects = self.dump("list routes", Message::GetRoute(filter)).await?;
-            let default = objects.iter().filter_map(inspect::route_of).filter(|r| r.dst.prefix() == 0);
-            found.extend(default.flat_map(|r| r.interfaces));
+            // Of a full table only these are kept.
+            let see = |object: Message| {
+                let is_default =
+                    matches!(&object, Message::NewRoute(r) if r.header.destination_prefix_length == 0);
+                if is_default && let Some(route) = inspect::route_of(&object) {
+                    found.extend(route.interfaces);
+                }
+            };
+            self.each("list routes", Message::GetRoute(filter), see).await?;
         }
         found.remove(&LOOPBACK);
         Ok(found)

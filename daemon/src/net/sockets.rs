@@ -43,6 +43,14 @@ pub fn end_connected(namespaces: Vec<PathBuf>, sockets: BTreeSet<Connected>) {
                 Ok(number) => ended += number,
                 // Its pod has just gone.
                 Err(NetError::Namespace { source, .. }) if source.kind() == io::ErrorKind::NotFound => {}
+                // Nor has any other namespace.
+                Err(NetError::Kernel { source, .. }) if source.kind() == io::ErrorKind::NotFound => {
+                    warn!(
+                        "this kernel has no word for sockets (module udp_diag): those that are connected to backends that are \
+                         gone stay so"
+                    );
+                    break;
+                }
                 Err(e) => {
                     warn!(netns = %netns.display(), error = %e, "cannot end sockets that are connected to backends that are gone");
                 }
@@ -83,14 +91,21 @@ fn list(socket: &Socket, family: u8) -> io::Result<Vec<(Connected, Id)>> {
     let mut found = Vec::new();
     loop {
         let (datagram, _) = socket.recv_from_full()?;
-        for (kind, body) in messages(&datagram) {
-            match kind {
-                NLMSG_DONE => return Ok(found),
-                NLMSG_ERROR => return errno(body).map(|()| found),
-                _ => found.extend(connected(body)),
-            }
+        if take(&datagram, &mut found)? {
+            return Ok(found);
         }
     }
+}
+
+/// Whether it was the last of a list. What has kept the kernel from making the list stands in its end.
+fn take(datagram: &[u8], found: &mut Vec<(Connected, Id)>) -> io::Result<bool> {
+    for (kind, body) in messages(datagram) {
+        match kind {
+            NLMSG_DONE | NLMSG_ERROR => return errno(body).map(|()| true),
+            _ => found.extend(connected(body)),
+        }
+    }
+    Ok(false)
 }
 
 /// Whether there was still such a socket.
@@ -182,16 +197,29 @@ mod tests {
         assert_eq!(connected(&diag(libc::AF_INET, &[10, 0, 0, 7])[..40]), None);
     }
 
+    fn message(kind: u16, body: &[u8]) -> Vec<u8> {
+        let mut octets = ((HEADER + body.len()) as u32).to_ne_bytes().to_vec();
+        octets.extend(kind.to_ne_bytes());
+        octets.resize(HEADER, 0);
+        octets.extend(body);
+        octets.resize(octets.len().next_multiple_of(4), 0);
+        octets
+    }
+
+    #[test]
+    fn a_list_that_the_kernel_could_not_make_is_no_empty_one() {
+        let socket = message(SOCK_DIAG_BY_FAMILY, &diag(libc::AF_INET, &[10, 0, 0, 7]));
+        let mut found = Vec::new();
+        assert!(!take(&socket, &mut found).unwrap());
+        assert!(take(&message(NLMSG_DONE, &0i32.to_ne_bytes()), &mut found).unwrap());
+        assert_eq!(found.len(), 1);
+        // Without the module that knows UDP.
+        let error = take(&message(NLMSG_DONE, &(-libc::ENOENT).to_ne_bytes()), &mut found).unwrap_err();
+        assert_eq!(error.kind(), io::ErrorKind::NotFound);
+    }
+
     #[test]
     fn messages_are_cut_where_their_lengths_say() {
-        let message = |kind: u16, body: &[u8]| {
-            let mut octets = ((HEADER + body.len()) as u32).to_ne_bytes().to_vec();
-            octets.extend(kind.to_ne_bytes());
-            octets.resize(HEADER, 0);
-            octets.extend(body);
-            octets.resize(octets.len().next_multiple_of(4), 0);
-            octets
-        };
         let both = [message(20, &[1, 2, 3, 4, 5]), message(NLMSG_DONE, &[])].concat();
         let read: Vec<_> = messages(&both).collect();
         assert_eq!(read, [(20, &[1, 2, 3, 4, 5][..]), (NLMSG_DONE, &[])]);

@@ -277,7 +277,10 @@ impl Node {
         if let Err(e) = self.endpoints.keep_translation().await {
             warn!(error = %e, "cannot look after host ports and masquerade; tried again");
         }
-        let moved = self.is_look_due() && self.follow_uplinks().await;
+        let moved = self.is_look_due() && {
+            let seen = self.net.candidates().await;
+            self.follow_uplinks(seen)
+        };
         if moved || !self.failed.is_empty() {
             let observed = self.source.borrow().clone();
             self.apply(observed).await;

@@ -32,18 +32,22 @@ impl Gone {
 }
 
 impl Orphans {
-    /// Who is gone since the last time. One that terminates stands in its slice until its pod is gone, and keeps its
-    /// clients so long.
-    pub fn follow(&mut self, slices: &Named<EndpointSlice>) -> Gone {
+    /// Who is gone since the last time, and of those that are `left` of it. One that terminates stands in its slice until its
+    /// pod is gone, and keeps its clients so long.
+    pub fn follow(&mut self, slices: &Named<EndpointSlice>, left: Gone) -> Gone {
         let there = || slices.values().flat_map(|slice| udp(slice)).collect::<BTreeSet<_>>();
         let Some(before) = self.slices.replace(slices.clone()) else { return Gone::AllBut(there()) };
-        let left = before.diff(slices).flat_map(|item| match item {
+        let mut gone = match left {
+            Gone::AllBut(_) => return Gone::AllBut(there()),
+            Gone::These(gone) => gone,
+            Gone::Nobody => BTreeSet::new(),
+        };
+        gone.extend(before.diff(slices).flat_map(|item| match item {
             DiffItem::Add(..) => Vec::new(),
             DiffItem::Remove(_, old) | DiffItem::Update { old: (_, old), .. } => udp(old).collect(),
-        });
-        let left: BTreeSet<_> = left.collect();
+        }));
         // Most changes are none of UDP.
-        let gone = if left.is_empty() { left } else { &left - &there() };
+        let gone = if gone.is_empty() { gone } else { &gone - &there() };
         if gone.is_empty() { Gone::Nobody } else { Gone::These(gone) }
     }
 }
@@ -81,7 +85,7 @@ mod tests {
     fn a_backend_is_gone_when_no_slice_names_it_any_more() {
         let mut orphans = Orphans::default();
         let mut seen = |all: &[(&str, &str, &[&str])]| {
-            let gone = orphans.follow(&slices(all));
+            let gone = orphans.follow(&slices(all), Gone::Nobody);
             [at("10.0.0.1"), at("10.0.0.2")].map(|backend| gone.holds(backend))
         };
         // Of a daemon before nobody knows but what is there.
@@ -94,5 +98,23 @@ mod tests {
         // A connection of TCP is its own matter.
         assert_eq!(seen(&[("c", "TCP", &["10.0.0.2"])]), [false, false]);
         assert_eq!(seen(&[]), [false, false]);
+    }
+
+    #[test]
+    fn who_is_left_stays_gone_until_a_slice_names_it_again() {
+        let mut orphans = Orphans::default();
+        let both = slices(&[("a", "UDP", &["10.0.0.1", "10.0.0.2"])]);
+        let first = orphans.follow(&slices(&[]), Gone::Nobody);
+        assert_eq!(first, Gone::AllBut(BTreeSet::new()));
+        assert_eq!(orphans.follow(&both, first), Gone::AllBut([at("10.0.0.1"), at("10.0.0.2")].into()));
+        let mut gone = Gone::Nobody;
+        for (there, expected) in [
+            (&["10.0.0.2"][..], &["10.0.0.1"][..]),
+            (&[], &["10.0.0.1", "10.0.0.2"]),
+            (&["10.0.0.1"], &["10.0.0.2"]),
+        ] {
+            gone = orphans.follow(&slices(&[("a", "UDP", there)]), gone);
+            assert_eq!(gone, Gone::These(expected.iter().map(|a| at(a)).collect()));
+        }
     }
 }

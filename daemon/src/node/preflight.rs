@@ -6,6 +6,7 @@ use super::{BGP_FILE, INTERNER_FILE, NodeError, own, pins_error};
 use crate::{
     config::Config,
     datapath::Datapath,
+    history::History,
     net::{Kernel, NetError, uplinks as rules},
     store,
 };
@@ -21,9 +22,15 @@ type Bgp = (BTreeMap<String, Sourced<BGPPeerSpec>>, Option<Sourced<BGPConfigurat
 /// What [`super::Node::open`] would refuse.
 pub async fn preflight(config: &Config) -> Result<(), NodeError> {
     let room = Connections::of(config.conntrack_entries);
-    Datapath::check(&config.pin_dir, Sizes::DEFAULT, room).map_err(|source| pins_error(config, source))?;
+    let generation = Datapath::check(&config.pin_dir, Sizes::DEFAULT, room)
+        .map_err(|source| pins_error(config, source))?;
     let pinned = Datapath::is_pinned(&config.pin_dir);
-    super::numbers(store::read_json::<Interner>(&config.state_dir.join(INTERNER_FILE)), pinned)?;
+    let numbers = store::read_json::<Interner>(&config.state_dir.join(INTERNER_FILE));
+    if super::numbers(numbers, pinned)?.is_none() && generation != 0 {
+        let (pins, state) = (config.pin_dir.clone(), config.state_dir.clone());
+        return Err(NodeError::StateLost { pins, state });
+    }
+    History::check(&config.state_dir)?;
     store::read_json::<Bgp>(&config.state_dir.join(BGP_FILE))?;
     own::OwnNode::open(&config.state_dir)?;
     let (candidates, loopback) = Kernel::open()?.candidates().await?;

@@ -41,7 +41,7 @@ impl Services {
     pub fn follow(&mut self, node: &str, nodes: &Named<NodeInfo>, snapshot: &Snapshot) {
         let changed = self.table.update(node, nodes, &snapshot.services, &snapshot.endpoint_slices);
         self.to_write.extend(changed);
-        self.gone = self.orphans.follow(&snapshot.endpoint_slices);
+        self.gone = self.orphans.follow(&snapshot.endpoint_slices, std::mem::take(&mut self.gone));
         // The first time they may differ from what a daemon before us wrote.
         self.nodes_to_write |= self.table.take_nodes_changed() || !self.told;
         self.told = true;
@@ -87,6 +87,10 @@ impl Services {
 
     /// Sockets that stay connected to backends that are gone, behind the last [`Self::write`].
     fn orphaned(&mut self, datapath: &Datapath) -> BTreeSet<Connected> {
+        // Whoever calls anew would be given a backend that is gone.
+        if !self.compared || !self.to_write.is_empty() {
+            return BTreeSet::new();
+        }
         let gone = std::mem::take(&mut self.gone);
         if gone == Gone::Nobody {
             return BTreeSet::new();

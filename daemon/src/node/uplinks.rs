@@ -8,9 +8,9 @@ use crate::{
     config::Config,
     datapath::{Datapath, DatapathError, Hook},
     net::{
-        NetError, Uplink,
-        node::prepare_node,
-        uplinks::{Candidate, choose, could_choose},
+        Kernel, NetError, Uplink,
+        node::{Seen, prepare_node},
+        uplinks::{Candidate, UplinkRule, choose, could_choose},
         watch_changes,
     },
 };
@@ -58,9 +58,7 @@ pub(super) fn attach_found(
     }
     let mut hooks = Hooks::default();
     for (name, hook) in datapath.links_pinned()? {
-        // The rules may be others: what has addresses, none of which they choose, is none.
-        let may_return =
-            |c: &Candidate| c.name == name && c.addresses.is_empty() && could_choose(&config.uplinks, c);
+        let may_return = |c: &Candidate| c.name == name && may_return(&config.uplinks, c);
         if hook != Hook::FromUplink {
             continue;
         }
@@ -73,7 +71,23 @@ pub(super) fn attach_found(
     Ok((attached, hooks))
 }
 
+/// Whether it may be an uplink again, whatever the rules were that chose it: what has addresses, none of which they choose, is none.
+fn may_return(rules: &[UplinkRule], candidate: &Candidate) -> bool {
+    candidate.addresses.is_empty() && could_choose(rules, candidate)
+}
+
 impl Hooks {
+    /// Who is to lose its program, by what there is now.
+    fn follow(&mut self, rules: &[UplinkRule], uplinks: &[Uplink], candidates: &[Candidate]) {
+        let is_uplink = |name: &String| uplinks.iter().any(|uplink| uplink.name == *name);
+        let is_one_that = |name: &String, may: fn(&[UplinkRule], &Candidate) -> bool| {
+            candidates.iter().any(|c| c.name == *name && may(rules, c))
+        };
+        self.leaving.retain(|name| !is_uplink(name) && !is_one_that(name, may_return));
+        // What is gone, has another name, or became somebody's port.
+        self.leaving.extend(self.on.iter().filter(|name| !is_one_that(name, could_choose)).cloned());
+    }
+
     fn let_go(&mut self, datapath: &mut Datapath) {
         for name in std::mem::take(&mut self.leaving) {
             match datapath.detach_uplink(&name) {
@@ -96,9 +110,14 @@ impl Node {
         watch_changes(self.config.uplinks.is_empty())
     }
 
-    /// An uplink got an address late, was made anew, or is another by what the configuration says.
-    pub async fn look_at_uplinks(&mut self) {
-        if self.follow_uplinks().await {
+    /// For whoever asks it without holding the node: lists may be long.
+    pub fn kernel(&self) -> Kernel {
+        self.net.clone()
+    }
+
+    /// An uplink got an address late, was made anew, or is another by what the configuration says. `seen`: just now.
+    pub async fn look_at_uplinks(&mut self, seen: Result<Seen, NetError>) {
+        if self.follow_uplinks(seen) {
             let observed = self.source.borrow().clone();
             self.apply(observed).await;
         }
@@ -110,20 +129,16 @@ impl Node {
     }
 
     /// Whether anything changed.
-    pub(super) async fn follow_uplinks(&mut self) -> bool {
+    pub(super) fn follow_uplinks(&mut self, seen: Result<Seen, NetError>) -> bool {
         self.hooks.look_at = Some(Instant::now() + LOOK);
-        let Ok((candidates, loopback)) = self.net.candidates().await else {
+        let Ok((candidates, loopback)) = seen else {
             self.hooks.look_at = None;
             return false;
         };
         // Without an uplink there is nothing to follow; what was known of it stays.
         let Ok(found) = choose(&self.config.uplinks, &candidates, &loopback) else { return false };
         let moved = found != self.uplinks && self.move_to(found);
-        // What is gone, has another name, or became somebody's port.
-        let rules = &self.config.uplinks;
-        let stays = |name: &String| candidates.iter().any(|c| c.name == *name && could_choose(rules, c));
-        self.hooks.leaving.retain(|name| !self.uplinks.iter().any(|uplink| uplink.name == *name));
-        self.hooks.leaving.extend(self.hooks.on.iter().filter(|name| !stays(name)).cloned());
+        self.hooks.follow(&self.config.uplinks, &self.uplinks, &candidates);
         self.hooks.let_go(&mut self.datapath);
         moved
     }
@@ -153,5 +168,34 @@ impl Node {
         self.endpoints.set_node(node_net(&now));
         self.uplinks = now;
         true
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::net::uplinks::Port;
+
+    #[test]
+    fn what_could_not_be_let_go_of_keeps_its_program_where_it_may_be_an_uplink_again() {
+        let names = || BTreeSet::from(["eth1".to_owned()]);
+        let mut hooks = Hooks { on: names(), ..Hooks::default() };
+        let mut leaving = |port, addresses: &[&str]| {
+            let eth1 = Candidate {
+                name: "eth1".into(),
+                ifindex: 2,
+                mtu: 1500,
+                port,
+                is_inner: false,
+                addresses: addresses.iter().map(|a| a.parse().unwrap()).collect(),
+                is_default_route: false,
+            };
+            hooks.follow(&[], &[], &[eth1]);
+            hooks.leaving.clone()
+        };
+        assert_eq!(leaving(Port::No, &[]), BTreeSet::new());
+        assert_eq!(leaving(Port::OfBond(7), &[]), names());
+        assert_eq!(leaving(Port::No, &["10.0.0.1"]), names());
+        assert_eq!(leaving(Port::No, &[]), BTreeSet::new());
     }
 }

@@ -71,7 +71,7 @@ fn values(_: &mut Site) -> Result<()> {
         masquerade: {nonMasqueradeCIDRs: [10.0.0.0/8]}}\ncni: {binDir: /opt/k3s/bin}\n\
         apiServer: {host: 192.0.2.10}\nnodeSelector: {bulkhead.dev/installed: 'yes'}\ntolerations: []\n\
         bgp: {configuration: {asn: 65010}, peers: {'101': {peerAddress: 192.0.2.1, peerASN: 65020}}}\n\
-        daemon: {maxSurge: 1, resources: {limits: {memory: 1Gi}}}\n";
+        daemon: {maxSurge: 10%, resources: {limits: {memory: 1Gi}}}\n";
     let file = Path::new(WORK).join("values.yaml");
     fs::write(&file, values)?;
     let file = file.display().to_string();
@@ -96,7 +96,7 @@ fn values(_: &mut Site) -> Result<()> {
     assert_eq!(daemon["containers"][0]["resources"]["limits"]["memory"], "1Gi");
     assert_eq!(
         made["\"DaemonSet\" bulkhead/bulkheadd"]["spec"]["updateStrategy"]["rollingUpdate"]["maxSurge"],
-        1
+        "10%"
     );
     assert!(daemon["volumes"].to_string().contains("/opt/k3s/bin"), "{}", daemon["volumes"]);
     let configuration = &made["\"ConfigMap\" bulkhead/bulkhead"]["data"]["bulkheadd.yaml"];

@@ -27,14 +27,21 @@ use kube::{
         watcher::{self, Event},
     },
 };
-use std::time::Duration;
+use std::time::{Duration, Instant};
 use tokio::sync::{mpsc, watch};
+
+/// For logs: each attempt to reach an API server that is away is an error to the client's crate; whoever attempts it tells it once. Who
+/// wants to see it says so.
+pub const QUIET: &str = "kube_client=off";
 
 /// Events on their way to the collector. A watch that is faster waits, and its list with it.
 const QUEUE: usize = 256;
 
-/// Between lists, should the API server forget at once what it has just told.
+/// Before the list, where the API server has forgotten what happened since.
 const RELIST: Duration = Duration::from_secs(1);
+
+/// An API server that forgets again so soon is broken.
+const FORGETS: Duration = Duration::from_secs(60);
 
 /// Watches until the receiver is gone. The snapshot is absent until every kind was listed.
 pub fn watch(client: &Client) -> watch::Receiver<Observed> {
@@ -89,13 +96,14 @@ pub(crate) fn stream(
 ) -> impl Stream<Item = Result<Event<DynamicObject>, watcher::Error>> + Send + use<> {
     let api: Api<DynamicObject> = Api::all_with(client, &watched.resource());
     let config = watcher::Config { field_selector: watched.fields.map(Into::into), ..Default::default() };
-    let told = watcher::watcher(api, config).filter(|event| {
-        let expired = event.as_ref().is_err_and(is_expired);
+    let mut forgot = None;
+    let told = watcher::watcher(api, config).filter(move |event| {
+        let quiet = event.as_ref().is_err_and(is_expired) && is_first(&mut forgot, Instant::now());
         async move {
-            if expired {
+            if quiet {
                 tokio::time::sleep(RELIST).await;
             }
-            !expired
+            !quiet
         }
     });
     told.default_backoff()
@@ -105,6 +113,11 @@ pub(crate) fn stream(
 /// one that is away, which after a long time is half a minute.
 fn is_expired(error: &watcher::Error) -> bool {
     matches!(error, watcher::Error::WatchError(status) if status.code == 410)
+}
+
+/// Whether there was none for a while.
+fn is_first(last: &mut Option<Instant>, now: Instant) -> bool {
+    last.replace(now).is_none_or(|at| now.duration_since(at) >= FORGETS)
 }
 
 /// The API server has no such kind.
@@ -120,5 +133,18 @@ pub(crate) fn broken(error: &watcher::Error) -> String {
         | watcher::Error::WatchFailed(e) => reason(e),
         watcher::Error::WatchError(status) => status.message.clone(),
         watcher::Error::NoResourceVersion => error.to_string(),
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn an_api_server_that_forgets_again_and_again_is_told_of_and_waited_for() {
+        let begin = Instant::now();
+        let mut last = None;
+        let quiet = [0, 1, 40, 99, 159, 160].map(|s| is_first(&mut last, begin + Duration::from_secs(s)));
+        assert_eq!(quiet, [true, false, false, false, true, false]);
     }
 }
