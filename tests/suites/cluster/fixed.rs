@@ -83,7 +83,7 @@ pub fn returned(site: &mut Site) -> Result<()> {
     let node2 = ["wait", "--for=create", "node/node2", "--timeout=60s"];
     site.cluster.kubectl(&node2)?;
     site.cluster.kubectl(&["wait", "--for=condition=Ready", "node/node2", "--timeout=90s"])?;
-    site.cluster.kubectl(&["rollout", "status", "-n", "bulkhead", "ds/bulkheadd", "--timeout=90s"])?;
+    site.cluster.kubectl(&["rollout", "status", "-n", "bulkhead", "ds/bulkheadd", "--timeout=300s"])?;
     site.cluster.bird.wait_established(&["n2v4"], SOON)?;
     // Before it has said all that it has, nothing is told by what it has not said.
     until("the router has heard all of node2", SOON, || {

@@ -82,7 +82,7 @@ fn roll_out(site: &Site) -> Result<()> {
     site.cluster.apply()?;
     site.create(&[NEWCOMER])?;
     for workload in ["daemonset/bulkheadd", "deployment/bulkhead-controller"] {
-        site.cluster.kubectl(&["rollout", "status", "-n", "bulkhead", workload, "--timeout=120s"])?;
+        site.cluster.kubectl(&["rollout", "status", "-n", "bulkhead", workload, "--timeout=300s"])?;
     }
     // What the router has kept of daemons that were away is renewed, or gone.
     let sessions = SESSIONS.concat();
@@ -123,13 +123,43 @@ pub fn refused(site: &mut Site) -> Result<()> {
         kubectl(&[&["get", "pods", "-n", "bulkhead", "--no-headers"][..], &of_node1].concat())
     };
     // With the time since when it stands as it does.
-    let sessions = || SESSIONS[0].map(|name| site.cluster.bird.birdc(&format!("show protocols {name}")).ok());
-    let (before, established) = (pods("name")?, sessions());
+    let sessions = || {
+        let show = |name: &&str| site.cluster.bird.birdc(&format!("show protocols {name}"));
+        SESSIONS[0].iter().map(show).collect::<Result<Vec<_>>>()
+    };
+    let (before, established) = (pods("name")?, sessions()?);
     say(ABI_VERSION + 1).unwrap();
-    kubectl(&["rollout", "restart", "-n", "bulkhead", "daemonset/bulkheadd"])?;
+    let stands = || stands(site, &pods, before.trim(), || Ok(sessions()? == established));
+    let stood =
+        kubectl(&["rollout", "restart", "-n", "bulkhead", "daemonset/bulkheadd"]).and_then(|_| stands());
+    // Also where it did not: what comes next finds the cluster as it was.
+    say(ABI_VERSION).unwrap();
+    let finished = ["rollout", "status", "-n", "bulkhead", "daemonset/bulkheadd", "--timeout=300s"];
+    let finished = kubectl(&finished);
+    stood?;
+    finished?;
+    let after = pods("name")?;
+    if after.lines().count() == 1 && after != before { Ok(()) } else { unmet(after) }
+}
+
+/// A rollout, as if nothing had been asked for. `pods`: those of a node, in these columns.
+fn stands(
+    site: &Site,
+    pods: &dyn Fn(&str) -> Result<String>,
+    before: &str,
+    sessions_stay: impl Fn() -> Result<bool>,
+) -> Result<()> {
     let told = until("the new pod says why it does not begin", SOON, || {
-        let told =
-            kubectl(&["logs", "-n", "bulkhead", "-l", "app=bulkheadd", "-c", "preflight", "--prefix"])?;
+        let told = site.cluster.kubectl(&[
+            "logs",
+            "-n",
+            "bulkhead",
+            "-l",
+            "app=bulkheadd",
+            "-c",
+            "preflight",
+            "--prefix",
+        ])?;
         let line = told.lines().find(|line| line.contains("cannot take over the pins")).map(str::to_owned);
         line.map_or_else(|| unmet(told), |line| Ok(Some(line)))
     })?;
@@ -140,16 +170,8 @@ pub fn refused(site: &mut Site) -> Result<()> {
         let failed = all.lines().any(|line| line.split_whitespace().nth(1).is_some_and(|n| n != "0"));
         if failed { Ok(Some(())) } else { unmet(all) }
     })?;
-    // As if nothing had been asked for.
-    if !pods("name")?.contains(before.trim()) {
+    if !pods("name")?.contains(before) {
         return unmet("the daemon that ran was ended");
     }
-    if sessions() != established {
-        return unmet(format!("sessions were {established:?} and are {:?}", sessions()));
-    }
-    say(ABI_VERSION).unwrap();
-    let finished = ["rollout", "status", "-n", "bulkhead", "daemonset/bulkheadd", "--timeout=240s"];
-    kubectl(&finished)?;
-    let after = pods("name")?;
-    if after.lines().count() == 1 && after != before { Ok(()) } else { unmet(after) }
+    if sessions_stay()? { Ok(()) } else { unmet("sessions have changed") }
 }

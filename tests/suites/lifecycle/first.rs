@@ -17,14 +17,25 @@ pub const CASES: &[Case] =
 const PODS: usize = 100;
 const PATIENCE: Duration = Duration::from_secs(10);
 
+/// However a scope is left: whoever spins in it ends.
+struct End<'a>(&'a AtomicBool);
+
+impl Drop for End<'_> {
+    fn drop(&mut self) {
+        self.0.store(true, Ordering::Relaxed);
+    }
+}
+
 /// The kernel opens an interface for packets in a work item of its own, which has to wait for a processor.
 fn not_lost(lab: &mut Lab) -> Result<()> {
     let server = index(lab, "shop/cart-0");
     add(lab, server)?;
     let to = SocketAddr::new(lab.pods[server].v4.into(), 7000);
     let listener = lab.pods[server].netns.run(|| TcpListener::bind(to).during(|| format!("binding {to}")))?;
+    let mut pod = Pod::create(0, "shop", "first")?;
     let stop = AtomicBool::new(false);
     let lost = thread::scope(|scope| {
+        let _end = End(&stop);
         for _ in 0..thread::available_parallelism()?.get() {
             scope.spawn(|| {
                 while !stop.load(Ordering::Relaxed) {
@@ -32,8 +43,7 @@ fn not_lost(lab: &mut Lab) -> Result<()> {
                 }
             });
         }
-        let mut pod = Pod::create(0, "shop", "first")?;
-        let lost = (0..PODS)
+        (0..PODS)
             .map(|_| {
                 pod.add(&lab.nodes[0])?;
                 let client = pod.netns.run(|| Ok(TcpStream::connect_timeout(&to, PATIENCE)?))?;
@@ -42,9 +52,7 @@ fn not_lost(lab: &mut Lab) -> Result<()> {
                 pod.del(&lab.nodes[0])?;
                 Ok(lost)
             })
-            .sum::<Result<u32>>();
-        stop.store(true, Ordering::Relaxed);
-        lost
+            .sum::<Result<u32>>()
     })?;
     require(lost == 0, &format!("of {PODS} pods' first packets {lost} were sent again"))
 }

@@ -5,7 +5,7 @@ use bulkhead_lab::{Lab, Node, Result, programs, traffic::Connection, wait::until
 use std::{
     fs::{self, File},
     net::SocketAddr,
-    path::PathBuf,
+    path::{Path, PathBuf},
     process::{Child, Command, Stdio},
     time::Duration,
 };
@@ -48,6 +48,16 @@ fn preflight(lab: &mut Lab) -> Result<()> {
     fs::write(&numbers, &good[..good.len() / 2])?;
     contains(&fails_to_start(node, &["--preflight"])?, &["interner.json", "restore"])?;
     fs::write(&numbers, good)?;
+    let aside = numbers.with_extension("aside");
+    fs::rename(&numbers, &aside)?;
+    contains(&fails_to_start(node, &["--preflight"])?, &["knows nothing of", "Restore it"])?;
+    fs::rename(&aside, &numbers)?;
+    let log = node.state_dir().join("generations/log.jsonl");
+    let good = fs::read(&log)?;
+    // Whole, and of a daemon that knows more kinds than this one, or fewer.
+    fs::write(&log, [&good[..], b"{\"info\": 7}\n"].concat())?;
+    contains(&fails_to_start(node, &["--preflight"])?, &["log.jsonl", "restore"])?;
+    fs::write(&log, good)?;
 
     require(pins() == before, "no pin has come or gone")?;
     require(node.daemon_pid() == running && status(node)?.generation == generation, "the daemon runs on")?;
@@ -68,14 +78,18 @@ impl Standby {
         command.arg("--config").arg(node.dir().join("bulkheadd.yaml")).arg("--standby").arg(&file);
         let process = command.stdin(Stdio::null()).stdout(log.try_clone()?).stderr(log).spawn()?;
         let standby = Self { process, file };
-        until_true("it waits", SOON, || Ok(standby.file.exists()))?;
+        until_true("it waits", SOON, || Ok(standby.says().is_ok_and(|said| said.contains("waiting"))))?;
         Ok(standby)
     }
 
-    /// As a readiness probe asks.
-    fn is_ready(&self, node: &Node) -> Result<bool> {
+    fn says(&self) -> std::io::Result<String> {
+        fs::read_to_string(&self.file)
+    }
+
+    /// As a readiness probe asks; `socket`: where somebody answers, or not.
+    fn is_ready(&self, socket: &Path) -> Result<bool> {
         let mut ask = Command::new(programs::find("bulkhead")?);
-        ask.arg("--socket").arg(node.socket().with_extension("none"));
+        ask.arg("--socket").arg(socket);
         ask.args(["status", "--ready", "--standby"]).arg(&self.file);
         Ok(ask.output()?.status.success())
     }
@@ -96,12 +110,19 @@ fn standby(lab: &mut Lab) -> Result<()> {
     let to = SocketAddr::new(lab.pods[second].v4.into(), 7000);
     let connection = Connection::start(&lab.pods[first].netns, &lab.pods[second].netns, to, EVERY)?;
     let standby = Standby::start(&lab.nodes[0])?;
-    require(standby.is_ready(&lab.nodes[0])?, "it is ready while it waits")?;
+    let (socket, nobody) = (lab.nodes[0].socket(), lab.nodes[0].socket().with_extension("none"));
+    require(standby.is_ready(&nobody)?, "it is ready while it waits")?;
+    // As before it has begun.
+    let said = standby.says()?;
+    fs::remove_file(&standby.file)?;
+    require(!standby.is_ready(&socket)?, "the other's readiness is not its own")?;
+    fs::write(&standby.file, said)?;
     let generation = status(&lab.nodes[0])?.generation;
     lab.nodes[0].stop_daemon()?;
     let node = &lab.nodes[0];
     until_true("it has taken over", LATER, || Ok(node.get::<serde_json::Value>("/v1/cni/status").is_ok()))?;
-    require(!standby.file.exists() && !standby.is_ready(node)?, "it waits no more")?;
+    require(standby.says()?.is_empty() && !standby.is_ready(&nobody)?, "it waits no more")?;
+    require(standby.is_ready(&socket)?, "it is ready by itself")?;
     require(status(node)?.generation >= generation, "what was in force is the base of what is")?;
     check(lab, first)?;
     let report = connection.finish()?;
