@@ -58,7 +58,9 @@ pub struct Switched {
 }
 
 /// The generations, oldest first, and which of them is held.
-fn read(dir: &Path) -> Result<(Vec<(GenerationInfo, Objects)>, Option<u32>), StoreError> {
+type OnDisk = (Vec<(GenerationInfo, Objects)>, Option<u32>);
+
+fn read(dir: &Path) -> Result<OnDisk, StoreError> {
     Ok((log::read(dir)?, store::read_json(&dir.join(HELD_FILE))?.unwrap_or_default()))
 }
 
