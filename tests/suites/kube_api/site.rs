@@ -21,6 +21,8 @@ pub type Case = fn(&mut Site) -> Result<()>;
 
 /// What the daemon or the API server does by itself. A watch that was broken is begun anew after half a minute at most.
 pub const SOON: Duration = Duration::from_secs(90);
+/// A watch that goes on where it broke is taken for whole after a minute only.
+const SOUND: Duration = Duration::from_secs(180);
 
 /// The node as kubelet would register it, and the daemon's pod on it.
 const NODE: &str = "apiVersion: v1\nkind: Node\nmetadata: {name: node1}\n---\n\
@@ -112,7 +114,7 @@ impl Site {
 
     /// The daemon has nothing to tell.
     pub fn wait_sound(&self) -> Result<()> {
-        until("the daemon tells of no error", SOON, || {
+        until("the daemon tells of no error", SOUND, || {
             let errors = self.status()?.errors;
             if errors.is_empty() { Ok(Some(())) } else { bulkhead_lab::unmet(format!("{errors:?}")) }
         })

@@ -26,6 +26,8 @@ pub enum Change {
     Undefined,
     /// The watch broke and is begun anew.
     Failed(String),
+    /// The watch goes on where it broke.
+    Mended,
 }
 
 /// An object as far as it is read.
@@ -100,6 +102,7 @@ impl Collector {
             }
             Change::Undefined => self.broke(kind, "the API server does not know the kind any more".into()),
             Change::Failed(reason) => self.broke(kind, reason),
+            Change::Mended => self.sound(kind),
         }
     }
 
@@ -317,6 +320,16 @@ mod tests {
         list(&mut collector, vec![group("offices", "10.1.0.0/16")]);
         assert_eq!(groups(&mut collector), ["offices"]);
         assert_eq!(collector.observe().errors, []);
+    }
+
+    #[test]
+    fn a_watch_that_goes_on_where_it_broke_leaves_no_error() {
+        let mut collector = listed(vec![group("vms", "10.0.0.0/8")]);
+        collector.handle(Kind::NetworkGroup, Change::Failed("connection reset".into()));
+        assert_eq!(collector.observe().errors.len(), 1);
+        collector.handle(Kind::NetworkGroup, Change::Mended);
+        assert_eq!(collector.observe().errors, []);
+        assert_eq!(groups(&mut collector), ["vms"]);
     }
 
     #[test]

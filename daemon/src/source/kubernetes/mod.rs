@@ -43,6 +43,10 @@ const RELIST: Duration = Duration::from_secs(1);
 /// An API server that forgets again so soon is broken.
 const FORGETS: Duration = Duration::from_secs(60);
 
+/// A watch that goes on where it broke says so with the next change only, and of some kinds none comes for days: one that does not
+/// break again for so long is whole. Attempts are half a minute apart at most, and take no longer.
+const MENDED: Duration = Duration::from_secs(65);
+
 /// Watches until the receiver is gone. The snapshot is absent until every kind was listed.
 pub fn watch(client: &Client) -> watch::Receiver<Observed> {
     let (events, mut received) = mpsc::channel(QUEUE);
@@ -74,7 +78,18 @@ pub fn watch(client: &Client) -> watch::Receiver<Observed> {
 
 async fn follow(client: Client, watched: &'static Watched, events: mpsc::Sender<(Kind, Change)>) {
     let mut stream = Box::pin(stream(client, watched));
-    while let Some(event) = stream.next().await {
+    let mut failing = false;
+    loop {
+        let next = stream.next();
+        let event = if failing { tokio::time::timeout(MENDED, next).await } else { Ok(next.await) };
+        failing = matches!(event, Ok(Some(Err(_))));
+        let Ok(event) = event else {
+            if events.send((watched.kind, Change::Mended)).await.is_err() {
+                return;
+            }
+            continue;
+        };
+        let Some(event) = event else { return };
         let change = match event {
             Ok(Event::Init) => Change::Begin,
             Ok(Event::InitApply(object)) => Change::Listed(object),
