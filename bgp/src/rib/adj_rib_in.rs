@@ -127,8 +127,8 @@ impl AdjRibIn {
                     self.looped.remove(prefix, path_id);
                 }
                 match prefix {
-                    IpNetwork::V4(net) => self.ipv4.insert(KeyV4::new(*net, path_id), path.clone()),
-                    IpNetwork::V6(net) => self.ipv6.insert(KeyV6::new(*net, path_id), path.clone()),
+                    IpNetwork::V4(net) => self.ipv4.insert(KeyV4::new(*net, path_id), &path),
+                    IpNetwork::V6(net) => self.ipv6.insert(KeyV6::new(*net, path_id), &path),
                 }
                 changed.note(prefix);
             }

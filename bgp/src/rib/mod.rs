@@ -7,6 +7,7 @@ mod adj_rib_in;
 mod adj_rib_out;
 mod best;
 mod looped;
+mod paths;
 mod table;
 
 pub use adj_rib_in::{AdjRibIn, Changed, LLGR_STALE, Loops, Path, Route};

@@ -1,6 +1,7 @@
 //! Routes of one IP version, hashed by prefix and path identifier.
 
 use super::adj_rib_in::{Path, Route};
+use super::paths::{Number, Paths};
 use ipnetwork::{IpNetwork, Ipv4Network, Ipv6Network};
 use std::collections::{HashMap, HashSet};
 use std::hash::{BuildHasher, Hash, Hasher, RandomState};
@@ -124,7 +125,8 @@ impl Hasher for Folded {
 
 #[derive(Debug)]
 pub(super) struct Table<K> {
-    routes: HashMap<K, Arc<Path>, Seeded>,
+    routes: HashMap<K, Number, Seeded>,
+    paths: Paths,
     stale: HashSet<K, Seeded>,
     /// Of prefixes that have paths with an identifier other than 0: all their identifiers but 0.
     ids: HashMap<K, Vec<u32>, Seeded>,
@@ -132,15 +134,24 @@ pub(super) struct Table<K> {
 
 impl<K> Default for Table<K> {
     fn default() -> Self {
-        Table { routes: HashMap::default(), stale: HashSet::default(), ids: HashMap::default() }
+        Table {
+            routes: HashMap::default(),
+            paths: Paths::default(),
+            stale: HashSet::default(),
+            ids: HashMap::default(),
+        }
     }
 }
 
 impl<K: Key> Table<K> {
-    pub fn insert(&mut self, key: K, path: Arc<Path>) {
-        let new = self.routes.insert(key, path).is_none();
-        if new && key.path_id() != 0 {
-            self.ids.entry(key.with_id(0)).or_default().push(key.path_id());
+    pub fn insert(&mut self, key: K, path: &Arc<Path>) {
+        let number = self.paths.take(path);
+        match self.routes.insert(key, number) {
+            Some(former) => self.paths.release(former),
+            None if key.path_id() != 0 => {
+                self.ids.entry(key.with_id(0)).or_default().push(key.path_id());
+            }
+            None => {}
         }
         if !self.stale.is_empty() {
             self.stale.remove(&key);
@@ -155,7 +166,9 @@ impl<K: Key> Table<K> {
     }
 
     fn forget(&mut self, key: &K) {
-        if self.routes.remove(key).is_some() && key.path_id() != 0 {
+        let Some(number) = self.routes.remove(key) else { return };
+        self.paths.release(number);
+        if key.path_id() != 0 {
             let base = key.with_id(0);
             let Some(ids) = self.ids.get_mut(&base) else { return };
             ids.retain(|id| *id != key.path_id());
@@ -178,14 +191,21 @@ impl<K: Key> Table<K> {
 
     /// Replaces the path of each stale route, or removes it. Their prefixes.
     pub fn change_stale(&mut self, change: impl Fn(&Path) -> Option<Path>) -> Vec<IpNetwork> {
-        let keys: Vec<K> = self.stale.iter().copied().collect();
-        for key in &keys {
-            match self.routes.get(key).and_then(|path| change(path)) {
-                Some(path) => drop(self.routes.insert(*key, Arc::new(path))),
-                None => self.remove(key),
+        let stale = std::mem::take(&mut self.stale);
+        let mut changed: HashMap<Number, Option<Arc<Path>>> = HashMap::new();
+        for key in &stale {
+            let Some(number) = self.routes.get(key) else { continue };
+            let path = changed
+                .entry(*number)
+                .or_insert_with(|| self.paths.get(*number).and_then(|path| change(path)).map(Arc::new));
+            match path.clone() {
+                Some(path) => self.insert(*key, &path),
+                None => self.forget(key),
             }
         }
-        keys.iter().map(Key::prefix).collect()
+        let prefixes = stale.iter().map(Key::prefix).collect();
+        self.stale = stale.into_iter().filter(|key| self.routes.contains_key(key)).collect();
+        prefixes
     }
 
     pub fn has_stale(&self) -> bool {
@@ -201,19 +221,15 @@ impl<K: Key> Table<K> {
         let base = key.with_id(0);
         let others = self.ids.get(&base).into_iter().flatten().map(|id| base.with_id(*id));
         let keys = std::iter::once(base).chain(others);
-        keys.filter_map(|key| self.routes.get(&key).map(|path| self.route(&key, path))).collect()
+        keys.filter_map(|key| self.route(&key, *self.routes.get(&key)?)).collect()
     }
 
     pub fn iter(&self) -> impl Iterator<Item = Route> + '_ {
-        self.routes.iter().map(|(key, path)| self.route(key, path))
+        self.routes.iter().filter_map(|(key, number)| self.route(key, *number))
     }
 
-    fn route(&self, key: &K, path: &Arc<Path>) -> Route {
-        Route {
-            prefix: key.prefix(),
-            path_id: key.path_id(),
-            path: path.clone(),
-            stale: self.stale.contains(key),
-        }
+    fn route(&self, key: &K, number: Number) -> Option<Route> {
+        let path = self.paths.get(number)?.clone();
+        Some(Route { prefix: key.prefix(), path_id: key.path_id(), path, stale: self.stale.contains(key) })
     }
 }

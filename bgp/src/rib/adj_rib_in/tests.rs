@@ -175,6 +175,19 @@ fn long_lived_routes_carry_the_mark_and_those_that_forbid_it_go() {
 }
 
 #[test]
+fn long_lived_routes_share_their_path_as_before() {
+    let mut rib = rib(&[]);
+    let mut two = announce("10.0.0.0/24", &[65020]);
+    two.announced.as_mut().unwrap().reach[0].prefixes.push("10.0.1.0/24".parse().unwrap());
+    take(&mut rib, two);
+    rib.mark_stale(&Family::ALL, &mut Changed::default());
+    rib.make_long_lived(Family::Ipv4Unicast, &mut Changed::default());
+    let [one, other] = &rib.first(usize::MAX)[..] else { panic!("two routes") };
+    assert!(Arc::ptr_eq(&one.path, &other.path) && one.stale && other.stale);
+    assert_eq!(one.path.attributes.communities, [LLGR_STALE]);
+}
+
+#[test]
 fn the_first_routes_are_those_with_the_lowest_prefixes_however_many_there_are() {
     let prefixes: Vec<String> = (0..200).map(|n| format!("10.{}.0.0/16", (n * 77) % 200)).collect();
     let rib = rib(&prefixes.iter().map(String::as_str).collect::<Vec<_>>());
