@@ -29,6 +29,8 @@ use std::{
 /// For a session, and between two routes that a receiver takes: it may share its core with whatever else runs.
 const DEADLINE: Duration = Duration::from_secs(120);
 const PROGRESS: Duration = Duration::from_secs(15);
+/// For all routes: GoBGP takes ten minutes and more for a million.
+const LONGEST: Duration = Duration::from_secs(150);
 /// Between two looks, each of which costs the receiver a little.
 const LOOK: Duration = Duration::from_millis(20);
 
@@ -146,7 +148,7 @@ fn receive(kind: Option<Kind>, number: usize, octets: &[u8]) -> Result<Spent> {
     };
     listener.set_nonblocking(true)?;
     // FRR resets its first session when the last of its configuration is read.
-    let mut ended = String::new();
+    let (mut ended, begun) = (String::new(), Instant::now());
     for _ in 0..3 {
         let stream = until("the receiver connects", DEADLINE, || match listener.accept() {
             Ok((stream, _)) => Ok(Some(stream)),
@@ -156,6 +158,7 @@ fn receive(kind: Option<Kind>, number: usize, octets: &[u8]) -> Result<Spent> {
         stream.set_nonblocking(false)?;
         match feed(&mut who, stream, number, octets) {
             Ok(spent) => return Ok(spent),
+            Err(e) if begun.elapsed() > LONGEST => return Err(e),
             Err(e) => ended = e.to_string(),
         }
     }
@@ -180,9 +183,10 @@ fn feed(who: &mut Who, stream: TcpStream, number: usize, octets: &[u8]) -> Resul
     })
 }
 
-/// However long it takes, as long as there are more of them again and again.
+/// As long as there are more of them again and again, and at most [`LONGEST`].
 fn wait_received(number: usize, mut received: impl FnMut() -> Result<usize>) -> Result<()> {
-    let (mut before, mut grew, mut told) = (0, Instant::now(), Instant::now());
+    let begun = Instant::now();
+    let (mut before, mut grew, mut told) = (0, begun, begun);
     loop {
         let now = received()?;
         if now >= number {
@@ -193,6 +197,9 @@ fn wait_received(number: usize, mut received: impl FnMut() -> Result<usize>) -> 
         }
         if grew.elapsed() > DEADLINE {
             return unmet(format!("{now} of {number} routes, and no more for {} s", DEADLINE.as_secs()));
+        }
+        if begun.elapsed() > LONGEST {
+            return unmet(format!("{now} of {number} routes after {} s", LONGEST.as_secs()));
         }
         if told.elapsed() > PROGRESS {
             eprintln!("    {now} of {number} routes");
