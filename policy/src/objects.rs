@@ -67,6 +67,8 @@ pub struct Objects {
     pub default_pod_cidrs: Vec<IpNetwork>,
     /// Addresses that answer cluster DNS.
     pub cluster_dns: Vec<IpAddr>,
+    /// At which ports besides 53, in order: packets to a service carry its backend's (`targetPort`).
+    pub cluster_dns_ports: Vec<u16>,
     /// Where API servers are: of the control plane, also where they are no nodes of the cluster.
     pub api_servers: Vec<IpAddr>,
 }

@@ -66,6 +66,7 @@ fn changed(before: &Objects, other: &Objects, step: &Step) -> Objects {
         after.nodes.clone_from(&other.nodes);
         after.api_servers.clone_from(&other.api_servers);
         after.cluster_dns.clone_from(&other.cluster_dns);
+        after.cluster_dns_ports.clone_from(&other.cluster_dns_ports);
     }
     after
 }

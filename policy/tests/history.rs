@@ -48,6 +48,7 @@ fn mixed(mut objects: Objects, other: Objects, parts: &[bool]) -> Objects {
     if *groups {
         objects.network_groups = other.network_groups;
         objects.cluster_dns = other.cluster_dns;
+        objects.cluster_dns_ports = other.cluster_dns_ports;
     }
     if *policies {
         objects.network_policies = other.network_policies;

@@ -233,6 +233,23 @@ fn cluster_dns_is_admitted_on_port_53_only_unless_opted_out() {
 }
 
 #[test]
+fn cluster_dns_is_admitted_at_the_ports_of_its_backends_too() {
+    let mut objects = cluster();
+    objects.cluster_dns_ports = vec![5353];
+    objects.cluster_dns.push(ip("10.66.0.10"));
+    let c = compiled(&objects);
+    for port in [53, 5353] {
+        assert_eq!(
+            web_proto(&c, DIR_EGRESS, "10.64.0.10", PROTO_UDP, port),
+            yes("cluster DNS (allowClusterDNS)")
+        );
+        assert!(decide(&c, "pay", DIR_INGRESS, WEB, PROTO_TCP, port).allowed);
+    }
+    assert!(!web_proto(&c, DIR_EGRESS, "10.64.0.10", PROTO_UDP, 54).0);
+    assert!(!web_proto(&c, DIR_EGRESS, DEFAULT, PROTO_UDP, 5353).0, "it is a port of DNS servers alone");
+}
+
+#[test]
 fn an_isolated_partition_that_holds_cluster_dns_admits_all_partitions_to_it() {
     let mut objects = cluster();
     objects.cluster_dns = vec![ip("10.66.0.10")];

@@ -359,13 +359,30 @@ fn nobody_makes_his_pods_cluster_dns() {
         let mut table = ServiceTable::default();
         table.update(NODE, &world.nodes, &world.services, &world.slices);
         let objects = Objects { cluster_dns: vec![dns], ..Objects::default() };
-        (table.find(dns, UDP, 9).is_some(), objects.with_dns_backends(&table).cluster_dns)
+        let objects = objects.with_dns_backends(&table);
+        (table.find(dns, UDP, 9).is_some(), objects.cluster_dns, objects.cluster_dns_ports)
     };
-    // His service is translated, as external IPs are; his pods are no DNS servers by it.
-    assert_eq!(served(&world), (true, vec![dns, server]));
+    // His service is translated, as external IPs are; his pods are no DNS servers by it, nor is his port one of DNS.
+    assert_eq!(served(&world), (true, vec![dns, server], vec![]));
     // Not even where there is no DNS.
     world.services.remove("kube-system/dns");
-    assert_eq!(served(&world), (true, vec![dns]));
+    assert_eq!(served(&world), (true, vec![dns], vec![]));
+}
+
+#[test]
+fn the_port_of_a_dns_servers_own_is_one_of_cluster_dns() {
+    let (dns, server) = (ip(false, 96, 53), ip(false, 1, 1));
+    let mut world = plain();
+    let ports = vec![ServicePort { name: String::new(), protocol: Protocol::UDP, port: 53, node_port: None }];
+    let service = Service { cluster_ips: vec![dns], ports, ..Service::default() };
+    with_backend(&mut world, "openshift-dns/dns-default", service, server);
+    let mut slice = EndpointSlice::clone(&world.slices["openshift-dns/dns-default"]);
+    slice.ports[0].port = 5353;
+    world.slices.insert("openshift-dns/dns-default".into(), Arc::new(slice));
+    let mut table = ServiceTable::default();
+    table.update(NODE, &world.nodes, &world.services, &world.slices);
+    let objects = Objects { cluster_dns: vec![dns], ..Objects::default() }.with_dns_backends(&table);
+    assert_eq!((objects.cluster_dns, objects.cluster_dns_ports), (vec![dns, server], vec![5353]));
 }
 
 #[test]

@@ -50,6 +50,7 @@ struct Difference {
     cluster_network_policies: Differences<ClusterNetworkPolicySpec>,
     default_pod_cidrs: Vec<IpNetwork>,
     cluster_dns: Vec<IpAddr>,
+    cluster_dns_ports: Vec<u16>,
 }
 
 impl Difference {
@@ -65,6 +66,7 @@ impl Difference {
             ),
             default_pod_cidrs: after.default_pod_cidrs.clone(),
             cluster_dns: after.cluster_dns.clone(),
+            cluster_dns_ports: after.cluster_dns_ports.clone(),
         }
     }
 
@@ -77,6 +79,7 @@ impl Difference {
             cluster_network_policies,
             default_pod_cidrs,
             cluster_dns,
+            cluster_dns_ports,
         } = self;
         follow(&mut objects.partitions, partitions);
         follow(&mut objects.network_groups, network_groups);
@@ -84,6 +87,7 @@ impl Difference {
         follow(&mut objects.network_policies, network_policies);
         follow(&mut objects.cluster_network_policies, cluster_network_policies);
         (objects.default_pod_cidrs, objects.cluster_dns) = (default_pod_cidrs, cluster_dns);
+        objects.cluster_dns_ports = cluster_dns_ports;
     }
 }
 

@@ -302,9 +302,11 @@ fn judged(
 ) -> Result<BTreeMap<PolicyKey, Arc<Judged>>, CompileError> {
     let peer_ports = Arc::new(asked.named_ports(identities.pods.ports()));
     let dns: BTreeSet<&str> = objects.cluster_dns.iter().filter_map(|a| objects.partition_at(*a)).collect();
+    let dns_ports = objects.cluster_dns_ports.clone().into();
     let mut all = BTreeMap::new();
     for key in keys {
-        let sources = policy::Sources::of(objects, &key, &peer_ports, dns.contains(key.partition.as_str()));
+        let hosts_dns = dns.contains(key.partition.as_str());
+        let sources = policy::Sources::of(objects, &key, &peer_ports, hosts_dns, &dns_ports);
         let same = former.and_then(|f| f.judged.get(&key)).filter(|j| j.sources.same(&sources));
         let judged = match same {
             Some(judged) => judged.clone(),

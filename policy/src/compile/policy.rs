@@ -94,6 +94,7 @@ pub(crate) struct Sources {
     peer_ports: Arc<BTreeSet<NamedPort>>,
     /// Pods of the partition answer cluster DNS.
     hosts_dns: bool,
+    dns_ports: Arc<[u16]>,
 }
 
 impl Sources {
@@ -102,6 +103,7 @@ impl Sources {
         key: &PolicyKey,
         peer_ports: &Arc<BTreeSet<NamedPort>>,
         hosts_dns: bool,
+        dns_ports: &Arc<[u16]>,
     ) -> Self {
         let network = key.network_policies.iter().map(|k| objects.network_policies.get(k).cloned());
         let cluster = key.cluster_policies.iter().map(|n| objects.cluster_network_policies.get(n).cloned());
@@ -111,6 +113,7 @@ impl Sources {
             cluster_policies: cluster.collect(),
             peer_ports: peer_ports.clone(),
             hosts_dns,
+            dns_ports: dns_ports.clone(),
         }
     }
 
@@ -130,6 +133,7 @@ impl Sources {
             && all(&self.network_policies, &other.network_policies)
             && all(&self.cluster_policies, &other.cluster_policies)
             && self.hosts_dns == other.hosts_dns
+            && self.dns_ports == other.dns_ports
             && self.peer_ports == other.peer_ports
     }
 }

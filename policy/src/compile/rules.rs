@@ -104,7 +104,21 @@ pub(crate) fn partition_tier(
         return Some(open());
     }
     let rules = rules.into_iter().map(|(_, rule)| rule).collect();
-    Some(with_built_in(partition, spec, dir, hosts_dns, rules))
+    let dns_peers = match dir {
+        _ if !spec.allow_cluster_dns => Vec::new(),
+        DIR_EGRESS => vec![Atom::ClusterDns],
+        // A cache on the node asks for its pods, and pods of the host's network are nodes.
+        _ if hosts_dns => vec![Atom::Pod, Atom::Node],
+        _ => Vec::new(),
+    };
+    let dns = (!dns_peers.is_empty()).then(|| cluster_dns(dns_peers, &objects.cluster_dns_ports));
+    Some(with_built_in(partition, spec, dir, dns, rules))
+}
+
+fn cluster_dns(peers: Vec<Atom>, more_ports: &[u16]) -> Rule {
+    let at = |port| [SLOT_TCP, SLOT_UDP].map(|slot| PortRange { slot, first: port, last: port });
+    let ports = [DNS_PORT].iter().chain(more_ports).flat_map(|port| at(*port)).collect();
+    Rule { peers: Some(peers), ports: Some(ports), ..built_in(Verdict::Allow, RULE_CLUSTER_DNS, None) }
 }
 
 pub(crate) fn isolation(objects: &Objects, partition: &str) -> Isolation {
@@ -123,27 +137,14 @@ fn with_built_in(
     name: &str,
     spec: &PartitionSpec,
     dir: u32,
-    hosts_dns: bool,
+    dns: Option<Rule>,
     mut rules: Vec<Rule>,
 ) -> Vec<Rule> {
     let mut all = vec![built_in(Verdict::Allow, RULE_SAME_PARTITION, Some(Atom::Partition(name.into())))];
     // Stable: within Deny and within Allow the order is the user's.
     rules.sort_by_key(|rule| rule.verdict != Verdict::Deny);
     all.append(&mut rules);
-    if spec.allow_cluster_dns {
-        let peers = match dir {
-            DIR_EGRESS => vec![Atom::ClusterDns],
-            // A cache on the node asks for its pods, and pods of the host's network are nodes.
-            _ if hosts_dns => vec![Atom::Pod, Atom::Node],
-            _ => Vec::new(),
-        };
-        if !peers.is_empty() {
-            let port = |slot| PortRange { slot, first: DNS_PORT, last: DNS_PORT };
-            let ports = Some(vec![port(SLOT_TCP), port(SLOT_UDP)]);
-            let rule = built_in(Verdict::Allow, RULE_CLUSTER_DNS, None);
-            all.push(Rule { peers: Some(peers), ports, ..rule });
-        }
-    }
+    all.extend(dns);
     if spec.allow_control_plane && dir == DIR_INGRESS {
         all.push(built_in(Verdict::Allow, RULE_CONTROL_PLANE, Some(Atom::ControlPlane)));
     }

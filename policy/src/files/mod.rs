@@ -143,9 +143,14 @@ pub fn edited(before: &Snapshot, request: &DiffRequest) -> Result<Snapshot, Obje
     let mut after = before.clone();
     if request.prune {
         // What is the case is nobody's file to decide on.
-        let Objects { namespaces, pods, nodes, strays, default_pod_cidrs, cluster_dns, .. } = after.policy;
-        let policy =
-            Objects { namespaces, pods, nodes, strays, default_pod_cidrs, cluster_dns, ..Objects::default() };
+        let policy = Objects {
+            partitions: Named::default(),
+            network_groups: Named::default(),
+            bandwidth_classes: Named::default(),
+            network_policies: Named::default(),
+            cluster_network_policies: Named::default(),
+            ..after.policy
+        };
         let Snapshot { annotations, services, endpoint_slices, reservations, blocks, .. } = after;
         let facts = Snapshot { policy, annotations, services, endpoint_slices, ..Snapshot::default() };
         after = Snapshot { reservations, blocks, ..facts };

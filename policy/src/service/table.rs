@@ -10,7 +10,7 @@ use bulkhead_ebpf_abi::{Addr, FrontendKey};
 use imbl::ordmap::DiffItem;
 use std::{
     collections::{BTreeMap, BTreeSet},
-    net::IpAddr,
+    net::{IpAddr, SocketAddr},
     sync::Arc,
 };
 
@@ -162,16 +162,16 @@ impl ServiceTable {
         self.facts.nodes.values().flatten().map(|a| Addr::from_ip(*a)).collect()
     }
 
-    /// Addresses of the backends of the service that has this address as its cluster IP and answers DNS there. What else
-    /// anybody has put at the address, by an external IP at another port, makes nobody a DNS server.
-    pub fn dns_behind(&self, address: IpAddr) -> BTreeSet<IpAddr> {
+    /// Backends of the service that has this address as its cluster IP and answers DNS there. What else anybody has put
+    /// at the address, by an external IP at another port, makes nobody a DNS server.
+    pub fn dns_behind(&self, address: IpAddr) -> BTreeSet<SocketAddr> {
         let address = Addr::from_ip(address);
         let key = |port| FrontendKey { address, port, proto: 0, reserved: 0 };
         let last = FrontendKey { proto: u8::MAX, reserved: u8::MAX, ..key(u16::MAX) };
         let in_force =
             self.claims.range(key(0)..=last).filter_map(|(key, claims)| Some((key, claims.values().next()?)));
         let dns = in_force.filter(|(key, f)| key.port == DNS_PORT && f.stands == Stands::ClusterIp);
-        dns.flat_map(|(_, f)| f.backends.iter().map(|b| b.ip())).collect()
+        dns.flat_map(|(_, f)| f.backends.iter().copied()).collect()
     }
 
     /// What is not translated, by service.
@@ -188,7 +188,7 @@ impl ServiceTable {
 }
 
 fn shown(key: &FrontendKey) -> String {
-    std::net::SocketAddr::new(key.address.to_ip(), key.port).to_string()
+    SocketAddr::new(key.address.to_ip(), key.port).to_string()
 }
 
 /// Names of what differs, without a look at what both share.
@@ -223,8 +223,12 @@ impl Objects {
     #[must_use]
     pub fn with_dns_backends(mut self, services: &ServiceTable) -> Self {
         let behind: BTreeSet<_> = self.cluster_dns.iter().flat_map(|a| services.dns_behind(*a)).collect();
-        let new: Vec<_> = behind.into_iter().filter(|a| !self.cluster_dns.contains(a)).collect();
+        let addresses: BTreeSet<_> = behind.iter().map(SocketAddr::ip).collect();
+        let new: Vec<_> = addresses.into_iter().filter(|a| !self.cluster_dns.contains(a)).collect();
         self.cluster_dns.extend(new);
+        let ports: BTreeSet<_> =
+            behind.iter().map(SocketAddr::port).filter(|port| *port != DNS_PORT).collect();
+        self.cluster_dns_ports = ports.into_iter().collect();
         self
     }
 }

@@ -171,14 +171,15 @@ fn partitions_and_nodes() -> impl Strategy<Value = Objects> {
     let groups = prop::collection::vec(prop::collection::vec(any_network(), 0..4), 3);
     let partitions = prop::collection::vec(any_partition(), 1..5);
     let nodes = prop::collection::vec((prop::collection::vec(any_address(), 0..3), any::<bool>()), 0..4);
-    let dns = prop::collection::vec(any_address(), 0..3);
+    let dns = (prop::collection::vec(any_address(), 0..3), prop_oneof![Just(vec![]), Just(vec![9, 5353])]);
     let api_servers = prop::collection::vec(any_address(), 0..2);
     let strays = prop::collection::vec((any_network(), 0..5usize), 0..3);
     let parts = (groups, partitions, nodes, dns, api_servers, strays);
-    parts.prop_map(|(groups, partitions, nodes, cluster_dns, api_servers, strays)| {
+    parts.prop_map(|(groups, partitions, nodes, (cluster_dns, cluster_dns_ports), api_servers, strays)| {
         let network = |text: &str| text.parse::<IpNetwork>().unwrap();
         let default_pod_cidrs = vec![network("10.0.0.0/15"), network("fd01::/16")];
-        let mut objects = Objects { cluster_dns, api_servers, default_pod_cidrs, ..Objects::default() };
+        let known = Objects { cluster_dns, cluster_dns_ports, api_servers, ..Objects::default() };
+        let mut objects = Objects { default_pod_cidrs, ..known };
         for (i, cidrs) in groups.into_iter().enumerate() {
             objects.network_groups.insert(format!("g{i}"), sourced(NetworkGroupSpec { cidrs }, "g"));
         }
@@ -241,7 +242,7 @@ pub fn any_probe() -> impl Strategy<Value = Probe> {
         1 => Just(PROTO_ICMPV6),
         1 => any::<u8>(),
     ];
-    let port = prop_oneof![3 => any_port(), 1 => Just(53)];
+    let port = prop_oneof![3 => any_port(), 1 => prop_oneof![Just(53), Just(5353)]];
     let aim = prop_oneof![3 => Just(None), 2 => any::<prop::sample::Index>().prop_map(Some)];
     (any_address(), aim, proto, port).prop_map(|(peer, aim, proto, port)| Probe { peer, aim, proto, port })
 }

@@ -238,7 +238,8 @@ fn partition_tier(objects: &Objects, partition: &str, dir: u32, probe: &Packet) 
             }
         }
     }
-    let dns = port == 53 && (proto == PROTO_UDP || proto == PROTO_TCP) && spec.allow_cluster_dns;
+    let at_its_port = port == 53 || objects.cluster_dns_ports.contains(&port);
+    let dns = at_its_port && (proto == PROTO_UDP || proto == PROTO_TCP) && spec.allow_cluster_dns;
     let hosts = || objects.cluster_dns.iter().any(|a| is_pod_of(objects, *a, Some(partition)));
     let asks = || is_pod_of(objects, peer, None) || is_node(objects, peer, |_, _| true);
     if dns && (if dir == DIR_EGRESS { objects.cluster_dns.contains(&peer) } else { hosts() && asks() }) {

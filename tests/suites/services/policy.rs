@@ -54,22 +54,8 @@ fn dns(site: &mut Site) -> Result<()> {
     std::fs::write(&path, with)?;
     node.stop_daemon()?;
     node.start_daemon()?;
-    let to = SocketAddr::new(virtual_ip(53, false), 53);
-    let server = site.netns(SHOP)?.run(|| Ok(UdpSocket::bind(("0.0.0.0", 53))?))?;
-    server.set_read_timeout(Some(Duration::from_millis(500)))?;
-    let slice = site.slice("dns", false, &[SHOP])?.replace(&SERVED.to_string(), "53");
-    let named = |port: &str| format!("protocol: UDP, port: {port}");
-    site.set(&[service("dns", 53, &named("53"), ""), slice])?;
-    let asked = site.netns(WEB)?.run(|| Ok(UdpSocket::bind(("0.0.0.0", 0))?))?;
-    asked.set_read_timeout(Some(Duration::from_millis(500)))?;
-    let result = until("an isolated pod asks cluster DNS", SOON, || {
-        asked.send_to(b"who", to)?;
-        let mut room = [0; 8];
-        let (_, client) = server.recv_from(&mut room)?;
-        server.send_to(b"me", client)?;
-        let (_, from) = asked.recv_from(&mut room)?;
-        if from == to { Ok(Some(())) } else { unmet(format!("the answer is {from}'s")) }
-    });
+    // Where servers listen at a port of their own, packets carry that one.
+    let result = asked_at(site, 53).and_then(|()| asked_at(site, 5353));
     // By the backend's own address and port, too: it is the DNS of the cluster; at another port it is not.
     let other = SocketAddr::new(site.address(SHOP, false)?, SERVED);
     let error = site.call_error(WEB, other)?;
@@ -79,6 +65,25 @@ fn dns(site: &mut Site) -> Result<()> {
     node.start_daemon()?;
     require(error.kind() == ErrorKind::TimedOut, "an isolated pod reaches more of the DNS pod than DNS")?;
     result
+}
+
+/// Cluster DNS is asked by its service, whose server listens at this port.
+fn asked_at(site: &mut Site, port: u16) -> Result<()> {
+    let to = SocketAddr::new(virtual_ip(53, false), 53);
+    let server = site.netns(SHOP)?.run(|| Ok(UdpSocket::bind(("0.0.0.0", port))?))?;
+    server.set_read_timeout(Some(Duration::from_millis(500)))?;
+    let slice = site.slice("dns", false, &[SHOP])?.replace(&SERVED.to_string(), &port.to_string());
+    site.set(&[service("dns", 53, "protocol: UDP, port: 53", ""), slice])?;
+    let asked = site.netns(WEB)?.run(|| Ok(UdpSocket::bind(("0.0.0.0", 0))?))?;
+    asked.set_read_timeout(Some(Duration::from_millis(500)))?;
+    until(&format!("an isolated pod asks cluster DNS, which listens at port {port}"), SOON, || {
+        asked.send_to(b"who", to)?;
+        let mut room = [0; 8];
+        let (_, client) = server.recv_from(&mut room)?;
+        server.send_to(b"me", client)?;
+        let (_, from) = asked.recv_from(&mut room)?;
+        if from == to { Ok(Some(())) } else { unmet(format!("the answer is {from}'s")) }
+    })
 }
 
 fn explained(site: &mut Site) -> Result<()> {

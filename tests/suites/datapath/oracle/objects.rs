@@ -133,6 +133,7 @@ pub fn objects(random: &mut Random) -> Objects {
     let mut objects = Objects {
         default_pod_cidrs: ["10.0.0.0/15", "fd01::/16"].map(|r| r.parse().expect("a range")).into(),
         cluster_dns: (0..random.below(3)).map(|_| anywhere(random)).collect(),
+        cluster_dns_ports: if random.percent(50) { vec![254, 8000] } else { Vec::new() },
         ..Objects::default()
     };
     for i in 0..GROUPS {
