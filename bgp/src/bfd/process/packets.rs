@@ -95,9 +95,10 @@ impl Thread {
                 self.sessions.held_up(now, late);
                 let _ = self.hub.send(Event::HeldUp(late));
             }
-            self.receive();
+            self.receive(now);
             self.obey();
-            let effects = self.sessions.tick(self.now());
+            // By the time of before: who is held up from here on has not looked at what arrives meanwhile, and is late at the next turn.
+            let effects = self.sessions.tick(now);
             self.perform(effects);
         }
         // The hub ends the process.
@@ -121,9 +122,8 @@ impl Thread {
         }
     }
 
-    fn receive(&mut self) {
+    fn receive(&mut self, now: Duration) {
         let mut effects = Vec::new();
-        let now = self.now();
         for socket in &self.listening {
             let mut buffer = [0; sockets::BUFFER];
             while let Some(received) = socket.receive(&mut buffer) {
