@@ -128,8 +128,9 @@ fn pin_dir() -> PathBuf {
     "/sys/fs/bpf/bulkhead".into()
 }
 fn conntrack_entries() -> u32 {
-    131_072
+    CONNTRACK_ENTRIES_DEFAULT
 }
+pub(crate) const CONNTRACK_ENTRIES_DEFAULT: u32 = 131_072;
 /// Fewer would leave a pod no share, and its rings no place.
 const CONNTRACK_ENTRIES: RangeInclusive<u32> = 1024..=16_777_216;
 

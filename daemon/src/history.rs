@@ -129,6 +129,11 @@ impl History {
         self.generations.iter().rev().map(Kept::told).collect()
     }
 
+    /// Whether nothing has ever been in force.
+    pub fn is_empty(&self) -> bool {
+        self.generations.is_empty()
+    }
+
     /// One of [`Self::list`].
     pub fn told(&self, generation: u32) -> Option<GenerationInfo> {
         self.generations.iter().find(|g| g.info.generation == generation).map(Kept::told)

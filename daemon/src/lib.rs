@@ -21,6 +21,7 @@ pub mod peering;
 pub mod pod_events;
 pub mod report;
 mod reservation;
+pub mod resident;
 pub mod server;
 pub mod source;
 pub mod store;

@@ -9,7 +9,7 @@ use bulkhead_daemon::{
     metrics,
     node::{Node, preflight, uninstall},
     pod_events::PodEvents,
-    report, server,
+    report, resident, server,
     source::{self, Observed, kubernetes},
     store::{self, Ownership, StoreError},
 };
@@ -22,7 +22,7 @@ use std::{
     path::{Path, PathBuf},
     process::ExitCode,
     sync::Arc,
-    time::Duration,
+    time::{Duration, Instant},
 };
 use tokio::{
     signal::unix::{SignalKind, signal},
@@ -210,6 +210,8 @@ async fn run(config: Config) -> Result<OwnedMutexGuard<Node>, Box<dyn Error>> {
     let mut server = serve(listener, &node);
     let mut exporter: Option<JoinHandle<()>> = None;
     observed.mark_changed();
+    // Until the start is over.
+    let mut begun = Some(Instant::now());
     let mut interval = tokio::time::interval(INTERVAL);
     loop {
         tokio::select! {
@@ -234,12 +236,17 @@ async fn run(config: Config) -> Result<OwnedMutexGuard<Node>, Box<dyn Error>> {
             }
             () = attention.notified() => node.lock().await.look_after_fixed().await,
             _ = interval.tick() => {
+                let starting = begun.is_some_and(|begun| begun.elapsed() >= INTERVAL);
                 let ready = {
                     let mut node = node.lock().await;
                     node.look_after().await;
-                    installer.is_wanted() && node.available().is_ok()
+                    (starting || installer.is_wanted()) && node.available().is_ok()
                 };
                 installer.look_after(ready);
+                if starting && ready {
+                    begun = None;
+                    give_back_pages();
+                }
                 if let Some(address) = metrics_address.filter(|_| exporter.is_none()) {
                     match metrics::serve(address, node.clone()).await {
                         Ok(task) => exporter = Some(task),
@@ -267,6 +274,13 @@ async fn run(config: Config) -> Result<OwnedMutexGuard<Node>, Box<dyn Error>> {
     match std::fs::remove_file(socket) {
         Err(e) if e.kind() != io::ErrorKind::NotFound => Err(e.into()),
         _ => Ok(node),
+    }
+}
+
+fn give_back_pages() {
+    match resident::give_back() {
+        Ok(kb) => info!(kb, "the start is over: what it had mapped of the program's files is given back"),
+        Err(e) => warn!(error = %e, "cannot give back what only the start has needed of the program's files"),
     }
 }
 

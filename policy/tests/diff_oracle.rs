@@ -110,9 +110,9 @@ impl<'a> Generation<'a> {
 
     /// Whether a node speaks to a pod that is told to be its own.
     fn is_own(&self, from: IpAddr, to: IpAddr) -> bool {
-        let node = self.objects.nodes.iter().find(|(_, n)| n.addresses.contains(&from));
         let pod = self.pods.iter().find(|p| p.addresses.contains(&to));
-        node.zip(pod).is_some_and(|((name, _), pod)| *name == node_of(self.objects, pod))
+        let node = pod.and_then(|pod| self.objects.nodes.get(&node_of(self.objects, pod)));
+        node.is_some_and(|node| node.addresses.contains(&from))
     }
 }
 

@@ -2,6 +2,7 @@
 
 use crate::{Context, Result};
 use std::{
+    fmt::Write as _,
     fs,
     path::{Path, PathBuf},
     time::Instant,
@@ -51,4 +52,15 @@ impl Objects {
     pub fn remove(&self, name: &str) -> Result<()> {
         fs::remove_file(self.dir.join(name)).during(|| format!("removing {name}"))
     }
+}
+
+/// A group of more prefixes than the kernel's map of them has room for.
+pub fn more_prefixes_than_fit() -> String {
+    let mut text =
+        "apiVersion: bulkhead.dev/v1alpha1\nkind: NetworkGroup\nmetadata: {name: many}\nspec:\n  cidrs:\n"
+            .to_string();
+    for n in 0..33_000 {
+        let _ = writeln!(text, "  - 100.{}.{}.{}/32", 64 + n / 0x8000, n / 0x100 % 0x80, n % 0x100);
+    }
+    text
 }

@@ -58,7 +58,7 @@ type Shared = Arc<Mutex<Option<Lab>>>;
 type Run = fn(&mut Lab) -> Result<()>;
 
 fn trials(lab: &Shared) -> Vec<Trial> {
-    let all: [(&str, Run); 20] = [
+    let all: [(&str, Run); 21] = [
         ("a rule counts what passed under it", counters::rules_count_what_passed),
         ("rules never hit are listed", counters::rules_never_hit_are_listed),
         (
@@ -101,6 +101,10 @@ fn trials(lab: &Shared) -> Vec<Trial> {
         (
             "a change that the tables cannot hold is refused by the diff in the same words",
             cuts::what_the_tables_cannot_hold_is_refused_by_both,
+        ),
+        (
+            "a change that the tables cannot hold leaves no number, and pods are followed all the same",
+            cuts::what_is_refused_leaves_no_trace_and_pods_are_followed,
         ),
         (
             "a ClusterNetworkPolicy with what is not supported is refused by field, and the rest is in force",

@@ -19,6 +19,8 @@ mod down;
 mod ends;
 #[path = "lifecycle/first.rs"]
 mod first;
+#[path = "lifecycle/idle.rs"]
+mod idle;
 #[path = "lifecycle/kernel.rs"]
 mod kernel;
 #[path = "lifecycle/killed.rs"]
@@ -29,6 +31,8 @@ mod objects;
 mod ranges;
 #[path = "lifecycle/refused.rs"]
 mod refused;
+#[path = "lifecycle/room.rs"]
+mod room;
 #[path = "lifecycle/support.rs"]
 mod support;
 #[path = "lifecycle/takeover.rs"]
@@ -62,6 +66,8 @@ fn trials() -> Vec<Trial> {
             uplinks::CASES,
             takeover::CASES,
             first::CASES,
+            idle::CASES,
+            room::CASES,
         ])
         .flatten()
         .map(|(name, case)| Trial::test(*name, || support::in_a_lab(*case).map_err(Failed::from)))

@@ -37,8 +37,10 @@ const ENDPOINTS: u32 = 4096;
 const DIRECT_PREFIXES: u32 = 16_384;
 /// Routes with an MTU of their own, and those without one within them.
 const NARROW_PREFIXES: u32 = 16_384;
-/// Of more pods the entries cannot be evicted, and age.
-const PODS_WITH_RINGS: u32 = 128;
+/// More than kubelets are set to run. Of still more pods, once so many have all their rings full, new entries cannot be evicted
+/// by the next of their pod: they age, within its share.
+const PODS_WITH_RINGS: u32 = 512;
+const RINGS: &str = "RECENT";
 /// Datagrams in pieces at one time: the rings of some pods that flood, and what the others need.
 const FRAGMENTS: u32 = 16_384;
 /// All rings of some 170 pods.
@@ -102,7 +104,7 @@ fn shapes(sizes: &Sizes, connections: &Connections) -> Vec<Shape> {
         shape::<FlowKey, Flow>("CONNTRACK", connections.entries),
         // Names of entries that are gone lie in it, too, until their turn comes.
         shape::<(), FlowName>("AGING", connections.entries.saturating_mul(2)),
-        shape::<RecentKey, RecentPage>("RECENT", connections.pages_per_pod().saturating_mul(PODS_WITH_RINGS)),
+        shape::<RecentKey, RecentPage>(RINGS, connections.pages_per_pod().saturating_mul(PODS_WITH_RINGS)),
         shape::<u32, Share>("SHARE", ENDPOINTS),
         shape::<FragmentKey, FragmentPorts>("FRAGMENT", FRAGMENTS),
         shape::<RecentKey, FragmentKey>("FRAGMENT_RING", FRAGMENT_RINGS),
@@ -264,10 +266,12 @@ fn adoptable(pins: &Pins, shapes: &[Shape]) -> Result<bool, DatapathError> {
         let info = MapInfo::from_pin(pins.map(shape.name))
             .map_err(|source| DatapathError::Map { what: format!("pinned map {}", shape.name), source })?;
         let room = if shape.name == "CONNTRACK" { "room for (`conntrackEntries`)" } else { "room for" };
+        // Fewer rings, of a daemon before us, do until the node starts anew: nothing is counted by them.
+        let rings = shape.name == RINGS && info.max_entries() > 0;
         for (what, found, needed) in [
             ("key size", info.key_size(), shape.key as u32),
             ("value size", info.value_size(), shape.value as u32),
-            (room, info.max_entries(), shape.entries),
+            (room, info.max_entries(), if rings { info.max_entries() } else { shape.entries }),
         ] {
             if found != needed {
                 return Err(DatapathError::Incompatible { map: shape.name, what, found, needed });
@@ -376,6 +380,9 @@ fn table<T: super::values::Entry>(
 fn take_map(object: &mut Ebpf, name: &'static str) -> Result<Map, DatapathError> {
     object.take_map(name).ok_or_else(|| DatapathError::Other(format!("the object has no map {name}")))
 }
+
+#[cfg(test)]
+mod documented;
 
 impl Datapath {
     /// Both identity maps as the kernel holds them.

@@ -1,7 +1,7 @@
 //! From what the source says to what is in force: completed by what the node knows, admitted, and switched to if it is
 //! another than before.
 
-use super::{BGP_FILE, Node};
+use super::{BGP_FILE, Node, rollback::with_facts, switch::NoSwitch};
 use crate::{
     announce,
     net::{GATEWAY_V4, GATEWAY_V6, Uplink},
@@ -54,15 +54,22 @@ impl Node {
             objects
         };
         let changed = self.compiled.is_none() || objects != self.in_force.policy;
+        let mut taken = true;
         if changed {
-            match self.switch(objects, None, None) {
+            match self.switch(objects.clone(), None, None) {
                 Ok(()) => {
                     self.clean = clean;
                     self.last_change_millis = observed.noticed.elapsed().as_millis() as u64;
                 }
-                Err(message) => {
-                    error!(message, "the change is not in force; the running generation stays");
-                    failed.push(ObjectError { file: None, object: None, field: None, message });
+                Err(e) => {
+                    error!(error = %e, "the change is not in force; the running generation stays");
+                    taken = false;
+                    if e.is_refusal() {
+                        refused.push(not_done(&e));
+                        failed.extend(self.follow_facts(objects).err().map(|e| not_done(&e)));
+                    } else {
+                        failed.push(not_done(&e));
+                    }
                 }
             }
         }
@@ -75,17 +82,34 @@ impl Node {
         self.in_force.reservations = snapshot.reservations;
         refused.extend(self.admit_bgp(snapshot.bgp_peers, snapshot.bgp));
         let told = self.errors();
-        let failed_now = !failed.is_empty();
         (self.refused, self.failed) = (refused, failed);
         self.follow().await;
         // Behind all that pods wait for.
         self.write_services();
-        self.report(&observed.versions, failed_now);
+        self.report(&observed.versions, !taken);
         self.waiting.keep(|pod| self.in_force.policy.pods.contains_key(pod));
         self.report_waiting();
         for error in self.errors().iter().filter(|e| !told.contains(e)) {
             warn!("refused: {error}");
         }
+    }
+
+    /// Rules that do not fit are no reason to know nothing of the pods that come and go: by the rules in force.
+    fn follow_facts(&mut self, refused: Objects) -> Result<(), NoSwitch> {
+        // Where none have been, pods wait: without any, everybody would be free.
+        if self.history.is_empty() {
+            return Ok(());
+        }
+        let candidate = with_facts(self.in_force.policy.clone(), refused);
+        let Admitted { objects, errors: _, clean } =
+            admit_change(&self.in_force.policy, self.clean, candidate);
+        let (objects, pods) = self.with_strays(objects);
+        if self.compiled.is_none() || objects != self.in_force.policy {
+            self.switch(objects, None, None)?;
+            self.clean = clean;
+        }
+        self.stray_pods = pods;
+        Ok(())
     }
 
     /// Whose addresses are that do not lie in their range, by what nodes have claimed; and which pods change it.
@@ -138,6 +162,10 @@ impl Node {
         objects.nodes.insert(self.config.node.clone(), Arc::new(own));
         objects
     }
+}
+
+fn not_done(e: &NoSwitch) -> ObjectError {
+    ObjectError { file: None, object: None, field: None, message: e.to_string() }
 }
 
 /// Whether both have the same partitions with the same ranges, whatever their rules are.

@@ -191,7 +191,7 @@ impl Node {
             msg: "the pod's policy cannot be put into force".into(),
             details,
         };
-        self.switch(self.in_force.policy.clone(), None, Some(&pod)).map_err(no_policy)?;
+        self.switch(self.in_force.policy.clone(), None, Some(&pod)).map_err(|e| no_policy(e.to_string()))?;
         // What its policy asks makes others of pods that are here, too: their marks, policies and records follow now.
         self.settle().await;
         let placement = self.compiled.as_ref().and_then(|c| c.place(&self.in_force.policy, &pod));

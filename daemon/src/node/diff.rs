@@ -1,17 +1,13 @@
 //! What a change would do, before it is made: nothing here touches the kernel.
 
-use super::{
-    Node,
-    switch::{local_of, local_pod},
-};
-use crate::datapath::{DatapathError, Generation};
+use super::{Node, switch::local_pod};
 use bulkhead_api::messages::{DiffRequest, ErrorReply, ObjectError, PolicyDiff, code};
 use bulkhead_policy::{
-    Compiled, LocalPod, Objects, admit, changes, compile,
+    admit, changes,
     diff::{Cuts, Diff, Side, Tables},
     files,
 };
-use std::{collections::BTreeSet, fmt::Display};
+use std::fmt::Display;
 
 impl Node {
     /// The objects of these files in place of those in force, against what is in force.
@@ -25,7 +21,7 @@ impl Node {
         }
         let (objects, _) = self.with_strays(objects);
         let pods: Vec<_> = self.endpoints.iter().map(local_pod).collect();
-        let to_come = self.compile_for_trial(compiled, &objects, &pods)?;
+        let (to_come, _) = self.compile_to_fit(&objects, &pods).map_err(too_large)?;
         let mut interner = self.interner.clone();
         let mut side =
             |objects| Side::of(objects, &mut interner, &self.config.node, &pods).map_err(too_large);
@@ -41,34 +37,6 @@ impl Node {
         let cuts = Cuts::of(before, after, &pods, diff.addresses());
         self.count_cuts(&diff, &cuts, &mut reply)?;
         Ok(reply)
-    }
-
-    /// The tables that the change would make; an error where the change would be one.
-    fn compile_for_trial(
-        &self,
-        former: &Compiled,
-        objects: &Objects,
-        pods: &[LocalPod],
-    ) -> Result<Compiled, ErrorReply> {
-        let (mut interner, none) = (self.interner.clone(), BTreeSet::new());
-        let mut compiled = |former| -> Result<Compiled, ErrorReply> {
-            let local = local_of(&self.config.node, objects, pods, &none, former);
-            compile(objects, &mut interner, &local).map_err(too_large)
-        };
-        let fits = |c: &Compiled| {
-            self.datapath.check_room(&Generation {
-                tables: &c.tables,
-                prefixes: &c.prefixes,
-                exact: &c.exact,
-            })
-        };
-        let gradually = compiled(Some(former))?;
-        if !matches!(fits(&gradually), Err(DatapathError::TooLarge { .. })) {
-            return Ok(gradually);
-        }
-        let at_once = compiled(None)?;
-        fits(&at_once).map_err(too_large)?;
-        Ok(at_once)
     }
 
     fn count_cuts(&self, diff: &Diff<'_>, cuts: &Cuts, reply: &mut PolicyDiff) -> Result<(), ErrorReply> {

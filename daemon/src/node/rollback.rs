@@ -39,7 +39,7 @@ impl Node {
             return Err(failed(reasons.join("; ")));
         }
         let (objects, pods) = self.with_strays(objects);
-        self.switch(objects, Some(to), None).map_err(failed)?;
+        self.switch(objects, Some(to), None).map_err(|e| failed(e.to_string()))?;
         self.stray_pods = pods;
         self.clean = true;
         let held = self.history.hold(Some(to));
@@ -82,9 +82,9 @@ impl Node {
 }
 
 /// The rules of one set, and of the other what is the case whether anybody likes it or not.
-fn with_facts(rules: Objects, facts: Objects) -> Objects {
-    let Objects { nodes, pods, namespaces, strays, .. } = facts;
-    Objects { nodes, pods, namespaces, strays, ..rules }
+pub(super) fn with_facts(rules: Objects, facts: Objects) -> Objects {
+    let Objects { nodes, pods, namespaces, strays, default_pod_cidrs, cluster_dns, api_servers, .. } = facts;
+    Objects { nodes, pods, namespaces, strays, default_pod_cidrs, cluster_dns, api_servers, ..rules }
 }
 
 fn failed(details: String) -> ErrorReply {

@@ -6,17 +6,37 @@ use crate::{
     datapath::{DatapathError, Generation, Placed},
     endpoint::EndpointRecord,
     history::Switched,
-    store,
+    store::{self, StoreError},
 };
 use bulkhead_api::messages::AttachmentId;
 use bulkhead_ebpf_abi::{Addr, ID_WORLD, RULE_FIRST_DYNAMIC};
-use bulkhead_policy::{Compiled, EAGER_PARTITIONS, Local, LocalPod, Objects, compile, compile_at_once};
+use bulkhead_policy::{
+    CompileError, Compiled, EAGER_PARTITIONS, Interner, Local, LocalPod, Objects, compile, compile_at_once,
+};
 use std::{
     collections::{BTreeMap, BTreeSet},
     net::IpAddr,
     time::Instant,
 };
 use tracing::{info, warn};
+
+/// Why the generation that runs stays.
+#[derive(Debug, thiserror::Error)]
+pub(super) enum NoSwitch {
+    #[error(transparent)]
+    Compile(#[from] CompileError),
+    #[error(transparent)]
+    Datapath(#[from] DatapathError),
+    #[error(transparent)]
+    Store(#[from] StoreError),
+}
+
+impl NoSwitch {
+    /// Whether it is the objects that do not fit: nothing was touched.
+    pub fn is_refusal(&self) -> bool {
+        matches!(self, Self::Compile(_) | Self::Datapath(DatapathError::TooLarge { .. }))
+    }
+}
 
 impl Node {
     /// Compiles and switches the whole node to the result, and remembers it. `coming`: a pod that is about to be wired.
@@ -29,42 +49,29 @@ impl Node {
         objects: Objects,
         rollback_of: Option<u32>,
         coming: Option<&LocalPod>,
-    ) -> Result<(), String> {
-        let mut interner = self.interner.clone();
+    ) -> Result<(), NoSwitch> {
+        // What only the generation before still needs takes room.
+        self.datapath.settle()?;
         let pods: Vec<_> = self.endpoints.iter().map(local_pod).chain(coming.cloned()).collect();
-        let none = BTreeSet::new();
-        let local = local_of(&self.config.node, &objects, &pods, &none, self.compiled.as_ref());
         let began = Instant::now();
-        let mut compiled = compile(&objects, &mut interner, &local).map_err(|e| e.to_string())?;
+        let (compiled, interner) = self.compile_to_fit(&objects, &pods)?;
         self.compile_times.observe(began.elapsed().as_secs_f64());
         // On disk first: a successor must read the numbers in the kernel as we do.
         if !interner.says_the_same(&self.interner) || self.compiled.is_none() {
-            store::write_beside_maps(&self.config.state_dir.join(INTERNER_FILE), &interner)
-                .map_err(|e| e.to_string())?;
+            store::write_beside_maps(&self.config.state_dir.join(INTERNER_FILE), &interner)?;
         }
         self.interner = interner;
-        let wanted =
-            Generation { tables: &compiled.tables, prefixes: &compiled.prefixes, exact: &compiled.exact };
+        let wanted = generation_of(&compiled);
         let same_tables = self.compiled.as_ref().is_some_and(|c| c.tables == compiled.tables);
         let standing = self.standing(&compiled, &objects);
         let pods = standing.values().flat_map(Standing::places).collect();
         let same = same_tables && rollback_of.is_none() && objects.same_rules(&self.in_force.policy);
-        if same && self.datapath.have_policies(&pods).map_err(|e| e.to_string())? {
-            self.datapath.follow(&wanted).map_err(|e| e.to_string())?;
+        if same && self.datapath.have_policies(&pods)? {
+            self.datapath.follow(&wanted)?;
             (self.compiled, self.in_force.policy, self.standing) = (Some(compiled), objects, None);
             return Ok(());
         }
-        let applied = match self.datapath.apply_with(&wanted, &pods) {
-            // What has kept its place over many changes leaves gaps; made at once it may fit.
-            Err(DatapathError::TooLarge { .. }) if self.compiled.is_some() => {
-                compiled =
-                    compile_at_once(&objects, &mut self.interner, &local).map_err(|e| e.to_string())?;
-                let Compiled { tables, prefixes, exact, .. } = &compiled;
-                self.datapath.apply_with(&Generation { tables, prefixes, exact }, &pods)
-            }
-            applied => applied,
-        };
-        let generation = applied.map_err(|e| e.to_string())?;
+        let generation = self.datapath.apply_with(&wanted, &pods)?;
         if self.interner.switched() {
             self.forget_rules();
         }
@@ -76,6 +83,28 @@ impl Node {
         self.history.record(switched, &self.in_force.policy, &objects);
         self.in_force.policy = objects;
         Ok(())
+    }
+
+    /// What is refused here leaves no trace: neither a number that is given out nor a table that is written.
+    pub(super) fn compile_to_fit(
+        &self,
+        objects: &Objects,
+        pods: &[LocalPod],
+    ) -> Result<(Compiled, Interner), NoSwitch> {
+        let none = BTreeSet::new();
+        let local = local_of(&self.config.node, objects, pods, &none, self.compiled.as_ref());
+        let mut interner = self.interner.clone();
+        let compiled = compile(objects, &mut interner, &local)?;
+        match self.datapath.check_room(&generation_of(&compiled)) {
+            // What has kept its place over many changes leaves gaps; made at once it may fit.
+            Err(DatapathError::TooLarge { .. }) if local.former.is_some() => {
+                let mut interner = self.interner.clone();
+                let compiled = compile_at_once(objects, &mut interner, &local)?;
+                self.datapath.check_room(&generation_of(&compiled))?;
+                Ok((compiled, interner))
+            }
+            fits => Ok(fits.map(|()| (compiled, interner))?),
+        }
     }
 
     /// Where this node's pods stand in what was compiled; without those that it does not know.
@@ -137,8 +166,12 @@ impl Node {
     }
 }
 
+fn generation_of(compiled: &Compiled) -> Generation<'_> {
+    Generation { tables: &compiled.tables, prefixes: &compiled.prefixes, exact: &compiled.exact }
+}
+
 /// What this node needs of the objects; `none` is an empty set.
-pub(super) fn local_of<'a>(
+fn local_of<'a>(
     node: &'a str,
     objects: &Objects,
     pods: &'a [LocalPod],

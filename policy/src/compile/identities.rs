@@ -10,7 +10,11 @@
 //! Of the former compile all stays that this one would make again: the base where the addresses are the same, and the
 //! entries of all pods but those that something they depend on has changed for.
 
-use super::{Asked, CompileError, Local, addresses::Addresses, pods::Pods};
+use super::{
+    Asked, CompileError, Local,
+    addresses::Addresses,
+    pods::{Pods, namespace_of},
+};
 use crate::{Interner, LocalPod, Objects, atom::Atom, interner::Meaning, prefix::Prefix};
 use bulkhead_api::objects::DEFAULT_PARTITION;
 use bulkhead_ebpf_abi::{Addr, ID_WORLD, IDENTITY_LOCAL_NODE, Identity};
@@ -130,6 +134,17 @@ impl Identities {
         used.sort_unstable();
         used.dedup();
         Ok(Self { base, pods, facts, of_local, asked: used.into() })
+    }
+}
+
+impl Identities {
+    /// As [`Objects::partition_at`] says it, at the same cost however many pods and strays there are.
+    pub fn partition_at<'a>(&'a self, objects: &'a Objects, address: Addr) -> Option<&'a str> {
+        if self.base.nodes.contains_key(&address) {
+            return None;
+        }
+        let of_pod = || Some(objects.partition_of_namespace(namespace_of(self.pods.owner(address)?)));
+        partition(self.base.known(address)).or_else(of_pod)
     }
 }
 

@@ -301,7 +301,8 @@ fn judged(
     numbers: &mut Interner,
 ) -> Result<BTreeMap<PolicyKey, Arc<Judged>>, CompileError> {
     let peer_ports = Arc::new(asked.named_ports(identities.pods.ports()));
-    let dns: BTreeSet<&str> = objects.cluster_dns.iter().filter_map(|a| objects.partition_at(*a)).collect();
+    let dns = objects.cluster_dns.iter().filter_map(|a| identities.partition_at(objects, Addr::from_ip(*a)));
+    let dns: BTreeSet<&str> = dns.collect();
     let dns_ports = objects.cluster_dns_ports.clone().into();
     let mut all = BTreeMap::new();
     for key in keys {

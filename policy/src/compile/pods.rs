@@ -36,6 +36,12 @@ impl Pods {
         self.ports.keys()
     }
 
+    /// The pod that has the address, as `namespace/name`.
+    pub fn owner(&self, address: Addr) -> Option<&str> {
+        let (of, pod) = self.owners.range((address, Arc::from(""))..).next()?;
+        (*of == address).then_some(pod)
+    }
+
     /// Counts the ports that pods have now instead of those they had.
     pub fn follow_ports(&mut self, before: Option<&Objects>, objects: &Objects) {
         each_change(before, objects, |_, old, new| {
@@ -158,9 +164,10 @@ impl Pods {
         if let Some(node) = base.nodes.get(&address) {
             return Ok(Some(*node));
         }
-        let first = self.owners.range((address, Arc::from(""))..).next().filter(|(a, _)| *a == address);
         let stray = base.strays.get(&address).copied();
-        let Some(pod) = first.and_then(|(_, key)| Some((key, objects.pod(key)?))) else { return Ok(stray) };
+        let Some(pod) = self.owner(address).and_then(|key| Some((key, objects.pod(key)?))) else {
+            return Ok(stray);
+        };
         let (key, pod) = pod;
         let facts = facts.of(namespace_of(key), pod);
         let of_prefix = base.known(address);
@@ -247,6 +254,6 @@ fn addresses(pod: &Pod) -> impl Iterator<Item = Addr> {
     pod.addresses.iter().map(|a| Addr::from_ip(*a))
 }
 
-fn namespace_of(key: &str) -> &str {
+pub(super) fn namespace_of(key: &str) -> &str {
     key.split_once('/').map_or("", |(namespace, _)| namespace)
 }

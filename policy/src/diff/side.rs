@@ -4,7 +4,7 @@
 //! judged. That both decide alike is what the property tests say.
 
 use crate::{
-    CompileError, Compiled, Interner, LocalPod, Objects, Pod,
+    CompileError, Compiled, Interner, LocalPod, NodeInfo, Objects, Pod,
     compile::{self, Policy},
     evaluate::Decision,
     prefix::Prefix,
@@ -22,8 +22,8 @@ pub struct Side {
     pub(super) compiled: Compiled,
     /// Pods that are told of, by address.
     pub(super) pods: BTreeMap<Addr, PodAt>,
-    /// Nodes by address: of two with one address the first.
-    nodes: BTreeMap<Addr, String>,
+    /// Every (address, node): more than one may be told to have it.
+    nodes: BTreeSet<(Addr, String)>,
     /// By partition: the policy of a pod that nobody tells of.
     nameless: BTreeMap<String, u32>,
     lengths: BTreeSet<u8>,
@@ -109,8 +109,8 @@ impl Side {
 
     /// The node that has the address, or the one that the pod there is on, where that is told.
     pub(super) fn node(&self, address: Addr) -> Option<&str> {
-        let of_pod = || self.pods.get(&address).and_then(|pod| pod.node.as_ref());
-        self.nodes.get(&address).or_else(of_pod).map(String::as_str)
+        let of_pod = || self.pods.get(&address).and_then(|pod| pod.node.as_deref());
+        self.nodes_at(address).next().or_else(of_pod)
     }
 
     /// Nodes by address.
@@ -118,10 +118,15 @@ impl Side {
         self.nodes.iter().map(|(address, name)| (*address, name.as_str()))
     }
 
+    fn nodes_at(&self, address: Addr) -> impl Iterator<Item = &str> {
+        let from = self.nodes.range((address, String::new())..);
+        from.take_while(move |(of, _)| *of == address).map(|(_, name)| name.as_str())
+    }
+
     /// Whether a node speaks to a pod of its own: what no rule forbids.
     pub(super) fn is_own(&self, from: Addr, to: Addr) -> bool {
-        let of_node = self.nodes.get(&from).filter(|_| !self.nodes.contains_key(&to));
-        of_node.is_some_and(|node| self.pods.get(&to).is_some_and(|pod| pod.node.as_ref() == Some(node)))
+        let of_pod = self.pods.get(&to).and_then(|pod| pod.node.as_deref());
+        self.nodes_at(to).next().is_none() && self.nodes_at(from).any(|node| of_pod == Some(node))
     }
 
     /// Of pods and of addresses in a partition's range.
@@ -174,14 +179,12 @@ impl Side {
     }
 }
 
-fn nodes(objects: &Objects) -> BTreeMap<Addr, String> {
-    let mut nodes = BTreeMap::new();
-    for (name, node) in &objects.nodes {
-        for address in &node.addresses {
-            nodes.entry(Addr::from_ip(*address)).or_insert_with(|| name.clone());
-        }
-    }
-    nodes
+fn nodes(objects: &Objects) -> BTreeSet<(Addr, String)> {
+    let of = |(name, node): (&String, &Arc<NodeInfo>)| {
+        let addresses: Vec<_> = node.addresses.iter().map(|a| (Addr::from_ip(*a), name.clone())).collect();
+        addresses
+    };
+    objects.nodes.iter().flat_map(of).collect()
 }
 
 /// A source need not tell of the node's own pods.

@@ -12,6 +12,8 @@ use std::{collections::BTreeSet, fs, thread, time::Duration};
 const CHANGES: usize = 100;
 /// Between two: the grace period and what is written aside are over.
 const REST: Duration = Duration::from_millis(200);
+/// What only it has needed is given back then, and the daemon has looked after its node once more.
+const START: Duration = Duration::from_secs(12);
 /// The first look at all files.
 const LOAD: Duration = Duration::from_secs(120);
 const SWITCH: Duration = Duration::from_secs(10);
@@ -22,7 +24,7 @@ pub fn run() -> Result<Vec<Figure>> {
     for entry in fs::read_dir(single.objects.dir())? {
         fs::remove_file(entry?.path())?;
     }
-    thread::sleep(REST);
+    thread::sleep(START);
     let mut figures = vec![Figure::new("daemon_idle", resident(&single.node)?, "MB").at_most(20.0)];
     for (name, text) in set::files() {
         single.objects.write(&name, &text)?;

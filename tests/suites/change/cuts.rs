@@ -3,12 +3,13 @@
 
 use super::{
     CALL, DEADLINE, FILE, LOST, eventually, node, now,
-    policies::{Live, diff},
-    status,
+    policies::{LABELS, Live, NETWORK_POLICY, POLICY, diff, labelled},
+    reaches, status,
 };
-use bulkhead_lab::{Lab, Result, link::run, unmet, until, wait::until_true};
+use bulkhead_lab::{
+    Error, Lab, Result, link::run, objects::more_prefixes_than_fit, unmet, until, wait::until_true,
+};
 use std::{
-    fmt::Write as _,
     io::{Read, Write},
     net::{SocketAddr, TcpListener, TcpStream},
     process::Command,
@@ -88,23 +89,12 @@ pub fn a_masqueraded_connection_is_its_initiators(lab: &mut Lab) -> Result<()> {
 
 const MANY: &str = "many.yaml";
 
-/// A group of more prefixes than the kernel's map of them has room for.
-fn many() -> String {
-    let mut text =
-        "apiVersion: bulkhead.dev/v1alpha1\nkind: NetworkGroup\nmetadata: {name: many}\nspec:\n  cidrs:\n"
-            .to_string();
-    for n in 0..33_000 {
-        let _ = writeln!(text, "  - 100.{}.{}.{}/32", 64 + n / 0x8000, n / 0x100 % 0x80, n % 0x100);
-    }
-    text
-}
-
 /// A daemon that is not optimised reads and compiles it for seconds.
 const LONG: Duration = Duration::from_secs(60);
 
 /// What the tables cannot hold is refused by the diff in the words of the refusal, and leaves in force what is.
 pub fn what_the_tables_cannot_hold_is_refused_by_both(lab: &mut Lab) -> Result<()> {
-    let (generation, text) = (status(node(lab))?.generation, many());
+    let (generation, text) = (status(node(lab))?.generation, more_prefixes_than_fit());
     let trial = lab.objects.dir().join(".many.trial");
     std::fs::write(&trial, &text)?;
     let diff = Command::new(bulkhead_lab::programs::find("bulkhead")?)
@@ -130,6 +120,37 @@ pub fn what_the_tables_cannot_hold_is_refused_by_both(lab: &mut Lab) -> Result<(
         ));
     }
     now(lab, LOST, true)
+}
+
+/// What is refused has given out no number, and is no reason to know nothing of pods that are labelled anew.
+pub fn what_is_refused_leaves_no_trace_and_pods_are_followed(lab: &mut Lab) -> Result<()> {
+    let follows = |app: &str, reached: bool| {
+        lab.objects.write(LABELS, &labelled(app))?;
+        until_true(&format!("{app} reaches: {reached}"), LONG, || Ok(reaches(lab, LOST)? == reached))
+    };
+    lab.objects.write(POLICY, NETWORK_POLICY)?;
+    follows("other", false)?;
+    follows("front", true)?;
+    let numbers = || Ok::<_, Error>(std::fs::read_to_string(node(lab).state_dir().join("interner.json"))?);
+    let before = numbers()?;
+    lab.objects.write(MANY, &more_prefixes_than_fit())?;
+    let meanwhile = || {
+        until_true("the refusal is told", LONG, || Ok(!status(node(lab))?.errors.is_empty()))?;
+        if numbers()? != before {
+            return unmet("numbers were given out for what is refused".to_string());
+        }
+        follows("other", false)?;
+        follows("front", true)?;
+        let errors = status(node(lab))?.errors;
+        if errors.len() == 1 { Ok(()) } else { unmet(format!("{errors:?}")) }
+    };
+    let done = meanwhile();
+    for file in [MANY, POLICY, LABELS] {
+        lab.objects.remove(file)?;
+    }
+    until_true("nothing is refused any more", LONG, || Ok(status(node(lab))?.errors.is_empty()))?;
+    done?;
+    eventually(lab, LOST, true)
 }
 
 const CLUSTER: &str = "admin.yaml";

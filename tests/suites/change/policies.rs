@@ -32,9 +32,9 @@ spec:
   ingress:
   - {action: Deny, from: [{namespaces: {matchLabels: {kubernetes.io/metadata.name: web}}}]}
 ";
-const LABELS: &str = "labels.yaml";
+pub const LABELS: &str = "labels.yaml";
 
-fn labelled(app: &str) -> String {
+pub fn labelled(app: &str) -> String {
     format!(
         "apiVersion: v1\nkind: Pod\nmetadata: {{name: front-0, namespace: web, labels: {{app: {app}}}}}\n"
     )

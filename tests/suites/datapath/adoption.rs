@@ -6,9 +6,13 @@ use crate::{
     rules::{CLASSES, Port, Rules, SIZES},
     sandbox::{pin_dir, run},
 };
-use aya::programs::{SchedClassifier, TcAttachType};
+use aya::{
+    maps::{HashMap, Map, MapData},
+    programs::{SchedClassifier, TcAttachType},
+};
 use bulkhead_daemon::datapath::{Datapath, DatapathError, Generation, Hook, PodMaps};
-use bulkhead_ebpf_abi::{ABI_VERSION, Connections, Delivery, Endpoint, Sizes};
+use bulkhead_ebpf_abi::{ABI_VERSION, Connections, Delivery, Endpoint, RecentKey, RecentPage, Sizes};
+use bulkhead_lab::bpf;
 use std::{fs, path::Path, sync::Arc};
 
 crate::trials! {
@@ -24,6 +28,7 @@ crate::trials! {
     an_interface_made_again_under_its_name_is_attached_again,
     pins_of_another_layout_are_refused_and_left_alone,
     pins_of_other_sizes_are_refused_and_left_alone,
+    fewer_rings_than_a_new_node_has_are_taken_over,
     a_start_that_never_finished_is_begun_again,
     a_folder_that_is_not_on_a_bpf_file_system_is_refused,
     removing_pins_leaves_nothing,
@@ -230,6 +235,27 @@ fn pins_of_other_sizes_are_refused_and_left_alone() {
     let refused = refusal(&node.pins, SIZES, Connections::of(4096)).to_string();
     assert!(refused.contains("CONNTRACK"), "{refused}");
     assert_eq!(connect(&node, 5), End::Next);
+}
+
+/// As daemons made them before.
+fn fewer_rings_than_a_new_node_has_are_taken_over() {
+    let node = Node::new(rules());
+    assert_eq!(connect(&node, 5), End::Next);
+    let pins = node.pins.clone();
+    drop(node);
+    let rings = pins.join("maps/RECENT");
+    fs::remove_file(&rings).expect("removed");
+    let fewer = bpf::hash(size_of::<RecentKey>() as u32, size_of::<RecentPage>() as u32, 64);
+    let fewer = MapData::from_fd(fewer.expect("a hash")).expect("a map");
+    fewer.pin(&rings).expect("pinned");
+    let node = Node::open(pins);
+    assert!(node.adopted);
+    assert!(node.flow((V4.a, 5), (V4.vm, 80), TCP).is_some());
+    assert_eq!(connect(&node, 6), End::Next);
+    let made = HashMap::<_, [u8; size_of::<RecentKey>()], [u8; size_of::<RecentPage>()]>::try_from(
+        Map::from_map_data(fewer).expect("a map"),
+    );
+    assert_eq!(made.expect("a hash").keys().count(), 1, "the new connection stands in these rings");
 }
 
 fn a_start_that_never_finished_is_begun_again() {

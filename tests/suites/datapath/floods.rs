@@ -7,8 +7,9 @@ use crate::{
     room::{FULL, ROOM, connect, lives, rules},
     rules::Port,
 };
+use aya::maps::{HashMap, Map, MapData};
 use bulkhead_daemon::datapath::PodMaps;
-use bulkhead_ebpf_abi::{Connections, ENDPOINT_PACED, Endpoint, Share};
+use bulkhead_ebpf_abi::{Connections, ENDPOINT_PACED, Endpoint, RecentKey, RecentPage, Share};
 
 crate::trials! {
     floods:
@@ -18,6 +19,7 @@ crate::trials! {
     a_syn_flood_from_outside_locks_nobody_out,
     a_flood_over_more_pods_than_there_is_room_for_locks_nobody_out,
     where_there_is_no_room_those_of_a_flood_go_and_not_whose_ring_has_come_round,
+    a_flood_from_a_pod_that_finds_no_room_for_rings_takes_its_share_and_locks_no_other_out,
 }
 
 fn share(node: &Node, pod: &str) -> Share {
@@ -246,4 +248,33 @@ fn where_there_is_no_room_those_of_a_flood_go_and_not_whose_ring_has_come_round(
         connection.pass(&node, true, ACK);
         connection.check(&node);
     }
+}
+
+/// Others have all the pages that there are: as on a node with more pods than those are for.
+fn a_flood_from_a_pod_that_finds_no_room_for_rings_takes_its_share_and_locks_no_other_out() {
+    let node = Node::with_room(rules(), ROOM);
+    let pinned = MapData::from_pin(node.pins.join("maps/RECENT")).expect("a pinned map");
+    let mut rings: HashMap<_, [u8; size_of::<RecentKey>()], [u8; size_of::<RecentPage>()]> =
+        Map::from_map_data(pinned).expect("a map").try_into().expect("a hash");
+    let others = (0u32..).map(|owner| [u32::MAX - owner, 0, 0].map(u32::to_ne_bytes).concat());
+    let taken = others
+        .map(|key| rings.insert(<[u8; 12]>::try_from(key).expect("a key"), [0; size_of::<RecentPage>()], 0))
+        .take_while(Result::is_ok)
+        .count();
+    assert!(taken as u32 >= 250 * ROOM.pages_per_pod(), "{taken}");
+    let own = Connection::from_pod(A, &V4, 1).establish(&node);
+    let ends: Vec<End> =
+        (0..200).map(|n| Connection::from_pod(A, &V4, 1000 + n).send(&node, true, SYN)).collect();
+    assert_eq!(ends.iter().filter(|end| **end == End::Next).count() as u32, ROOM.per_pod - 1);
+    assert_eq!(share(&node, "pod-a").refused, 200 - u64::from(ROOM.per_pod - 1));
+    own.check(&node);
+    for f in FAMILIES {
+        Connection::from_pod(B, &f, 2).establish(&node);
+        Connection::to_pod(B, &f, 3).establish(&node);
+    }
+    // What was begun is as good as any other, once it is answered.
+    let begun = Connection::from_pod(A, &V4, 1000);
+    begun.pass(&node, false, SYN | ACK);
+    begun.pass(&node, true, ACK);
+    begun.check(&node);
 }

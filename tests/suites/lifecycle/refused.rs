@@ -65,7 +65,7 @@ fn unreadable_state(lab: &mut Lab) -> Result<()> {
 }
 
 /// What the vm may call, and what it may not.
-fn still_closed(lab: &Lab, pod: usize) -> Result<()> {
+pub fn still_closed(lab: &Lab, pod: usize) -> Result<()> {
     node_reaches(&lab.nodes[0], &lab.pods[pod])?;
     let address = lab.pods[pod].v4.to_string();
     let ping = run(lab.vm.netns.command("ping").args(["-n", "-c", "1", "-W", "1", &address]));

@@ -43,12 +43,12 @@ pub fn run(bench: &mut Bench) -> Result<Vec<Figure>> {
                     Questions::new(&bench.table, &mut bench.world, kind, layout, hook, &rules)
                 };
                 let known = one(bench, Kind::Known)?;
-                let [[ours, bare]] = decided(bench, [&known])?;
+                let [[ours, bare]] = measured(bench, [&known])?;
                 again(&mut bench.world)?;
                 let figure = Figure::new(format!("packet_decision_{name}_{end}"), ours, "ns");
                 figures.push(figure.beside(bare).at_most_beyond(DECISION));
                 let requests = one(bench, Kind::Request)?;
-                let [[ours, bare]] = requested(bench, [&requests])?;
+                let [[ours, bare]] = measured(bench, [&requests])?;
                 figures.push(Figure::new(format!("packet_request_{name}_{end}"), ours, "ns").beside(bare));
             }
             figures.extend(many(bench, &mut other, layout, hook, &end)?);
@@ -63,12 +63,12 @@ fn many(bench: &mut Bench, other: &mut World, layout: &Layout, hook: Hook, end: 
         Figure::new(format!("packet_{what}_100k_rules_{end}"), more, "ns").beside(less)
     };
     let known = both(bench, other, Kind::Known, layout, hook)?;
-    let decisions = decided(bench, known.each_ref())?.map(|[asking, _]| asking);
+    let decisions = measured(bench, known.each_ref())?.map(|[asking, _]| asking);
     again(&mut bench.world)?;
     again(other)?;
     let cells = cells(bench, layout, &known[1])?;
     let requests = both(bench, other, Kind::Request, layout, hook)?;
-    let requests = requested(bench, requests.each_ref())?.map(|[hook, _]| hook);
+    let requests = measured(bench, requests.each_ref())?.map(|[hook, _]| hook);
     Ok(vec![
         figure("decision", decisions).ratio_at_most(MANY),
         figure("request", requests).ratio_at_most(MANY),
@@ -101,6 +101,7 @@ enum Kind {
 
 /// Packets that vary, of connections that are there, and what asks of them.
 struct Questions {
+    kind: Kind,
     packet: Vec<u8>,
     ifindex: u32,
     program: ProgramFd,
@@ -140,6 +141,7 @@ impl Questions {
             }
         };
         Ok(Self {
+            kind,
             packet,
             ifindex: world.ifindex,
             program,
@@ -153,56 +155,33 @@ impl Questions {
     fn input(&self) -> Input<'_> {
         Input { frame: &self.packet, mark: 0, ifindex: self.ifindex }
     }
+
+    /// The bare look-ups behind what is taken off them, and likewise the hook.
+    fn subjects<'a>(&'a self, empty: &'a OwnedFd, input: &'a Input<'a>) -> [Subject<'a>; 4] {
+        let subject =
+            |name, driver, program, says| Subject { name, driver, input, before: RUNS, program, says };
+        let nothing = || subject("nothing", &self.same, empty.as_fd(), -1);
+        let hook = |name, driver| subject(name, driver, self.program.as_fd(), -1);
+        let [without, with] = match self.kind {
+            // In a generation that stays, none of them is asked about in the slice.
+            Kind::Known => [hook("the hook", &self.same), hook("the hook that asks", &self.next)],
+            Kind::Request => [nothing(), hook("the hook", &self.same)],
+        };
+        [nothing(), subject("the bare look-ups", &self.same, self.bare.as_fd(), 1), without, with]
+    }
 }
 
-/// Of each: asking the policy, and the bare look-up.
-fn decided<const N: usize>(bench: &Bench, all: [&Questions; N]) -> Result<[[f64; 2]; N]> {
+/// Of each: what is asked about, and the bare look-ups.
+fn measured<const N: usize>(bench: &Bench, all: [&Questions; N]) -> Result<[[f64; 2]; N]> {
     let empty = bpf::load("nothing", &asm::empty())?;
     let inputs = all.map(Questions::input);
     let subjects: Vec<_> = all
         .into_iter()
         .zip(&inputs)
-        .flat_map(|(questions, input)| {
-            // In a generation that stays, none of them is asked about in the slice.
-            let subject =
-                |name, driver, program, says| Subject { name, driver, input, before: RUNS, program, says };
-            [
-                subject("nothing", &questions.same, empty.as_fd(), -1),
-                subject("the bare look-up", &questions.same, questions.bare.as_fd(), 1),
-                subject("the hook", &questions.same, questions.program.as_fd(), -1),
-                subject("the hook that asks", &questions.next, questions.program.as_fd(), -1),
-            ]
-        })
+        .flat_map(|(questions, input)| questions.subjects(&empty, input))
         .collect();
     let times = bench.compare(&subjects)?;
     Ok(std::array::from_fn(|n| [times[4 * n + 3] - times[4 * n + 2], times[4 * n + 1] - times[4 * n]]))
-}
-
-/// Of each: the whole hook, and the bare look-ups.
-fn requested<const N: usize>(bench: &Bench, all: [&Questions; N]) -> Result<[[f64; 2]; N]> {
-    let empty = bpf::load("nothing", &asm::empty())?;
-    let inputs = all.map(Questions::input);
-    let subjects: Vec<_> = all
-        .into_iter()
-        .zip(&inputs)
-        .flat_map(|(questions, input)| {
-            let subject = |name, program, says| Subject {
-                name,
-                driver: &questions.same,
-                input,
-                before: RUNS,
-                program,
-                says,
-            };
-            [
-                subject("nothing", empty.as_fd(), -1),
-                subject("the bare look-ups", questions.bare.as_fd(), 1),
-                subject("the hook", questions.program.as_fd(), -1),
-            ]
-        })
-        .collect();
-    let times = bench.compare(&subjects)?;
-    Ok(std::array::from_fn(|n| [times[3 * n + 2] - times[3 * n], times[3 * n + 1] - times[3 * n]]))
 }
 
 /// The look-up of one of ten rules' cells, and of one of as many as are met among 100,000 rules'.
