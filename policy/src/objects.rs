@@ -154,7 +154,7 @@ impl Objects {
         self.pods.get(key).map(Arc::as_ref)
     }
 
-    /// The partition that new pods of a namespace belong to: the one that names it, else the first (by name) whose
+    /// The partition that pods of a namespace belong to: the one that names it, else the first (by name) whose
     /// selector matches it, else the default partition.
     pub fn partition_of_namespace(&self, namespace: &str) -> &str {
         let named = self.partitions.iter().find(|(_, p)| p.spec.namespaces.iter().any(|n| n == namespace));
@@ -163,6 +163,11 @@ impl Objects {
             self.partitions.iter().find(|(_, p)| selects(&p.spec, &labels))
         });
         found.map_or(DEFAULT_PARTITION, |(name, _)| name)
+    }
+
+    /// Whether the source tells of pods of this namespace.
+    pub fn has_pods(&self, namespace: &str) -> bool {
+        Self::within(&self.pods, namespace).next().is_some()
     }
 
     /// The partition whose range or strays hold the address; none for addresses of nodes and outside the cluster.
