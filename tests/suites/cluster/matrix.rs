@@ -227,7 +227,7 @@ fn tiers(matrix: &Matrix<'_>) -> Result<()> {
 
 /// A fixed address, so that callers are at it before its pod is.
 const NEWCOMER: Pod = pod("newcomers", "newcomer", "node2", "db");
-const ADDRESS: &str = "10.69.15.9";
+const ADDRESS: &str = "10.67.79.9";
 /// A call of this kind is answered at once, and the next one meets what is the case then.
 const OFTEN: Duration = Duration::from_millis(20);
 
@@ -237,7 +237,7 @@ pub fn newcomer(site: &mut Site) -> Result<()> {
     control.apply(&format!(
         "apiVersion: v1\nkind: Namespace\nmetadata: {{name: newcomers}}\n---\n\
          apiVersion: bulkhead.dev/v1alpha1\nkind: Partition\nmetadata: {{name: newcomers}}\n\
-         spec: {{policyID: 43, namespaces: [newcomers], podCIDRs: [10.69.0.0/20], fixedCIDRs: [10.69.15.0/28], isolation: Open}}\n---\n\
+         spec: {{policyID: 43, namespaces: [newcomers], podCIDRs: [10.67.64.0/20], fixedCIDRs: [10.67.79.0/28], isolation: Open}}\n---\n\
          apiVersion: bulkhead.dev/v1alpha1\nkind: IPReservation\nmetadata: {{name: newcomer, namespace: newcomers}}\n\
          spec: {{pod: newcomer, addresses: [{ADDRESS}]}}\n---\n\
          apiVersion: networking.k8s.io/v1\nkind: NetworkPolicy\nmetadata: {{name: db, namespace: newcomers}}\n\

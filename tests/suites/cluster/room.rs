@@ -16,7 +16,7 @@ pub fn exhausted(site: &mut Site) -> Result<()> {
     site.cluster.control.apply(
         "apiVersion: v1\nkind: Namespace\nmetadata: {name: narrow}\n---\n\
          apiVersion: bulkhead.dev/v1alpha1\nkind: Partition\nmetadata: {name: narrow}\n\
-         spec: {policyID: 44, namespaces: [narrow], podCIDRs: [10.71.0.0/31]}\n",
+         spec: {policyID: 44, namespaces: [narrow], podCIDRs: [10.67.96.0/31]}\n",
     )?;
     let (first, second) = (pod("first"), pod("second"));
     site.create(&[first])?;

@@ -30,7 +30,8 @@ fn harbor(namespaces: &str, ranges: &str, rules: &str) -> String {
 
 /// Its namespaces are those with a label.
 fn quay(rules: &str) -> String {
-    let members = "namespaceSelector: {matchLabels: {at: quay}}, podCIDRs: [10.68.0.0/20, \"fd00:68::/64\"]";
+    let members =
+        "namespaceSelector: {matchLabels: {at: quay}}, podCIDRs: [10.67.32.0/20, \"fd00:66:0:8::/64\"]";
     partition("quay", 42, &format!("{members}{rules}"))
 }
 
@@ -65,9 +66,9 @@ fn within(call: &Call<'_>) -> bool {
     call.from.namespace == call.to.namespace
 }
 
-const WIDE: &str = "10.67.0.0/20, \"fd00:67::/64\"";
+const WIDE: &str = "10.67.0.0/20, \"fd00:66:0:7::/64\"";
 /// A part of it without the addresses that are given first.
-const NARROW: &str = "10.67.8.0/21, \"fd00:67:0:0:8000::/65\"";
+const NARROW: &str = "10.67.8.0/21, \"fd00:66:0:7:8000::/65\"";
 
 pub fn laid_over(site: &mut Site) -> Result<()> {
     site.cluster.control.apply(&[namespace("harbor", ""), namespace("quay", "at: quay")].concat())?;
@@ -104,7 +105,7 @@ pub fn laid_over(site: &mut Site) -> Result<()> {
     // The next pod has an address of the partition's own, and the range is taken from under it.
     site.create(&[LATER])?;
     let later = Party::of_pod(site, &LATER)?;
-    expect_range(&later, "10.67.0.", "fd00:67::")?;
+    expect_range(&later, "10.67.0.", "fd00:66:0:7::")?;
     all.push(later);
     wait_reached("a pod in the range beside strays", &all, by_rule)?;
     wait_counted(site, "node1", "harbor", (2, 1))?;
@@ -112,7 +113,7 @@ pub fn laid_over(site: &mut Site) -> Result<()> {
     wait_counted(site, "node1", "harbor", (2, 2))?;
     site.create(&[LAST])?;
     let last = Party::of_pod(site, &LAST)?;
-    expect_range(&last, "10.67.8.", "fd00:67:0:0:8000:")?;
+    expect_range(&last, "10.67.8.", "fd00:66:0:7:8000:")?;
     all.push(last);
     wait_reached("a range shrunk", &all, by_rule)?;
     wait_counted(site, "node2", "harbor", (2, 1))?;
