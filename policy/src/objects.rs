@@ -123,7 +123,7 @@ pub struct ContainerPort {
 pub struct LocalPod {
     pub namespace: String,
     pub name: String,
-    /// The one it was wired into.
+    /// Whose rules judge it.
     pub partition: String,
     /// None yet: it is about to be wired, with addresses of its partition's ranges.
     pub addresses: Vec<IpAddr>,
