@@ -39,5 +39,5 @@ pub use objects::{ContainerPort, LocalPod, Named, NodeInfo, Objects, Pod, PodUid
 pub use parts::{GroupPart, group_parts};
 pub use room::NoRoom;
 pub use rulebook::{RuleBook, RuleEntry};
-pub use strays::{StrayPods, Strays, Witness, strays};
+pub use strays::{Homes, StrayPods, Strays, Witness, strays};
 pub use tables::Tables;

@@ -125,7 +125,7 @@ pub struct ContainerPort {
 pub struct LocalPod {
     pub namespace: String,
     pub name: String,
-    /// The one it was wired into.
+    /// Whose rules judge it.
     pub partition: String,
     /// None yet: it is about to be wired, with addresses of its partition's ranges.
     pub addresses: Vec<IpAddr>,
@@ -142,6 +142,27 @@ impl LocalPod {
 const NAMESPACE_NAME_LABEL: &str = "kubernetes.io/metadata.name";
 
 impl Objects {
+    /// What is the case, whether anybody likes it or not, under the rules of others.
+    #[must_use]
+    pub fn ruled_by(self, rules: Self) -> Self {
+        let Self {
+            partitions,
+            network_groups,
+            bandwidth_classes,
+            network_policies,
+            cluster_network_policies,
+            ..
+        } = rules;
+        Self {
+            partitions,
+            network_groups,
+            bandwidth_classes,
+            network_policies,
+            cluster_network_policies,
+            ..self
+        }
+    }
+
     /// Whether both have the same rules; what they know of pods, namespaces and nodes aside.
     pub fn same_rules(&self, other: &Self) -> bool {
         self.partitions == other.partitions
@@ -156,7 +177,7 @@ impl Objects {
         self.pods.get(key).map(Arc::as_ref)
     }
 
-    /// The partition that new pods of a namespace belong to: the one that names it, else the first (by name) whose
+    /// The partition that pods of a namespace belong to: the one that names it, else the first (by name) whose
     /// selector matches it, else the default partition.
     pub fn partition_of_namespace(&self, namespace: &str) -> &str {
         let named = self.partitions.iter().find(|(_, p)| p.spec.namespaces.iter().any(|n| n == namespace));
@@ -165,6 +186,11 @@ impl Objects {
             self.partitions.iter().find(|(_, p)| selects(&p.spec, &labels))
         });
         found.map_or(DEFAULT_PARTITION, |(name, _)| name)
+    }
+
+    /// Whether the source tells of pods of this namespace.
+    pub fn has_pods(&self, namespace: &str) -> bool {
+        Self::within(&self.pods, namespace).next().is_some()
     }
 
     /// The partition whose range or strays hold the address; none for addresses of nodes and outside the cluster.

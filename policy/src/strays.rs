@@ -1,77 +1,139 @@
-//! Strays: pods of a partition with addresses that lie in none of its ranges any more.
+//! Strays: pods whose address is another partition's by the ranges, or nobody's.
 //!
-//! A block is claimed for one partition and stays that partition's for the life of its pods, wherever ranges move meanwhile.
-//! So claims tell every node whose the addresses are; in range, where nearly all are, they say nothing new and make no entry.
+//! In a cluster the source tells of every pod: its partition is that of its namespace, also of a pod that runs while its
+//! namespace is moved, while a partition is laid over it or while a range is shrunk. In a directory, where pods may be
+//! unknown, a block is claimed for one partition and stays that partition's for the life of its pods, wherever ranges move
+//! meanwhile. In range, where nearly all are, both say nothing new and make no entry.
 
 use crate::{Named, Objects, Pod, prefix::Prefix};
 use bulkhead_api::objects::{DEFAULT_PARTITION, IPBlockSpec};
 use bulkhead_ebpf_abi::Addr;
 use imbl::{OrdMap, ordmap::DiffItem};
 use ipnetwork::IpNetwork;
-use std::collections::{BTreeMap, BTreeSet};
+use std::collections::{BTreeMap, BTreeSet, HashMap};
 
-/// Whose the addresses are that ranges call another partition's, or nobody's: by what their blocks were claimed for.
+/// Whose the addresses are that ranges call another partition's, or nobody's.
 pub type Strays = OrdMap<IpNetwork, String>;
 
-/// What a claim must have beside it to be believed.
+/// What makes a stray.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Witness {
-    /// Nothing: whoever writes a directory's claims may write its policy too. Pods may be unknown there.
+    /// A claim alone: whoever writes a directory's claims may write its policy too. Pods may be unknown there.
     None,
-    /// A pod that is told to be on the claiming node and to have the address. A daemon's token claims for its node, and could
-    /// call anybody's addresses outside the cluster a partition's; what addresses a pod has, it cannot say.
+    /// A pod that is told to be on a node and to have an address that this node has claimed; it is of its namespace's
+    /// partition. A daemon's token claims for its node, but what addresses a pod has, it cannot say.
     Pod,
 }
 
 /// Strays, and which pods can make others of them.
 pub fn strays(objects: &Objects, blocks: &Named<IPBlockSpec>, witness: Witness) -> (Strays, StrayPods) {
     let ranges = Ranges::of(objects);
-    let pods = match witness {
-        Witness::None => return (claimed(objects, blocks, &ranges), StrayPods::default()),
-        Witness::Pod => StrayPods::of(objects, blocks, &ranges),
-    };
-    if pods.blocks.is_empty() { (Strays::new(), pods) } else { seen(objects, blocks, &ranges, pods) }
+    match witness {
+        Witness::None => (claimed(objects, blocks, &ranges), StrayPods::default()),
+        Witness::Pod => seen(objects, blocks, ranges),
+    }
 }
 
-/// Where pods are strays by what their own node has claimed. All others come and go without a look at anybody.
+/// Which pods are strays, or would be with a claim of their node. All others come and go without a look at anybody.
 #[derive(Clone, Debug, Default)]
 pub struct StrayPods {
-    /// Blocks that lie where ranges say otherwise.
-    blocks: BTreeSet<(Prefix, String)>,
-    lengths: BTreeSet<u8>,
-    /// What such a pod has: another node's pod with it makes a dispute of it.
+    ranges: Ranges,
+    claims: Claims,
+    /// What strays have: another pod with one may take it over, or make a dispute of it.
     addresses: BTreeSet<Addr>,
+    /// A pod is where ranges say otherwise, and its node has not claimed it: of another plugin, or its claim is yet to be told.
+    is_claim_awaited: bool,
 }
 
 impl StrayPods {
-    fn of(objects: &Objects, blocks: &Named<IPBlockSpec>, ranges: &Ranges<'_>) -> Self {
-        let block = |b: &IPBlockSpec| (Prefix::of(b.cidr), b.node.clone());
-        let is_astray =
-            |b: &IPBlockSpec| astray(ranges, Prefix::of(b.cidr), partition_of(objects, b)).next().is_some();
-        let blocks: BTreeSet<_> = blocks.values().filter(|b| is_astray(b)).map(|b| block(b)).collect();
-        let lengths = blocks.iter().map(|(prefix, _)| prefix.length).collect();
-        Self { blocks, lengths, addresses: BTreeSet::new() }
+    /// Takes over other claims; `false`: they may make others of strays.
+    pub fn take_claims(&mut self, blocks: &Named<IPBlockSpec>) -> bool {
+        let same = self.addresses.is_empty() && !self.is_claim_awaited;
+        if same {
+            self.claims = Claims::of(blocks);
+        }
+        same
     }
 
-    /// Whether strays may be others with these pods.
-    pub fn change(&self, before: &Named<Pod>, now: &Named<Pod>) -> bool {
+    /// Whether strays may be others with these pods, where ranges and the partitions of namespaces are the same.
+    pub fn change(&mut self, before: &Objects, now: &Objects) -> bool {
         let same = |a: &Pod, b: &Pod| {
             (&a.node, &a.addresses, a.host_network) == (&b.node, &b.addresses, b.host_network)
         };
-        !self.blocks.is_empty()
-            && before.diff(now).any(|item| match item {
-                DiffItem::Add(_, pod) | DiffItem::Remove(_, pod) => self.concern(pod),
-                DiffItem::Update { old: (_, old), new: (_, new) } => {
-                    !same(old, new) && (self.concern(old) || self.concern(new))
-                }
+        let mut homes = Homes::of(now);
+        let mut awaited = false;
+        let mut concern = |key: &str, pod: &Pod| {
+            told(pod).any(|(node, address)| {
+                let elsewhere =
+                    homes.of_pod(key).is_some_and(|home| self.ranges.of_address(address) != Some(home));
+                let claimed = elsewhere && self.claims.hold(node, address);
+                awaited |= elsewhere && !claimed;
+                claimed || self.addresses.contains(&address)
             })
+        };
+        let concerned = before.pods.diff(&now.pods).any(|item| match item {
+            DiffItem::Add(key, pod) | DiffItem::Remove(key, pod) => concern(key, pod),
+            DiffItem::Update { old: (_, old), new: (key, new) } => {
+                !same(old, new) && (concern(key, old) || concern(key, new))
+            }
+        });
+        self.is_claim_awaited |= awaited;
+        concerned
+    }
+}
+
+/// Who has claimed what.
+#[derive(Clone, Debug, Default)]
+struct Claims {
+    blocks: BTreeMap<Prefix, Vec<String>>,
+    lengths: BTreeSet<u8>,
+}
+
+impl Claims {
+    fn of(blocks: &Named<IPBlockSpec>) -> Self {
+        let mut claims = Self::default();
+        for block in blocks.values() {
+            let prefix = Prefix::of(block.cidr);
+            claims.blocks.entry(prefix).or_default().push(block.node.clone());
+            claims.lengths.insert(prefix.length);
+        }
+        claims
     }
 
-    fn concern(&self, pod: &Pod) -> bool {
-        told(pod).any(|(node, address)| {
-            let mut around = self.lengths.iter().map(|l| (Prefix::of_address(address, *l), node.to_string()));
-            self.addresses.contains(&address) || around.any(|block| self.blocks.contains(&block))
-        })
+    /// Whether a node has claimed a block around this address.
+    fn hold(&self, node: &str, address: Addr) -> bool {
+        let mut around =
+            self.lengths.iter().filter_map(|l| self.blocks.get(&Prefix::of_address(address, *l)));
+        around.any(|nodes| nodes.iter().any(|n| n == node))
+    }
+}
+
+/// The partitions of namespaces, each looked for once.
+pub struct Homes<'a> {
+    objects: &'a Objects,
+    known: HashMap<String, Option<&'a str>>,
+}
+
+impl<'a> Homes<'a> {
+    pub fn of(objects: &'a Objects) -> Self {
+        Self { objects, known: HashMap::new() }
+    }
+
+    /// None: the namespace is not told of, which says nothing of its labels.
+    pub fn of_namespace(&mut self, namespace: &str) -> Option<&'a str> {
+        if let Some(home) = self.known.get(namespace) {
+            return *home;
+        }
+        let objects = self.objects;
+        let told = objects.namespaces.contains_key(namespace);
+        let home = told.then(|| objects.partition_of_namespace(namespace));
+        self.known.insert(namespace.into(), home);
+        home
+    }
+
+    /// By `namespace/name`.
+    fn of_pod(&mut self, key: &str) -> Option<&'a str> {
+        self.of_namespace(key.split_once('/').map_or("", |(namespace, _)| namespace))
     }
 }
 
@@ -88,14 +150,14 @@ fn partition_of<'a>(objects: &Objects, block: &'a IPBlockSpec) -> &'a str {
 }
 
 /// What of a block is not its partition's by the ranges.
-fn astray(ranges: &Ranges<'_>, prefix: Prefix, partition: &str) -> impl Iterator<Item = Prefix> {
+fn astray(ranges: &Ranges, prefix: Prefix, partition: &str) -> impl Iterator<Item = Prefix> {
     let around = (ranges.around(prefix) != Some(partition)).then_some(prefix);
     around.into_iter().chain(ranges.within(prefix, partition))
 }
 
 /// Whole blocks. One that overlaps another node's says nothing: else whoever may claim for one node could say whose the
 /// pods of others are.
-fn claimed(objects: &Objects, blocks: &Named<IPBlockSpec>, ranges: &Ranges<'_>) -> Strays {
+fn claimed(objects: &Objects, blocks: &Named<IPBlockSpec>, ranges: &Ranges) -> Strays {
     let mut sorted: Vec<_> = blocks.values().map(|block| (Prefix::of(block.cidr), &**block)).collect();
     sorted.sort_unstable_by_key(|(prefix, block)| (*prefix, &block.node));
     let disputed = disputed(&sorted);
@@ -109,31 +171,37 @@ fn claimed(objects: &Objects, blocks: &Named<IPBlockSpec>, ranges: &Ranges<'_>) 
     strays
 }
 
-/// Addresses of pods, each by the block that the pod's own node has claimed around it, whatever others have claimed. Where
-/// pods of two nodes have one, ranges say whose it is.
-fn seen(
-    objects: &Objects,
-    blocks: &Named<IPBlockSpec>,
-    ranges: &Ranges<'_>,
-    pods: StrayPods,
-) -> (Strays, StrayPods) {
-    let claims: BTreeMap<(Prefix, &str), &str> =
-        blocks.values().map(|b| ((Prefix::of(b.cidr), b.node.as_str()), partition_of(objects, b))).collect();
-    let lengths: BTreeSet<u8> = claims.keys().map(|(prefix, _)| prefix.length).collect();
-    let all = || objects.pods.values().flat_map(|pod| told(pod));
-    let mut found = BTreeMap::new();
-    for (node, address) in all() {
-        let mut around = lengths.iter().rev().map(|l| (Prefix::of_address(address, *l), node));
-        let Some(partition) = around.find_map(|block| claims.get(&block)) else { continue };
-        if ranges.around(Prefix { address, length: 128 }) != Some(*partition) {
-            found.insert(address, (node, *partition));
+/// Addresses of pods that their own node has claimed a block around, whatever others have claimed. Of two pods of a node with
+/// one address the first has it, as everywhere; where pods of two nodes have it, ranges say whose it is.
+fn seen(objects: &Objects, blocks: &Named<IPBlockSpec>, ranges: Ranges) -> (Strays, StrayPods) {
+    let (claims, mut homes) = (Claims::of(blocks), Homes::of(objects));
+    let all = || objects.pods.iter().flat_map(|(key, pod)| told(pod).map(move |(node, a)| (key, node, a)));
+    let (mut addresses, mut is_claim_awaited) = (BTreeSet::new(), false);
+    for (key, node, address) in all() {
+        let Some(home) = homes.of_pod(key) else { continue };
+        if ranges.of_address(address) == Some(home) {
+            continue;
+        }
+        if claims.hold(node, address) {
+            addresses.insert(address);
+        } else {
+            is_claim_awaited = true;
         }
     }
-    let is_others = |(node, address): &(&str, Addr)| found.get(address).is_some_and(|(own, _)| own != node);
-    let disputed: BTreeSet<Addr> = all().filter(is_others).map(|(_, address)| address).collect();
-    let strays = found.iter().filter(|(address, _)| !disputed.contains(address));
-    let strays = strays.map(|(address, (_, partition))| (network(*address), (*partition).to_string()));
-    (strays.collect(), StrayPods { addresses: found.keys().copied().collect(), ..pods })
+    let mut owners: BTreeMap<Addr, Option<(&str, &str)>> = BTreeMap::new();
+    if !addresses.is_empty() {
+        for (key, node, address) in all().filter(|(_, _, address)| addresses.contains(address)) {
+            let own = owners.entry(address).or_insert_with(|| homes.of_pod(key).map(|home| (node, home)));
+            *own = own.filter(|(first, _)| *first == node);
+        }
+    }
+    let stray = |(address, owner): (Addr, Option<(&str, &str)>)| {
+        let (_, home) = owner
+            .filter(|(node, home)| ranges.of_address(address) != Some(home) && claims.hold(node, address))?;
+        Some((network(address), home.to_string()))
+    };
+    let strays = owners.into_iter().filter_map(stray).collect();
+    (strays, StrayPods { ranges, claims, addresses, is_claim_awaited })
 }
 
 fn network(address: Addr) -> IpNetwork {
@@ -154,26 +222,31 @@ fn disputed(sorted: &[(Prefix, &IPBlockSpec)]) -> BTreeSet<Prefix> {
     disputed
 }
 
-struct Ranges<'a> {
-    partitions: BTreeMap<Prefix, &'a str>,
+#[derive(Clone, Debug, Default)]
+struct Ranges {
+    partitions: BTreeMap<Prefix, String>,
     lengths: BTreeSet<u8>,
 }
 
-impl<'a> Ranges<'a> {
-    fn of(objects: &'a Objects) -> Self {
+impl Ranges {
+    fn of(objects: &Objects) -> Self {
         let mut partitions = BTreeMap::new();
         for (name, cidr) in objects.own_ranges() {
-            partitions.entry(Prefix::of(*cidr)).or_insert(name);
+            partitions.entry(Prefix::of(*cidr)).or_insert_with(|| name.into());
         }
-        let lengths = partitions.keys().map(|p| p.length).collect();
+        let lengths = partitions.keys().map(|p: &Prefix| p.length).collect();
         Self { partitions, lengths }
     }
 
+    fn of_address(&self, address: Addr) -> Option<&str> {
+        self.around(Prefix { address, length: 128 })
+    }
+
     /// The partition that has all of a block, by the longest range around it.
-    fn around(&self, block: Prefix) -> Option<&'a str> {
+    fn around(&self, block: Prefix) -> Option<&str> {
         let lengths = self.lengths.range(..=block.length).rev();
         let mut ranges = lengths.map(|length| Prefix::of_address(block.address, *length));
-        ranges.find_map(|r| self.partitions.get(&r).filter(|_| r.covers(block))).copied()
+        ranges.find_map(|r| self.partitions.get(&r).filter(|_| r.covers(block))).map(String::as_str)
     }
 
     /// Ranges inside a block that are another partition's.
@@ -194,7 +267,7 @@ mod tests {
         let mut objects =
             Objects { default_pod_cidrs: vec!["10.64.0.0/16".parse().unwrap()], ..Objects::default() };
         for (n, (name, cidr)) in ranges.iter().enumerate() {
-            let spec = serde_json::json!({"policyID": n + 1, "podCIDRs": [cidr]});
+            let spec = serde_json::json!({"policyID": n + 1, "podCIDRs": [cidr], "namespaces": [name]});
             let partition = Sourced::new(serde_json::from_value(spec).unwrap(), None);
             objects.partitions.insert((*name).into(), Arc::new(partition));
         }
@@ -254,70 +327,104 @@ mod tests {
         assert_eq!(found(&objects, &["10.65.0.0/26 web n1", "10.65.0.64/26 pay bad"]), ["10.65.0.64/26 pay"]);
     }
 
-    /// Pods as `n1 10.1.0.5`.
+    /// Pods as `n1 web 10.1.0.5`: node and namespace.
     fn with_pods(mut objects: Objects, pods: &[&str]) -> Objects {
         for (n, pod) in pods.iter().enumerate() {
-            let (node, address) = pod.split_once(' ').unwrap();
+            let [node, namespace, address] = pod.split(' ').collect::<Vec<_>>().try_into().unwrap();
             let pod =
                 Pod { node: Some(node.into()), addresses: vec![address.parse().unwrap()], ..Pod::default() };
-            objects.pods.insert(format!("shop/{n}"), Arc::new(pod));
+            objects.pods.insert(format!("{namespace}/{n}"), Arc::new(pod));
+            objects.namespaces.insert(namespace.into(), Arc::default());
         }
         objects
     }
 
     #[test]
-    fn a_claim_that_needs_a_pod_says_whose_the_pods_of_its_own_node_are_and_nothing_else() {
+    fn a_told_pod_is_of_its_namespaces_partition_wherever_its_own_node_has_claimed_its_address() {
         let ranges = objects(&[("pay", "10.66.0.0/16"), ("web", "10.65.0.0/16")]);
-        let claims =
-            ["10.66.0.0/26 web n1", "10.99.0.0/26 web n1", "10.65.0.0/26 web n1", "203.0.113.0/26 pay bad"];
+        // What a block was claimed for says nothing.
+        let claims = [
+            "10.66.0.0/26 pay n1",
+            "10.99.0.0/26 web n1",
+            "10.65.0.0/26 web n1",
+            "10.64.0.0/26 default n1",
+            "203.0.113.0/26 pay bad",
+        ];
         let found =
             |pods: &[&str], claims: &[&str]| found_by(Witness::Pod, &with_pods(ranges.clone(), pods), claims);
         assert_eq!(found(&[], &claims), [""; 0]);
-        let pods = ["n1 10.66.0.5", "n1 10.99.0.5", "n1 10.65.0.5", "n2 10.99.0.6", "n2 203.0.113.5"];
-        assert_eq!(found(&pods, &claims), ["10.66.0.5/32 web", "10.99.0.5/32 web"]);
+        let pods = [
+            "n1 web 10.66.0.5",  // The namespace was moved,
+            "n1 web 10.64.0.5",  // a partition laid over running pods,
+            "n1 web 10.99.0.5",  // a range shrunk,
+            "n1 shop 10.66.0.6", // or a namespace taken out.
+            "n1 web 10.65.0.5",  // In range.
+            "n2 web 10.99.0.6",  // Claimed by another,
+            "n2 web 203.0.113.5",
+            "n1 web 10.64.0.70", // or by nobody.
+        ];
+        let strays = ["10.64.0.5/32 web", "10.66.0.5/32 web", "10.66.0.6/32 default", "10.99.0.5/32 web"];
+        assert_eq!(found(&pods, &claims), strays);
         // Whatever another node claims around it, across it, or in it.
         for claimed in
             ["10.0.0.0/8 pay bad", "10.99.0.0/26 pay bad", "10.99.0.5/32 pay bad", "0.0.0.0/0 pay bad"]
         {
             let claims = [&claims[..], &[claimed]].concat();
-            assert_eq!(found(&pods, &claims), ["10.66.0.5/32 web", "10.99.0.5/32 web"], "{claimed}");
+            assert_eq!(found(&pods, &claims), strays, "{claimed}");
         }
-        // Of its own node's the closest.
-        let own = [&claims[..], &["10.99.0.5/32 pay n1"]].concat();
-        assert_eq!(found(&pods, &own), ["10.66.0.5/32 web", "10.99.0.5/32 pay"]);
-        // Of an address that pods of two nodes have no claim says anything, whichever of them is told of first.
-        for order in [["n1 10.66.0.5", "n2 10.66.0.5"], ["n2 10.66.0.5", "n1 10.66.0.5"]] {
-            let others: [&[&str]; 2] = [&["10.66.0.0/26 db n2"], &[]];
-            for of_other in others {
-                assert_eq!(found(&order, &[&claims[..], of_other].concat()), [""; 0], "{order:?}");
-            }
+        // Of an address that pods of two nodes have no namespace says anything, whichever of them is told of first.
+        for order in [["n1 web 10.66.0.5", "n2 web 10.66.0.5"], ["n2 pay 10.66.0.5", "n1 web 10.66.0.5"]] {
+            assert_eq!(found(&order, &claims), [""; 0], "{order:?}");
         }
-        assert_eq!(found(&["n1 10.66.0.5", "n1 10.66.0.5"], &claims), ["10.66.0.5/32 web"]);
+        // Of a pod whose namespace is not known, ranges say whose it is.
+        let mut unknown = with_pods(ranges.clone(), &pods);
+        unknown.namespaces = OrdMap::default();
+        assert_eq!(found_by(Witness::Pod, &unknown, &claims), [""; 0]);
+        // Of two pods of one node the first by name has it.
+        assert_eq!(found(&["n1 web 10.66.0.5", "n1 web 10.66.0.5"], &claims), ["10.66.0.5/32 web"]);
+        assert_eq!(found(&["n1 web 10.66.0.5", "n1 pay 10.66.0.5"], &claims), [""; 0]);
+        assert_eq!(found(&["n1 web 10.66.0.5", "n1 zoo 10.66.0.5"], &claims), ["10.66.0.5/32 web"]);
     }
 
     #[test]
-    fn only_pods_that_their_own_node_calls_strays_ask_for_a_look_at_all() {
+    fn only_pods_that_are_strays_ask_for_a_look_at_all() {
         let ranges = objects(&[("pay", "10.66.0.0/16"), ("web", "10.65.0.0/16")]);
-        let claims = blocks_of(&["10.66.0.0/26 web n1", "10.65.0.0/26 web n1", "10.65.1.0/26 web n2"]);
+        let claims = ["10.66.0.0/26 pay n1", "10.65.0.0/26 web n1", "10.65.1.0/26 web n2"];
         let change = |before: &[&str], now: &[&str]| {
             let before = with_pods(ranges.clone(), before);
-            let (found, pods) = strays(&before, &claims, Witness::Pod);
+            let (found, mut pods) = strays(&before, &blocks_of(&claims), Witness::Pod);
             let now = with_pods(ranges.clone(), now);
-            let asks = pods.change(&before.pods, &now.pods);
-            assert!(asks || strays(&now, &claims, Witness::Pod).0 == found);
+            let asks = pods.change(&before, &now);
+            assert!(asks || strays(&now, &blocks_of(&claims), Witness::Pod).0 == found);
             asks
         };
-        for pod in ["n1 10.65.0.5", "n2 10.65.1.5", "n2 10.66.0.5", "n2 10.99.0.5"] {
+        for pod in ["n1 web 10.65.0.5", "n2 web 10.65.1.5", "n2 web 10.66.0.5", "n2 web 10.99.0.5"] {
             assert!(!change(&[], &[pod]) && !change(&[pod], &[]), "{pod}");
         }
-        assert!(change(&[], &["n1 10.66.0.5"]) && change(&["n1 10.66.0.5"], &[]));
-        assert!(change(&["n1 10.66.0.5"], &["n1 10.65.0.5"]) && change(&["n1 10.65.0.5"], &["n1 10.66.0.5"]));
+        let stray = "n1 web 10.66.0.5";
+        assert!(change(&[], &[stray]) && change(&[stray], &[]));
+        assert!(change(&[stray], &["n1 web 10.65.0.5"]) && change(&["n1 web 10.65.0.5"], &[stray]));
         // Another's with the address of one begins a dispute, and ends it.
-        let (one, both) = (["n1 10.66.0.5"], ["n1 10.66.0.5", "n2 10.66.0.5"]);
+        let (one, both) = ([stray], [stray, "n2 pay 10.66.0.5"]);
         assert!(change(&one, &both) && change(&both, &one));
-        assert!(!change(&one, &["n1 10.66.0.5", "n2 10.66.0.6"]));
-        let (_, none) = strays(&ranges, &blocks_of(&["10.65.0.0/26 web n1"]), Witness::Pod);
-        assert!(!none.change(&ranges.pods, &with_pods(ranges.clone(), &one).pods));
+        assert!(!change(&one, &[stray, "n2 pay 10.66.0.6"]));
+    }
+
+    #[test]
+    fn a_claim_asks_for_a_look_at_all_where_a_pod_may_wait_for_it() {
+        let ranges = objects(&[("pay", "10.66.0.0/16"), ("web", "10.65.0.0/16")]);
+        let claims = blocks_of(&["10.65.0.0/26 web n1"]);
+        let with = |pods: &[&str]| with_pods(ranges.clone(), pods);
+        let look = |pods: &[&str]| strays(&with(pods), &claims, Witness::Pod).1;
+        assert!(look(&["n1 web 10.65.0.5"]).take_claims(&claims));
+        assert!(!look(&["n1 web 10.66.0.5"]).take_claims(&claims));
+        // Told of before its claim; and of claims told of without a look, pods know.
+        let mut pods = look(&[]);
+        assert!(!pods.change(&with(&[]), &with(&["n1 web 10.66.0.5"])));
+        let claimed = blocks_of(&["10.66.0.0/26 pay n1"]);
+        assert!(!pods.take_claims(&claimed));
+        let mut pods = look(&[]);
+        assert!(pods.take_claims(&claimed) && pods.change(&with(&[]), &with(&["n1 web 10.66.0.5"])));
     }
 
     /// As many as a cluster is promised to have, and each is one.
@@ -325,7 +432,7 @@ mod tests {
     fn strays_of_all_pods_of_a_cluster_have_room() {
         let ranges = objects(&[("pay", "10.66.0.0/16"), ("web", "10.65.0.0/16")]);
         let number = |n: u32| std::net::Ipv4Addr::from(u32::from_be_bytes([10, 66, 0, 0]) + n);
-        let pods: Vec<String> = (0..30_000).map(|n| format!("n1 {}", number(n))).collect();
+        let pods: Vec<String> = (0..30_000).map(|n| format!("n1 web {}", number(n))).collect();
         let pods: Vec<&str> = pods.iter().map(String::as_str).collect();
         let mut objects = with_pods(ranges, &pods);
         let (found, _) = strays(&objects, &blocks_of(&["10.66.0.0/16 web n1"]), Witness::Pod);
@@ -342,9 +449,9 @@ mod tests {
 
     #[test]
     fn a_host_network_pod_is_no_stray_of_its_nodes_claim() {
-        let mut objects = with_pods(objects(&[("web", "10.65.0.0/16")]), &["n1 192.0.2.1"]);
-        let pod = Pod { host_network: true, ..Pod::clone(&objects.pods["shop/0"]) };
-        objects.pods.insert("shop/0".into(), Arc::new(pod));
+        let mut objects = with_pods(objects(&[("web", "10.65.0.0/16")]), &["n1 web 192.0.2.1"]);
+        let pod = Pod { host_network: true, ..Pod::clone(&objects.pods["web/0"]) };
+        objects.pods.insert("web/0".into(), Arc::new(pod));
         assert_eq!(found_by(Witness::Pod, &objects, &["192.0.2.0/26 web n1"]), [""; 0]);
     }
 }

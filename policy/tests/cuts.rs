@@ -49,9 +49,10 @@ impl Change {
 
     /// The initiator that would be cut off, if any.
     fn cut(&self, entry: (FlowKey, Flow)) -> Option<Cut> {
-        let tables = |n: usize| Tables { compiled: &self.compiled[n], objects: &self.objects[n] };
+        let tables =
+            |n: usize| Tables { compiled: &self.compiled[n], objects: &self.objects[n], local: &self.pods };
         let told = self.objects[0].pods.values().flat_map(|p| p.addresses.clone());
-        Cuts::of(tables(0), tables(1), &self.pods, told).cut(&entry.0, &entry.1)
+        Cuts::of(tables(0), tables(1), told).cut(&entry.0, &entry.1)
     }
 
     /// As whom the datapath marks what this pod sends.

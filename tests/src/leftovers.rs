@@ -86,7 +86,8 @@ pub fn pinned(dir: &Path) -> Vec<String> {
     objects
 }
 
-fn is_loaded(object: &str) -> bool {
+/// Whether the kernel still has it; in the words of [`pinned`].
+pub fn is_loaded(object: &str) -> bool {
     let id = |kind: &str| object.strip_prefix(kind).and_then(|id| id.parse::<u32>().ok());
     if let Some(id) = id("eBPF map ") {
         return loaded_maps().flatten().any(|m| m.id() == id);

@@ -4,20 +4,28 @@
 
 #![allow(clippy::unwrap_used, clippy::expect_used, reason = "a suite fails by panicking")]
 
+#[path = "cluster/calls.rs"]
+mod calls;
 #[path = "cluster/fixed.rs"]
 mod fixed;
 #[path = "cluster/install.rs"]
 mod install;
+#[path = "cluster/matrix.rs"]
+mod matrix;
 #[path = "cluster/policy.rs"]
 mod policy;
 #[path = "cluster/ports.rs"]
 mod ports;
 #[path = "cluster/reach.rs"]
 mod reach;
+#[path = "cluster/room.rs"]
+mod room;
 #[path = "cluster/services.rs"]
 mod services;
 #[path = "cluster/site.rs"]
 mod site;
+#[path = "cluster/strays.rs"]
+mod strays;
 #[path = "cluster/upgrade.rs"]
 mod upgrade;
 
@@ -34,8 +42,8 @@ use std::{
     time::Duration,
 };
 
-/// Of everything; it takes a third of this on a quiet machine.
-const LIMIT: Duration = Duration::from_secs(600);
+/// Of everything; it takes half of this on a quiet machine.
+const LIMIT: Duration = Duration::from_secs(800);
 
 fn main() -> Result<()> {
     let mut arguments = Arguments::from_args();
@@ -69,7 +77,7 @@ fn afterwards(before: &Machine, ended: &Ended) -> i32 {
 }
 
 fn trials(site: Option<&Arc<Mutex<Site>>>) -> Vec<Trial> {
-    let cases: [(&str, Case); 17] = [
+    let cases: [(&str, Case); 22] = [
         ("nodes become ready by one kubectl apply, and by nothing else", install::installed),
         ("pods of both nodes reach each other and the nodes, without NAT", reach::everybody),
         ("what is installed is upgraded to this build without a lost packet", upgrade::upgraded),
@@ -82,17 +90,22 @@ fn trials(site: Option<&Arc<Mutex<Site>>>) -> Vec<Trial> {
         ("pods call services where no kube-proxy runs", services::without_proxy),
         ("kubelets probe pods of an isolated partition that lets nobody else in", policy::partition),
         ("a network policy by label holds for pods of both nodes, and follows labels", policy::labels),
+        ("the matrix of policies by label, of pods on both nodes", matrix::by_label),
+        ("a pod that comes is judged right from its first packet", matrix::newcomer),
+        ("partitions over running pods, moved and shrunk: a pod is of its namespace's", strays::laid_over),
         (
             "a running pod's bandwidth follows its annotation, as far as its partition allows",
             policy::bandwidth,
         ),
         ("why a pod has no network stands in its events", reach::events),
+        ("a partition without room says so, and its pod, which is connected once there is", room::exhausted),
+        ("a drained node gives its blocks back, and serves again", room::drained),
         (
             "a fixed address follows its pod from a node that is cut off, once that node is deleted",
             fixed::follows,
         ),
         ("a node that comes back does not take the address from its new owner", fixed::returned),
-        ("uninstalled, the nodes are what they were before", install::uninstalled),
+        ("uninstalled under running pods, the nodes are what they were before", install::uninstalled),
     ];
     cases.into_iter().map(|(name, case)| trial(name, case, site.cloned())).collect()
 }

@@ -212,16 +212,17 @@ impl<N: Net, C: BlockClaims> Endpoints<N, C> {
         &mut self,
         maps: &mut M,
         id: &AttachmentId,
-        policy: u32,
+        (partition, policy): (&str, u32),
         identity_of: impl Fn(IpAddr) -> u32,
     ) -> Result<(), Cause> {
         let key = Key::of(id)?;
         let Some(entry) = self.entries.get_mut(&key) else { return Ok(()) };
         let identities: Vec<_> = entry.record.addresses.iter().map(|a| identity_of(*a)).collect();
-        if entry.record.policy == policy && entry.record.identities == identities {
+        let partition = partition.to_string();
+        let record = EndpointRecord { partition, policy, identities, ..entry.record.clone() };
+        if record == entry.record {
             return Ok(());
         }
-        let record = EndpointRecord { policy, identities, ..entry.record.clone() };
         if let Some(wired) = entry.wired {
             reconcile::program(maps, &record, &record.endpoint(wired.ifb_ifindex), wired)?;
         }

@@ -199,7 +199,7 @@ async fn identity_and_limits_change_live_and_on_disk() {
     node.add("a").await.unwrap();
     let id = attach("a").id;
     let mut maps = node.fake.clone();
-    node.endpoints.set_identity(&mut maps, &id, 4, |a| 18 + u32::from(a.is_ipv6())).await.unwrap();
+    node.endpoints.set_identity(&mut maps, &id, ("web", 4), |a| 18 + u32::from(a.is_ipv6())).await.unwrap();
     node.endpoints.set_limits(&mut maps, &id, Limits::default(), None).await.unwrap();
     node.fake.with(|s| {
         let entry = s.endpoints.values().next().unwrap();
@@ -209,10 +209,13 @@ async fn identity_and_limits_change_live_and_on_disk() {
         assert_eq!(s.links.len(), 1, "the ifb is gone");
         s.calls.clear();
     });
-    node.endpoints.set_identity(&mut maps, &id, 4, |a| 18 + u32::from(a.is_ipv6())).await.unwrap();
+    node.endpoints.set_identity(&mut maps, &id, ("web", 4), |a| 18 + u32::from(a.is_ipv6())).await.unwrap();
     assert!(node.fake.with(|s| s.calls.is_empty()), "no change, no write");
+    // Moved to a partition that judges it alike.
+    node.endpoints.set_identity(&mut maps, &id, ("pay", 4), |a| 18 + u32::from(a.is_ipv6())).await.unwrap();
     let again = load(node.dir.path(), &node.fake).await;
     assert_eq!(again.get(&id), node.endpoints.get(&id));
+    assert_eq!(again.get(&id).unwrap().partition, "pay");
 }
 
 #[tokio::test]
@@ -222,9 +225,9 @@ async fn a_change_of_identity_that_failed_half_way_is_done_by_the_next_attempt()
         node.add("a").await.unwrap();
         let (id, mut maps) = (attach("a").id, node.fake.clone());
         node.fake.with(|s| s.failing.extend([step]));
-        node.endpoints.set_identity(&mut maps, &id, 4, |_| 18).await.unwrap_err();
+        node.endpoints.set_identity(&mut maps, &id, ("web", 4), |_| 18).await.unwrap_err();
         node.fake.with(|s| s.failing.clear());
-        node.endpoints.set_identity(&mut maps, &id, 4, |_| 18).await.unwrap();
+        node.endpoints.set_identity(&mut maps, &id, ("web", 4), |_| 18).await.unwrap();
         node.fake.with(|s| {
             let entry = s.endpoints.values().next().unwrap();
             assert_eq!((entry.policies, entry.identity_v4), ([4; 2], 18), "{step}");

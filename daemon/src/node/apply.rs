@@ -1,7 +1,7 @@
 //! From what the source says to what is in force: completed by what the node knows, admitted, and switched to if it is
 //! another than before.
 
-use super::{BGP_FILE, Node, rollback::with_facts, switch::NoSwitch};
+use super::{BGP_FILE, Node, switch::NoSwitch};
 use crate::{
     announce,
     net::{GATEWAY_V4, GATEWAY_V6, Uplink},
@@ -11,7 +11,7 @@ use crate::{
 };
 use bulkhead_api::{
     messages::ObjectError,
-    objects::{BGPConfigurationSpec, BGPPeerSpec},
+    objects::{BGPConfigurationSpec, BGPPeerSpec, PartitionSpec},
 };
 use bulkhead_policy::{Admitted, NodeInfo, Objects, Sourced, StrayPods, Witness, admit_change, strays};
 use imbl::ordmap::DiffItem;
@@ -44,8 +44,13 @@ impl Node {
         self.in_force.blocks = snapshot.blocks;
         self.know_claims(blocks_stay);
         // What a switch that failed did not bring is made anew.
-        let same = blocks_stay && self.failed.is_empty() && same_ranges(&self.in_force.policy, &objects);
-        let same = same && !self.stray_pods.change(&self.in_force.policy.pods, &objects.pods);
+        let same = self.compiled.is_some()
+            && (blocks_stay
+                || self.witness() == Witness::Pod && self.stray_pods.take_claims(&self.in_force.blocks))
+            && self.failed.is_empty()
+            && same_ranges(&self.in_force.policy, &objects)
+            && same_homes(&self.in_force.policy, &objects)
+            && !self.stray_pods.change(&self.in_force.policy, &objects);
         let objects = if same {
             Objects { strays: self.in_force.policy.strays.clone(), ..objects }
         } else {
@@ -100,7 +105,7 @@ impl Node {
         if self.history.is_empty() {
             return Ok(());
         }
-        let candidate = with_facts(self.in_force.policy.clone(), refused);
+        let candidate = refused.ruled_by(self.in_force.policy.clone());
         let Admitted { objects, errors: _, clean } =
             admit_change(&self.in_force.policy, self.clean, candidate);
         let (objects, pods) = self.with_strays(objects);
@@ -119,7 +124,7 @@ impl Node {
     }
 
     /// Files that everybody trusts, or claims of many accounts.
-    fn witness(&self) -> Witness {
+    pub(super) fn witness(&self) -> Witness {
         if self.config.kubernetes.is_some() { Witness::Pod } else { Witness::None }
     }
 
@@ -177,6 +182,21 @@ fn same_ranges(a: &Objects, b: &Objects) -> bool {
         })
 }
 
+/// Whether namespaces with pods are known in both, and of the same partitions.
+fn same_homes(a: &Objects, b: &Objects) -> bool {
+    let same_words = |a: &PartitionSpec, b: &PartitionSpec| {
+        a.namespaces == b.namespaces && a.namespace_selector == b.namespace_selector
+    };
+    let same = |name: &str| a.partition_of_namespace(name) == b.partition_of_namespace(name);
+    a.partitions.diff(&b.partitions).all(|item| match item {
+        DiffItem::Update { old: (_, old), new: (_, new) } => same_words(&old.spec, &new.spec),
+        DiffItem::Add(..) | DiffItem::Remove(..) => false,
+    }) && a.namespaces.diff(&b.namespaces).all(|item| match item {
+        DiffItem::Add(name, _) | DiffItem::Remove(name, _) => !b.has_pods(name),
+        DiffItem::Update { new: (name, _), .. } => same(name) || !b.has_pods(name),
+    })
+}
+
 #[cfg(test)]
 mod tests {
     use super::*;
@@ -207,6 +227,36 @@ mod tests {
             Objects { default_pod_cidrs: vec!["10.64.0.0/16".parse().unwrap()], ..before.clone() },
         ] {
             assert!(!same_ranges(&before, &other), "{other:?}");
+        }
+    }
+
+    #[test]
+    fn homes_are_others_where_a_namespace_with_pods_is_of_another_partition() {
+        let partition = |fields: serde_json::Value| {
+            let mut spec = serde_json::json!({"policyID": 1});
+            spec.as_object_mut().unwrap().extend(fields.as_object().unwrap().clone());
+            Arc::new(Sourced::new(serde_json::from_value(spec).unwrap(), None))
+        };
+        let by_label = serde_json::json!({"namespaceSelector": {"matchLabels": {"tier": "web"}}});
+        let labels = |tier: &str| Arc::new([("tier".to_owned(), tier.to_owned())].into_iter().collect());
+        let objects = |tier: &str, pods: &[&str]| Objects {
+            partitions: [("web".to_string(), partition(by_label.clone()))].into_iter().collect(),
+            namespaces: [("shop".to_string(), labels(tier))].into_iter().collect(),
+            pods: pods.iter().map(|key| ((*key).to_string(), Arc::default())).collect(),
+            ..Objects::default()
+        };
+        let before = objects("web", &["shop/a"]);
+        assert!(same_homes(&before, &before) && same_homes(&before, &objects("web", &[])));
+        assert!(!same_homes(&before, &objects("db", &["shop/a"])));
+        assert!(same_homes(&objects("db", &["shop/a"]), &objects("app", &["shop/a"])));
+        // Nobody's home.
+        assert!(same_homes(&objects("web", &["other/a"]), &objects("db", &["other/a"])));
+        // Told of only now.
+        let unknown = Objects { namespaces: Default::default(), ..before.clone() };
+        assert!(!same_homes(&unknown, &before) && !same_homes(&before, &unknown));
+        for fields in [serde_json::json!({"namespaces": ["shop"]}), serde_json::json!({})] {
+            let partitions = [("web".to_string(), partition(fields))].into_iter().collect();
+            assert!(!same_homes(&before, &Objects { partitions, ..before.clone() }));
         }
     }
 }

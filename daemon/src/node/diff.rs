@@ -1,6 +1,6 @@
 //! What a change would do, before it is made: nothing here touches the kernel.
 
-use super::{Node, switch::local_pod};
+use super::Node;
 use bulkhead_api::messages::{DiffRequest, ErrorReply, ObjectError, PolicyDiff, code};
 use bulkhead_policy::{
     admit, changes,
@@ -20,21 +20,22 @@ impl Node {
             return Err(refused(&errors));
         }
         let (objects, _) = self.with_strays(objects);
-        let pods: Vec<_> = self.endpoints.iter().map(local_pod).collect();
-        let (to_come, _) = self.compile_to_fit(&objects, &pods).map_err(too_large)?;
+        // A change may move pods from one partition to another.
+        let (pods, moved) = (self.local_pods(in_force), self.local_pods(&objects));
+        let (to_come, _) = self.compile_to_fit(&objects, &moved).map_err(too_large)?;
         let mut interner = self.interner.clone();
         let mut side =
-            |objects| Side::of(objects, &mut interner, &self.config.node, &pods).map_err(too_large);
-        let (before, after) = (side(in_force)?, side(&objects)?);
+            |objects, pods| Side::of(objects, &mut interner, &self.config.node, pods).map_err(too_large);
+        let (before, after) = (side(in_force, &pods)?, side(&objects, &moved)?);
         let diff = Diff::of(&before, &after);
         let mut reply = PolicyDiff {
             changed: changes(in_force, &objects),
             changes: diff.changes.clone(),
             cut_connections: 0,
         };
-        let (before, after) =
-            (Tables { compiled, objects: in_force }, Tables { compiled: &to_come, objects: &objects });
-        let cuts = Cuts::of(before, after, &pods, diff.addresses());
+        let before = Tables { compiled, objects: in_force, local: &pods };
+        let after = Tables { compiled: &to_come, objects: &objects, local: &moved };
+        let cuts = Cuts::of(before, after, diff.addresses());
         self.count_cuts(&diff, &cuts, &mut reply)?;
         Ok(reply)
     }

@@ -1,6 +1,6 @@
 //! `explain`: what happens to a flow and why, the connections that live of it, and what its ends may use.
 
-use super::{Node, explain_service::Called, switch::local_pod, views::kernel_error};
+use super::{Node, explain_service::Called, views::kernel_error};
 use crate::datapath::{Datapath, DatapathError};
 use bulkhead_api::{
     messages::{
@@ -115,7 +115,7 @@ impl Node {
     /// By the tables in force; where they lack the policy of a pod elsewhere, by tables made for the question.
     fn explain_flows(&self, compiled: &Compiled, flows: &[Flow]) -> Result<Vec<Explanation>, ErrorReply> {
         let objects = &self.in_force.policy;
-        let own: Vec<_> = self.endpoints.iter().map(local_pod).collect();
+        let own = self.local_pods(objects);
         let by = |compiled: &Compiled| -> Option<Vec<Explanation>> {
             flows.iter().map(|flow| explain(compiled, objects, &own, *flow)).collect()
         };

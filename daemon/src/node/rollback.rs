@@ -32,7 +32,7 @@ impl Node {
         let former =
             self.history.objects(to).map_err(|e| failed(e.to_string()))?.ok_or_else(|| not_kept(to))?;
         let facts = self.in_force.policy.clone();
-        let candidate = self.with_own_node(with_facts(former, facts));
+        let candidate = self.with_own_node(facts.ruled_by(former));
         let (objects, refused) = admit(&Objects::default(), candidate);
         if !refused.is_empty() {
             let reasons: Vec<_> = refused.iter().map(ToString::to_string).collect();
@@ -71,7 +71,7 @@ impl Node {
     /// What the source says; while it is held, its facts only.
     pub(super) fn unless_held(&self, from_source: Objects) -> Objects {
         match self.history.held() {
-            Some(_) => with_facts(self.in_force.policy.clone(), from_source),
+            Some(_) => from_source.ruled_by(self.in_force.policy.clone()),
             None => from_source,
         }
     }
@@ -79,12 +79,6 @@ impl Node {
     fn in_force_now(&self) -> Result<GenerationInfo, ErrorReply> {
         self.history.list().into_iter().next().ok_or_else(|| failed("nothing is in force".into()))
     }
-}
-
-/// The rules of one set, and of the other what is the case whether anybody likes it or not.
-pub(super) fn with_facts(rules: Objects, facts: Objects) -> Objects {
-    let Objects { nodes, pods, namespaces, strays, default_pod_cidrs, cluster_dns, api_servers, .. } = facts;
-    Objects { nodes, pods, namespaces, strays, default_pod_cidrs, cluster_dns, api_servers, ..rules }
 }
 
 fn failed(details: String) -> ErrorReply {

@@ -8,10 +8,11 @@ use crate::{
     history::Switched,
     store::{self, StoreError},
 };
-use bulkhead_api::messages::AttachmentId;
+use bulkhead_api::messages::{AttachmentId, PodRef};
 use bulkhead_ebpf_abi::{Addr, ID_WORLD, RULE_FIRST_DYNAMIC};
 use bulkhead_policy::{
-    CompileError, Compiled, EAGER_PARTITIONS, Interner, Local, LocalPod, Objects, compile, compile_at_once,
+    CompileError, Compiled, EAGER_PARTITIONS, Homes, Interner, Local, LocalPod, Objects, Witness, compile,
+    compile_at_once,
 };
 use std::{
     collections::{BTreeMap, BTreeSet},
@@ -52,7 +53,7 @@ impl Node {
     ) -> Result<(), NoSwitch> {
         // What only the generation before still needs takes room.
         self.datapath.settle()?;
-        let pods: Vec<_> = self.endpoints.iter().map(local_pod).chain(coming.cloned()).collect();
+        let pods: Vec<_> = self.local_pods(&objects).into_iter().chain(coming.cloned()).collect();
         let began = Instant::now();
         let (compiled, interner) = self.compile_to_fit(&objects, &pods)?;
         self.compile_times.observe(began.elapsed().as_secs_f64());
@@ -109,13 +110,33 @@ impl Node {
 
     /// Where this node's pods stand in what was compiled; without those that it does not know.
     fn standing(&self, compiled: &Compiled, objects: &Objects) -> BTreeMap<AttachmentId, Standing> {
-        let standing = |record: &EndpointRecord| {
-            let placement = compiled.place(objects, &local_pod(record))?;
+        let standing = |(record, pod): (&EndpointRecord, LocalPod)| {
+            let placement = compiled.place(objects, &pod)?;
             let identity = |address: &IpAddr| (*address, compiled.pod_identity(&placement, *address));
-            let identities = record.addresses.iter().map(identity).collect();
-            Some((record.id.clone(), Standing { policy: placement.policy, identities }))
+            let identities = pod.addresses.iter().map(identity).collect();
+            let standing = Standing { partition: pod.partition, policy: placement.policy, identities };
+            Some((record.id.clone(), standing))
         };
-        self.endpoints.iter().filter_map(standing).collect()
+        self.endpoints.iter().zip(self.local_pods(objects)).filter_map(standing).collect()
+    }
+
+    /// The pods of this node, in the endpoints' order. Where others are told of pods, one is of its namespace's partition;
+    /// where they are not, of the one it was wired into, as its claim tells them.
+    pub(super) fn local_pods(&self, objects: &Objects) -> Vec<LocalPod> {
+        let mut homes = Homes::of(objects);
+        let told = self.witness() == Witness::Pod;
+        let pod = |record: &EndpointRecord| {
+            let PodRef { namespace, name, .. } = &record.pod;
+            // Of a namespace that nobody tells of any more, a pod stays where it was.
+            let home = told.then(|| homes.of_namespace(namespace)).flatten();
+            LocalPod {
+                namespace: namespace.clone(),
+                name: name.clone(),
+                partition: home.unwrap_or(&record.partition).into(),
+                addresses: record.addresses.clone(),
+            }
+        };
+        self.endpoints.iter().map(pod).collect()
     }
 
     /// Counters of rules that have no name any more.
@@ -138,17 +159,18 @@ impl Node {
         for record in self.endpoints.iter().cloned().collect::<Vec<_>>() {
             // What is in force has every pod that was wired under it; a pod it lacks stays as it is.
             let stands = standing.get(&record.id).filter(|s| s.is_of(&record));
-            if let Some(Standing { policy, identities }) = stands {
+            let partition = stands.map_or(&record.partition, |s| &s.partition);
+            if let Some(Standing { policy, identities, .. }) = stands {
                 let identity = |address| identities.get(&address).copied().unwrap_or(ID_WORLD);
-                let policy = *policy;
-                let set = self.endpoints.set_identity(&mut self.datapath, &record.id, policy, identity).await;
+                let (maps, place) = (&mut self.datapath, (partition.as_str(), *policy));
+                let set = self.endpoints.set_identity(maps, &record.id, place, identity).await;
                 if let Err(e) = set {
                     failed.push(pod_error(&record.pod, e.to_string()));
                     // Its limits are written with what is recorded of it.
                     continue;
                 }
             }
-            let bandwidth = match self.bandwidth(&record.pod, &record.partition, record.runtime_bandwidth) {
+            let bandwidth = match self.bandwidth(&record.pod, partition, record.runtime_bandwidth) {
                 Ok(bandwidth) => bandwidth,
                 Err(error) => {
                     refused.push(error);
@@ -182,8 +204,9 @@ fn local_of<'a>(
     Local { node, pods, partitions, former }
 }
 
-/// The policy of a pod, and who its addresses are.
+/// The partition and the policy of a pod, and who its addresses are.
 pub(super) struct Standing {
+    partition: String,
     policy: u32,
     identities: BTreeMap<IpAddr, u32>,
 }
@@ -199,14 +222,5 @@ impl Standing {
             (Addr::from_ip(*address), Placed { identity: *identity, policy: self.policy })
         };
         self.identities.iter().map(place)
-    }
-}
-
-pub(super) fn local_pod(record: &EndpointRecord) -> LocalPod {
-    LocalPod {
-        namespace: record.pod.namespace.clone(),
-        name: record.pod.name.clone(),
-        partition: record.partition.clone(),
-        addresses: record.addresses.clone(),
     }
 }

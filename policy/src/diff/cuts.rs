@@ -22,6 +22,8 @@ use std::{
 pub struct Tables<'a> {
     pub compiled: &'a Compiled,
     pub objects: &'a Objects,
+    /// The pods of this node, whom the tables know.
+    pub local: &'a [LocalPod],
 }
 
 pub struct Cuts {
@@ -65,14 +67,9 @@ struct Asked {
 }
 
 impl Cuts {
-    /// `local`: the pods of this node, whom both tables know. `addresses`: for everybody whom rules tell from others, one.
-    pub fn of(
-        before: Tables<'_>,
-        after: Tables<'_>,
-        local: &[LocalPod],
-        addresses: impl Iterator<Item = IpAddr>,
-    ) -> Self {
-        let [before, after] = [before, after].map(|tables| View::of(tables, local));
+    /// `addresses`: for everybody whom rules tell from others, one.
+    pub fn of(before: Tables<'_>, after: Tables<'_>, addresses: impl Iterator<Item = IpAddr>) -> Self {
+        let [before, after] = [before, after].map(View::of);
         let own = before.pods.keys().copied().collect::<BTreeSet<_>>();
         let mut initiators: HashMap<u32, BTreeSet<IpAddr>> = HashMap::new();
         for address in own.into_iter().chain(addresses) {
@@ -139,9 +136,9 @@ struct View {
 }
 
 impl View {
-    fn of(tables: Tables<'_>, local: &[LocalPod]) -> Self {
+    fn of(tables: Tables<'_>) -> Self {
         let mut pods = BTreeMap::new();
-        for pod in local {
+        for pod in tables.local {
             let Some(placement) = tables.compiled.place(tables.objects, pod) else { continue };
             pods.extend(pod.addresses.iter().map(|address| (*address, placement.clone())));
         }

@@ -143,14 +143,7 @@ pub fn edited(before: &Snapshot, request: &DiffRequest) -> Result<Snapshot, Obje
     let mut after = before.clone();
     if request.prune {
         // What is the case is nobody's file to decide on.
-        let policy = Objects {
-            partitions: Named::default(),
-            network_groups: Named::default(),
-            bandwidth_classes: Named::default(),
-            network_policies: Named::default(),
-            cluster_network_policies: Named::default(),
-            ..after.policy
-        };
+        let policy = after.policy.ruled_by(Objects::default());
         let Snapshot { annotations, services, endpoint_slices, reservations, blocks, .. } = after;
         let facts = Snapshot { policy, annotations, services, endpoint_slices, ..Snapshot::default() };
         after = Snapshot { reservations, blocks, ..facts };

@@ -1,12 +1,18 @@
 //! What a user does to have Bulkhead, and to be rid of it.
 
-use crate::site::Site;
+use crate::{
+    calls::Party,
+    reach::PODS,
+    site::{PORT, Site},
+};
 use bulkhead_lab::{
     Result,
     cluster::{SOON, deploy},
     lab::Baseline,
+    leftovers::{is_loaded, pinned},
     unmet, until,
 };
+use std::net::SocketAddr;
 
 /// What Bulkhead has on a node besides interfaces and routes.
 const FILES: [&str; 4] =
@@ -30,11 +36,21 @@ pub fn installed(site: &mut Site) -> Result<()> {
     Ok(())
 }
 
+/// With pods that go on running: they lose their network, and nothing of it stays on the node.
 pub fn uninstalled(site: &mut Site) -> Result<()> {
     let kubectl = |arguments: &[&str]| site.cluster.kubectl(arguments);
     let (bulkhead, uninstall) = (deploy().join("bulkhead.yaml"), deploy().join("uninstall.yaml"));
     let [bulkhead, uninstall] = [&bulkhead, &uninstall].map(|p| p.display().to_string());
-    kubectl(&["delete", "namespace", "payments", "shop", "--timeout=60s"])?;
+    let [app, _, db, _] = &PODS;
+    site.wait_reached(app, db, true)?;
+    let (app, db) = (Party::of_pod(site, app)?, Party::of_pod(site, db)?);
+    let mut loaded = Vec::new();
+    for machine in &site.cluster.machines {
+        loaded.extend(pinned(&machine.file("/sys/fs/bpf/bulkhead")?));
+    }
+    if loaded.len() < 20 {
+        return unmet(format!("maps are pinned while Bulkhead is there: {loaded:?}"));
+    }
     let sets = ["ds/bulkheadd", "ds/bulkhead-bfd"];
     kubectl(&[&["delete", "-n", "bulkhead", "--cascade=foreground", "--timeout=60s"][..], &sets].concat())?;
     kubectl(&["apply", "-f", &uninstall])?;
@@ -54,6 +70,18 @@ pub fn uninstalled(site: &mut Site) -> Result<()> {
         if !left.is_empty() {
             return unmet(format!("left on {}: {left:?}", machine.name));
         }
+        let tables = machine.run("nft", &["list", "tables"])?;
+        if tables.contains("bulkhead") {
+            return unmet(format!("tables of {}: {tables}", machine.name));
+        }
+    }
+    // Whatever is attached anywhere holds its maps.
+    until("no map of Bulkhead's is loaded any more", SOON, || {
+        let left: Vec<_> = loaded.iter().filter(|object| is_loaded(object)).collect();
+        if left.is_empty() { Ok(Some(())) } else { unmet(format!("{left:?}")) }
+    })?;
+    if app.reaches(SocketAddr::new(db.addresses[0], PORT))? {
+        return unmet("pods have a network without a network plugin");
     }
     Ok(())
 }

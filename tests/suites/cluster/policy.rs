@@ -83,21 +83,8 @@ pub fn bandwidth(site: &mut Site) -> Result<()> {
     class("=low")?;
     paced("rate 1Gbit")?;
     class("=high")?;
-    let daemon = [
-        "get",
-        "pod",
-        "-n",
-        "bulkhead",
-        "-l",
-        "app=bulkheadd",
-        "--field-selector=spec.nodeName=node1",
-        "-o",
-        "name",
-    ];
-    let daemon = kubectl(&daemon)?;
     until("the class that is not allowed is refused", SOON, || {
-        let status =
-            site.cluster.exec(&["-n", "bulkhead", daemon.trim()], &["/usr/bin/bulkhead", "status"])?;
+        let status = site.on_node(ledger1.node, &["status"])?;
         let told = status.contains("payments/ledger1") && status.contains("high");
         if told { Ok(Some(())) } else { unmet(status) }
     })?;

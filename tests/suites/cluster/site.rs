@@ -67,6 +67,14 @@ impl Site {
         }
     }
 
+    /// What `bulkhead` says on this node.
+    pub fn on_node(&self, node: &str, arguments: &[&str]) -> Result<String> {
+        let of_node = format!("--field-selector=spec.nodeName={node},status.phase=Running");
+        let daemon = ["get", "pod", "-n", "bulkhead", "-l", "app=bulkheadd", &of_node, "-o", "name"];
+        let daemon = self.cluster.kubectl(&daemon)?;
+        self.cluster.exec(&["-n", "bulkhead", daemon.trim()], &[&["/usr/bin/bulkhead"], arguments].concat())
+    }
+
     /// As whom `from` is seen at each of these addresses; `-` where nobody answers.
     pub fn call(&self, from: &Pod, to: &[String]) -> Result<Vec<String>> {
         let to: Vec<_> = to.iter().map(|address| (address.as_str(), PORT)).collect();
@@ -129,7 +137,7 @@ fn answers(said: &str) -> Vec<Answer> {
 }
 
 impl Pod {
-    fn manifest(&self) -> String {
+    pub fn manifest(&self) -> String {
         let Self { namespace, name, node, host, role } = self;
         format!(
             "---\napiVersion: v1\nkind: Pod\nmetadata: {{name: {name}, namespace: {namespace}, labels: {{role: {role}, name: {name}}}}}\n\

@@ -18,7 +18,7 @@ use std::{
 };
 
 pub const CASES: &[(&str, Case)] = &[
-    ("a stray of another node is of the partition its block was claimed for", stray),
+    ("a stray of another node is of its namespace's partition", stray),
     ("a pod's node claims a block as an object, and gives it back with its last pod", one_pod),
     ("fifty nodes that claim at once by their own tokens get fifty blocks, and none is lost", fifty),
     ("the blocks of a node that is gone go with it", gone),
@@ -222,16 +222,18 @@ fn overlapping(site: &mut Site) -> Result<()> {
     site.control.kubectl(&["delete", "ipblocks", "--all"]).map(drop)
 }
 
-/// web's range goes to pay, and a pod of node2 keeps its address of before. A claim says nothing of addresses that no pod has.
+/// A pod of node2 has an address of pay's range when its namespace is web's. A claim says nothing of addresses that no pod has.
 fn stray(site: &mut Site) -> Result<()> {
-    let [web, pay] = [("web", 21, "10.74.0.0/16"), ("pay", 22, "10.75.0.0/16")].map(|(name, id, cidr)| {
-        format!(
-            "apiVersion: bulkhead.dev/v1alpha1\nkind: Partition\nmetadata: {{name: {name}}}\n\
-             spec: {{policyID: {id}, podCIDRs: [{cidr}]}}\n---\n"
-        )
-    });
+    let [web, pay] = [("web", 21, "10.74.0.0/16", "[former]"), ("pay", 22, "10.75.0.0/16", "[]")].map(
+        |(name, id, cidr, namespaces)| {
+            format!(
+                "apiVersion: bulkhead.dev/v1alpha1\nkind: Partition\nmetadata: {{name: {name}}}\n\
+             spec: {{policyID: {id}, podCIDRs: [{cidr}], namespaces: {namespaces}}}\n---\n"
+            )
+        },
+    );
     let block = "apiVersion: bulkhead.dev/v1alpha1\nkind: IPBlock\nmetadata: {name: 10-75-3-0-26}\n\
-         spec: {cidr: 10.75.3.0/26, partition: web, node: node2}\n";
+         spec: {cidr: 10.75.3.0/26, partition: pay, node: node2}\n";
     site.control.apply(&format!("{web}{pay}"))?;
     site.wait_allowed("10.75.0.9", "10.75.3.5", 80, true)?;
     site.wait_allowed("10.74.0.9", "10.75.3.5", 80, false)?;

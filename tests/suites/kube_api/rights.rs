@@ -58,7 +58,7 @@ fn outsiders(site: &mut Site) -> Result<()> {
     let token = site.daemon_kubeconfig();
     site.control.apply(
         "apiVersion: bulkhead.dev/v1alpha1\nkind: Partition\nmetadata: {name: bank}\n\
-         spec: {policyID: 34, podCIDRs: [10.78.0.0/16]}\n---\n\
+         spec: {policyID: 34, namespaces: [bank], podCIDRs: [10.78.0.0/16]}\n---\n\
          apiVersion: v1\nkind: Namespace\nmetadata: {name: bank}\n---\n\
          apiVersion: v1\nkind: Pod\nmetadata: {name: old, namespace: bank}\n\
          spec: {nodeName: node1, containers: [{name: c, image: none}]}\n",
