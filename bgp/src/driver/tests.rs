@@ -12,7 +12,7 @@ use crate::wire::{
 };
 use crate::{Family, RouteAttributes};
 use ipnetwork::IpNetwork;
-use nix::sys::socket::{getsockopt, sockopt};
+use nix::sys::socket::{getsockopt, setsockopt, sockopt};
 use std::collections::{BTreeMap, BTreeSet};
 use std::net::{IpAddr, Ipv4Addr, Ipv6Addr, SocketAddr};
 use std::sync::Arc;
@@ -22,7 +22,10 @@ use tokio::net::{TcpListener, TcpStream};
 use tokio::sync::mpsc;
 use tokio::time::timeout;
 
-pub(super) const DEADLINE: Duration = Duration::from_secs(20);
+mod decisions;
+
+/// Nobody waits so long but for what never comes.
+pub(super) const DEADLINE: Duration = Duration::from_secs(120);
 pub(super) const CONTEXT: Context = Context {
     four_octet_as: true,
     external: true,
@@ -514,12 +517,14 @@ async fn what_peers_announce_is_learned_through_their_filters_and_goes_with_them
 #[tokio::test]
 async fn a_peer_that_never_reads_is_left() {
     let (router, speaker) = (Router::new().await, speaker(Vec::new()).await);
+    // So that what is more than the sockets hold is what this end may hold (`tcp_wmem`).
+    setsockopt(&router.0, sockopt::RcvBuf, &4096).unwrap();
     let prefix = |n: u32| IpNetwork::new(IpAddr::from((0x0a00_0000 + n * 4).to_be_bytes()), 30).unwrap();
     let attributes = |n: u32| {
         let communities = (0..64).map(|c| n * 64 + c).collect();
         RouteAttributes { communities, ..RouteAttributes::default() }
     };
-    speaker.announce((0..40_000).map(|n| (prefix(n), attributes(n))).collect());
+    speaker.announce((0..20_000).map(|n| (prefix(n), attributes(n))).collect());
     speaker.set_peers(vec![PeerConfig { send_hold_time: 1, ..router.config("leaf") }]);
     let session = router.establish().await;
     let error = within(async {
