@@ -249,11 +249,11 @@ impl Task {
 
     fn reconfigure(&mut self, config: PeerConfig) {
         let before = std::mem::replace(&mut self.config, config);
+        // A limit that was passed holds no longer.
+        let limited = matches!(self.neighbour.peer().last_error(), Some(PeerError::TooManyPrefixes { .. }));
         self.neighbour.set_timers(self.config.timers());
         let effects = self.neighbour.set_policy(self.now(), self.config.policy(&self.speaker));
         self.perform(effects);
-        // A limit that was passed holds no longer.
-        let limited = matches!(self.neighbour.peer().last_error(), Some(PeerError::TooManyPrefixes { .. }));
         let other_limit = self.config.prefix_limit != before.prefix_limit;
         match &self.config.shutdown {
             Some(text) if before.shutdown.is_none() => self.feed(Input::Stop(Stop::Shutdown(text.clone()))),
@@ -412,9 +412,7 @@ impl Task {
             Note::Malformed(why) => {
                 tracing::warn!(peer, %why, "malformed UPDATE: its routes count as withdrawn");
             }
-            Note::ManyPrefixes { family, count, max } => {
-                tracing::warn!(peer, %family, count, max, "the peer announces nearly as many routes as it may");
-            }
+            Note::ManyPrefixes(many) => tracing::warn!(peer, "{many}"),
             Note::Withheld(why) => tracing::warn!(peer, "{why}"),
         }
     }

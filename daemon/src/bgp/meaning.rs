@@ -138,6 +138,8 @@ mod tests {
             carried: Vec::new(),
             advertised: 0,
             received: 0,
+            prefix_limit: None,
+            many_prefixes: Vec::new(),
             refreshes: 0,
             graceful_restart: false,
             last_error: Some(error.to_string()),
