@@ -19,9 +19,11 @@ use std::time::Duration;
 
 mod cover;
 mod inbound;
+mod kept;
 mod outbound;
 
 use inbound::Inbound;
+use kept::Kept;
 use outbound::Outbound;
 
 /// What is to be announced to everyone.
@@ -141,6 +143,7 @@ pub struct Neighbour {
     intent: Intent,
     outbound: Option<Outbound>,
     inbound: Inbound,
+    kept: Kept,
     refreshes: u64,
 }
 
@@ -155,6 +158,7 @@ impl Neighbour {
             session_asn: settings.local_asn,
             restarting: settings.restart.restarting,
             inbound: Inbound::new(loops, policy.import.clone()),
+            kept: Kept::new(now, &settings.restart),
             peer: Peer::new(settings, now),
             policy,
             intent: Intent::default(),
@@ -255,7 +259,15 @@ impl Neighbour {
                 effects.push(effect);
             }
         }
+        if self.outbound.as_ref().is_some_and(Outbound::has_ended) {
+            self.kept.ended();
+        }
         effects
+    }
+
+    /// The peer may keep routes of an earlier session of ours, which cannot be withdrawn now.
+    pub fn may_be_kept(&self, now: Duration) -> bool {
+        self.kept.is_possible(now)
     }
 
     /// Everything that was to be announced or withdrawn was handed out.
@@ -376,6 +388,7 @@ impl Neighbour {
     fn down(&mut self, now: Duration, down: &Down) {
         if let Some(outbound) = self.outbound.take() {
             self.inbound.down(now, outbound.negotiated(), down.keep_stale);
+            self.kept.down(now, outbound.negotiated(), &down.reason);
         }
     }
 }

@@ -368,6 +368,15 @@ impl Bgp {
         }
     }
 
+    /// Routers may lead here for what this node announced, and nothing that it could say would change that now: they wait for
+    /// sessions to begin again.
+    pub async fn may_be_kept(&self) -> bool {
+        match &self.speaker {
+            Some((speaker, _)) => speaker.may_be_kept().await,
+            None => self.is_interrupted(),
+        }
+    }
+
     /// Closes the sessions without NOTIFICATION.
     pub async fn stop(&mut self) {
         self.end_sessions().await;

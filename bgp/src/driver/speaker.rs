@@ -237,6 +237,14 @@ impl Speaker {
         waits || self.peers().await.iter().any(|peer| peer.learning)
     }
 
+    /// Whether somebody may keep routes of an earlier session with this node, or an earlier process: those cannot be withdrawn now.
+    pub async fn may_be_kept(&self) -> bool {
+        let restart_time = Duration::from_secs(self.inner.config.restart_time.into());
+        let restarting = self.inner.config.restarting;
+        restarting && self.absent().iter().any(|absent| absent.away < restart_time)
+            || self.peers().await.iter().any(|peer| peer.may_be_kept)
+    }
+
     /// What the peers were sent and hold, or what they sent us, under no policy; of one peer, or of all. By prefix, and at
     /// most `limit`.
     pub async fn routes(&self, direction: Direction, peer: Option<&str>, limit: usize) -> Routes {

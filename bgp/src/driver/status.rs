@@ -39,6 +39,8 @@ pub struct PeerStatus {
     pub many_prefixes: Vec<ManyPrefixes>,
     /// How often the peer asked for a family again.
     pub refreshes: u64,
+    /// The peer may keep routes of an earlier session of ours, which cannot be withdrawn now.
+    pub may_be_kept: bool,
     /// The session is established and the peer keeps our routes while we restart.
     pub graceful_restart: bool,
     /// What `last_error` says, where it is why there is no session.
@@ -93,6 +95,7 @@ impl PeerStatus {
             prefix_limit: config.prefix_limit.map(|limit| limit.max),
             many_prefixes: neighbour.many_prefixes(),
             refreshes: neighbour.refreshes(),
+            may_be_kept: neighbour.may_be_kept(now),
             graceful_restart: negotiated.is_some_and(|negotiated| negotiated.restart.is_some()),
             error: peer.last_error().filter(|_| no_session.is_none()).cloned(),
             learning: neighbour.is_learning(),

@@ -141,6 +141,7 @@ mod tests {
             prefix_limit: None,
             many_prefixes: Vec::new(),
             refreshes: 0,
+            may_be_kept: false,
             graceful_restart: false,
             last_error: Some(error.to_string()),
             error: Some(error),
