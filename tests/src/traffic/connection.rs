@@ -3,7 +3,7 @@
 use super::{LastHeard, is_no_end, tcp_info};
 use crate::{Context, Error, Netns, Result};
 use std::{
-    io::{self, Read, Write},
+    io::{Read, Write},
     net::{Shutdown, SocketAddr, TcpListener, TcpStream},
     sync::{
         Arc,
