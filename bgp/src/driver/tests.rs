@@ -12,7 +12,7 @@ use crate::wire::{
 };
 use crate::{Family, RouteAttributes};
 use ipnetwork::IpNetwork;
-use nix::sys::socket::{getsockopt, setsockopt, sockopt};
+use nix::sys::socket::{getsockopt, sockopt};
 use std::collections::{BTreeMap, BTreeSet};
 use std::net::{IpAddr, Ipv4Addr, Ipv6Addr, SocketAddr};
 use std::sync::Arc;
@@ -62,7 +62,8 @@ impl Router {
         let address = self.0.local_addr().unwrap();
         PeerConfig {
             port: address.port(),
-            connect_retry: 1,
+            // No attempt is given up that a busy machine takes its time for.
+            connect_retry: 60,
             families: vec![Family::Ipv4Unicast],
             ..PeerConfig::new(name, Remote::Address(address.ip()), 65020)
         }
@@ -517,14 +518,12 @@ async fn what_peers_announce_is_learned_through_their_filters_and_goes_with_them
 #[tokio::test]
 async fn a_peer_that_never_reads_is_left() {
     let (router, speaker) = (Router::new().await, speaker(Vec::new()).await);
-    // So that what is more than the sockets hold is what this end may hold (`tcp_wmem`).
-    setsockopt(&router.0, sockopt::RcvBuf, &4096).unwrap();
     let prefix = |n: u32| IpNetwork::new(IpAddr::from((0x0a00_0000 + n * 4).to_be_bytes()), 30).unwrap();
     let attributes = |n: u32| {
         let communities = (0..64).map(|c| n * 64 + c).collect();
         RouteAttributes { communities, ..RouteAttributes::default() }
     };
-    speaker.announce((0..20_000).map(|n| (prefix(n), attributes(n))).collect());
+    speaker.announce((0..40_000).map(|n| (prefix(n), attributes(n))).collect());
     speaker.set_peers(vec![PeerConfig { send_hold_time: 1, ..router.config("leaf") }]);
     let session = router.establish().await;
     let error = within(async {
