@@ -213,11 +213,14 @@ impl Node {
         self.announce_blocks().await;
     }
 
-    /// Whether routers may lead here to what another node would take at once. A fixed address waits there by itself, in quarantine.
+    /// Whether routers may lead here to what another node would take at once. A fixed address is given back all the same, with what
+    /// else its pod had: it waits at its new owner, in quarantine.
     async fn is_led_here(&self) -> bool {
         let in_use = self.endpoints.blocks_in_use();
-        let mut going = self.endpoints.blocks().keys().filter(|block| !in_use.contains_key(block));
-        self.bgp.is_interrupted() || (going.any(|block| !is_fixed(block)) && self.bgp.may_be_kept().await)
+        let going = self.endpoints.blocks().keys().filter(|block| !in_use.contains_key(block));
+        let (fixed, shared): (Vec<&IpNetwork>, Vec<&IpNetwork>) = going.partition(|block| is_fixed(block));
+        let waits = fixed.is_empty() && !shared.is_empty();
+        self.bgp.is_interrupted() || (waits && self.bgp.may_be_kept().await)
     }
 
     /// What was held back, or given back and not answered. Others wait meanwhile, so not all the time.
