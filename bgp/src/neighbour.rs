@@ -13,14 +13,17 @@ use crate::rib::{AdjRibIn, Loops, Path};
 use crate::wire::{Notification, Refresh};
 use ipnetwork::IpNetwork;
 use std::collections::{BTreeMap, BTreeSet};
+use std::fmt;
 use std::sync::Arc;
 use std::time::Duration;
 
 mod cover;
 mod inbound;
+mod kept;
 mod outbound;
 
 use inbound::Inbound;
+use kept::Kept;
 use outbound::Outbound;
 
 /// What is to be announced to everyone.
@@ -89,11 +92,25 @@ pub enum Note {
     /// An UPDATE whose routes were taken for withdrawn (RFC 7606).
     Malformed(Notification),
     Withheld(Withheld),
-    ManyPrefixes {
-        family: Family,
-        count: usize,
-        max: u32,
-    },
+    ManyPrefixes(ManyPrefixes),
+}
+
+/// More than [`PrefixLimit::warn_at`] says of what a neighbour may announce.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct ManyPrefixes {
+    pub family: Family,
+    pub count: usize,
+    pub max: u32,
+}
+
+impl fmt::Display for ManyPrefixes {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        let Self { family, count, max } = self;
+        write!(
+            f,
+            "the peer announces {count} of the {max} routes of {family} that are allowed it: beyond them the session ends"
+        )
+    }
 }
 
 /// Whether a prefix is announced to a neighbour, and by which rule.
@@ -126,6 +143,7 @@ pub struct Neighbour {
     intent: Intent,
     outbound: Option<Outbound>,
     inbound: Inbound,
+    kept: Kept,
     refreshes: u64,
 }
 
@@ -140,6 +158,7 @@ impl Neighbour {
             session_asn: settings.local_asn,
             restarting: settings.restart.restarting,
             inbound: Inbound::new(loops, policy.import.clone()),
+            kept: Kept::new(now, &settings.restart),
             peer: Peer::new(settings, now),
             policy,
             intent: Intent::default(),
@@ -155,9 +174,7 @@ impl Neighbour {
             self.inbound.abandon();
         }
         self.feed(now, input, &mut effects);
-        if let Some(stop) = self.over_limit() {
-            self.feed(now, Input::Stop(stop), &mut effects);
-        }
+        self.keep_limit(now, &mut effects);
         self.inbound.tick(now, self.outbound.is_some());
         effects
     }
@@ -197,6 +214,7 @@ impl Neighbour {
         if other_loops {
             effects.extend(self.ask_again(now));
         }
+        self.keep_limit(now, &mut effects);
         effects
     }
 
@@ -241,7 +259,15 @@ impl Neighbour {
                 effects.push(effect);
             }
         }
+        if self.outbound.as_ref().is_some_and(Outbound::has_ended) {
+            self.kept.ended();
+        }
         effects
+    }
+
+    /// The peer may keep routes of an earlier session of ours, which cannot be withdrawn now.
+    pub fn may_be_kept(&self, now: Duration) -> bool {
+        self.kept.is_possible(now)
     }
 
     /// Everything that was to be announced or withdrawn was handed out.
@@ -317,7 +343,6 @@ impl Neighbour {
                 effects.extend(update.malformed.clone().map(|why| Effect::Note(Note::Malformed(why))));
                 if let Some(outbound) = &self.outbound {
                     self.inbound.update(update, outbound.families());
-                    effects.extend(self.inbound.warning(self.policy.prefix_limit).map(Effect::Note));
                 }
             }
             Event::EndOfRib(family) => self.inbound.end_of_rib(now, family),
@@ -337,10 +362,20 @@ impl Neighbour {
     }
 
     /// RFC 4486: only an established session is ended by it.
-    fn over_limit(&self) -> Option<Stop> {
-        let limit = self.policy.prefix_limit.filter(|_| self.outbound.is_some())?;
-        let family = self.inbound.over(limit.max)?;
-        Some(Stop::TooManyPrefixes { family, limit: limit.max, retry: limit.retry })
+    fn keep_limit(&mut self, now: Duration, effects: &mut Vec<Effect>) {
+        let Some(limit) = self.policy.prefix_limit.filter(|_| self.outbound.is_some()) else { return };
+        let warnings = self.inbound.warnings(limit).into_iter();
+        effects.extend(warnings.map(|many| Effect::Note(Note::ManyPrefixes(many))));
+        if let Some(family) = self.inbound.over(limit.max) {
+            let stop = Stop::TooManyPrefixes { family, limit: limit.max, retry: limit.retry };
+            self.feed(now, Input::Stop(stop), effects);
+        }
+    }
+
+    /// Of which families the neighbour announces nearly as many routes as it may now; empty without a session.
+    pub fn many_prefixes(&self) -> Vec<ManyPrefixes> {
+        let limit = self.policy.prefix_limit.filter(|_| self.outbound.is_some());
+        limit.map(|limit| self.inbound.many(limit).collect()).unwrap_or_default()
     }
 
     fn up(&mut self, now: Duration, up: Up, effects: &mut Vec<Effect>) {
@@ -353,6 +388,7 @@ impl Neighbour {
     fn down(&mut self, now: Duration, down: &Down) {
         if let Some(outbound) = self.outbound.take() {
             self.inbound.down(now, outbound.negotiated(), down.keep_stale);
+            self.kept.down(now, outbound.negotiated(), &down.reason);
         }
     }
 }

@@ -9,6 +9,7 @@ mod begun;
 mod drained;
 mod fixed;
 mod interrupted;
+mod keys;
 mod leaving;
 mod meaning;
 mod members;
@@ -40,6 +41,7 @@ use bulkhead_bgp::{Password, PeerConfig, Speaker, SpeakerConfig, StationStatus, 
 use drained::Drained;
 use interrupted::Interruption;
 use ipnetwork::IpNetwork;
+use keys::KeyFiles;
 use kube::Client;
 use meaning::Md5;
 use members::Members;
@@ -92,6 +94,7 @@ pub struct Bgp {
     /// What a daemon before this one announced, until the source has told of services.
     before: Option<Vec<IpNetwork>>,
     secrets: Secrets,
+    key_files: KeyFiles,
     quarantine: Quarantine,
     untold: Untold,
     members: Members,
@@ -140,6 +143,7 @@ impl Bgp {
             members,
             before: Some(before),
             secrets: Secrets::new(None, PathBuf::new(), attention.clone()),
+            key_files: KeyFiles::default(),
             asked_after: 0,
             told_after: 0,
             attention,
@@ -187,6 +191,7 @@ impl Bgp {
             return self.interrupt("BGPConfiguration/default is gone").await;
         };
         self.secrets.follow(&secret_names(snapshot, &configuration.spec));
+        self.key_files.follow(key_files(snapshot, &configuration.spec));
         let info = snapshot.policy.nodes.get(&self.node);
         let peers = announce::peers(
             &self.node,
@@ -199,6 +204,7 @@ impl Bgp {
         if peers.is_empty() && (self.interruption.is_some() || !self.peers.is_empty()) {
             return self.interrupt("no BGPPeer names this node any more").await;
         }
+        self.interruption.iter_mut().for_each(Interruption::nothing_is_gone);
         let fixed =
             Fixed { asn: configuration.spec.asn, restart_time: configuration.spec.restart_time_seconds };
         if let Err(message) = self.run(fixed).await {
@@ -272,12 +278,13 @@ impl Bgp {
 
     /// Whether passwords may have changed since this was asked last.
     pub fn has_news(&self) -> bool {
-        self.secrets.has_news()
+        // Both: each is news once.
+        self.secrets.has_news() | self.key_files.has_news()
     }
 
     fn password(&self, session: &BGPSession) -> Result<Option<Password>, Refusal> {
         let (field, said) = match (&session.password_file, &session.password_secret) {
-            (Some(path), _) => ("passwordFile", read_password(path)),
+            (Some(path), _) => ("passwordFile", self.key_files.password(path)),
             (None, Some(secret)) => ("passwordSecret", self.secrets.password(secret)),
             (None, None) => return Ok(None),
         };
@@ -361,6 +368,15 @@ impl Bgp {
         }
     }
 
+    /// Routers may lead here for what this node announced, and nothing that it could say would change that now: they wait for
+    /// sessions to begin again.
+    pub async fn may_be_kept(&self) -> bool {
+        match &self.speaker {
+            Some((speaker, _)) => speaker.may_be_kept().await,
+            None => self.is_interrupted(),
+        }
+    }
+
     /// Closes the sessions without NOTIFICATION.
     pub async fn stop(&mut self) {
         self.end_sessions().await;
@@ -394,17 +410,19 @@ fn unix_seconds() -> u64 {
     SystemTime::now().duration_since(UNIX_EPOCH).map_or(0, |d| d.as_secs())
 }
 
-/// Of all sessions, also of peers that other nodes have: a Secret more is watched, and a change of labels finds it read.
+/// Also of peers that other nodes have: a Secret more is watched, and a change of labels finds it read.
+fn sessions<'a>(
+    snapshot: &'a Snapshot,
+    configuration: &'a BGPConfigurationSpec,
+) -> impl Iterator<Item = &'a BGPSession> {
+    snapshot.bgp_peers.values().map(|peer| &peer.spec.session).chain(configuration.peer_groups.values())
+}
+
 fn secret_names(snapshot: &Snapshot, configuration: &BGPConfigurationSpec) -> BTreeSet<String> {
-    let own = snapshot.bgp_peers.values().map(|peer| &peer.spec.session);
-    let secrets = own.chain(configuration.peer_groups.values()).filter_map(|s| s.password_secret.as_ref());
+    let secrets = sessions(snapshot, configuration).filter_map(|session| session.password_secret.as_ref());
     secrets.map(|secret| secret.name.clone()).collect()
 }
 
-/// The file's first line. What is wrong is told without any of it.
-fn read_password(path: &str) -> Result<Password, String> {
-    let text = std::fs::read_to_string(path).map_err(|e| format!("cannot read {path}: {e}"))?;
-    let line = text.lines().next().unwrap_or_default();
-    let limit = Password::MAX_LEN;
-    Password::new(line).ok_or_else(|| format!("the first line of {path} must have 1 to {limit} octets"))
+fn key_files(snapshot: &Snapshot, configuration: &BGPConfigurationSpec) -> BTreeSet<String> {
+    sessions(snapshot, configuration).filter_map(|session| session.password_file.clone()).collect()
 }

@@ -1,6 +1,9 @@
 //! Whole daemons and `bulkhead-bfd` against routers that watch the path too: who leaves whom, and who does not.
 #![allow(clippy::expect_used, clippy::unwrap_used, reason = "a suite fails by panicking")]
 
+#[path = "bgp_bfd/multihop.rs"]
+mod multihop;
+
 use bulkhead_api::messages::{BgpPeerInfo, Status};
 use bulkhead_bgp::bfd::{Key, Settings, control::Wanted};
 use bulkhead_lab::bgp::{
@@ -26,8 +29,12 @@ fn main() -> Result<()> {
     let arguments = Arguments::from_args();
     let _inside = enter()?;
     let mut trials = Vec::new();
-    let each: [(&str, OfEach); 5] = [
+    let each: [(&str, OfEach); 6] = [
         ("a link that dies in silence is left by both ends, and taken again", silent_death),
+        (
+            "several hops away, a killed daemon is waited for, and a path that dies in silence is left by both ends",
+            multihop::silent_death,
+        ),
         ("a killed daemon's sessions stay up, and the router keeps the routes", killed),
         (
             "what says whom to peer with is gone for a while, and neither BFD nor the routes end",
@@ -41,11 +48,12 @@ fn main() -> Result<()> {
             trials.push(trial(format!("{name} × {kind}"), move |rack| test(rack, kind)));
         }
     }
-    let others: [(&str, Test); 5] = [
+    let others: [(&str, Test); 6] = [
         (
             "a router out of a range is watched once it has connected, and while the daemon restarts",
             of_a_range,
         ),
+        ("several hops away, BFD is believed from no farther than the router may be", multihop::too_far),
         ("a router that stops BFD on purpose is not left", stopped_on_purpose),
         ("BFD that is asked for no more is no end of BGP", switched_off),
         ("BGP goes on without bulkhead-bfd, which is told, and is asked again when it is back", process_gone),
@@ -280,6 +288,7 @@ fn refused(rack: &mut Rack) -> Result<()> {
     for (session, words) in [
         ("{bfd: {multiplier: 0}}", "spec.session.bfd.multiplier"),
         ("{bfd: {minTransmitMilliseconds: 9}}", "spec.session.bfd.minTransmitMilliseconds"),
+        ("{bfd: {}, multihopTTL: 2}", "needs sourceAddress for a router that is several hops away"),
     ] {
         rack.peer(session)?;
         until_refused(rack, words)?;

@@ -264,10 +264,18 @@ fn too_much_for_a_while(rack: &mut Rack) -> Result<()> {
     rack.peer("{import: [{action: Accept}], maxPrefixes: {limit: 1, restartSeconds: 2}}")?;
     let router = bird(rack, ROUTER, &[THEIRS], ROUTER, Bird::start)?;
     wait_kernel(rack, &[&both()[0]])?;
+    let many = "the peer announces 1 of the 1 routes of ipv4-unicast that are allowed it: beyond them the session ends";
+    let leaf = rack.wait_leaf("it is warned of", |leaf| leaf.warnings == [many])?;
+    assert_eq!((leaf.state.as_str(), leaf.max_prefixes, leaf.last_error), ("Established", Some(1), None));
+    let shown = rack.node.cli(&["bgp", "peers"])?;
+    assert!(shown.ends_with(&format!("leaf: {many}\n")), "{shown}");
+    assert_eq!(rack.node.log_tail(1000).matches(many).count(), 1);
     router.birdc("enable marker")?;
-    rack.wait_leaf("we have left it", |leaf| {
+    let leaf = rack.wait_leaf("we have left it", |leaf| {
         leaf.last_error.as_deref().is_some_and(|error| error.contains("more than the 1 routes of ipv4"))
     })?;
+    assert!(leaf.last_error.is_some_and(|error| error.ends_with(": tried again after 2 s")));
+    assert_eq!(leaf.warnings, [""; 0]);
     wait_kernel(rack, &[])?;
     router.birdc("disable marker")?;
     rack.wait_leaf("we are back", |leaf| leaf.state == "Established" && leaf.received == 1)?;

@@ -40,7 +40,10 @@ fn main() -> Result<()> {
         ("drained routes say so", drained),
         ("without an address of its IP version nothing is announced, and why says so", no_next_hop),
         ("a table is bounded, and says what it left out", bounded),
-        ("of a wrong password no more is said than can be known", password),
+        (
+            "of a wrong password no more is said than can be known, and another one in its file is taken",
+            password,
+        ),
         ("a password is in no log, no answer and no file of the daemon's", secret),
     ];
     trials.extend(others.map(|(name, test)| trial(name.to_owned(), test)));
@@ -326,5 +329,8 @@ fn password(rack: &mut Rack) -> Result<()> {
     let router = start(rack, Kind::Bird, &Setup { password: Some("correcthorse"), ..Setup::DEFAULT })?;
     router.wait_established()?;
     rack.wait_leaf("the right one is", |leaf| leaf.state == "Established" && leaf.meaning.is_none())?;
-    Ok(())
+    drop(router);
+    fs::write(&file, "batterystaple\n")?;
+    let router = start(rack, Kind::Bird, &Setup { password: Some("batterystaple"), ..Setup::DEFAULT })?;
+    until("the other one is", DEADLINE, || Ok(router.established()?.then_some(())))
 }

@@ -1,8 +1,8 @@
 //! Connections from peers: each goes to the task of the neighbour with that address.
 
+use super::mailbox::Command;
 use super::socket;
 use super::table::{Caller, PeerTable};
-use super::task::Command;
 use crate::wire::notification::{Notification, cease, code};
 use crate::wire::{Context, Message};
 use std::net::SocketAddr;

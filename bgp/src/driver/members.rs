@@ -1,10 +1,10 @@
 //! Who is a peer out of a range. A connection makes one for a while, a session a member: it is watched by BFD, waited for, and
 //! known to the next process. Without a session for [`HOLD`] it is neither.
 
+use super::mailbox::Command;
 use super::speaker::{Inner, Speaker};
 use super::status::PeerStatus;
 use super::table::Seen;
-use super::task::Command;
 use crate::fsm::StateName;
 use std::collections::BTreeSet;
 use std::net::IpAddr;
@@ -93,6 +93,6 @@ pub(super) async fn welcome(speaker: Weak<Inner>, mut strangers: mpsc::Receiver<
         }
         let handle = table.peers.entry(member.name.clone()).or_insert_with(|| Inner::spawn(&speaker, member));
         // A queue that is full at once is none.
-        let _ = handle.commands.try_send(Command::Incoming(stream));
+        let _ = handle.mailbox.commands.try_send(Command::Incoming(stream));
     }
 }

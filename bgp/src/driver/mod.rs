@@ -18,6 +18,7 @@ mod config;
 mod learned;
 mod links;
 mod listener;
+mod mailbox;
 mod members;
 mod paths;
 mod record;

@@ -3,10 +3,11 @@
 use super::bmp::{Station, StationStatus, Stations};
 use super::config::{Password, PeerConfig, Remote, SpeakerConfig};
 use super::learned::{Learned, LearnedFeed, LearnedRoutes};
+use super::mailbox::{Command, Decision, Mailbox};
 use super::paths::Paths;
 use super::status::{Direction, PeerStatus, PrefixAtPeer, Routes};
 use super::table::{PeerHandle, PeerTable, Table, holds};
-use super::task::{Command, Orders, Task};
+use super::task::{Orders, Task};
 use super::unnumbered::{Located, Search};
 use super::{listener, members, socket};
 use crate::bfd;
@@ -38,7 +39,8 @@ pub enum SpeakerError {
 /// How long [`Speaker::flush`] waits for peers that do not read.
 const FLUSH_LIMIT: Duration = Duration::from_secs(5);
 
-const COMMAND_QUEUE: usize = 16;
+/// Of those who connect out of ranges.
+const STRANGERS: usize = 16;
 
 /// A running speaker; clones are handles of the same one. It stops when told to or with its last handle,
 /// both times without NOTIFICATION.
@@ -88,7 +90,7 @@ impl Speaker {
     pub async fn start(config: SpeakerConfig) -> Result<Speaker, SpeakerError> {
         let sockets: Vec<Arc<TcpListener>> = bind_all(&config.listen)?.into_iter().map(Arc::new).collect();
         let peers = PeerTable::default();
-        let (strangers, unknown) = mpsc::channel(COMMAND_QUEUE);
+        let (strangers, unknown) = mpsc::channel(STRANGERS);
         let accept = |socket: &Arc<TcpListener>| {
             tokio::spawn(listener::run(socket.clone(), peers.clone(), strangers.clone()))
         };
@@ -135,9 +137,9 @@ impl Speaker {
                 Some(range.member(peer.config.address())).filter(|member| member.name == *name)
             };
             let keeps = match wanted.get(name).cloned().or_else(member) {
-                Some(config) => peer.keep(config, &self.inner.runtime),
+                Some(config) => peer.keep(config),
                 None => {
-                    peer.command(Command::Deconfigure, &self.inner.runtime);
+                    peer.mailbox.decide(Decision::Deconfigure);
                     false
                 }
             };
@@ -213,7 +215,7 @@ impl Speaker {
             peer.config.bfd_session_at(peer.located).is_some_and(|(key, _)| key == *session)
         };
         for peer in table.peers.values().filter(of) {
-            peer.command(Command::PathDown { independent, silent }, &self.inner.runtime);
+            peer.mailbox.decide(Decision::PathDown { independent, silent });
         }
     }
 
@@ -233,6 +235,14 @@ impl Speaker {
     pub async fn is_learning(&self) -> bool {
         let waits = self.inner.peers.lock().waits_for_somebody();
         waits || self.peers().await.iter().any(|peer| peer.learning)
+    }
+
+    /// Whether somebody may keep routes of an earlier session with this node, or an earlier process: those cannot be withdrawn now.
+    pub async fn may_be_kept(&self) -> bool {
+        let restart_time = Duration::from_secs(self.inner.config.restart_time.into());
+        let restarting = self.inner.config.restarting;
+        restarting && self.absent().iter().any(|absent| absent.away < restart_time)
+            || self.peers().await.iter().any(|peer| peer.may_be_kept)
     }
 
     /// What the peers were sent and hold, or what they sent us, under no policy; of one peer, or of all. By prefix, and at
@@ -275,7 +285,7 @@ impl Speaker {
         whom: impl Fn(&str) -> bool,
         question: impl Fn(oneshot::Sender<T>) -> Command,
     ) -> Vec<T> {
-        let asked = |(name, peer): (&String, &PeerHandle)| whom(name).then(|| peer.commands.clone());
+        let asked = |(name, peer): (&String, &PeerHandle)| whom(name).then(|| peer.mailbox.commands.clone());
         let queues: Vec<_> = self.inner.peers.lock().peers.iter().filter_map(asked).collect();
         let mut answers = Vec::new();
         for queue in queues {
@@ -309,10 +319,11 @@ impl Speaker {
 
 impl Inner {
     pub fn spawn(this: &Arc<Inner>, config: PeerConfig) -> PeerHandle {
-        let (commands, queue) = mpsc::channel(COMMAND_QUEUE);
+        let (mailbox, inbox) = Mailbox::new();
         let _inside = this.runtime.enter();
         let search = config.interface().map(|interface| {
-            let (speaker, peer, commands) = (Arc::downgrade(this), config.name.clone(), commands.clone());
+            let (speaker, peer) = (Arc::downgrade(this), config.name.clone());
+            let commands = mailbox.commands.clone();
             Search::start(interface.to_owned(), move |located| {
                 if let Some(speaker) = speaker.upgrade() {
                     speaker.located(&peer, &commands, located);
@@ -321,19 +332,20 @@ impl Inner {
         });
         let orders = Orders { intent: this.intent.subscribe(), begun: this.begun.clone() };
         let learned = this.learned.admit(&config.name);
-        let task = Task::new(&this.config, config.clone(), queue, orders, learned, search, &this.stations);
-        PeerHandle { config, commands, located: None, task: this.runtime.spawn(task.run()) }
+        let task = Task::new(&this.config, config.clone(), inbox, orders, learned, search, &this.stations);
+        PeerHandle { config, mailbox, located: None, task: this.runtime.spawn(task.run()) }
     }
 
     /// From there connections are the peer's from now on, and its password is theirs.
     fn located(&self, peer: &str, commands: &mpsc::Sender<Command>, located: &Located) {
         let mut table = self.peers.lock();
-        let Some(handle) = table.peers.get_mut(peer).filter(|peer| peer.commands.same_channel(commands))
+        let Some(handle) =
+            table.peers.get_mut(peer).filter(|peer| peer.mailbox.commands.same_channel(commands))
         else {
             return;
         };
         if handle.locate(located.socket_address(handle.config.port)) {
-            handle.command(Command::PathDown { independent: true, silent: false }, &self.runtime);
+            handle.mailbox.decide(Decision::PathDown { independent: true, silent: false });
         }
         let all = table.peers.values().map(|peer| &peer.config).chain(&table.ranges).cloned();
         let all: Vec<PeerConfig> = all.collect();

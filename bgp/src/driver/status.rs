@@ -6,7 +6,7 @@ use super::unnumbered::Located;
 use crate::Family;
 use crate::bfd;
 use crate::fsm::{PeerError, StateName};
-use crate::neighbour::{Fate, Neighbour};
+use crate::neighbour::{Fate, ManyPrefixes, Neighbour};
 use crate::rib::Route;
 use crate::wire::{Attributes, LargeCommunity};
 use ipnetwork::IpNetwork;
@@ -34,8 +34,13 @@ pub struct PeerStatus {
     /// Routes that the peer was sent and holds.
     pub advertised: usize,
     pub received: usize,
+    /// How many routes of each family it may announce; absent: any number.
+    pub prefix_limit: Option<u32>,
+    pub many_prefixes: Vec<ManyPrefixes>,
     /// How often the peer asked for a family again.
     pub refreshes: u64,
+    /// The peer may keep routes of an earlier session of ours, which cannot be withdrawn now.
+    pub may_be_kept: bool,
     /// The session is established and the peer keeps our routes while we restart.
     pub graceful_restart: bool,
     /// What `last_error` says, where it is why there is no session.
@@ -87,7 +92,10 @@ impl PeerStatus {
             carried: Family::ALL.into_iter().filter(|family| carries(neighbour, *family)).collect(),
             advertised: neighbour.advertised().count(),
             received: neighbour.received().len(),
+            prefix_limit: config.prefix_limit.map(|limit| limit.max),
+            many_prefixes: neighbour.many_prefixes(),
             refreshes: neighbour.refreshes(),
+            may_be_kept: neighbour.may_be_kept(now),
             graceful_restart: negotiated.is_some_and(|negotiated| negotiated.restart.is_some()),
             error: peer.last_error().filter(|_| no_session.is_none()).cloned(),
             learning: neighbour.is_learning(),

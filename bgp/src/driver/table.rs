@@ -1,15 +1,14 @@
 //! The peers' tasks, and whose a connection is.
 
 use super::config::{PeerConfig, Remote};
+use super::mailbox::{Command, Decision, Mailbox};
 use super::members::{Absent, HOLD};
 use super::paths::Paths;
 use super::speaker::unpoisoned;
-use super::task::Command;
 use std::collections::{BTreeMap, BTreeSet};
 use std::net::{IpAddr, SocketAddr, SocketAddrV6};
 use std::sync::{Arc, Mutex, MutexGuard};
 use std::time::{Duration, Instant};
-use tokio::runtime::Handle;
 use tokio::sync::mpsc;
 use tokio::task::JoinHandle;
 
@@ -120,7 +119,7 @@ pub(super) struct Seen {
 #[derive(Debug)]
 pub(super) struct PeerHandle {
     pub config: PeerConfig,
-    pub commands: mpsc::Sender<Command>,
+    pub mailbox: Mailbox,
     /// The router of an interface, once it is found.
     pub located: Option<SocketAddrV6>,
     pub task: JoinHandle<()>,
@@ -128,7 +127,7 @@ pub(super) struct PeerHandle {
 
 impl PeerHandle {
     /// Whether the session can go on under `config`; it then does.
-    pub fn keep(&mut self, config: PeerConfig, runtime: &Handle) -> bool {
+    pub fn keep(&mut self, config: PeerConfig) -> bool {
         if config == self.config {
             return true;
         }
@@ -137,7 +136,7 @@ impl PeerHandle {
             return false;
         }
         self.config = config.clone();
-        self.command(Command::Reconfigure(Box::new(config)), runtime);
+        self.mailbox.decide(Decision::Reconfigure(Box::new(config)));
         true
     }
 
@@ -156,11 +155,6 @@ impl PeerHandle {
         let before = std::mem::replace(&mut self.located, located);
         let watched = before.and_then(|before| self.config.bfd_session_at(Some(before))).is_some();
         watched && self.located.is_none()
-    }
-
-    pub fn command(&self, command: Command, runtime: &Handle) {
-        let commands = self.commands.clone();
-        runtime.spawn(async move { commands.send(command).await });
     }
 }
 
@@ -184,7 +178,7 @@ impl PeerTable {
         let table = self.lock();
         match table.peers.values().find(|peer| peer.is(from)) {
             Some(peer) if peer.config.shutdown.is_some() => Caller::Down,
-            Some(peer) => Caller::Peer(peer.commands.clone()),
+            Some(peer) => Caller::Peer(peer.mailbox.commands.clone()),
             None => match table.ranges.iter().find(|range| holds(range, address)) {
                 Some(range) if range.shutdown.is_some() => Caller::Down,
                 Some(_) => Caller::Member,
@@ -209,8 +203,8 @@ mod tests {
     use crate::filter::Filter;
 
     fn peer(config: PeerConfig) -> PeerHandle {
-        let (commands, _) = mpsc::channel(1);
-        PeerHandle { config, commands, located: None, task: tokio::spawn(async {}) }
+        let (mailbox, _) = Mailbox::new();
+        PeerHandle { config, mailbox, located: None, task: tokio::spawn(async {}) }
     }
 
     #[tokio::test]

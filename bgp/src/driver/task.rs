@@ -4,14 +4,14 @@ use super::bmp::{Monitored, Stations};
 use super::config::{PeerConfig, Remote, SpeakerConfig};
 use super::learned::Member;
 use super::links::{LinkEvent, Links};
+use super::mailbox::{Command, Decision, Inbox};
 use super::record::History;
 use super::socket::{self, Options};
-use super::status::{self, Direction, PeerStatus, PrefixAtPeer, Routes};
+use super::status::{self, PeerStatus};
 use super::unnumbered::{Located, Search};
 use crate::fsm::{ConnId, Connection, Input, Negotiated, PeerError, StateName, Stop};
 use crate::neighbour::{Effect, Intent, Neighbour, Note};
 use crate::rib::Source;
-use ipnetwork::IpNetwork;
 use std::future::{Future, pending};
 use std::io::{self, ErrorKind};
 use std::net::SocketAddr;
@@ -19,26 +19,8 @@ use std::pin::Pin;
 use std::sync::Arc;
 use std::time::Duration;
 use tokio::net::TcpStream;
-use tokio::sync::{mpsc, oneshot, watch};
+use tokio::sync::{oneshot, watch};
 use tokio::time::{Instant, sleep_until};
-
-pub(super) enum Command {
-    Incoming(TcpStream),
-    /// Leave with Cease: the peer is no neighbour any more.
-    Deconfigure,
-    PathDown {
-        independent: bool,
-        silent: bool,
-    },
-    Status(oneshot::Sender<PeerStatus>),
-    /// At most so many.
-    Routes(Direction, usize, oneshot::Sender<Routes>),
-    Prefix(IpNetwork, oneshot::Sender<PrefixAtPeer>),
-    /// Another configuration that the session can go on under.
-    Reconfigure(Box<PeerConfig>),
-    /// Answer once all that is to be announced or withdrawn went out.
-    Flush(oneshot::Sender<()>),
-}
 
 /// Of a session: BFD of its peer may not have begun anew.
 const YOUNG: Duration = Duration::from_secs(5);
@@ -60,7 +42,7 @@ pub(super) struct Task {
     neighbour: Neighbour,
     links: Links,
     dial: Option<Dial>,
-    commands: mpsc::Receiver<Command>,
+    inbox: Inbox,
     orders: Orders,
     flushes: Vec<oneshot::Sender<()>>,
     learned: Member,
@@ -78,6 +60,7 @@ pub(super) struct Task {
 /// What woke the task.
 enum Wake {
     Command(Command),
+    Decision(Decision),
     Dialled(io::Result<TcpStream>),
     Link(LinkEvent),
     /// Collectors of BMP came, went, or want a report.
@@ -93,7 +76,7 @@ impl Task {
     pub fn new(
         speaker: &SpeakerConfig,
         config: PeerConfig,
-        commands: mpsc::Receiver<Command>,
+        inbox: Inbox,
         mut orders: Orders,
         learned: Member,
         search: Option<Search>,
@@ -106,7 +89,7 @@ impl Task {
             config,
             links: Links::default(),
             dial: None,
-            commands,
+            inbox,
             orders,
             flushes: Vec::new(),
             learned,
@@ -131,6 +114,7 @@ impl Task {
             let wake = self.wait().await;
             match wake {
                 Wake::Command(command) => self.command(command),
+                Wake::Decision(decision) => self.decided(decision),
                 Wake::Orphaned => return,
                 Wake::Dialled(Ok(stream)) => self.adopt(stream, Input::Connected),
                 Wake::Dialled(Err(error)) => {
@@ -181,7 +165,8 @@ impl Task {
         };
         let wake = tokio::select! {
             biased;
-            command = self.commands.recv() => command.map_or(Wake::Orphaned, Wake::Command),
+            decision = self.inbox.decisions.recv() => decision.map_or(Wake::Orphaned, Wake::Decision),
+            command = self.inbox.commands.recv() => command.map_or(Wake::Orphaned, Wake::Command),
             () = located => Wake::Located,
             result = dialled => Wake::Dialled(result),
             event = self.links.next() => Wake::Link(event),
@@ -223,14 +208,6 @@ impl Task {
         // An answer that nobody waits for any more may be lost.
         match command {
             Command::Incoming(stream) => self.incoming(stream),
-            Command::Deconfigure => {
-                self.feed(Input::Stop(Stop::Deconfigured));
-                self.leaving = true;
-            }
-            Command::PathDown { independent, silent } => {
-                let independent = independent || (silent && self.has_stood());
-                self.feed(Input::PathDown { independent });
-            }
             Command::Status(reply) => {
                 let _ = reply.send(self.status());
             }
@@ -240,8 +217,21 @@ impl Task {
             Command::Prefix(prefix, reply) => {
                 let _ = reply.send(status::prefix_at(self.status(), &self.neighbour, &prefix));
             }
-            Command::Reconfigure(config) => self.reconfigure(*config),
             Command::Flush(reply) => self.flushes.push(reply),
+        }
+    }
+
+    fn decided(&mut self, decision: Decision) {
+        match decision {
+            Decision::Deconfigure => {
+                self.feed(Input::Stop(Stop::Deconfigured));
+                self.leaving = true;
+            }
+            Decision::PathDown { independent, silent } => {
+                let independent = independent || (silent && self.has_stood());
+                self.feed(Input::PathDown { independent });
+            }
+            Decision::Reconfigure(config) => self.reconfigure(*config),
         }
     }
 
@@ -259,11 +249,11 @@ impl Task {
 
     fn reconfigure(&mut self, config: PeerConfig) {
         let before = std::mem::replace(&mut self.config, config);
+        // A limit that was passed holds no longer.
+        let limited = matches!(self.neighbour.peer().last_error(), Some(PeerError::TooManyPrefixes { .. }));
         self.neighbour.set_timers(self.config.timers());
         let effects = self.neighbour.set_policy(self.now(), self.config.policy(&self.speaker));
         self.perform(effects);
-        // A limit that was passed holds no longer.
-        let limited = matches!(self.neighbour.peer().last_error(), Some(PeerError::TooManyPrefixes { .. }));
         let other_limit = self.config.prefix_limit != before.prefix_limit;
         match &self.config.shutdown {
             Some(text) if before.shutdown.is_none() => self.feed(Input::Stop(Stop::Shutdown(text.clone()))),
@@ -422,9 +412,7 @@ impl Task {
             Note::Malformed(why) => {
                 tracing::warn!(peer, %why, "malformed UPDATE: its routes count as withdrawn");
             }
-            Note::ManyPrefixes { family, count, max } => {
-                tracing::warn!(peer, %family, count, max, "the peer announces nearly as many routes as it may");
-            }
+            Note::ManyPrefixes(many) => tracing::warn!(peer, "{many}"),
             Note::Withheld(why) => tracing::warn!(peer, "{why}"),
         }
     }

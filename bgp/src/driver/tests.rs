@@ -22,7 +22,10 @@ use tokio::net::{TcpListener, TcpStream};
 use tokio::sync::mpsc;
 use tokio::time::timeout;
 
-pub(super) const DEADLINE: Duration = Duration::from_secs(20);
+mod decisions;
+
+/// Nobody waits so long but for what never comes.
+pub(super) const DEADLINE: Duration = Duration::from_secs(120);
 pub(super) const CONTEXT: Context = Context {
     four_octet_as: true,
     external: true,
@@ -59,7 +62,8 @@ impl Router {
         let address = self.0.local_addr().unwrap();
         PeerConfig {
             port: address.port(),
-            connect_retry: 1,
+            // No attempt is given up that a busy machine takes its time for.
+            connect_retry: 60,
             families: vec![Family::Ipv4Unicast],
             ..PeerConfig::new(name, Remote::Address(address.ip()), 65020)
         }

@@ -3,7 +3,7 @@
 //! What is learned is not held a second time: it is the table seen through the import filter, and told by its changes.
 
 use super::cover::Cover;
-use super::{Intent, Note, PrefixLimit};
+use super::{Intent, ManyPrefixes, PrefixLimit};
 use crate::Family;
 use crate::export::GRACEFUL_SHUTDOWN;
 use crate::filter::Filter;
@@ -207,14 +207,19 @@ impl Inbound {
         Family::ALL.into_iter().find(|family| self.rib.len_of(*family) > max as usize)
     }
 
-    /// Told once for each family and session.
-    pub fn warning(&mut self, limit: Option<PrefixLimit>) -> Option<Note> {
-        let PrefixLimit { max, warn_at, .. } = limit?;
+    pub fn many(&self, limit: PrefixLimit) -> impl Iterator<Item = ManyPrefixes> + '_ {
+        let PrefixLimit { max, warn_at, .. } = limit;
         let from = u64::from(max) * u64::from(warn_at) / 100;
-        let many = |family: &Family| self.rib.len_of(*family) as u64 > from && !self.warned.contains(family);
-        let family = Family::ALL.into_iter().find(many)?;
-        self.warned.insert(family);
-        Some(Note::ManyPrefixes { family, count: self.rib.len_of(family), max })
+        let counts = Family::ALL.into_iter().map(|family| (family, self.rib.len_of(family)));
+        let many = counts.filter(move |(_, count)| *count as u64 > from);
+        many.map(move |(family, count)| ManyPrefixes { family, count, max })
+    }
+
+    /// Told once for each family and session.
+    pub fn warnings(&mut self, limit: PrefixLimit) -> Vec<ManyPrefixes> {
+        let mut many: Vec<_> = self.many(limit).collect();
+        many.retain(|many| self.warned.insert(many.family));
+        many
     }
 
     /// Changes the table, and notes what changed if anything can be learned.

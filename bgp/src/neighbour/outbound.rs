@@ -73,6 +73,11 @@ impl Outbound {
         self.holds_back
     }
 
+    /// End-of-RIB of every family was handed out.
+    pub fn has_ended(&self) -> bool {
+        self.end_of_rib_due.is_empty()
+    }
+
     fn waits(&self, route: &RouteAttributes) -> bool {
         route.exclusive && self.verified < self.number
     }

@@ -2,7 +2,7 @@
 
 use super::*;
 use crate::filter::{Changes, Community, PrefixRange, Rule};
-use crate::fsm::{Connection, Restart};
+use crate::fsm::{Connection, Restart, StateName};
 use crate::wire::{
     AddPath, AsPath, Attributes, Capability, Context, Framer, GracefulRestart, LongLived, Message, Open,
     Origin, Reach, RestartFamily, Update,
@@ -434,13 +434,38 @@ fn a_peer_with_too_many_routes_is_warned_of_and_then_left() {
         |count: u8| receive(&mut neighbour, seconds(0), 1, their_route(&format!("10.8.{count}.0/24")));
     assert_eq!((announce(1), announce(2)), (Vec::new(), Vec::new()));
     let family = Family::Ipv4Unicast;
-    assert_eq!(announce(3), [Effect::Note(Note::ManyPrefixes { family, count: 3, max: 4 })]);
+    let many = |count, max| ManyPrefixes { family, count, max };
+    assert_eq!(announce(3), [Effect::Note(Note::ManyPrefixes(many(3, 4)))]);
     assert_eq!(announce(4), [], "said once");
     let effects = announce(5);
     let Effect::Send(_, bytes) = &effects[0] else { panic!("{effects:?}") };
     assert_eq!(bytes[19..], [6, 1, 0, 1, 1, 0, 0, 0, 4]);
     assert_eq!((neighbour.received().len(), neighbour.deadline()), (0, retry));
     assert_eq!(neighbour.handle(seconds(30), Input::TimerTick), [Effect::Connect]);
+}
+
+#[test]
+fn another_limit_is_kept_at_once() {
+    let mut neighbour = neighbour(false);
+    establish(&mut neighbour, seconds(0), 1, open(None));
+    for third in 1..=3 {
+        receive(&mut neighbour, seconds(0), 1, their_route(&format!("10.8.{third}.0/24")));
+    }
+    assert_eq!(neighbour.many_prefixes(), [], "any number");
+    let mut limit = |max| {
+        let prefix_limit = Some(PrefixLimit { max, warn_at: 50, retry: None });
+        let effects = neighbour.set_policy(seconds(1), Policy { prefix_limit, ..policy() });
+        (effects, neighbour.many_prefixes())
+    };
+    let many = ManyPrefixes { family: Family::Ipv4Unicast, count: 3, max: 4 };
+    assert_eq!(limit(4), (vec![Effect::Note(Note::ManyPrefixes(many))], vec![many]));
+    assert_eq!(limit(9), (vec![], vec![]));
+    let (effects, left) = limit(2);
+    assert!(
+        matches!(effects[..], [Effect::Send(..), Effect::Close(_), Effect::Note(Note::Down(_))]),
+        "{effects:?}"
+    );
+    assert_eq!((left, neighbour.peer().state()), (vec![], StateName::Idle));
 }
 
 #[test]

@@ -43,7 +43,8 @@ pub fn bgp_peers(peers: &[BgpPeerInfo], paint: Paint) -> String {
     ];
     let mut out = table::with_header(&header, peers.iter().map(row).collect(), paint);
     for peer in peers {
-        out.extend(peer.meaning.iter().map(|meaning| format!("{}: {meaning}\n", peer.name)));
+        let words = peer.meaning.iter().chain(&peer.warnings);
+        out.extend(words.map(|words| format!("{}: {words}\n", peer.name)));
     }
     out
 }
@@ -211,6 +212,8 @@ mod tests {
             bfd: None,
             last_error: None,
             meaning: None,
+            max_prefixes: None,
+            warnings: vec![],
         }
     }
 
@@ -264,7 +267,8 @@ leaf-v4  1 min 5 s ago  down     the connection was lost
             ..up.clone()
         };
         let watched = BgpBfdInfo { state: "Up".into(), reason: None, ..silent.bfd.clone().unwrap() };
-        let up = BgpPeerInfo { bfd: Some(watched), ..up };
+        let warnings = vec!["the peer announces 8 of 9 routes".into()];
+        let up = BgpPeerInfo { bfd: Some(watched), warnings, ..up };
         let peers = [up, down, silent];
         assert_eq!(
             bgp_peers(&peers, PLAIN),
@@ -273,6 +277,7 @@ PEER     ADDRESS        ASN  STATE        FOR         FAMILIES    SENT  RECEIVED
 leaf-v4  192.0.2.1    64512  Established  3 min 20 s  ipv4, ipv6     3         1  yes               Up    -
 leaf-v6  2001:db8::1  64512  Active       5 s         -              0         0  no                -     connection refused
 spine    192.0.2.1    64512  Established  3 min 20 s  ipv4, ipv6     3         1  yes               Down  the router has not answered yet
+leaf-v4: the peer announces 8 of 9 routes
 leaf-v6: does BGP run there?
 "
         );

@@ -27,6 +27,8 @@ pub(super) struct Interruption {
     until: Instant,
     /// As people are told.
     told: String,
+    /// What is gone, in words; absent: nothing, though the sessions have not begun again.
+    words: Option<String>,
 }
 
 impl Interruption {
@@ -34,28 +36,36 @@ impl Interruption {
         let seconds = u64::from(restart_time);
         let at = i64::try_from(unix_seconds() + seconds).ok().and_then(|at| Timestamp::from_second(at).ok());
         let told = at.map_or_else(String::new, |at| format!("until {at} "));
-        Self { until: Instant::now() + Duration::from_secs(seconds), told: format!("{told}({seconds} s)") }
+        let until = Instant::now() + Duration::from_secs(seconds);
+        Self { until, told: format!("{told}({seconds} s)"), words: None }
     }
 
     /// A daemon that begins without the objects: routers may keep what the one before it announced.
     pub(super) fn of_before(announced: &[IpNetwork]) -> Option<Self> {
         let told = "for the restart time that the daemon before this one told them".into();
         let until = Instant::now() + Duration::from_secs(USUAL.into());
-        (!announced.is_empty()).then_some(Self { until, told })
+        (!announced.is_empty()).then_some(Self { until, told, words: None })
     }
 
     fn lasts(&self) -> bool {
         Instant::now() < self.until
     }
 
-    fn error(&self, what: &str) -> ObjectError {
+    /// `what` is gone.
+    fn because(&mut self, what: &str) -> ObjectError {
         let message = format!(
             "{what}: the sessions are closed as for a restart, and nothing was withdrawn. Routers keep what this node announced \
              {}: put back before, it is announced as if nothing had been. To take it off on purpose, \
              `bulkhead node drain-routes --all` comes first",
             self.told
         );
+        self.words = Some(message.clone());
         ObjectError { file: None, object: None, field: None, message }
+    }
+
+    /// The objects are there again, and something else may be in the way.
+    pub(super) fn nothing_is_gone(&mut self) {
+        self.words = None;
     }
 }
 
@@ -65,8 +75,8 @@ impl Bgp {
         if self.close().await {
             warn!("{what}: sessions are closed, and nothing is withdrawn");
         }
-        match &self.interruption {
-            Some(interruption) if interruption.lasts() => self.errors.push(interruption.error(what)),
+        match &mut self.interruption {
+            Some(interruption) if interruption.lasts() => self.errors.push(interruption.because(what)),
             _ => self.give_up(),
         }
     }
@@ -85,10 +95,11 @@ impl Bgp {
         self.interruption.as_ref().is_some_and(Interruption::lasts)
     }
 
-    /// What people are told of it.
+    /// What people are told of it: what is gone, or why sessions cannot begin again.
     pub fn interrupted(&self) -> Option<&str> {
-        let error = self.errors.first().filter(|_| self.is_interrupted())?;
-        Some(&error.message)
+        let interruption = self.interruption.as_ref().filter(|interruption| interruption.lasts())?;
+        let in_the_way = || self.errors.first().map(|error| error.message.as_str());
+        interruption.words.as_deref().or_else(in_the_way)
     }
 
     fn give_up(&mut self) {
@@ -100,5 +111,23 @@ impl Bgp {
         self.bfd.nobody();
         self.learning.nobody();
         self.secrets.follow(&BTreeSet::new());
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn an_interruption_says_what_is_gone_until_it_is_there_again() {
+        let announced = ["10.64.0.0/26".parse().unwrap()];
+        assert!(Interruption::of_before(&[]).is_none(), "routers keep nothing");
+        let mut interruption = Interruption::of_before(&announced).unwrap();
+        assert!(interruption.lasts() && interruption.words.is_none());
+        let error = interruption.because("BGPConfiguration/default is gone");
+        assert!(error.message.starts_with("BGPConfiguration/default is gone: the sessions are closed"));
+        assert_eq!(interruption.words, Some(error.message));
+        interruption.nothing_is_gone();
+        assert_eq!(interruption.words, None, "what is in the way then, errors say");
     }
 }

@@ -54,6 +54,8 @@ impl Reader {
             history: peer.history.into_iter().map(change).collect(),
             bfd: peer.bfd.map(|session| self.bfd.info(&session)),
             last_error: peer.last_error,
+            max_prefixes: peer.prefix_limit,
+            warnings: peer.many_prefixes.iter().map(ToString::to_string).collect(),
         }
     }
 

@@ -150,6 +150,16 @@ fn bgp(page: &mut Page, peers: &[BgpPeerInfo]) {
         page.sample(&m::PEER_PREFIXES, &[&p.name, "advertised"], p.advertised);
         page.sample(&m::PEER_PREFIXES, &[&p.name, "received"], p.received);
     });
+    each(&|page, p| {
+        if let Some(most) = p.max_prefixes {
+            page.sample(&m::PEER_MAX_PREFIXES, &[&p.name], most);
+        }
+    });
+    each(&|page, p| {
+        if p.max_prefixes.is_some() {
+            page.sample(&m::PEER_MANY_PREFIXES, &[&p.name], u8::from(!p.warnings.is_empty()));
+        }
+    });
     each(&|page, p| page.sample(&m::PEER_GRACEFUL_RESTART, &[&p.name], u8::from(p.graceful_restart)));
     each(&|page, p| {
         if let Some(error) = &p.last_error {

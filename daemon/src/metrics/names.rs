@@ -81,6 +81,16 @@ pub const PEER_PREFIXES: Metric = Metric::gauge(
     "Routes that the peer was sent and holds, and that it sent.",
     &["peer", "direction"],
 );
+pub const PEER_MAX_PREFIXES: Metric = Metric::gauge(
+    "bulkhead_bgp_peer_max_prefixes",
+    "Routes that the peer may announce in each IP version (`maxPrefixes.limit`). Absent: any number.",
+    &["peer"],
+);
+pub const PEER_MANY_PREFIXES: Metric = Metric::gauge(
+    "bulkhead_bgp_peer_many_prefixes",
+    "1: the peer announces more than `maxPrefixes.warnPercent` of the routes that it may. Absent: it may announce any number.",
+    &["peer"],
+);
 pub const PEER_GRACEFUL_RESTART: Metric = Metric::gauge(
     "bulkhead_bgp_peer_graceful_restart",
     "1: the peer keeps this node's routes while the daemon restarts.",
@@ -110,7 +120,7 @@ pub const BMP_SESSIONS: Metric =
 pub const BMP_MESSAGES: Metric =
     Metric::counter("bulkhead_bmp_messages_total", "BMP messages sent to the collector.", &["collector"]);
 
-pub const ALL: [&Metric; 29] = [
+pub const ALL: [&Metric; 31] = [
     &BUILD,
     &GENERATION,
     &GENERATION_SINCE,
@@ -132,6 +142,8 @@ pub const ALL: [&Metric; 29] = [
     &PEER_ESTABLISHED,
     &PEER_MESSAGES,
     &PEER_PREFIXES,
+    &PEER_MAX_PREFIXES,
+    &PEER_MANY_PREFIXES,
     &PEER_GRACEFUL_RESTART,
     &PEER_ERROR,
     &BFD_UP,

@@ -1,7 +1,7 @@
 //! The CNI verbs: what the plugin asks, in terms of what is in force.
 
 use super::Node;
-use crate::{bandwidth::PodBandwidth, config::Origin, endpoint::PodContext, reservation};
+use crate::{bandwidth::PodBandwidth, config::Origin, endpoint::PodContext, ipam::is_fixed, reservation};
 use bulkhead_api::{
     messages::{Attach, Attachment, Check, Detach, DrainInfo, DrainRequest, ErrorReply, Gc, PodRef, code},
     objects::{ANNOTATION_IP, DEFAULT_PARTITION},
@@ -201,16 +201,26 @@ impl Node {
     /// After a pod went: a block without pods has no reason to be announced here. Withdrawn first: once the claim is
     /// given back, another node may announce the block. While nothing can be withdrawn, it stays.
     async fn release_blocks(&mut self) {
-        self.announce(self.endpoints.blocks_in_use()).await;
-        self.release_held = self.bgp.is_interrupted();
+        self.release_held = self.is_led_here().await;
         if self.release_held {
             return self.announce_blocks().await;
         }
+        self.announce(self.endpoints.blocks_in_use()).await;
         if let Err(e) = self.endpoints.release_empty_blocks().await {
             warn!(error = %e, "a block without pods is not known to be given back; tried again");
             self.release_at = Instant::now() + RELEASE_AGAIN;
         }
         self.announce_blocks().await;
+    }
+
+    /// Whether routers may lead here to what another node would take at once. A fixed address is given back all the same, with what
+    /// else its pod had: it waits at its new owner, in quarantine.
+    async fn is_led_here(&self) -> bool {
+        let in_use = self.endpoints.blocks_in_use();
+        let going = self.endpoints.blocks().keys().filter(|block| !in_use.contains_key(block));
+        let (fixed, shared): (Vec<&IpNetwork>, Vec<&IpNetwork>) = going.partition(|block| is_fixed(block));
+        let waits = fixed.is_empty() && !shared.is_empty();
+        self.bgp.is_interrupted() || (waits && self.bgp.may_be_kept().await)
     }
 
     /// What was held back, or given back and not answered. Others wait meanwhile, so not all the time.
@@ -219,7 +229,10 @@ impl Node {
             return;
         }
         if self.release_held {
-            return self.release_blocks().await;
+            if !self.is_led_here().await {
+                self.release_blocks().await;
+            }
+            return;
         }
         if !self.endpoints.is_leaving() || Instant::now() < self.release_at {
             return;

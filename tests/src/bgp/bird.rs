@@ -87,7 +87,8 @@ fn configuration(setup: &Setup) -> String {
         format!("protocol static {name} {{ {family}; route {prefix} blackhole {{ {tags}{looped} }}; }}\n")
     };
     let bfd = setup.bfd.map(|millis| {
-        format!("protocol bfd {{ interface \"*\" {{ interval {millis} ms; multiplier 3; }}; }}\n")
+        let timers = format!("{{ interval {millis} ms; multiplier 3; }}");
+        format!("protocol bfd {{ interface \"*\" {timers}; multihop {timers}; }}\n")
     });
     let second = if setup.add_path { route("again4", "ipv4", THEIRS) } else { String::new() };
     format!(

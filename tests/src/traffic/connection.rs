@@ -1,9 +1,9 @@
 //! One long-lived TCP connection that carries a counter, so that a missing, doubled or foreign byte shows.
 
-use super::{LastHeard, tcp_info};
+use super::{LastHeard, is_no_end, tcp_info};
 use crate::{Context, Error, Netns, Result};
 use std::{
-    io::{self, Read, Write},
+    io::{Read, Write},
     net::{Shutdown, SocketAddr, TcpListener, TcpStream},
     sync::{
         Arc,
@@ -138,7 +138,7 @@ fn write(mut socket: TcpStream, shared: &Shared, every: Duration) -> Result<u64>
         let bytes = (sent / 8).to_be_bytes();
         match socket.write(&bytes[(sent % 8) as usize..]) {
             Ok(n) => sent += n as u64,
-            Err(e) if matches!(e.kind(), io::ErrorKind::WouldBlock | io::ErrorKind::TimedOut) => {}
+            Err(e) if is_no_end(&e) => {}
             Err(e) => return Err(e).during(|| "writing to a long-lived connection".into()),
         }
         if sent.is_multiple_of(8) {
@@ -169,7 +169,7 @@ fn read(mut socket: TcpStream, shared: &Shared) -> Result<()> {
                 shared.last.now();
                 shared.heard.store(heard, Ordering::Release);
             }
-            Err(e) if matches!(e.kind(), io::ErrorKind::WouldBlock | io::ErrorKind::TimedOut) => {
+            Err(e) if is_no_end(&e) => {
                 if shared.stop_reading.load(Ordering::Acquire) {
                     return Ok(());
                 }

@@ -46,6 +46,12 @@ impl LastHeard {
     }
 }
 
+/// Nothing came for as long as a read waits, or a machine that was halted for a moment has interrupted it.
+fn is_no_end(error: &io::Error) -> bool {
+    use io::ErrorKind::{Interrupted, TimedOut, WouldBlock};
+    matches!(error.kind(), WouldBlock | TimedOut | Interrupted)
+}
+
 /// The kernel's word on a connection, as one end sees it.
 fn tcp_info(socket: &TcpStream) -> Result<libc::tcp_info> {
     // SAFETY: all-zero is a valid `tcp_info` (integers only).

@@ -1,6 +1,6 @@
 //! Numbered datagrams at an even pace, and the count of those that did not arrive.
 
-use super::LastHeard;
+use super::{LastHeard, is_no_end};
 use crate::{Context, Netns, Result};
 use nix::sys::socket::{setsockopt, sockopt};
 use std::{
@@ -135,7 +135,7 @@ fn receive(socket: &UdpSocket, shared: &Shared) -> Result<Received> {
                 shared.last.now();
                 shared.heard.store(tally.received.distinct, Ordering::Release);
             }
-            Err(e) if matches!(e.kind(), io::ErrorKind::WouldBlock | io::ErrorKind::TimedOut) => {
+            Err(e) if is_no_end(&e) => {
                 if shared.stop_hearing.load(Ordering::Acquire) {
                     return Ok(tally.received);
                 }

@@ -158,3 +158,22 @@ fn routes_survive_an_error_where_both_sides_agreed_on_that_but_no_hard_reset() {
     assert_eq!(lose(Notification::new(4, 0)), 1);
     assert_eq!(lose(Notification::new(4, 0).hard()), 0);
 }
+
+#[test]
+fn what_a_peer_may_keep_of_ours_is_over_with_end_of_rib_or_the_restart_time() {
+    let mut neighbour = neighbour(true);
+    assert!(neighbour.may_be_kept(seconds(59)), "of the process before");
+    assert!(!neighbour.may_be_kept(seconds(60)), "it has given us up");
+    establish(&mut neighbour, seconds(1), 1, open(Some(kept(true))));
+    neighbour.advertise(seconds(1), PLENTY);
+    assert!(neighbour.may_be_kept(seconds(1)), "the set is not complete yet");
+    neighbour.set_intent(intent(&[], true));
+    neighbour.advertise(seconds(1), PLENTY);
+    assert!(!neighbour.may_be_kept(seconds(1)));
+    neighbour.handle(seconds(2), Input::Closed(ConnId(1), None));
+    assert!(neighbour.may_be_kept(seconds(61)) && !neighbour.may_be_kept(seconds(62)));
+    establish(&mut neighbour, seconds(3), 2, open(Some(kept(true))));
+    neighbour.advertise(seconds(3), PLENTY);
+    neighbour.handle(seconds(4), Input::Stop(Stop::Shutdown("moving".into())));
+    assert!(!neighbour.may_be_kept(seconds(4)), "it was told");
+}
