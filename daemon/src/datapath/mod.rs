@@ -116,7 +116,8 @@ pub trait PodMaps {
 /// Tables of [`Sizes::DEFAULT`] take 22.3 MiB of the kernel's memory, used or not (both halves): port directories 6, rows
 /// 8, port pages and cells 4 each (an array's entries are rounded up to 8 bytes), classes and policies the rest. A
 /// connection takes some 290 bytes, used or not (its entry 192, its places in the queue of ages 96): 262,144 are 72 MiB.
-/// The rings of a pod take at most 256 KiB at that size. What sockets have called (65,536) and whom they keep to (32,768) take some 10 MiB, used or not. All other maps take 1.3 MiB while
+/// The rings of a pod take at most 256 KiB at that size. What sockets have called (65,536) and whom they keep to (32,768) take some 10 MiB, used or not, and
+/// what uplinks remember (16,384 flows) 2 MiB. All other maps take 1.3 MiB while
 /// they are empty and grow with identities, endpoints and drop counters. This struct holds both halves as far as they are filled, and shares them with the
 /// generations that were written.
 pub struct Datapath {
@@ -135,6 +136,7 @@ pub struct Datapath {
     origin_turns: aya::maps::Array<aya::maps::MapData, u32>,
     local: HashMap<Addr, Delivery>,
     direct: direct::Ranges,
+    range_policies: direct::Ranges,
     narrow: direct::Narrow,
     conntrack: HashMap<FlowKey, Flow>,
     conntrack_fd: OwnedFd,

@@ -294,6 +294,17 @@ impl Node {
         if let Err(e) = self.set_direct() {
             self.failed.push(ObjectError { file: None, object: None, field: None, message: e.to_string() });
         }
+        if let Some(compiled) = &self.compiled {
+            let judges = masquerade::judges(&self.in_force.policy, &compiled.policies, DIRECT_STRAYS);
+            if let Err(e) = self.datapath.set_range_policies(&judges) {
+                self.failed.push(ObjectError {
+                    file: None,
+                    object: None,
+                    field: None,
+                    message: e.to_string(),
+                });
+            }
+        }
         // Before the first switch the nodes of the cluster are not known: the table of the daemon before stays.
         let wanted = masquerade::masquerade(&self.in_force.policy, self.config.masquerade.as_ref());
         if self.compiled.is_some()
