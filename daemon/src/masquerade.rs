@@ -174,9 +174,10 @@ mod tests {
             objects.partitions.insert(name.into(), Arc::new(partition));
         }
         // A pod of the default partition within another's range.
-        objects.strays = [("10.65.0.9/32".parse().unwrap(), "default".into())].into();
+        objects.strays.insert("10.65.0.9/32".parse().unwrap(), "default".into());
         // Not all partitions have a policy on each node of a large cluster.
-        let policies = [("db".to_owned(), 7), ("open".to_owned(), 9), ("default".to_owned(), 0)].into();
+        let policies: BTreeMap<String, u32> =
+            [("db".to_owned(), 7), ("open".to_owned(), 9), ("default".to_owned(), 0)].into();
         let expected = [
             ("10.64.0.0/16", RANGE_OPEN),
             ("10.65.0.0/16", 7),
@@ -185,7 +186,8 @@ mod tests {
             ("10.67.0.0/16", RANGE_OPEN),
             ("10.68.0.0/16", RANGE_OPEN),
         ];
-        let expected = expected.map(|(range, policy)| (range.parse().unwrap(), policy)).into();
+        let expected: BTreeMap<IpNetwork, u32> =
+            expected.map(|(range, policy)| (range.parse().unwrap(), policy)).into();
         assert_eq!(judges(&objects, &policies, 10), expected);
     }
 }
