@@ -1,12 +1,14 @@
-//! Whose connections leave as the node's, and what that takes off the direct path. Pure.
+//! Whose connections leave as the node's, what that takes off the direct path, and who judges those that kube-proxy or somebody
+//! else sends to pods of other nodes that way. Pure.
 //!
 //! A masquerade is the stack's work. So an address outside is called past it (`directTo`) only where no partition's pods are
 //! masqueraded for it: which path a connection takes is decided by whom it is with, and not by whose it is.
 
 use crate::net::nat::Masquerade;
-use bulkhead_api::objects::{IpNetwork, PartitionMasquerade};
+use bulkhead_api::objects::{IpNetwork, Isolation, PartitionMasquerade};
+use bulkhead_ebpf_abi::{RANGE_CLOSED, RANGE_OPEN};
 use bulkhead_policy::Objects;
-use std::collections::BTreeSet;
+use std::collections::{BTreeMap, BTreeSet};
 
 /// Ranges whose pods are masqueraded, and for whom they are not. `own`: what the node's configuration says of the default
 /// partition.
@@ -52,6 +54,30 @@ pub fn direct(
         let all: BTreeSet<_> = others.into_iter().chain(both).collect();
         all.into_iter().collect()
     })
+}
+
+/// The policy that is asked here about what this node sends on to a range in its own name: the partition's, for at the pod's node
+/// only this node would be seen. The pod's own policies are asked there. `policies`: of pods that only their partition judges.
+pub fn judges(
+    objects: &Objects,
+    policies: &BTreeMap<String, u32>,
+    strays: usize,
+) -> BTreeMap<IpNetwork, u32> {
+    let judge = |name: &str| match objects.partitions.get(name).map(|p| p.spec.isolation) {
+        None | Some(Isolation::Open) => RANGE_OPEN,
+        Some(isolation) => match (policies.get(name), isolation) {
+            (Some(policy), _) => *policy,
+            // The tables of this node have no room for it.
+            (None, Isolation::Enforced) => RANGE_CLOSED,
+            (None, _) => RANGE_OPEN,
+        },
+    };
+    let strays = objects.strays.iter().take(strays).map(|(range, name)| (name.as_str(), range));
+    let mut all = BTreeMap::new();
+    for (name, range) in strays.chain(objects.own_ranges()) {
+        all.entry(*range).or_insert_with(|| judge(name));
+    }
+    all
 }
 
 /// Of two prefixes one lies in the other, or they have nothing in common.
@@ -132,5 +158,36 @@ mod tests {
         let narrow = networks(&["10.9.0.0/16", "192.0.2.0/24"]);
         assert_eq!(direct(&narrow, &one, None), networks(&["10.9.0.0/16"]));
         assert_eq!(direct(&all, &one, Some(&PartitionMasquerade::default())), networks(&["::/0"]));
+    }
+
+    #[test]
+    fn a_partition_judges_what_comes_to_its_pods_in_a_nodes_name() {
+        let mut objects = objects(&[
+            ("db", &["10.65.0.0/16"], None),
+            ("far", &["10.66.0.0/16"], None),
+            ("lab", &["10.67.0.0/16"], None),
+            ("open", &["10.68.0.0/16"], None),
+        ]);
+        for (name, isolation) in [("lab", Isolation::Audit), ("open", Isolation::Open)] {
+            let mut partition = objects.partitions[name].as_ref().clone();
+            partition.spec.isolation = isolation;
+            objects.partitions.insert(name.into(), Arc::new(partition));
+        }
+        // A pod of the default partition within another's range.
+        objects.strays.insert("10.65.0.9/32".parse().unwrap(), "default".into());
+        // Not all partitions have a policy on each node of a large cluster.
+        let policies: BTreeMap<String, u32> =
+            [("db".to_owned(), 7), ("open".to_owned(), 9), ("default".to_owned(), 0)].into();
+        let expected = [
+            ("10.64.0.0/16", RANGE_OPEN),
+            ("10.65.0.0/16", 7),
+            ("10.65.0.9/32", RANGE_OPEN),
+            ("10.66.0.0/16", RANGE_CLOSED),
+            ("10.67.0.0/16", RANGE_OPEN),
+            ("10.68.0.0/16", RANGE_OPEN),
+        ];
+        let expected: BTreeMap<IpNetwork, u32> =
+            expected.map(|(range, policy)| (range.parse().unwrap(), policy)).into();
+        assert_eq!(judges(&objects, &policies, 10), expected);
     }
 }

@@ -77,4 +77,9 @@ impl Delivery {
 pub const DIRECT_NO: u32 = 0;
 pub const DIRECT_YES: u32 = 1;
 
+/// `RANGE_POLICY` values, by prefix: the policy that is asked about what this node sends on to there in its own name. Nobody's:
+pub const RANGE_OPEN: u32 = u32::MAX;
+/// A policy that no generation has: everybody is refused.
+pub const RANGE_CLOSED: u32 = u32::MAX - 1;
+
 assert_size!(Endpoint = 68, Delivery = 28);

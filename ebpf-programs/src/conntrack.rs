@@ -97,6 +97,13 @@ pub fn admit(ctx: &TcContext, at: &At, packet: &Packet) -> Verdict {
     Verdict::of(bulkhead_admit(at, packet))
 }
 
+/// What the receiver's policy says of who sent a packet that carries this node's address; it makes no connection.
+#[inline(always)]
+pub fn judge(at: &At, packet: &Packet) -> Result<Answer, Verdict> {
+    let receiver = (at.policy, DIR_INGRESS);
+    ask(at, receiver, decide::by_mark(at), packet.proto, packet.service_port(), decide::FIRST, false)
+}
+
 /// A function of its own to the verifier ("global"): checked once, for any packet, and not again on every path to it.
 #[unsafe(no_mangle)]
 #[inline(never)]

@@ -6,6 +6,7 @@
 //!          from_pod ─── direct: pod, uplink     to_pod                  │
 //!              │ (ifb: paced)                     │                     │
 //!              └───▶ host stack: routing, translation ◀── from_uplink ──┘ ◀── uplink
+//!                                        └───────────▶ to_uplink ────────────▶ uplink
 //! ```
 //! Entry points here only put the parts in order. Every packet ends in `Next` (the kernel goes on with it), a drop that
 //! is counted, or a redirect. Nothing here may let a packet pass because a look-up failed.
@@ -17,6 +18,7 @@
 mod address;
 mod conntrack;
 mod counters;
+mod departure;
 mod endpoint;
 mod forward;
 mod fragment;
@@ -53,6 +55,12 @@ pub fn to_pod(ctx: TcContext) -> i32 {
 #[classifier]
 pub fn from_uplink(ctx: TcContext) -> i32 {
     uplink::from_uplink(&ctx)
+}
+
+/// What leaves for the network outside.
+#[classifier]
+pub fn to_uplink(ctx: TcContext) -> i32 {
+    departure::to_uplink(&ctx)
 }
 
 /// Never attached: run by the daemon, once for each connection that it wants forgotten.

@@ -38,6 +38,12 @@ pub static LOCAL: HashMap<Addr, Delivery> = HashMap::with_max_entries(1, BPF_F_N
 /// Whom connections reach without the host's stack; see `forward`.
 #[map]
 pub static DIRECT: LpmTrie<Address, u32> = LpmTrie::with_max_entries(1, BPF_F_NO_PREALLOC);
+/// Whose policy is asked about what this node sends on in its own name; see `departure`. The longest prefix counts.
+#[map]
+pub static RANGE_POLICY: LpmTrie<Address, u32> = LpmTrie::with_max_entries(1, BPF_F_NO_PREALLOC);
+/// Flows between this node and pods elsewhere whose beginning was seen: of TCP on its way out, of others on their way in.
+#[map]
+pub static BEGUN: LruHashMap<FlowKey, u32> = LruHashMap::with_max_entries(1, 0);
 /// The MTU of IPv4 routes that the route look-up does not tell, in bytes; 0: it does. The longest prefix counts.
 #[map]
 pub static NARROW: LpmTrie<Address, u32> = LpmTrie::with_max_entries(1, BPF_F_NO_PREALLOC);

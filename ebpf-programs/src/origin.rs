@@ -21,6 +21,19 @@ pub fn at_pod(ctx: &TcContext, part: Part) -> u32 {
     if skb::ingress_ifindex(ctx) == skb::ifindex(ctx) { ORIGIN_ITSELF } else { origin }
 }
 
+/// Of a packet that leaves by an uplink.
+#[inline(always)]
+pub fn at_uplink(ctx: &TcContext, part: Part) -> u32 {
+    let origin = read(ctx);
+    if origin == ORIGIN_NONE && !is_made_here(ctx, part) { ORIGIN_UNKNOWN } else { origin }
+}
+
+/// Of a packet that passes the stack by, out of the host: its sender speaks as itself.
+#[inline(always)]
+pub fn untranslated(ctx: &TcContext) {
+    write_raw(ctx, ORIGIN_ITSELF);
+}
+
 /// The first interface of every network namespace.
 const LOOPBACK: u32 = 1;
 
@@ -40,5 +53,10 @@ pub fn turn(origin: u32) -> u32 {
 
 #[inline(always)]
 pub fn write(ctx: &TcContext, identity: u32) {
-    skb::set_mark(ctx, skb::mark(ctx) & !ORIGIN_MASK | origin_of(identity) << ORIGIN_SHIFT);
+    write_raw(ctx, origin_of(identity));
+}
+
+#[inline(always)]
+fn write_raw(ctx: &TcContext, origin: u32) {
+    skb::set_mark(ctx, skb::mark(ctx) & !ORIGIN_MASK | origin << ORIGIN_SHIFT);
 }

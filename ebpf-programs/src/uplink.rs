@@ -4,7 +4,7 @@
 //! for the node (BGP, BFD, SSH) is the node's.
 
 use crate::{
-    conntrack, counters,
+    conntrack, counters, departure,
     endpoint::kept,
     forward,
     identity::identity,
@@ -45,6 +45,10 @@ pub fn from_uplink(ctx: &TcContext) -> i32 {
         Some(to) if to.flags & ENDPOINT_PACED == 0 => {
             forward::from_uplink(ctx, generation, to, packet, protocol)
         }
-        _ => NEXT,
+        Some(_) => NEXT,
+        None => {
+            departure::remember(ctx, packet, protocol);
+            NEXT
+        }
     }
 }

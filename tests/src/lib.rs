@@ -32,6 +32,7 @@ pub mod pod;
 pub mod probe;
 pub mod programs;
 pub mod routes;
+pub mod sctp;
 pub mod single;
 pub mod traffic;
 pub mod wait;

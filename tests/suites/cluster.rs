@@ -12,6 +12,8 @@ mod fixed;
 mod install;
 #[path = "cluster/matrix.rs"]
 mod matrix;
+#[path = "cluster/outside.rs"]
+mod outside;
 #[path = "cluster/policy.rs"]
 mod policy;
 #[path = "cluster/ports.rs"]
@@ -20,6 +22,8 @@ mod ports;
 mod reach;
 #[path = "cluster/room.rs"]
 mod room;
+#[path = "cluster/sctp.rs"]
+mod sctp;
 #[path = "cluster/services.rs"]
 mod services;
 #[path = "cluster/site.rs"]
@@ -77,7 +81,7 @@ fn afterwards(before: &Machine, ended: &Ended) -> i32 {
 }
 
 fn trials(site: Option<&Arc<Mutex<Site>>>) -> Vec<Trial> {
-    let cases: [(&str, Case); 22] = [
+    let cases: [(&str, Case); 24] = [
         ("nodes become ready by one kubectl apply, and by nothing else", install::installed),
         ("pods of both nodes reach each other and the nodes, without NAT", reach::everybody),
         ("what is installed is upgraded to this build without a lost packet", upgrade::upgraded),
@@ -87,6 +91,11 @@ fn trials(site: Option<&Arc<Mutex<Site>>>) -> Vec<Trial> {
         ("nodes and others call services, by kube-proxy in both of its modes", services::of_others),
         ("services of both families, headless ones and those of SCTP", services::of_both_families),
         ("policy judges the backend, whoever has translated the service", services::judged),
+        (
+            "who calls from outside is let in or refused as himself, by any node and either mode",
+            outside::judged,
+        ),
+        ("kube-proxy translates SCTP for pods and others, and the backend judges them", sctp::services),
         ("pods call services where no kube-proxy runs", services::without_proxy),
         ("kubelets probe pods of an isolated partition that lets nobody else in", policy::partition),
         ("a network policy by label holds for pods of both nodes, and follows labels", policy::labels),

@@ -24,6 +24,8 @@ mod connections;
 mod counted;
 #[path = "datapath/decisions.rs"]
 mod decisions;
+#[path = "datapath/departures.rs"]
+mod departures;
 #[path = "datapath/direct.rs"]
 mod direct;
 #[path = "datapath/floods.rs"]
@@ -94,6 +96,7 @@ fn main() -> ExitCode {
         icmp::trials(),
         fragments::trials(),
         origins::trials(),
+        departures::trials(),
         generations::trials(),
         switches::trials(),
         adoption::trials(),

@@ -44,6 +44,7 @@ const CASES: &[(&str, Case)] = &[
     ("a pod that nobody may call reaches itself through a service, and nobody else does", translated::itself),
     ("what is masqueraded on its way out is masqueraded, and its replies come back", translated::masqueraded),
     ("a backend of a node port judges who really calls, behind the node's address", translated::node_ports),
+    ("nor does anybody pass as the node at a pod of another one", translated::another_node),
     ("whatever mark a pod sets itself opens nothing", marks::nobodys_but_the_hooks),
     (
         "what the node masquerades of a machine behind an interface that nobody marks is not the node's",

@@ -9,6 +9,9 @@
 mod bandwidth;
 #[path = "lifecycle/bgp.rs"]
 mod bgp;
+#[allow(dead_code, reason = "shared with the forwarding suite")]
+#[path = "forwarding/support.rs"]
+mod calls;
 #[path = "lifecycle/churn.rs"]
 mod churn;
 #[path = "lifecycle/cli.rs"]

@@ -60,6 +60,18 @@ impl Datapath {
     }
 }
 
+impl Datapath {
+    /// Exactly these afterwards: the policy that is asked about what the node sends on to these ranges in its own name, or one of
+    /// `RANGE_*`.
+    pub fn set_range_policies(&mut self, policies: &BTreeMap<IpNetwork, u32>) -> Result<(), DatapathError> {
+        let wanted = policies.iter().map(|(range, policy)| (prefix(range), *policy)).collect();
+        self.range_policies.write(&wanted).map_err(|source| DatapathError::Map {
+            what: "setting the policies of other nodes' pods".into(),
+            source,
+        })
+    }
+}
+
 /// The map of [`NarrowRoutes`], and the least of them: what is shorter than all of them asks no further.
 pub(super) struct Narrow {
     pub routes: Ranges,

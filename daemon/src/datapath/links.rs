@@ -18,10 +18,11 @@ pub enum Hook {
     FromPod,
     ToPod,
     FromUplink,
+    ToUplink,
 }
 
 impl Hook {
-    pub const ALL: [Self; 3] = [Self::FromPod, Self::ToPod, Self::FromUplink];
+    pub const ALL: [Self; 4] = [Self::FromPod, Self::ToPod, Self::FromUplink, Self::ToUplink];
 
     /// Of the program, its pin, and the end of its links' pins.
     pub const fn name(self) -> &'static str {
@@ -29,25 +30,28 @@ impl Hook {
             Self::FromPod => "from_pod",
             Self::ToPod => "to_pod",
             Self::FromUplink => "from_uplink",
+            Self::ToUplink => "to_uplink",
         }
     }
 
     fn side(self) -> TcAttachType {
         match self {
             Self::FromPod | Self::FromUplink => TcAttachType::Ingress,
-            Self::ToPod => TcAttachType::Egress,
+            Self::ToPod | Self::ToUplink => TcAttachType::Egress,
         }
     }
 }
 
 impl Datapath {
-    /// Attaches the hook of an uplink and pins the link; replaces the program if it is attached already.
+    /// Attaches both hooks of an uplink and pins the links; replaces the programs where they are attached already.
     pub fn attach_uplink(&mut self, ifname: &str, ifindex: u32) -> Result<(), DatapathError> {
-        self.attach(ifname, ifindex, Hook::FromUplink)
+        self.attach(ifname, ifindex, Hook::FromUplink)?;
+        self.attach(ifname, ifindex, Hook::ToUplink)
     }
 
-    /// Succeeds also when there is nothing attached.
+    /// Succeeds also when there is nothing attached. `FromUplink` last: while it is there, there is something to detach.
     pub fn detach_uplink(&mut self, ifname: &str) -> Result<(), DatapathError> {
+        release(&self.pins.link(ifname, Hook::ToUplink))?;
         release(&self.pins.link(ifname, Hook::FromUplink))
     }
 

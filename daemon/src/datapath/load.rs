@@ -31,6 +31,8 @@ use std::{
     path::Path,
 };
 
+/// Connections between this node's addresses and pods of other nodes, as far as others have begun them.
+const BEGUN: u32 = 16_384;
 /// Pods of one node, with room for those that come before others have gone.
 const ENDPOINTS: u32 = 4096;
 /// Ranges of pods, and those that the configuration names.
@@ -113,9 +115,11 @@ fn shapes(sizes: &Sizes, connections: &Connections) -> Vec<Shape> {
     ]
 }
 
-/// Maps that pins of a daemon before services lack.
-fn service_shapes() -> Vec<Shape> {
+/// Maps that pins of an older daemon lack.
+fn later_shapes() -> Vec<Shape> {
     vec![
+        shape::<[u8; 20], u32>("RANGE_POLICY", DIRECT_PREFIXES),
+        shape::<FlowKey, u32>("BEGUN", BEGUN),
         shape::<u64, u32>("POD_NETNS", ENDPOINTS),
         shape::<Addr, u32>("NODE_ADDRESS", NODE_ADDRESSES),
         shape::<FrontendKey, FrontendValue>("FRONTEND", FRONTENDS),
@@ -146,7 +150,7 @@ impl Datapath {
         if !adopted {
             pins.clear_maps()?;
         }
-        let shapes = [shapes, service_shapes()].concat();
+        let shapes = [shapes, later_shapes()].concat();
         let mut object = load(&pins, &sizes, &connections, &shapes)?;
         for hook in Hook::ALL {
             load_program(&mut object, &pins, hook)?;
@@ -173,7 +177,7 @@ impl Datapath {
             return Ok(0);
         }
         // What is not there would be made, and pinned.
-        shapes.extend(service_shapes().into_iter().filter(|shape| pins.map(shape.name).exists()));
+        shapes.extend(later_shapes().into_iter().filter(|shape| pins.map(shape.name).exists()));
         let mut object = load(&pins, &sizes, &connections, &shapes)?;
         for hook in Hook::ALL {
             verify_program(&mut object, hook)?;
@@ -219,6 +223,7 @@ impl Datapath {
             origin_turns: take(o, "ORIGIN_TURN")?,
             local: take(o, "LOCAL")?,
             direct: Ranges::new(take(o, "DIRECT")?),
+            range_policies: Ranges::new(take(o, "RANGE_POLICY")?),
             narrow: Narrow { routes: Ranges::new(take(o, "NARROW")?), narrowest: take(o, "NARROWEST")? },
             conntrack_fd: owned_fd(&conntrack)?,
             conntrack: typed("CONNTRACK", conntrack)?,
@@ -261,8 +266,8 @@ fn adoptable(pins: &Pins, shapes: &[Shape]) -> Result<bool, DatapathError> {
         Some(found) if found != 0 => return Err(DatapathError::Version { found, needed: ABI_VERSION }),
         _ => return Ok(false),
     }
-    let services = service_shapes().into_iter().filter(|shape| pins.map(shape.name).exists());
-    for shape in shapes.iter().copied().chain(services) {
+    let later = later_shapes().into_iter().filter(|shape| pins.map(shape.name).exists());
+    for shape in shapes.iter().copied().chain(later) {
         let info = MapInfo::from_pin(pins.map(shape.name))
             .map_err(|source| DatapathError::Map { what: format!("pinned map {}", shape.name), source })?;
         let room = if shape.name == "CONNTRACK" { "room for (`conntrackEntries`)" } else { "room for" };

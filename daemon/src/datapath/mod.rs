@@ -131,6 +131,7 @@ pub struct Datapath {
     origin_turns: aya::maps::Array<aya::maps::MapData, u32>,
     local: HashMap<Addr, Delivery>,
     direct: direct::Ranges,
+    range_policies: direct::Ranges,
     narrow: direct::Narrow,
     conntrack: HashMap<FlowKey, Flow>,
     conntrack_fd: OwnedFd,

@@ -291,7 +291,7 @@ impl Node {
 
     /// What follows a switch: pods, announcements, and the end of the former generation.
     async fn follow(&mut self) {
-        if let Err(e) = self.set_direct() {
+        if let Err(e) = self.set_ranges() {
             self.failed.push(ObjectError { file: None, object: None, field: None, message: e.to_string() });
         }
         // Before the first switch the nodes of the cluster are not known: the table of the daemon before stays.
@@ -314,9 +314,13 @@ impl Node {
     }
 
     /// Pods' ranges are routed as they are, by what this plugin is; of other addresses only the configuration knows, and
-    /// whoever is masqueraded for them.
-    fn set_direct(&mut self) -> Result<(), DatapathError> {
+    /// whoever is masqueraded for them. Partitions judge what the node sends on to their ranges in its own name.
+    fn set_ranges(&mut self) -> Result<(), DatapathError> {
         let objects = &self.in_force.policy;
+        if let Some(compiled) = &self.compiled {
+            let judges = masquerade::judges(objects, &compiled.policies, DIRECT_STRAYS);
+            self.datapath.set_range_policies(&judges)?;
+        }
         let outside = masquerade::direct(&self.config.direct_to, objects, self.config.masquerade.as_ref());
         let ranges = objects.own_ranges().map(|(_, range)| range);
         let direct = ranges.chain(objects.strays.keys().take(DIRECT_STRAYS)).chain(&outside);

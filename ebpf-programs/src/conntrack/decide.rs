@@ -66,6 +66,12 @@ impl Peer {
     }
 }
 
+/// Whoever sent it, whatever its address says.
+#[inline(always)]
+pub fn by_mark(at: &At) -> Peer {
+    Peer::by_mark(at.origin)
+}
+
 /// Of a packet without a flow.
 #[inline(always)]
 pub fn peer_of_packet(at: &At, packet: &Packet) -> Peer {

@@ -4,6 +4,7 @@ use super::{Leg, frame};
 use crate::{
     address::Address,
     maps::{NARROW, NARROWEST},
+    origin,
     parse::Packet,
     skb,
     verdict::NEXT,
@@ -62,6 +63,7 @@ pub fn send(ctx: &TcContext, packet: &Packet, ipv6: u32) -> i32 {
     {
         return NEXT;
     }
+    origin::untranslated(ctx);
     redirect(route)
 }
 

@@ -120,6 +120,7 @@ pub fn of_both_families(site: &mut Site) -> Result<()> {
         let calls = || site.ask(app1, &vec![(*address, SERVICE); CALLS]);
         wait_answers(&format!("a pod calls {address}"), &["db1", "db2"], |a| a.seen == own, calls)?;
     }
+    headless(site)?;
     until("what is not translated at the socket is told", SOON, || {
         let told =
             kubectl(&["exec", "-n", "bulkhead", "ds/bulkheadd", "--", "/usr/bin/bulkhead", "services"])?;
@@ -129,6 +130,25 @@ pub fn of_both_families(site: &mut Site) -> Result<()> {
         if both { Ok(Some(())) } else { unmet(told) }
     })?;
     kubectl(&["delete", "service", "-n", "shop", "both", "headless", "signal"]).map(drop)
+}
+
+/// What DNS answers for a headless service is what its slices hold: pods' own addresses, called without any translation.
+fn headless(site: &Site) -> Result<()> {
+    let of_it = ["-l", "kubernetes.io/service-name=headless", "-o"];
+    let named = until("its slices name its pods", SOON, || {
+        let path = ["jsonpath={.items[*].endpoints[*].addresses[0]}"];
+        let get = ["get", "endpointslice", "-n", "shop"];
+        let told = site.cluster.kubectl(&[&get[..], &of_it, &path].concat())?;
+        let all: Vec<String> = told.split_whitespace().map(String::from).collect();
+        if all.len() == 2 { Ok(Some(all)) } else { unmet(told) }
+    })?;
+    for from in &PODS[..2] {
+        let own = site.address(from)?;
+        let calls = || site.ask(from, &named.iter().map(|a| (a.as_str(), PORT)).collect::<Vec<_>>());
+        let what = format!("{} calls what slices name", from.name);
+        wait_answers(&what, &["db1", "db2"], |a| a.seen == own, calls)?;
+    }
+    Ok(())
 }
 
 /// Goes on from the case before: who is no pod calls, and kube-proxy translates.

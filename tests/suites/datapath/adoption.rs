@@ -164,9 +164,9 @@ fn links_stay_attached_and_run_the_new_programs() {
     node.datapath.attach_pod(veth.0, ifindex(veth.0)).expect("attached");
     node.datapath.attach_pod(veth.0, ifindex(veth.0)).expect("attached again");
     node.datapath.attach_uplink("lo", 1).expect("attached");
-    let all: Vec<_> = [(veth.0, Hook::FromPod), (veth.0, Hook::ToPod), ("lo", Hook::FromUplink)]
-        .map(|(name, hook)| (name.to_string(), hook))
-        .into();
+    let (of_pod, of_uplink) = ([Hook::FromPod, Hook::ToPod], [Hook::FromUplink, Hook::ToUplink]);
+    let of_pod = of_pod.map(|hook| (veth.0.to_string(), hook));
+    let all = [of_pod, of_uplink.map(|hook| ("lo".to_string(), hook))].concat();
     let pins = node.pins.clone();
     let first = program_id(&pins, Hook::FromPod);
     for start in 0..3 {

@@ -235,6 +235,13 @@ impl Node {
         self.run(Hook::FromUplink, "up0", frame, mark)
     }
 
+    /// By the uplink, a packet of this origin that came into the host at an interface, or was made here.
+    pub fn leave(&self, ingress: Option<&str>, packet: &Packet, origin: u32) -> Outcome {
+        let fields =
+            Fields { mark: origin << ORIGIN_SHIFT, ingress: ingress.map_or(0, ifindex), gso_size: 0 };
+        self.run_as(Hook::ToUplink, "up0", &packet.frame(), fields)
+    }
+
     /// From one pod of this node to the other: both hooks.
     pub fn pass(&self, from: u32, packet: &Packet) -> [End; 2] {
         let sent = self.send(from, packet);

@@ -1,6 +1,7 @@
 //! What the node's netfilter translates, as kube-proxy and a masquerading agent would have it do.
 
 use crate::support::{Watch, alternative, bound, exchange, exchange_at, nft, require};
+use bulkhead_api::messages::DropInfo;
 use bulkhead_lab::{Lab, Pod, Result, unmet, wait::until_true};
 use std::{
     net::{IpAddr, SocketAddr},
@@ -181,5 +182,29 @@ pub fn node_ports(lab: &mut Lab) -> Result<()> {
             }
         }
     }
+    clear(lab)
+}
+
+/// Nodes may call the pod at this port, by its partition's rule; the machine outside may not, and does not by their names.
+pub fn another_node(lab: &mut Lab) -> Result<()> {
+    const METRICS: u16 = 9100;
+    let (cart, db, node) = (lab.pod("shop/cart-0")?, lab.pod("payments/db-1")?, &lab.nodes[0]);
+    let own = |v6: bool| -> IpAddr { if v6 { node.v6.into() } else { node.v4.into() } };
+    let called = |v6| at(own(v6), 30_083);
+    let dnat = [false, true].map(|v6| (called(v6), at(alternative(db, v6), METRICS)));
+    translate(lab, &dnat, &["ct status dnat".into()])?;
+    for v6 in [false, true] {
+        let seen = exchange(&node.netns, &db.netns, alternative(db, v6), METRICS, None)?;
+        require(seen == own(v6), &format!("the pod saw {seen}"))?;
+        for (who, caller) in [("the machine", &lab.vm.netns), ("a pod of this node", &cart.netns)] {
+            for mark in [None, Some(30 << 16 | 1)] {
+                let reached = exchange_at(caller, &db.netns, METRICS, called(v6), mark).is_ok();
+                require(!reached, &format!("{who} passes as a node at a pod of another one"))?;
+            }
+        }
+    }
+    let drops: Vec<DropInfo> = node.get("/v1/drops")?;
+    let by_payments = |d: &DropInfo| d.partition.as_deref() == Some("payments") && d.direction == "ingress";
+    require(drops.iter().any(by_payments), "nobody tells of whom this node has refused")?;
     clear(lab)
 }

@@ -30,7 +30,7 @@ type Drops = PerCpuHashMap<MapData, [u8; 12], [u64; 3]>;
 pub struct Kernel {
     pub datapath: Datapath,
     /// By [`Hook`].
-    programs: [SchedClassifier; 3],
+    programs: [SchedClassifier; 4],
     drops: Drops,
     /// What must have been counted: packets and bytes.
     pub counted: BTreeMap<DropKey, (u64, u64)>,

@@ -137,6 +137,7 @@ impl<'a> Model<'a> {
             Hook::FromPod => self.at_pod(at, DIR_EGRESS, frame),
             Hook::ToPod => self.at_pod(at, DIR_INGRESS, frame),
             Hook::FromUplink => self.at_uplink(frame),
+            Hook::ToUplink => None,
         }
     }
 

@@ -1,0 +1,156 @@
+//! What leaves by an uplink in the node's name for a pod of another node, and whose it is.
+
+use crate::{
+    node::{A, B, End, FAMILIES, NODE, Node, POLICY_B, V4, VM, WORLD},
+    packet::{ACK, Packet, SYN, sctp, tcp, udp},
+    rules::{Port, Rules},
+};
+use bulkhead_ebpf_abi::{
+    DIR_INGRESS, DROP_POLICY, DROP_UNKNOWN_ORIGIN, ORIGIN_ITSELF, ORIGIN_NONE, ORIGIN_UNKNOWN, POLICY_AUDIT,
+    RANGE_CLOSED, RANGE_OPEN, RULE_DEFAULT_DENY, RULE_NONE,
+};
+
+crate::trials! {
+    departures:
+    nobody_leaves_as_the_node_for_a_pod_that_does_not_let_him_in,
+    a_connection_that_left_in_the_nodes_name_is_cut_unless_it_is_kept,
+    what_is_not_in_the_nodes_name_is_judged_at_the_pod_alone,
+    what_came_in_where_nobody_marks_leaves_for_no_enforced_partition_in_the_nodes_name,
+    datagrams_are_judged_but_for_those_that_answer_a_pod,
+    a_range_without_a_policy_here_is_open_or_closed_as_it_was_told,
+    audit_records_who_leaves_and_lets_him,
+}
+
+const DENIED: End = End::Drop(DROP_POLICY, RULE_DEFAULT_DENY);
+const UNKNOWN: End = End::Drop(DROP_UNKNOWN_ORIGIN, RULE_NONE);
+
+/// A pod of another node, by family: its partition's rules are pod b's.
+fn far(v4: bool) -> &'static str {
+    if v4 { "10.0.9.9" } else { "fd00:4:9::9" }
+}
+
+fn ranges(node: &mut Node, ranges: &[(&str, u32)]) {
+    let ranges = ranges.iter().map(|(range, policy)| (range.parse().expect("a range"), *policy));
+    node.datapath.set_range_policies(&ranges.collect()).expect("set");
+}
+
+/// Lets in `VM` and this node.
+fn rules() -> Rules {
+    let rules = Rules::none().ingress(POLICY_B, VM, Port::Tcp80, 70).ingress(POLICY_B, NODE, Port::Tcp80, 71);
+    rules.ingress(POLICY_B, VM, Port::Udp53, 72).ingress(POLICY_B, VM, Port::Sctp3868, 73)
+}
+
+fn node_with(rules: Rules) -> Node {
+    let mut node = Node::new(rules);
+    ranges(&mut node, &[("10.0.9.0/24", POLICY_B), ("fd00:4:9::/48", POLICY_B)]);
+    node
+}
+
+fn nobody_leaves_as_the_node_for_a_pod_that_does_not_let_him_in() {
+    let node = node_with(rules());
+    for f in FAMILIES {
+        let to = far(f.a == V4.a);
+        let call = |flags| tcp((f.node, 5), (to, 80), flags);
+        let leaves = |by, packet: &Packet, origin| node.leave(Some(by), packet, origin).end;
+        assert_eq!(leaves("up0", &call(SYN), VM), End::Next);
+        for (by, origin) in [("up0", WORLD), ("pod-a", A), ("pod-b", B)] {
+            assert_eq!(leaves(by, &call(SYN), origin), DENIED, "origin {origin}");
+            // Of which nobody knows who began it.
+            assert_eq!(leaves(by, &tcp((f.node, 6), (to, 80), ACK), origin), End::Next);
+            assert_eq!(leaves(by, &tcp((f.node, 80), (to, 5), SYN | ACK), origin), End::Next);
+        }
+        assert_eq!(leaves("up0", &tcp((f.node, 5), (to, 81), SYN), VM), DENIED);
+        let counted = node.leave(Some("up0"), &call(SYN), WORLD).counted.expect("a drop");
+        assert_eq!((counted.policy, u32::from(counted.dir)), (POLICY_B, DIR_INGRESS));
+        assert_eq!(node.leave(None, &call(SYN), ORIGIN_NONE).end, End::Next);
+    }
+}
+
+fn a_connection_that_left_in_the_nodes_name_is_cut_unless_it_is_kept() {
+    for kept in [false, true] {
+        let none = Rules::none();
+        let mut node = node_with(if kept {
+            none.ingress_keep(POLICY_B, VM, Port::Tcp80, 70)
+        } else {
+            none.ingress(POLICY_B, VM, Port::Tcp80, 70)
+        });
+        for f in FAMILIES {
+            let packet = |flags| tcp((f.node, 5), (far(f.a == V4.a), 80), flags);
+            assert_eq!(node.leave(Some("up0"), &packet(SYN), VM).end, End::Next);
+            node.apply(&Rules::none());
+            let goes_on = node.leave(Some("up0"), &packet(ACK), VM).end;
+            assert_eq!(goes_on, if kept { End::Next } else { DENIED });
+            node.apply(&Rules::none().ingress_keep(POLICY_B, VM, Port::Tcp80, 70));
+            assert_eq!(node.leave(Some("up0"), &packet(ACK), VM).end, End::Next);
+            if !kept {
+                node.apply(&Rules::none().ingress(POLICY_B, VM, Port::Tcp80, 70));
+            }
+        }
+    }
+}
+
+fn what_is_not_in_the_nodes_name_is_judged_at_the_pod_alone() {
+    let node = node_with(rules());
+    for f in FAMILIES {
+        let to = far(f.a == V4.a);
+        for (from, by, origin) in [(f.world, "up0", WORLD), (f.a, "pod-a", A), (f.a, "pod-a", ORIGIN_ITSELF)]
+        {
+            assert_eq!(node.leave(Some(by), &tcp((from, 5), (to, 80), SYN), origin).end, End::Next);
+        }
+        // Whoever masquerades what leaves for the world, or for the other node.
+        let away = tcp((f.node, 5), (f.world, 80), SYN);
+        assert_eq!(node.leave(Some("pod-a"), &away, A).end, End::Next);
+    }
+}
+
+fn what_came_in_where_nobody_marks_leaves_for_no_enforced_partition_in_the_nodes_name() {
+    let node = node_with(rules());
+    for f in FAMILIES {
+        let call = tcp((f.node, 5), (far(f.a == V4.a), 80), SYN);
+        assert_eq!(node.leave(Some("up0"), &call, ORIGIN_NONE).end, UNKNOWN);
+        assert_eq!(node.leave(Some("up0"), &call, ORIGIN_UNKNOWN).end, UNKNOWN);
+        assert_eq!(node.leave(Some("lo"), &call, ORIGIN_NONE).end, End::Next);
+    }
+}
+
+fn datagrams_are_judged_but_for_those_that_answer_a_pod() {
+    let node = node_with(rules());
+    for f in FAMILIES {
+        let to = far(f.a == V4.a);
+        for (transport, port) in [(udp as fn(_, _) -> Packet, 53), (sctp, 3868)] {
+            let call = transport((f.node, 40_000), (to, port));
+            assert_eq!(node.leave(Some("up0"), &call, VM).end, End::Next);
+            assert_eq!(node.leave(Some("up0"), &call, WORLD).end, DENIED);
+            // What a host port of this node answers the pod with, from whichever port.
+            for (own, theirs) in [(8053, 50_000), (50_001, 8054)] {
+                let answer = transport((f.node, own), (to, theirs));
+                assert_eq!(node.leave(Some("pod-a"), &answer, A).end, DENIED);
+                assert_eq!(node.uplink(&transport((to, theirs), (f.node, own)).frame(), 0).end, End::Next);
+                assert_eq!(node.leave(Some("pod-a"), &answer, A).end, End::Next);
+                // It is what that port answers, and no other.
+                assert_eq!(
+                    node.leave(Some("pod-a"), &transport((f.node, own + 1), (to, theirs)), A).end,
+                    DENIED
+                );
+            }
+        }
+    }
+}
+
+fn a_range_without_a_policy_here_is_open_or_closed_as_it_was_told() {
+    let mut node = Node::new(rules());
+    let none = |node: &Node| node.leave(Some("up0"), &tcp((V4.node, 5), (far(true), 80), SYN), WORLD).end;
+    assert_eq!(none(&node), End::Next);
+    ranges(&mut node, &[("10.0.9.0/24", RANGE_CLOSED)]);
+    assert_eq!(none(&node), End::Drop(DROP_POLICY, RULE_NONE));
+    ranges(&mut node, &[("10.0.9.0/24", RANGE_CLOSED), ("10.0.9.9/32", RANGE_OPEN)]);
+    assert_eq!(none(&node), End::Next);
+}
+
+fn audit_records_who_leaves_and_lets_him() {
+    let node = node_with(rules().flags(POLICY_B, POLICY_AUDIT));
+    for f in FAMILIES {
+        let outcome = node.leave(Some("up0"), &tcp((f.node, 5), (far(f.a == V4.a), 80), SYN), WORLD);
+        assert_eq!((outcome.end, outcome.audited), (End::Next, Some(RULE_DEFAULT_DENY)));
+    }
+}
