@@ -1,6 +1,6 @@
 //! What docs/ARCHITECTURE.md says of every map is what this daemon makes.
 
-use super::{service_shapes, shapes};
+use super::{later_shapes, shapes};
 use crate::config::CONNTRACK_ENTRIES_DEFAULT;
 use bulkhead_ebpf_abi::{Connections, Sizes};
 use std::collections::BTreeMap;
@@ -17,7 +17,7 @@ fn the_table_of_maps_has_each_with_its_key_value_and_entries() {
         .map(cells)
         .map(|cells| (cells[0].trim_matches('`').to_string(), cells[1..].join(" ").replace(',', "")))
         .collect();
-    let made = [shapes(&Sizes::DEFAULT, &Connections::of(CONNTRACK_ENTRIES_DEFAULT)), service_shapes()];
+    let made = [shapes(&Sizes::DEFAULT, &Connections::of(CONNTRACK_ENTRIES_DEFAULT)), later_shapes()];
     let made: BTreeMap<_, _> = made
         .concat()
         .iter()
