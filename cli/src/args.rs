@@ -39,6 +39,9 @@ pub enum Command {
         /// it has written it, whoever else answers
         #[arg(long, value_name = "FILE", requires = "ready")]
         standby: Option<PathBuf>,
+        /// With --standby: ready not before it has waited for so long
+        #[arg(long, value_name = "SECONDS", requires = "standby", default_value_t = 0)]
+        waited: u64,
     },
     /// Pods of this node
     Endpoints,

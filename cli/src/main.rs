@@ -52,6 +52,8 @@ enum Failure {
     Offline(#[from] OfflineError),
     #[error("the daemon that writes {} has not begun: {source}", path.display())]
     NotBegun { path: PathBuf, source: io::Error },
+    #[error("the standby has waited for {} s of {} s", age.as_secs(), least.as_secs())]
+    JustBegun { age: Duration, least: Duration },
 }
 
 struct Answer {
@@ -92,13 +94,11 @@ fn run(args: &Args) -> Result<Answer, Failure> {
             let changes = !diff.changes.is_empty();
             return Ok(Answer { text: printed(args, &diff, |d| views::diff(d, paint))?, changes });
         }
-        Command::Status { ready, standby } => {
-            if let Some(file) = standby {
-                let waits = fs::read_to_string(file)
-                    .map_err(|source| Failure::NotBegun { path: file.clone(), source })?;
-                if !waits.is_empty() {
-                    return Ok(Answer { text: waits, changes: false });
-                }
+        Command::Status { ready, standby, waited } => {
+            if let Some(file) = standby
+                && let Some(text) = stands_by(file, Duration::from_secs(*waited))?
+            {
+                return Ok(Answer { text, changes: false });
             }
             if *ready {
                 get(args, "/v1/cni/status", |_: &serde_json::Value| String::new())?;
@@ -160,6 +160,19 @@ fn run(args: &Args) -> Result<Answer, Failure> {
         }
     }?;
     Ok(Answer { text, changes: false })
+}
+
+/// What a daemon that writes this file says it waits for; it has to have waited for so long.
+fn stands_by(file: &Path, least: Duration) -> Result<Option<String>, Failure> {
+    let not_begun = |source| Failure::NotBegun { path: file.into(), source };
+    let waits = fs::read_to_string(file).map_err(not_begun)?;
+    if waits.is_empty() {
+        return Ok(None);
+    }
+    let since = fs::metadata(file).and_then(|m| m.modified()).map_err(not_begun)?;
+    // A clock that was set back makes nobody wait for ever.
+    let age = since.elapsed().unwrap_or(Duration::MAX);
+    if age < least { Err(Failure::JustBegun { age, least }) } else { Ok(Some(waits)) }
 }
 
 fn ask_routes(

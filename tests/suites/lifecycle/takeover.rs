@@ -88,9 +88,14 @@ impl Standby {
 
     /// As a readiness probe asks; `socket`: where somebody answers, or not.
     fn is_ready(&self, socket: &Path) -> Result<bool> {
+        self.is_ready_after("0", socket)
+    }
+
+    /// The same, where a standby is not ready before it has waited for so many seconds.
+    fn is_ready_after(&self, waited: &str, socket: &Path) -> Result<bool> {
         let mut ask = Command::new(programs::find("bulkhead")?);
         ask.arg("--socket").arg(socket);
-        ask.args(["status", "--ready", "--standby"]).arg(&self.file);
+        ask.args(["status", "--ready", "--standby"]).arg(&self.file).args(["--waited", waited]);
         Ok(ask.output()?.status.success())
     }
 }
@@ -112,6 +117,8 @@ fn standby(lab: &mut Lab) -> Result<()> {
     let standby = Standby::start(&lab.nodes[0])?;
     let (socket, nobody) = (lab.nodes[0].socket(), lab.nodes[0].socket().with_extension("none"));
     require(standby.is_ready(&nobody)?, "it is ready while it waits")?;
+    require(!standby.is_ready_after("3600", &nobody)?, "it is ready before its time")?;
+    until_true("it has waited for a second", SOON, || standby.is_ready_after("1", &nobody))?;
     // As before it has begun.
     let said = standby.says()?;
     fs::remove_file(&standby.file)?;
@@ -122,7 +129,7 @@ fn standby(lab: &mut Lab) -> Result<()> {
     let node = &lab.nodes[0];
     until_true("it has taken over", LATER, || Ok(node.get::<serde_json::Value>("/v1/cni/status").is_ok()))?;
     require(standby.says()?.is_empty() && !standby.is_ready(&nobody)?, "it waits no more")?;
-    require(standby.is_ready(&socket)?, "it is ready by itself")?;
+    require(standby.is_ready_after("3600", &socket)?, "it is ready by itself")?;
     require(status(node)?.generation >= generation, "what was in force is the base of what is")?;
     check(lab, first)?;
     let report = connection.finish()?;
