@@ -72,11 +72,21 @@ pub fn judges(
             (None, _) => RANGE_OPEN,
         },
     };
-    let strays = objects.strays.iter().take(strays).map(|(range, name)| (name.as_str(), range));
     let mut all = BTreeMap::new();
-    for (name, range) in strays.chain(objects.own_ranges()) {
+    for (name, range) in objects.own_ranges() {
         all.entry(*range).or_insert_with(|| judge(name));
     }
+    let lengths: BTreeSet<u8> = all.keys().map(|range| range.prefix()).collect();
+    // To a stray that there is no room for, nobody may come by the words of the range that it lies in.
+    for (stray, _) in objects.strays.iter().skip(strays).filter(|(_, name)| judge(name) != RANGE_OPEN) {
+        let around = lengths.iter().filter_map(|length| IpNetwork::new(stray.network(), *length).ok());
+        let around: Vec<_> =
+            around.filter_map(|range| IpNetwork::new(range.network(), range.prefix()).ok()).collect();
+        for range in around {
+            all.entry(range).and_modify(|judge| *judge = RANGE_CLOSED);
+        }
+    }
+    all.extend(objects.strays.iter().take(strays).map(|(range, name)| (*range, judge(name))));
     all
 }
 
@@ -189,5 +199,11 @@ mod tests {
         let expected: BTreeMap<IpNetwork, u32> =
             expected.map(|(range, policy)| (range.parse().unwrap(), policy)).into();
         assert_eq!(judges(&objects, &policies, 10), expected);
+        // Where there is no room for a stray, its range is nobody's way to it; one that is open needs none.
+        let of_range =
+            |objects: &Objects, strays| judges(objects, &policies, strays)[&"10.64.0.0/16".parse().unwrap()];
+        assert_eq!(of_range(&objects, 0), RANGE_OPEN);
+        objects.strays.insert("10.64.0.9/32".parse().unwrap(), "db".into());
+        assert_eq!((of_range(&objects, 10), of_range(&objects, 0)), (RANGE_OPEN, RANGE_CLOSED));
     }
 }

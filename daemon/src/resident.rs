@@ -35,13 +35,16 @@ struct Mapping {
     writable: bool,
     of_file: bool,
     resident: u64,
-    /// Pages that are no longer the file's: relocated, or with a debugger's breakpoint in them.
-    own: u64,
+    /// Pages that are no longer the file's, relocated or with a debugger's breakpoint in them: in memory, and swapped out.
+    anonymous: Option<u64>,
+    swapped: Option<u64>,
 }
 
 impl Mapping {
     fn is_as_its_file(&self) -> bool {
-        self.of_file && self.private && !self.writable && self.own == 0
+        let of_its_own = [self.anonymous, self.swapped];
+        // What cannot be read may be anything.
+        self.of_file && self.private && !self.writable && of_its_own == [Some(0); 2]
     }
 
     /// Of `55d0c0a00000-55d0c1100000 r-xp 0071a000 fe:00 1234 /usr/bin/program`.
@@ -65,10 +68,11 @@ fn mappings(smaps: &str) -> Vec<Mapping> {
     let mut found: Vec<Mapping> = Vec::new();
     for line in smaps.lines() {
         let Some((first, rest)) = line.split_once(' ') else { continue };
-        let kb = || rest.trim().trim_end_matches(" kB").parse().unwrap_or(0);
+        let kb = || rest.trim().trim_end_matches(" kB").parse().ok();
         match (first, found.last_mut()) {
-            ("Rss:", Some(mapping)) => mapping.resident = kb(),
-            ("Anonymous:", Some(mapping)) => mapping.own = kb(),
+            ("Rss:", Some(mapping)) => mapping.resident = kb().unwrap_or(0),
+            ("Anonymous:", Some(mapping)) => mapping.anonymous = kb(),
+            ("Swap:", Some(mapping)) => mapping.swapped = kb(),
             _ if !first.ends_with(':') => found.extend(Mapping::of_head(first, rest)),
             _ => {}
         }
@@ -91,25 +95,39 @@ mod tests {
 Size:               1024 kB
 Rss:                 700 kB
 Anonymous:             0 kB
+Swap:                  0 kB
 VmFlags: rd mr mw me sd
 55d0c0100000-55d0c0300000 r-xp 00100000 fe:00 1234                       /usr/bin/bulkheadd (deleted)
 Rss:                2000 kB
 Anonymous:             0 kB
+Swap:                  0 kB
 55d0c0300000-55d0c0380000 r--p 00300000 fe:00 1234 /usr/bin/relocated
 Rss:                 512 kB
 Anonymous:           512 kB
-55d0c0380000-55d0c0390000 rw-p 00380000 fe:00 1234 /usr/bin/data
+Swap:                  0 kB
+55d0c0380000-55d0c0384000 r--p 00380000 fe:00 1234 /usr/bin/relocated-and-swapped-out
+Rss:                   0 kB
+Anonymous:             0 kB
+Swap:                 16 kB
+55d0c0384000-55d0c0388000 r--p 00380000 fe:00 1234 /usr/bin/untold
+Rss:                  16 kB
+Anonymous:             0 kB
+55d0c0388000-55d0c0390000 rw-p 00380000 fe:00 1234 /usr/bin/data
 Rss:                  64 kB
 Anonymous:             0 kB
+Swap:                  0 kB
 7f0000000000-7f0000010000 r--s 00000000 fe:00 99 /usr/lib/shared
 Rss:                  64 kB
 Anonymous:             0 kB
+Swap:                  0 kB
 7f0000010000-7f0000020000 r--p 00000000 00:00 0
 Rss:                  64 kB
 Anonymous:             0 kB
+Swap:                  0 kB
 7ffc00000000-7ffc00002000 r-xp 00000000 00:00 0                          [vdso]
 Rss:                   8 kB
 Anonymous:             0 kB
+Swap:                  0 kB
 ";
         let given: Vec<_> = mappings(smaps)
             .into_iter()

@@ -341,7 +341,7 @@ async fn restart_cleans() {
     let report = node.restart().await;
     assert_eq!((report.adopted, report.removed.len()), (0, 2), "{report:?}");
     node.assert_nothing_left();
-    let blocks = node.endpoints.release_empty_blocks().await.unwrap();
+    let blocks = node.endpoints.release_empty_blocks(&Default::default()).await.unwrap();
     assert_eq!(blocks.len(), 2, "all addresses are free");
     assert_eq!(run("ip route show proto 66"), "");
 }

@@ -332,7 +332,10 @@ impl Inner {
         });
         let orders = Orders { intent: this.intent.subscribe(), begun: this.begun.clone() };
         let learned = this.learned.admit(&config.name);
-        let task = Task::new(&this.config, config.clone(), inbox, orders, learned, search, &this.stations);
+        // A peer that begins anew because its parameters changed finds the routes that were announced in force.
+        let preserved = this.config.forwarding_preserved || *this.begun.borrow() > 0;
+        let speaker = SpeakerConfig { forwarding_preserved: preserved, ..this.config.clone() };
+        let task = Task::new(&speaker, config.clone(), inbox, orders, learned, search, &this.stations);
         PeerHandle { config, mailbox, located: None, task: this.runtime.spawn(task.run()) }
     }
 

@@ -13,8 +13,9 @@ pub(super) struct Kept {
 impl Kept {
     pub fn new(now: Duration, restart: &Restart) -> Kept {
         let restart_time = Duration::from_secs(restart.time.into());
-        // A process before this one may have had a session until now.
-        Kept { restart_time, until: restart.restarting.then_some(now + restart_time) }
+        // A process before this one may have had a session until now, or this one, before the peer's parameters changed.
+        let possible = restart.restarting || restart.forwarding_preserved;
+        Kept { restart_time, until: possible.then_some(now + restart_time) }
     }
 
     pub fn down(&mut self, now: Duration, negotiated: &Negotiated, reason: &PeerError) {

@@ -23,28 +23,31 @@ pub(super) struct Paths {
 impl Paths {
     /// For one more route.
     pub fn take(&mut self, path: &Arc<Path>) -> Number {
-        if let Some(number) = self.last
-            && let Some(Some(shared)) = self.all.get_mut(number.index())
-            && Arc::ptr_eq(&shared.path, path)
-        {
-            shared.routes += 1;
-            return number;
-        }
-        let shared = Some(Shared { path: path.clone(), routes: 1 });
-        let free = self.free.pop().and_then(|number| Some((number, self.all.get_mut(number.index())?)));
-        let number = match free {
-            Some((number, slot)) => {
-                *slot = shared;
-                number
-            }
-            None => {
-                self.all.push(shared);
-                // Fewer than routes, whose keys would fill the memory first.
-                Number(self.all.len() as u32 - 1)
-            }
-        };
+        let same = |number: &Number| self.get(*number).is_some_and(|last| Arc::ptr_eq(last, path));
+        let number = self.last.filter(same).unwrap_or_else(|| self.add(path.clone()));
+        self.hold(number);
         self.last = Some(number);
         number
+    }
+
+    /// For no route yet.
+    pub fn add(&mut self, path: Arc<Path>) -> Number {
+        let shared = Some(Shared { path, routes: 0 });
+        let free = self.free.pop().and_then(|number| Some((number, self.all.get_mut(number.index())?)));
+        if let Some((number, slot)) = free {
+            *slot = shared;
+            return number;
+        }
+        self.all.push(shared);
+        // Fewer than routes, whose keys would fill the memory first.
+        Number(self.all.len() as u32 - 1)
+    }
+
+    /// One route more has it.
+    pub fn hold(&mut self, number: Number) {
+        if let Some(Some(shared)) = self.all.get_mut(number.index()) {
+            shared.routes += 1;
+        }
     }
 
     pub fn get(&self, number: Number) -> Option<&Arc<Path>> {

@@ -15,6 +15,9 @@ pub(super) trait Key: Copy + Eq + Hash {
     fn with_id(&self, path_id: u32) -> Self;
 }
 
+/// So much room of a table that is empty stays its own.
+const KEPT: usize = 1024;
+
 /// Twelve octets.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
 pub(super) struct KeyV4 {
@@ -168,6 +171,10 @@ impl<K: Key> Table<K> {
     fn forget(&mut self, key: &K) {
         let Some(number) = self.routes.remove(key) else { return };
         self.paths.release(number);
+        // What a full table has taken is not kept for the next one.
+        if self.routes.is_empty() && self.routes.capacity() > KEPT {
+            (self.routes, self.paths) = (HashMap::default(), Paths::default());
+        }
         if key.path_id() != 0 {
             let base = key.with_id(0);
             let Some(ids) = self.ids.get_mut(&base) else { return };
@@ -192,14 +199,20 @@ impl<K: Key> Table<K> {
     /// Replaces the path of each stale route, or removes it. Their prefixes.
     pub fn change_stale(&mut self, change: impl Fn(&Path) -> Option<Path>) -> Vec<IpNetwork> {
         let stale = std::mem::take(&mut self.stale);
-        let mut changed: HashMap<Number, Option<Arc<Path>>> = HashMap::new();
+        let mut changed: HashMap<Number, Option<Number>> = HashMap::new();
         for key in &stale {
-            let Some(number) = self.routes.get(key) else { continue };
-            let path = changed
-                .entry(*number)
-                .or_insert_with(|| self.paths.get(*number).and_then(|path| change(path)).map(Arc::new));
-            match path.clone() {
-                Some(path) => self.insert(*key, &path),
+            let Some(number) = self.routes.get(key).copied() else { continue };
+            let next = changed.get(&number).copied().unwrap_or_else(|| {
+                let path = self.paths.get(number).and_then(|path| change(path));
+                path.map(|path| self.paths.add(Arc::new(path)))
+            });
+            changed.insert(number, next);
+            match next {
+                Some(next) => {
+                    self.paths.hold(next);
+                    self.routes.insert(*key, next);
+                    self.paths.release(number);
+                }
                 None => self.forget(key),
             }
         }

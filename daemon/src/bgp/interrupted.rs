@@ -111,6 +111,7 @@ impl Bgp {
         self.bfd.nobody();
         self.learning.nobody();
         self.secrets.follow(&BTreeSet::new());
+        self.key_files.follow(BTreeSet::new());
     }
 }
 

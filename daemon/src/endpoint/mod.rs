@@ -274,9 +274,12 @@ impl<N: Net, C: BlockClaims> Endpoints<N, C> {
         self.store.writable()
     }
 
-    /// Gives blocks without pods back; their discard routes go too.
-    pub async fn release_empty_blocks(&mut self) -> Result<Vec<IpNetwork>, ErrorReply> {
-        let released = self.ipam.release_empty_blocks().await;
+    /// Gives blocks without pods back, but for those that are held; their discard routes go too.
+    pub async fn release_empty_blocks(
+        &mut self,
+        held: &BTreeSet<IpNetwork>,
+    ) -> Result<Vec<IpNetwork>, ErrorReply> {
+        let released = self.ipam.release_empty_blocks(held).await;
         self.after_release(released).await
     }
 

@@ -118,7 +118,7 @@ mod tests {
         }
         // Its pod's end gives back nothing that is another's.
         one.free(fixed);
-        one.release_empty_blocks().await.unwrap();
+        one.release_empty_blocks(&Default::default()).await.unwrap();
         assert_eq!(one.ask_for_fixed().await, []);
         assert_eq!(two.ask_for_fixed().await, [(block, Asked::Ours)]);
     }
@@ -140,7 +140,7 @@ mod tests {
             assert_eq!(one.ask_for_fixed().await, [(block, Asked::Anothers("n2".into()))]);
             assert!(one.lost().contains_key(&block) && one.blocks().is_empty());
             two.free(fixed);
-            two.release_empty_blocks().await.unwrap();
+            two.release_empty_blocks(&Default::default()).await.unwrap();
             assert_eq!(one.ask_for_fixed().await, [(block, Asked::Again)]);
             assert!(one.lost().is_empty() && one.blocks().contains_key(&block));
         }

@@ -199,7 +199,7 @@ mod tests {
         let other = one.allocate("web", &[net("10.1.0.0/25")], &[]).await.unwrap()[0];
         assert_eq!(other, "10.1.0.64".parse::<IpAddr>().unwrap());
         two.free(theirs);
-        two.release_empty_blocks().await.unwrap();
+        two.release_empty_blocks(&Default::default()).await.unwrap();
         let kept = one.keep(&[net("10.1.0.64/26")].into()).await;
         assert_eq!((kept.again, one.lost().len()), (vec![net("10.1.0.0/26")], 0));
         assert!(one.blocks_in_use().contains_key(&net("10.1.0.0/26")), "{address} is in it still");
@@ -231,7 +231,7 @@ mod tests {
         node(dir.path(), "n2").await.allocate("web", &[net("10.1.0.0/26")], &[]).await.unwrap();
         one.keep(&BTreeSet::new()).await;
         one.free(address);
-        one.release_empty_blocks().await.unwrap();
+        one.release_empty_blocks(&Default::default()).await.unwrap();
         assert_eq!(one.lost().len(), 0);
         assert_eq!(node(dir.path(), "n2").await.blocks().len(), 1, "their claim stands");
     }

@@ -271,15 +271,21 @@ impl<C: BlockClaims> Ipam<C> {
         blocks
     }
 
-    /// Gives back the blocks that hold no address. Explicit, because a block that stays claimed costs nothing and spares
+    /// Gives back the blocks that hold no address, but for those that are held. Explicit, because a block that stays claimed costs nothing and spares
     /// the routers a withdrawal and an announcement each time the last pod goes.
     ///
     /// # Errors
     /// The first of the claims' errors. A block is none of this node's from here on, whatever is known of its claim:
     /// see [`Self::release_leaving`].
-    pub async fn release_empty_blocks(&mut self) -> Result<Vec<IpNetwork>, ClaimError> {
+    pub async fn release_empty_blocks(
+        &mut self,
+        held: &BTreeSet<IpNetwork>,
+    ) -> Result<Vec<IpNetwork>, ClaimError> {
         self.forget_lost();
         for (block, partition) in self.allocator.empty_blocks() {
+            if held.contains(&block) {
+                continue;
+            }
             self.allocator.remove_block(block);
             self.unsure.remove(&block);
             self.leaving.insert(block, partition);

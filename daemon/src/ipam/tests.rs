@@ -80,7 +80,7 @@ async fn released_blocks_are_free_for_others_and_used_ones_stay() {
     one.allocate("pay", &nets(&["10.2.0.0/26"]), &[]).await.unwrap();
     web.into_iter().for_each(|a| one.free(a));
     assert_eq!(one.blocks_in_use().keys().copied().collect::<Vec<_>>(), nets(&["10.2.0.0/26"]));
-    assert_eq!(one.release_empty_blocks().await.unwrap(), nets(&["10.1.0.0/26"]));
+    assert_eq!(one.release_empty_blocks(&Default::default()).await.unwrap(), nets(&["10.1.0.0/26"]));
     assert_eq!(*one.blocks(), one.blocks_in_use());
     assert!(!dir.path().join(format!("{}.yaml", block_name("10.1.0.0/26".parse().unwrap()))).exists());
     let mut two = node(dir.path(), "n2").await;
@@ -125,7 +125,7 @@ async fn a_fixed_address_is_given_to_one_pod_until_it_is_given_back() {
     // It is announced like any block: as a host route.
     assert_eq!(one.blocks().keys().copied().collect::<Vec<_>>(), nets(&["10.1.0.7/32", "fd00:1::7/128"]));
     fixed.iter().for_each(|a| one.free(*a));
-    one.release_empty_blocks().await.unwrap();
+    one.release_empty_blocks(&Default::default()).await.unwrap();
     two.take("web", &fixed).await.unwrap();
 }
 
@@ -136,7 +136,7 @@ async fn what_failed_half_way_holds_nothing() {
     let fixed: Vec<IpAddr> = vec!["10.1.0.7".parse().unwrap(), "fd00:1::7".parse().unwrap()];
     two.take("web", &fixed[1..]).await.unwrap();
     assert!(one.take("web", &fixed).await.is_err());
-    one.release_empty_blocks().await.unwrap();
+    one.release_empty_blocks(&Default::default()).await.unwrap();
     two.take("web", &fixed[..1]).await.unwrap();
 }
 
@@ -197,7 +197,7 @@ async fn unanswered(dir: &Path, loses: u8) -> Ipam<Lossy> {
     let mut addresses = one.allocate("web", &nets(&["10.1.0.0/24"]), &[]).await.unwrap();
     addresses.extend(one.allocate("pay", &nets(&["10.2.0.0/26"]), &[]).await.unwrap());
     addresses.into_iter().for_each(|a| one.free(a));
-    one.release_empty_blocks().await.unwrap_err();
+    one.release_empty_blocks(&Default::default()).await.unwrap_err();
     assert_eq!(*one.blocks(), BTreeMap::new(), "nothing that may be another's is announced");
     assert!(
         !dir.join(format!("{}.yaml", block_name(nets(&["10.2.0.0/26"])[0]))).exists(),
@@ -243,7 +243,7 @@ async fn a_fixed_address_whose_release_was_lost_is_claimed_anew() {
     let mut one = Ipam::load(Lossy { claims, block: fixed.into(), loses: 1.into() }, "n1").await.unwrap();
     one.take("web", &[fixed]).await.unwrap();
     one.free(fixed);
-    one.release_empty_blocks().await.unwrap_err();
+    one.release_empty_blocks(&Default::default()).await.unwrap_err();
     one.take("web", &[fixed]).await.unwrap();
     assert_eq!(one.release_leaving().await.unwrap(), []);
     assert!(node(dir.path(), "n2").await.take("web", &[fixed]).await.is_err());

@@ -51,12 +51,11 @@ impl Node {
             && same_ranges(&self.in_force.policy, &objects)
             && same_homes(&self.in_force.policy, &objects)
             && !self.stray_pods.change(&self.in_force.policy, &objects);
-        let objects = if same {
-            Objects { strays: self.in_force.policy.strays.clone(), ..objects }
+        let (objects, stray_pods) = if same {
+            (Objects { strays: self.in_force.policy.strays.clone(), ..objects }, None)
         } else {
             let (objects, pods) = self.with_strays(objects);
-            self.stray_pods = pods;
-            objects
+            (objects, Some(pods))
         };
         let changed = self.compiled.is_none() || objects != self.in_force.policy;
         let mut taken = true;
@@ -71,7 +70,13 @@ impl Node {
                     taken = false;
                     if e.is_refusal() {
                         refused.push(not_done(&e));
-                        failed.extend(self.follow_facts(objects).err().map(|e| not_done(&e)));
+                        match self.follow_facts(objects) {
+                            Ok(faults) => refused.extend(faults),
+                            // Nothing is to be had by trying the same again.
+                            Err(e) if e.is_refusal() => refused.push(not_done(&e)),
+                            Err(e) => failed.push(not_done(&e)),
+                        }
+                        refused.dedup();
                     } else {
                         failed.push(not_done(&e));
                     }
@@ -79,6 +84,9 @@ impl Node {
             }
         }
         self.clean |= clean && !changed;
+        if let Some(pods) = stray_pods.filter(|_| taken) {
+            self.stray_pods = pods;
+        }
         self.in_force.annotations = snapshot.annotations;
         self.in_force.services = snapshot.services;
         self.in_force.endpoint_slices = snapshot.endpoint_slices;
@@ -100,21 +108,21 @@ impl Node {
     }
 
     /// Rules that do not fit are no reason to know nothing of the pods that come and go: by the rules in force.
-    fn follow_facts(&mut self, refused: Objects) -> Result<(), NoSwitch> {
+    /// What is wrong with the rules in force as things are.
+    fn follow_facts(&mut self, refused: Objects) -> Result<Vec<ObjectError>, NoSwitch> {
         // Where none have been, pods wait: without any, everybody would be free.
         if self.history.is_empty() {
-            return Ok(());
+            return Ok(Vec::new());
         }
         let candidate = refused.ruled_by(self.in_force.policy.clone());
-        let Admitted { objects, errors: _, clean } =
-            admit_change(&self.in_force.policy, self.clean, candidate);
+        let Admitted { objects, errors, clean } = admit_change(&self.in_force.policy, self.clean, candidate);
         let (objects, pods) = self.with_strays(objects);
         if self.compiled.is_none() || objects != self.in_force.policy {
             self.switch(objects, None, None)?;
             self.clean = clean;
         }
         self.stray_pods = pods;
-        Ok(())
+        Ok(errors)
     }
 
     /// Whose addresses are that do not lie in their range, by what nodes have claimed; and which pods change it.

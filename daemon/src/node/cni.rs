@@ -9,7 +9,7 @@ use bulkhead_api::{
 use bulkhead_policy::{LocalPod, Placement, PodUid};
 use ipnetwork::IpNetwork;
 use std::{
-    collections::BTreeMap,
+    collections::{BTreeMap, BTreeSet},
     net::IpAddr,
     time::{Duration, Instant},
 };
@@ -199,28 +199,34 @@ impl Node {
     }
 
     /// After a pod went: a block without pods has no reason to be announced here. Withdrawn first: once the claim is
-    /// given back, another node may announce the block. While nothing can be withdrawn, it stays.
+    /// given back, another node may announce the block. While it cannot be withdrawn, it stays.
     async fn release_blocks(&mut self) {
-        self.release_held = self.is_led_here().await;
-        if self.release_held {
+        let (held, free) = self.empty_blocks().await;
+        self.release_held = !held.is_empty();
+        if free.is_empty() {
             return self.announce_blocks().await;
         }
-        self.announce(self.endpoints.blocks_in_use()).await;
-        if let Err(e) = self.endpoints.release_empty_blocks().await {
+        let mut staying = self.endpoints.blocks().clone();
+        staying.retain(|block, _| !free.contains(block));
+        self.announce(staying).await;
+        if let Err(e) = self.endpoints.release_empty_blocks(&held).await {
             warn!(error = %e, "a block without pods is not known to be given back; tried again");
             self.release_at = Instant::now() + RELEASE_AGAIN;
         }
         self.announce_blocks().await;
     }
 
-    /// Whether routers may lead here to what another node would take at once. A fixed address is given back all the same, with what
-    /// else its pod had: it waits at its new owner, in quarantine.
-    async fn is_led_here(&self) -> bool {
+    /// Those to which routers may lead here whatever is said, while another node would take them at once; and the others. A fixed
+    /// address waits at its new owner, in quarantine: only an interruption holds it.
+    async fn empty_blocks(&self) -> (BTreeSet<IpNetwork>, BTreeSet<IpNetwork>) {
         let in_use = self.endpoints.blocks_in_use();
-        let going = self.endpoints.blocks().keys().filter(|block| !in_use.contains_key(block));
-        let (fixed, shared): (Vec<&IpNetwork>, Vec<&IpNetwork>) = going.partition(|block| is_fixed(block));
-        let waits = fixed.is_empty() && !shared.is_empty();
-        self.bgp.is_interrupted() || (waits && self.bgp.may_be_kept().await)
+        let empty = self.endpoints.blocks().keys().filter(|block| !in_use.contains_key(block)).copied();
+        if self.bgp.is_interrupted() {
+            return (empty.collect(), BTreeSet::new());
+        }
+        let (free, shared): (BTreeSet<IpNetwork>, BTreeSet<IpNetwork>) = empty.partition(is_fixed);
+        let kept = !shared.is_empty() && self.bgp.may_be_kept().await;
+        if kept { (shared, free) } else { (BTreeSet::new(), &free | &shared) }
     }
 
     /// What was held back, or given back and not answered. Others wait meanwhile, so not all the time.
@@ -229,10 +235,7 @@ impl Node {
             return;
         }
         if self.release_held {
-            if !self.is_led_here().await {
-                self.release_blocks().await;
-            }
-            return;
+            self.release_blocks().await;
         }
         if !self.endpoints.is_leaving() || Instant::now() < self.release_at {
             return;

@@ -24,6 +24,9 @@ const PRIORITY: libc::c_int = 30;
 /// Who wakes so much later than due was held up: a virtual machine that its host paused, a processor that the kernel kept.
 const LATE: Duration = Duration::from_millis(20);
 
+/// Packets of a socket in one turn: a flood of them must not keep timers from their time.
+const MOST: usize = 1000;
+
 pub enum Command {
     Configure(BTreeMap<Key, Settings>),
     List(u64),
@@ -126,7 +129,8 @@ impl Thread {
         let mut effects = Vec::new();
         for socket in &self.listening {
             let mut buffer = [0; sockets::BUFFER];
-            while let Some(received) = socket.receive(&mut buffer) {
+            for _ in 0..MOST {
+                let Some(received) = socket.receive(&mut buffer) else { break };
                 let arrival = Arrival {
                     bytes: &buffer[..received.length],
                     from: received.from,

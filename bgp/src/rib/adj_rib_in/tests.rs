@@ -177,14 +177,21 @@ fn long_lived_routes_carry_the_mark_and_those_that_forbid_it_go() {
 #[test]
 fn long_lived_routes_share_their_path_as_before() {
     let mut rib = rib(&[]);
-    let mut two = announce("10.0.0.0/24", &[65020]);
-    two.announced.as_mut().unwrap().reach[0].prefixes.push("10.0.1.0/24".parse().unwrap());
-    take(&mut rib, two);
+    // In turns, as they may stand in a table.
+    for path in [65020, 65021] {
+        let mut two = announce("10.0.0.0/24", &[path]);
+        let prefixes = ["0", "1"].map(|n| format!("10.{}.{n}.0/24", path - 65000));
+        two.announced.as_mut().unwrap().reach[0].prefixes = prefixes.map(|p| p.parse().unwrap()).into();
+        take(&mut rib, two);
+    }
     rib.mark_stale(&Family::ALL, &mut Changed::default());
     rib.make_long_lived(Family::Ipv4Unicast, &mut Changed::default());
-    let [one, other] = &rib.first(usize::MAX)[..] else { panic!("two routes") };
-    assert!(Arc::ptr_eq(&one.path, &other.path) && one.stale && other.stale);
-    assert_eq!(one.path.attributes.communities, [LLGR_STALE]);
+    let [a, b, c, d] = &rib.first(usize::MAX)[..] else { panic!("four routes") };
+    assert!(Arc::ptr_eq(&a.path, &b.path) && Arc::ptr_eq(&c.path, &d.path) && !Arc::ptr_eq(&b.path, &c.path));
+    for route in [a, b, c, d] {
+        assert!(route.stale);
+        assert_eq!(route.path.attributes.communities, [LLGR_STALE]);
+    }
 }
 
 #[test]
