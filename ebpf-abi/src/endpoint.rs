@@ -82,4 +82,9 @@ pub const RANGE_OPEN: u32 = u32::MAX;
 /// A policy that no generation has: everybody is refused.
 pub const RANGE_CLOSED: u32 = u32::MAX - 1;
 
+/// `BEGUN` values, by flow: who began what leaves for a pod elsewhere in this node's name. The pod, by a call of this node:
+pub const BEGUN_THERE: u32 = 0;
+/// Somebody whom this node sent on.
+pub const BEGUN_HERE: u32 = 1;
+
 assert_size!(Endpoint = 68, Delivery = 28);

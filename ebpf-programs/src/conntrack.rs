@@ -98,10 +98,12 @@ pub fn admit(ctx: &TcContext, at: &At, packet: &Packet) -> Verdict {
 }
 
 /// What the receiver's policy says of who sent a packet that carries this node's address; it makes no connection.
+/// `goes_on`: it was let go before.
 #[inline(always)]
-pub fn judge(at: &At, packet: &Packet) -> Result<Answer, Verdict> {
+pub fn judge(at: &At, packet: &Packet, goes_on: bool) -> Result<Answer, Verdict> {
     let receiver = (at.policy, DIR_INGRESS);
-    ask(at, receiver, decide::by_mark(at), packet.proto, packet.service_port(), decide::FIRST, false)
+    let reason = if goes_on { DROP_REVOKED } else { decide::FIRST };
+    ask(at, receiver, decide::by_mark(at), packet.proto, packet.service_port(), reason, false)
 }
 
 /// A function of its own to the verifier ("global"): checked once, for any packet, and not again on every path to it.

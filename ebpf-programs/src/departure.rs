@@ -19,10 +19,10 @@ use crate::{
     skb,
     verdict::{NEXT, Verdict},
 };
-use aya_ebpf::{maps::lpm_trie::Key as Prefix, programs::TcContext};
+use aya_ebpf::{bindings::BPF_NOEXIST, maps::lpm_trie::Key as Prefix, programs::TcContext};
 use bulkhead_ebpf_abi::{
-    DIR_INGRESS, IDENTITY_LOCAL_NODE, ORIGIN_ITSELF, ORIGIN_NONE, PROTO_SCTP, PROTO_TCP, PROTO_UDP,
-    RANGE_OPEN,
+    BEGUN_HERE, BEGUN_THERE, DIR_INGRESS, IDENTITY_LOCAL_NODE, ORIGIN_ITSELF, ORIGIN_NONE, PROTO_SCTP,
+    PROTO_TCP, PROTO_UDP, RANGE_OPEN,
 };
 use core::mem::MaybeUninit;
 
@@ -62,12 +62,12 @@ pub fn to_uplink(ctx: &TcContext) -> i32 {
         return NEXT;
     }
     let (key, _) = Key::of(packet);
-    // SAFETY: nothing is read of the entry.
-    let known = unsafe { BEGUN.get(key.as_abi()) }.is_some();
+    // SAFETY: a value that another processor writes is one of two numbers all the same.
+    let begun = unsafe { BEGUN.get(key.as_abi()) }.copied();
     let begins = packet.is_syn();
     let is_call = match packet.proto {
-        PROTO_TCP => begins || known,
-        PROTO_UDP | PROTO_SCTP => !known,
+        PROTO_TCP => begins || begun.is_some(),
+        PROTO_UDP | PROTO_SCTP => begun != Some(BEGUN_THERE),
         _ => false,
     };
     if !is_call {
@@ -78,11 +78,14 @@ pub fn to_uplink(ctx: &TcContext) -> i32 {
     if at.origin == ORIGIN_NONE {
         return NEXT;
     }
-    match conntrack::judge(&at, packet) {
+    let goes_on = begun.is_some() && !begins;
+    match conntrack::judge(&at, packet, goes_on) {
         Ok(answer) => {
-            // What is shielded against changes is not asked about again.
-            if begins && !known && !answer.keeps() {
-                let _ = BEGUN.insert(key.as_abi(), 0u32, 0);
+            if begins && answer.keeps() {
+                // What is shielded against changes is not asked about again.
+                let _ = BEGUN.remove(key.as_abi());
+            } else if begun.is_none() {
+                let _ = BEGUN.insert(key.as_abi(), BEGUN_HERE, u64::from(BPF_NOEXIST));
             }
             NEXT
         }
@@ -109,9 +112,7 @@ pub fn remember(ctx: &TcContext, packet: &mut Packet, protocol: u16) -> u32 {
         return 0;
     }
     let (key, _) = Key::of(packet);
-    // SAFETY: as above.
-    if unsafe { BEGUN.get(key.as_abi()) }.is_none() {
-        let _ = BEGUN.insert(key.as_abi(), 0u32, 0);
-    }
+    // The answers of a pod that was called from here make nobody's call an answer.
+    let _ = BEGUN.insert(key.as_abi(), BEGUN_THERE, u64::from(BPF_NOEXIST));
     0
 }

@@ -192,7 +192,9 @@ impl Node {
             details,
         };
         self.switch(self.in_force.policy.clone(), None, Some(&pod)).map_err(|e| no_policy(e.to_string()))?;
-        // What its policy asks makes others of pods that are here, too: their marks, policies and records follow now.
+        // What its policy asks makes others of pods that are here, too: their marks, policies and records follow now. And its
+        // partition may have the first policy of its own here.
+        self.set_ranges().map_err(|e| no_policy(e.to_string()))?;
         self.settle().await;
         let placement = self.compiled.as_ref().and_then(|c| c.place(&self.in_force.policy, &pod));
         placement.ok_or_else(|| no_policy("the tables lack it".into()))

@@ -315,17 +315,18 @@ impl Node {
 
     /// Pods' ranges are routed as they are, by what this plugin is; of other addresses only the configuration knows, and
     /// whoever is masqueraded for them. Partitions judge what the node sends on to their ranges in its own name.
-    fn set_ranges(&mut self) -> Result<(), DatapathError> {
+    pub(super) fn set_ranges(&mut self) -> Result<(), DatapathError> {
         let objects = &self.in_force.policy;
-        if let Some(compiled) = &self.compiled {
+        let judged = self.compiled.as_ref().map_or(Ok(()), |compiled| {
             let judges = masquerade::judges(objects, &compiled.policies, DIRECT_STRAYS);
-            self.datapath.set_range_policies(&judges)?;
-        }
+            self.datapath.set_range_policies(&judges)
+        });
         let outside = masquerade::direct(&self.config.direct_to, objects, self.config.masquerade.as_ref());
         let ranges = objects.own_ranges().map(|(_, range)| range);
         let direct = ranges.chain(objects.strays.keys().take(DIRECT_STRAYS)).chain(&outside);
         let services = objects.partitions.values().flat_map(|p| &p.spec.service_cidrs);
-        self.datapath.set_direct(direct, services.chain(&self.config.service_cidrs))
+        // One is no reason to leave the other as it was.
+        self.datapath.set_direct(direct, services.chain(&self.config.service_cidrs)).and(judged)
     }
 
     /// To be handed to [`Self::set_narrow_routes`] whenever it changes.

@@ -59,7 +59,7 @@ pub(super) fn attach_found(
     let mut hooks = Hooks::default();
     for (name, hook) in datapath.links_pinned()? {
         let may_return = |c: &Candidate| c.name == name && may_return(&config.uplinks, c);
-        if hook != Hook::FromUplink {
+        if !matches!(hook, Hook::FromUplink | Hook::ToUplink) {
             continue;
         }
         if !attached.iter().any(|u| u.name == name) && !candidates.iter().any(may_return) {

@@ -6,8 +6,8 @@ use crate::{
     rules::{Port, Rules},
 };
 use bulkhead_ebpf_abi::{
-    DIR_INGRESS, DROP_POLICY, DROP_UNKNOWN_ORIGIN, ORIGIN_ITSELF, ORIGIN_NONE, ORIGIN_UNKNOWN, POLICY_AUDIT,
-    RANGE_CLOSED, RANGE_OPEN, RULE_DEFAULT_DENY, RULE_NONE,
+    DIR_INGRESS, DROP_POLICY, DROP_REVOKED, DROP_UNKNOWN_ORIGIN, ORIGIN_ITSELF, ORIGIN_NONE, ORIGIN_UNKNOWN,
+    POLICY_AUDIT, RANGE_CLOSED, RANGE_OPEN, RULE_DEFAULT_DENY, RULE_NONE,
 };
 
 crate::trials! {
@@ -17,11 +17,13 @@ crate::trials! {
     what_is_not_in_the_nodes_name_is_judged_at_the_pod_alone,
     what_came_in_where_nobody_marks_leaves_for_no_enforced_partition_in_the_nodes_name,
     datagrams_are_judged_but_for_those_that_answer_a_pod,
+    a_pods_answer_to_a_call_makes_nobodys_datagram_an_answer,
     a_range_without_a_policy_here_is_open_or_closed_as_it_was_told,
     audit_records_who_leaves_and_lets_him,
 }
 
 const DENIED: End = End::Drop(DROP_POLICY, RULE_DEFAULT_DENY);
+const REVOKED: End = End::Drop(DROP_REVOKED, RULE_DEFAULT_DENY);
 const UNKNOWN: End = End::Drop(DROP_UNKNOWN_ORIGIN, RULE_NONE);
 
 /// A pod of another node, by family: its partition's rules are pod b's.
@@ -79,7 +81,7 @@ fn a_connection_that_left_in_the_nodes_name_is_cut_unless_it_is_kept() {
             assert_eq!(node.leave(Some("up0"), &packet(SYN), VM).end, End::Next);
             node.apply(&Rules::none());
             let goes_on = node.leave(Some("up0"), &packet(ACK), VM).end;
-            assert_eq!(goes_on, if kept { End::Next } else { DENIED });
+            assert_eq!(goes_on, if kept { End::Next } else { REVOKED });
             node.apply(&Rules::none().ingress_keep(POLICY_B, VM, Port::Tcp80, 70));
             assert_eq!(node.leave(Some("up0"), &packet(ACK), VM).end, End::Next);
             if !kept {
@@ -119,8 +121,8 @@ fn datagrams_are_judged_but_for_those_that_answer_a_pod() {
         let to = far(f.a == V4.a);
         for (transport, port) in [(udp as fn(_, _) -> Packet, 53), (sctp, 3868)] {
             let call = transport((f.node, 40_000), (to, port));
-            assert_eq!(node.leave(Some("up0"), &call, VM).end, End::Next);
             assert_eq!(node.leave(Some("up0"), &call, WORLD).end, DENIED);
+            assert_eq!(node.leave(Some("up0"), &call, VM).end, End::Next);
             // What a host port of this node answers the pod with, from whichever port.
             for (own, theirs) in [(8053, 50_000), (50_001, 8054)] {
                 let answer = transport((f.node, own), (to, theirs));
@@ -133,6 +135,26 @@ fn datagrams_are_judged_but_for_those_that_answer_a_pod() {
                     DENIED
                 );
             }
+        }
+    }
+}
+
+fn a_pods_answer_to_a_call_makes_nobodys_datagram_an_answer() {
+    let mut node = node_with(rules());
+    for f in FAMILIES {
+        let to = far(f.a == V4.a);
+        for (transport, port) in [(udp as fn(_, _) -> Packet, 53), (sctp, 3868)] {
+            let call = transport((f.node, 40_000), (to, port));
+            let leaves = |node: &Node, origin| node.leave(Some("up0"), &call, origin).end;
+            assert_eq!(leaves(&node, VM), End::Next);
+            assert_eq!(node.uplink(&transport((to, port), (f.node, 40_000)).frame(), 0).end, End::Next);
+            assert_eq!(leaves(&node, VM), End::Next);
+            // Another one, who has the same port now; and himself, once his rule has gone.
+            assert_eq!(leaves(&node, WORLD), REVOKED);
+            node.apply(&Rules::none());
+            assert_eq!(leaves(&node, VM), REVOKED);
+            node.apply(&rules());
+            assert_eq!(leaves(&node, VM), End::Next);
         }
     }
 }
