@@ -107,8 +107,8 @@ impl Node {
         }
     }
 
-    /// Rules that do not fit are no reason to know nothing of the pods that come and go: by the rules in force.
-    /// What is wrong with the rules in force as things are.
+    /// Rules that do not fit are no reason to know nothing of the pods that come and go: by the rules in force. Told is what is
+    /// wrong with those, as things are.
     fn follow_facts(&mut self, refused: Objects) -> Result<Vec<ObjectError>, NoSwitch> {
         // Where none have been, pods wait: without any, everybody would be free.
         if self.history.is_empty() {
