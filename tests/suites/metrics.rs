@@ -114,7 +114,8 @@ fn configure(rack: &Rack) -> Result<()> {
         "apiVersion: bulkhead.dev/v1alpha1\nkind: BGPConfiguration\nmetadata: {{name: default}}\n\
          spec: {{asn: {NODE_AS}, monitoring: [{{address: {ROUTER}, port: 11019}}]}}\n---\n\
          apiVersion: bulkhead.dev/v1alpha1\nkind: BGPPeer\nmetadata: {{name: leaf}}\n\
-         spec: {{peerAddress: {ROUTER}, peerASN: {ROUTER_AS}, connectRetrySeconds: 2, session: {{bfd: {{}}}}}}\n"
+         spec: {{peerAddress: {ROUTER}, peerASN: {ROUTER_AS}, connectRetrySeconds: 2, \
+         session: {{bfd: {{}}, maxPrefixes: {{limit: 100}}}}}}\n"
     );
     Ok(fs::write(rack.dir.join("objects/bgp.yaml"), text)?)
 }
