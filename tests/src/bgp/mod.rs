@@ -146,13 +146,33 @@ pub struct Seen {
 }
 
 /// Its BFD session with us.
-#[derive(Clone, Debug, PartialEq, Eq)]
+#[derive(Clone, Debug)]
 pub struct Watched {
     pub up: bool,
     /// Another one once the session has changed its state.
     pub history: String,
     /// In milliseconds: after such a silence of ours the path counts as dead.
     pub detection: u64,
+}
+
+impl PartialEq for Watched {
+    fn eq(&self, other: &Self) -> bool {
+        let same = match (since(&self.history), since(&other.history)) {
+            // BIRD reckons it back from now at each look: it may be another millisecond.
+            (Some(one), Some(other)) => (one - other).abs() < 0.02,
+            _ => self.history == other.history,
+        };
+        same && (self.up, self.detection) == (other.up, other.detection)
+    }
+}
+
+/// Seconds of `12:34:56.789`.
+fn since(clock: &str) -> Option<f64> {
+    let parts = clock.split(':').map(str::parse::<f64>).collect::<std::result::Result<Vec<_>, _>>().ok()?;
+    match parts[..] {
+        [hours, minutes, seconds] => Some((hours * 60.0 + minutes) * 60.0 + seconds),
+        _ => None,
+    }
 }
 
 pub trait Router {
@@ -215,5 +235,20 @@ pub trait Router {
                 Some(word) => Err(Error::Unmet(format!("no {word:?} in {said}"))),
             }
         })
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_session_of_birds_is_the_same_to_the_millisecond_and_another_later() {
+        let watched = |history: &str| Watched { up: true, history: history.into(), detection: 900 };
+        assert_eq!(watched("13:01:45.475"), watched("13:01:45.476"));
+        assert_eq!(watched("13:01:45.999"), watched("13:01:46.000"));
+        assert_ne!(watched("13:01:45.475"), watched("13:01:46.224"));
+        assert_eq!(watched("2 1"), watched("2 1"));
+        assert_ne!(watched("2 1"), watched("3 2"));
     }
 }
