@@ -93,8 +93,8 @@ pub fn too_far(rack: &mut Rack) -> Result<()> {
     let far = behind(rack, &session("ttlSecurityHops: 2"))?;
     let router = Kind::Bird.start_in(&far, &rack.dir, &Setup { security: true, ..SETUP })?;
     router.wait_established()?;
-    let leaf = rack.wait_leaf("BGP alone is up", |leaf| leaf.state == "Established")?;
-    assert_eq!(bfd_state(&leaf), "Down");
+    let alone = |leaf: &BgpPeerInfo| leaf.state == "Established" && bfd_state(leaf) == "Down";
+    rack.wait_leaf("BGP alone is up", alone)?;
     arrives_with(&rack.router, 254)?;
     rack.wait_leaf("one router between is as many as there may be", |leaf| bfd_state(leaf) == "Up")?;
     arrives_with(&rack.router, 253)?;
