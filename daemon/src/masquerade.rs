@@ -79,15 +79,18 @@ pub fn judges(
     let lengths: BTreeSet<u8> = all.keys().map(|range| range.prefix()).collect();
     // To a stray that there is no room for, nobody may come by the words of the range that it lies in.
     for (stray, _) in objects.strays.iter().skip(strays).filter(|(_, name)| judge(name) != RANGE_OPEN) {
-        let around = lengths.iter().filter_map(|length| IpNetwork::new(stray.network(), *length).ok());
-        let around: Vec<_> =
-            around.filter_map(|range| IpNetwork::new(range.network(), range.prefix()).ok()).collect();
-        for range in around {
+        for range in lengths.iter().filter_map(|length| around(*stray, *length)) {
             all.entry(range).and_modify(|judge| *judge = RANGE_CLOSED);
         }
     }
     all.extend(objects.strays.iter().take(strays).map(|(range, name)| (*range, judge(name))));
     all
+}
+
+/// The range of this length that holds the other; none in its family is so long.
+fn around(range: IpNetwork, length: u8) -> Option<IpNetwork> {
+    let wide = IpNetwork::new(range.network(), length).ok()?;
+    IpNetwork::new(wide.network(), length).ok()
 }
 
 /// Of two prefixes one lies in the other, or they have nothing in common.

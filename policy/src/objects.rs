@@ -151,7 +151,14 @@ impl Objects {
             bandwidth_classes,
             network_policies,
             cluster_network_policies,
-            ..
+            pods: _,
+            namespaces: _,
+            nodes: _,
+            strays: _,
+            default_pod_cidrs: _,
+            cluster_dns: _,
+            cluster_dns_ports: _,
+            api_servers: _,
         } = rules;
         Self {
             partitions,
