@@ -283,14 +283,17 @@ fn neighbour_stops(site: &Site) -> Result<()> {
     Ok(())
 }
 
-/// A minute; `BULKHEAD_BFD_MINUTES=120` for as many. Both ends are ours: a router's BFD is an ordinary process, and falls first.
+/// A minute at 3 x 50 ms; `BULKHEAD_BFD_MINUTES=120` for as many, `BULKHEAD_BFD_INTERVAL=300` for as many milliseconds. Both ends
+/// are ours: a router's BFD is an ordinary process, and falls first.
 fn under_load(site: &Site) -> Result<()> {
-    let minutes = std::env::var("BULKHEAD_BFD_MINUTES").ok().and_then(|text| text.parse().ok()).unwrap_or(1);
+    let told = |name, unless| std::env::var(name).ok().and_then(|text| text.parse().ok()).unwrap_or(unless);
+    let (minutes, interval) = (told("BULKHEAD_BFD_MINUTES", 1), told("BULKHEAD_BFD_INTERVAL", 50));
+    let settings = every(interval, 3);
     let mut ours = Bfd::start(&site.node, &site.dir)?;
     let mut theirs = Bfd::start(&site.router, &site.dir.join("router"))?;
     let mut client = ours.client()?;
-    client.configure(&[Wanted::new(key(ROUTER), FAST), Wanted::new(key(ROUTER6), FAST)])?;
-    theirs.client()?.configure(&[Wanted::new(key(NODE), FAST), Wanted::new(key(NODE6), FAST)])?;
+    client.configure(&[Wanted::new(key(ROUTER), settings), Wanted::new(key(ROUTER6), settings)])?;
+    theirs.client()?.configure(&[Wanted::new(key(NODE), settings), Wanted::new(key(NODE6), settings)])?;
     wait_up(&mut client, 2)?;
     let load = Load::start()?;
     let begin = Instant::now();
@@ -310,7 +313,7 @@ fn under_load(site: &Site) -> Result<()> {
     let logs = fs::read_to_string(&ours.log)? + &fs::read_to_string(&theirs.log)?;
     let sum = |field| logs.lines().filter_map(|line| number(line, field)).sum::<u64>();
     println!(
-        "{minutes} min, two sessions at 3 x 50 ms, four turns of load for each processor: {turns} turns, \
+        "{minutes} min, two sessions at 3 x {interval} ms, four turns of load for each processor: {turns} turns, \
          held up {} times, {} ms in all",
         sum("times="),
         sum("total_ms=")
