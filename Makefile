@@ -4,7 +4,7 @@ SHELL := bash
 .SHELLFLAGS := -euo pipefail -c
 .DEFAULT_GOAL := help
 .ONESHELL:
-.PHONY: help deps build image kubernetes crds cluster cluster-down demo test fuzz bench lint
+.PHONY: help deps build image kubernetes kernel crds cluster cluster-down demo test fuzz bench lint
 
 MUSL := x86_64-unknown-linux-musl
 VERSION := $(shell sed -n 's/^version = "\(.*\)"/\1/p' Cargo.toml | head -1)
@@ -13,7 +13,7 @@ export CARGO_TARGET_DIR := $(TARGET)
 PROFILE ?= release
 IN_IMAGE := bulkheadd bulkhead-bfd bulkhead-controller bulkhead
 # Where the lab looks for the programs it runs.
-PROGRAMS = $(TARGET)/$(1):$(TARGET)/$(MUSL)/cni:$(TARGET)/kubernetes:$(TARGET)/image
+PROGRAMS = $(TARGET)/$(1):$(TARGET)/$(MUSL)/cni:$(TARGET)/kubernetes:$(TARGET)/image:$(TARGET)/kernel
 # An invocation of its own, so that the plugin is built with its own features only.
 BUILD_CNI := cargo build --locked --profile cni --target $(MUSL) -p bulkhead-cni
 
@@ -41,6 +41,9 @@ image: deps ## The container image, as an OCI archive: target/image/bulkhead.tar
 kubernetes: ## Kubernetes' own programs, for the tests: built once with Go, minutes
 	@tests/kubernetes/build.sh $(TARGET)/kubernetes
 
+kernel: ## A kernel of Debian's for a virtual machine, for the tests: fetched once
+	@tests/kernel/build.sh $(TARGET)/kernel
+
 crds: ## What is made from the types, anew: deploy/crds, deploy/bulkhead.yaml, docs/reference.md
 	@BULKHEAD_WRITE_CRDS=yes cargo test --locked -p bulkhead-api --features kube --test crds --test reference
 
@@ -56,7 +59,7 @@ demo: build ## A data centre on this machine, the whole job in ten steps; KEEP=1
 
 test: deps ## Everything that tests: units, eBPF by test-run, the lab, BGP with BIRD, FRR and GoBGP, Kubernetes
 	@SECONDS=0
-	$(MAKE) --no-print-directory kubernetes
+	$(MAKE) --no-print-directory kubernetes kernel
 	$(MAKE) --no-print-directory image PROFILE=lab
 	echo "==> building what the suites execute"
 	cargo build --locked --bins

@@ -2,7 +2,8 @@
 # Installs what building and testing Bulkhead needs on Debian 12, and nothing that is there already.
 #
 #   packages     a C linker, LLVM 22 (for bpf-linker), BIRD 2, FRR, GoBGP, iproute2 and nftables (for the lab), containerd,
-#                runc, conntrack and busybox (for its kubelets and their pods), musl-tools (C of static programs)
+#                runc, conntrack and busybox (for its kubelets and their pods), QEMU, kmod and cpio (for its virtual machine),
+#                musl-tools (C of static programs)
 #   rustup       rust-src (eBPF builds `core`), the static musl target, clippy and rustfmt
 #   cargo        bpf-linker, of the LLVM that rustc itself carries
 #
@@ -11,7 +12,7 @@
 set -euo pipefail
 
 packages=(build-essential ca-certificates iproute2 iputils-ping nftables bird2 frr gobgpd containerd runc
-    containernetworking-plugins conntrack busybox-static musl-tools llvm-22-dev libzstd-dev zlib1g-dev)
+    containernetworking-plugins conntrack busybox-static qemu-system-x86 kmod cpio musl-tools llvm-22-dev libzstd-dev zlib1g-dev)
 bpf_linker=0.13.0
 musl=x86_64-unknown-linux-musl
 

@@ -9,7 +9,7 @@ set -uo pipefail
 
 limit=${BULKHEAD_SUITE_SECONDS:-900}
 name=$(basename "$1" | sed -E 's/-[0-9a-f]{16}$//')
-labs=" bfd bgp_bfd bgp_bird bgp_bmp bgp_drain bgp_faults bgp_guide bgp_learned bgp_lossless bgp_matrix bgp_moves bgp_services bgp_unnumbered bgp_views bgp_withdrawals
+labs=" another_kernel bfd bgp_bfd bgp_bird bgp_bmp bgp_drain bgp_faults bgp_guide bgp_learned bgp_lossless bgp_matrix bgp_moves bgp_services bgp_unnumbered bgp_views bgp_withdrawals
     change cluster cni forwarding harness kube_api lab lifecycle metrics restart services vanish wiring "
 
 attempt() {

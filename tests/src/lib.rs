@@ -20,6 +20,7 @@ pub mod demo;
 pub mod enter;
 pub mod error;
 pub mod figure;
+pub mod guest;
 pub mod kubernetes;
 pub mod lab;
 pub mod leftovers;

@@ -14,6 +14,8 @@ const CNI_DIR: &str = "x86_64-unknown-linux-musl/cni";
 const KUBERNETES_DIR: &str = "kubernetes";
 /// The image, of `make image`.
 const IMAGE_DIR: &str = "image";
+/// What a virtual machine boots, of `make kernel`.
+const KERNEL_DIR: &str = "kernel";
 
 /// One of `bulkheadd`, `bulkhead-bfd`, `bulkhead-controller`, `bulkhead`, `bulkhead-cni`, or of Kubernetes' programs. Without [`PATH`]: beside the
 /// running program, then where the release build of the plugin and the programs of Kubernetes go.
@@ -33,7 +35,9 @@ fn beside(exe: &Path) -> Vec<PathBuf> {
     let profile = if dir.ends_with("deps") { dir.parent().unwrap_or(dir) } else { dir };
     let mut dirs = vec![profile.to_path_buf()];
     let target = profile.parent();
-    dirs.extend(target.into_iter().flat_map(|t| [CNI_DIR, KUBERNETES_DIR, IMAGE_DIR].map(|d| t.join(d))));
+    dirs.extend(
+        target.into_iter().flat_map(|t| [CNI_DIR, KUBERNETES_DIR, IMAGE_DIR, KERNEL_DIR].map(|d| t.join(d))),
+    );
     dirs
 }
 
@@ -44,7 +48,8 @@ mod tests {
     #[test]
     fn a_suite_and_the_demo_find_the_same_programs() {
         let expected =
-            ["/t/debug", "/t/x86_64-unknown-linux-musl/cni", "/t/kubernetes", "/t/image"].map(PathBuf::from);
+            ["/t/debug", "/t/x86_64-unknown-linux-musl/cni", "/t/kubernetes", "/t/image", "/t/kernel"]
+                .map(PathBuf::from);
         assert_eq!(beside(Path::new("/t/debug/deps/lab-0123")), expected);
         assert_eq!(beside(Path::new("/t/debug/bulkhead-demo")), expected);
     }
