@@ -50,7 +50,7 @@ use bulkhead_api::{
     objects::{ANNOTATION_BANDWIDTH_CLASS, NodeReportSpec},
 };
 use bulkhead_ebpf_abi::{Connections, Sizes};
-use bulkhead_policy::{Compiled, Interner, StrayPods};
+use bulkhead_policy::{Compiled, Grounds, Interner};
 use std::{
     collections::BTreeMap,
     path::PathBuf,
@@ -77,8 +77,8 @@ pub struct Node {
     /// Blocks without pods wait until they can be withdrawn.
     release_held: bool,
     claims: claims::Claimed,
-    /// Which pods, as they come and go, change who is a stray.
-    stray_pods: StrayPods,
+    /// Why strays in force are what they are.
+    grounds: Grounds,
     /// When the claims of fixed addresses are asked for again.
     ask_at: Instant,
     /// Whether an admission found no fault in the objects in force.
@@ -183,7 +183,7 @@ impl Node {
             // Of a daemon that died between claiming a block and wiring its first pod, or that held them back itself.
             release_held: true,
             claims: claims::Claimed::default(),
-            stray_pods: StrayPods::default(),
+            grounds: Grounds::default(),
             ask_at: Instant::now(),
             clean: false,
             history,
