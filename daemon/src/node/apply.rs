@@ -1,7 +1,7 @@
 //! From what the source says to what is in force: completed by what the node knows, admitted, and switched to if it is
 //! another than before.
 
-use super::{BGP_FILE, Node, switch::NoSwitch};
+use super::{BGP_FILE, Node, refused_rules::RefusedRules, switch::NoSwitch};
 use crate::{
     announce,
     net::{GATEWAY_V4, GATEWAY_V6, Uplink},
@@ -14,7 +14,7 @@ use bulkhead_api::{
     objects::{BGPConfigurationSpec, BGPPeerSpec},
 };
 use bulkhead_policy::{Admitted, Grounds, NodeInfo, Objects, Sourced, Witness, admit_change, strays};
-use std::{collections::BTreeMap, net::IpAddr, sync::Arc};
+use std::{collections::BTreeMap, net::IpAddr, sync::Arc, time::Instant};
 use tracing::{error, warn};
 
 impl Node {
@@ -46,17 +46,22 @@ impl Node {
         let changed = self.compiled.is_none() || objects != self.in_force.policy;
         let mut taken = true;
         if changed {
-            match self.switch(objects.clone(), None, None) {
+            let ruled_otherwise = !objects.same_rules(&self.in_force.policy);
+            match self.try_switch(&objects) {
                 Ok(()) => {
                     self.clean = clean;
                     self.last_change_millis = observed.noticed.elapsed().as_millis() as u64;
                 }
                 Err(e) => {
-                    error!(error = %e, "the change is not in force; the running generation stays");
+                    if !matches!(e, NoSwitch::Refused(_)) {
+                        error!(error = %e, "the change is not in force; the running generation stays");
+                    }
                     taken = false;
                     if e.is_refusal() {
                         refused.push(not_done(&e));
-                        match self.follow_facts(objects) {
+                        let followed =
+                            if ruled_otherwise { self.follow_facts(objects) } else { Ok(Vec::new()) };
+                        match followed {
                             Ok(faults) => refused.extend(faults),
                             // Nothing is to be had by trying the same again.
                             Err(e) if e.is_refusal() => refused.push(not_done(&e)),
@@ -68,8 +73,10 @@ impl Node {
                     }
                 }
             }
+        } else {
+            self.refused_rules = RefusedRules::default();
+            self.clean |= clean;
         }
-        self.clean |= clean && !changed;
         if taken {
             self.grounds = grounds;
         }
@@ -91,6 +98,17 @@ impl Node {
         for error in self.errors().iter().filter(|e| !told.contains(e)) {
             warn!("refused: {error}");
         }
+    }
+
+    /// As [`Self::switch`]; but while rules are known not to fit, no pod that comes is a reason to try them again.
+    fn try_switch(&mut self, objects: &Objects) -> Result<(), NoSwitch> {
+        let mut refused = std::mem::take(&mut self.refused_rules);
+        if objects.same_rules(&self.in_force.policy) {
+            return self.switch(objects.clone(), None, None);
+        }
+        let done = refused.attempt(objects, Instant::now(), || self.switch(objects.clone(), None, None));
+        self.refused_rules = refused;
+        done
     }
 
     /// Rules that do not fit are no reason to know nothing of the pods that come and go: by the rules in force. Told is what is

@@ -15,6 +15,7 @@ mod fixed;
 mod orphans;
 mod own;
 mod preflight;
+mod refused_rules;
 mod rollback;
 mod services;
 mod switch;
@@ -51,6 +52,7 @@ use bulkhead_api::{
 };
 use bulkhead_ebpf_abi::{Connections, Sizes};
 use bulkhead_policy::{Compiled, Grounds, Interner};
+use refused_rules::RefusedRules;
 use std::{
     collections::BTreeMap,
     path::PathBuf,
@@ -92,6 +94,7 @@ pub struct Node {
     adopted: bool,
     /// Objects that were refused; told until the source says otherwise.
     refused: Vec<ObjectError>,
+    refused_rules: RefusedRules,
     /// What could not be done, though nothing was wrong with the objects; tried again now and then.
     failed: Vec<ObjectError>,
     pub bgp: Bgp,
@@ -191,6 +194,7 @@ impl Node {
             standing: None,
             adopted: forwarding,
             refused: Vec::new(),
+            refused_rules: RefusedRules::default(),
             failed: Vec::new(),
             bgp,
             services: services::Services::default(),
@@ -281,7 +285,7 @@ impl Node {
             let seen = self.net.candidates().await;
             self.follow_uplinks(seen)
         };
-        if moved || !self.failed.is_empty() {
+        if moved || !self.failed.is_empty() || self.refused_rules.are_due(Instant::now()) {
             let observed = self.source.borrow().clone();
             self.apply(observed).await;
         } else if !self.bgp.errors().is_empty() || self.bgp.drain_is_due().await {

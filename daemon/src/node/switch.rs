@@ -30,14 +30,15 @@ pub(super) enum NoSwitch {
     Datapath(#[from] DatapathError),
     #[error(transparent)]
     Store(#[from] StoreError),
-}")]
+    /// As a short while ago, and not tried again.
+    #[error("{0}")]
     Refused(String),
 }
 
 impl NoSwitch {
     /// Whether it is the objects that do not fit: nothing was touched.
     pub fn is_refusal(&self) -> bool {
-        matches!(self, Self::Compile(_) | Self::Datapath(DatapathError::TooLarge { .. }))
+        matches!(self, Self::Compile(_) | Self::Datapath(DatapathError::TooLarge { .. }) | Self::Refused(_))
     }
 }
 
