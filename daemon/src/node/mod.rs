@@ -23,6 +23,7 @@ mod uninstall;
 mod uplinks;
 mod views;
 mod waiting;
+mod written;
 
 pub use preflight::preflight;
 pub use uninstall::uninstall;
@@ -61,6 +62,7 @@ use std::{
 use switch::Standing;
 use tokio::sync::watch;
 use tracing::{error, info, warn};
+use written::{RangesBy, Written};
 
 pub struct Node {
     config: Config,
@@ -97,6 +99,8 @@ pub struct Node {
     refused_rules: RefusedRules,
     /// What could not be done, though nothing was wrong with the objects; tried again now and then.
     failed: Vec<ObjectError>,
+    /// Ranges of pods in the kernel.
+    ranges: Written<RangesBy>,
     pub bgp: Bgp,
     services: services::Services,
     generation_since: u64,
@@ -196,6 +200,7 @@ impl Node {
             refused: Vec::new(),
             refused_rules: RefusedRules::default(),
             failed: Vec::new(),
+            ranges: Written::default(),
             bgp,
             services: services::Services::default(),
             generation_since: 0,
@@ -320,17 +325,19 @@ impl Node {
     /// Pods' ranges are routed as they are, by what this plugin is; of other addresses only the configuration knows, and
     /// whoever is masqueraded for them. Partitions judge what the node sends on to their ranges in its own name.
     pub(super) fn set_ranges(&mut self) -> Result<(), DatapathError> {
-        let objects = &self.in_force.policy;
-        let judged = self.compiled.as_ref().map_or(Ok(()), |compiled| {
-            let judges = masquerade::judges(objects, &compiled.policies, DIRECT_STRAYS);
-            self.datapath.set_range_policies(&judges)
-        });
-        let outside = masquerade::direct(&self.config.direct_to, objects, self.config.masquerade.as_ref());
-        let ranges = objects.own_ranges().map(|(_, range)| range);
-        let direct = ranges.chain(objects.strays.keys().take(DIRECT_STRAYS)).chain(&outside);
-        let services = objects.partitions.values().flat_map(|p| &p.spec.service_cidrs);
-        // One is no reason to leave the other as it was.
-        self.datapath.set_direct(direct, services.chain(&self.config.service_cidrs)).and(judged)
+        let (objects, policies) = (&self.in_force.policy, self.compiled.as_ref().map(|c| &c.policies));
+        self.ranges.unless_by(RangesBy::of(objects, policies), || {
+            let judged = policies.map_or(Ok(()), |policies| {
+                self.datapath.set_range_policies(&masquerade::judges(objects, policies, DIRECT_STRAYS))
+            });
+            let own = self.config.masquerade.as_ref();
+            let outside = masquerade::direct(&self.config.direct_to, objects, own);
+            let ranges = objects.own_ranges().map(|(_, range)| range);
+            let direct = ranges.chain(objects.strays.keys().take(DIRECT_STRAYS)).chain(&outside);
+            let services = objects.partitions.values().flat_map(|p| &p.spec.service_cidrs);
+            // One is no reason to leave the other as it was.
+            self.datapath.set_direct(direct, services.chain(&self.config.service_cidrs)).and(judged)
+        })
     }
 
     /// To be handed to [`Self::set_narrow_routes`] whenever it changes.
