@@ -11,7 +11,7 @@ mod log;
 
 use crate::store::{self, StoreError};
 use bulkhead_api::messages::{GenerationInfo, ObjectError};
-use bulkhead_policy::{Named, Objects, Strays, changes, names};
+use bulkhead_policy::{Objects, changes, names};
 use std::{
     fs,
     path::{Path, PathBuf},
@@ -232,17 +232,12 @@ fn write_all(dir: PathBuf, asked: &mpsc::Receiver<Job>, told: &Failure) {
 const UNWRITTEN: &str =
     "cannot remember what is in force; a restart would not keep refused objects' last versions";
 
-/// What going back brings back.
+/// What going back brings back; and of facts those that the node's configuration says, by which a daemon that starts knows its
+/// ranges before anybody tells it anything.
 fn rules(objects: &Objects) -> Objects {
-    let rules = objects.clone();
-    Objects {
-        pods: Named::new(),
-        namespaces: Named::new(),
-        nodes: Named::new(),
-        strays: Strays::new(),
-        api_servers: Vec::new(),
-        ..rules
-    }
+    let Objects { default_pod_cidrs, cluster_dns, cluster_dns_ports, .. } = objects.clone();
+    let facts = Objects { default_pod_cidrs, cluster_dns, cluster_dns_ports, ..Objects::default() };
+    facts.ruled_by(objects.clone())
 }
 
 #[cfg(test)]

@@ -70,7 +70,7 @@ fn pod_at(objects: &Objects, local: &[LocalPod], address: IpAddr) -> Option<Loca
     if let Some(pod) = local.iter().find(|p| p.addresses.contains(&address)) {
         return Some(pod.clone());
     }
-    let partition = objects.partition_at(address)?.to_string();
+    let partition = objects.partition_of_address(address)?.to_string();
     let mut known = objects.pods.iter().filter(|(_, p)| !p.host_network && p.addresses.contains(&address));
     let (namespace, name) = known.next().and_then(|(key, _)| key.split_once('/')).unwrap_or_default();
     Some(LocalPod { namespace: namespace.into(), name: name.into(), partition, addresses: vec![address] })

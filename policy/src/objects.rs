@@ -195,12 +195,8 @@ impl Objects {
         found.map_or(DEFAULT_PARTITION, |(name, _)| name)
     }
 
-    /// Whether the source tells of pods of this namespace.
-    pub fn has_pods(&self, namespace: &str) -> bool {
-        Self::within(&self.pods, namespace).next().is_some()
-    }
-
-    /// The partition whose range or strays hold the address; none for addresses of nodes and outside the cluster.
+    /// The partition whose range or strays hold the address; none for addresses of nodes and outside the cluster, whoever is
+    /// told to have them.
     pub fn partition_of_address(&self, address: IpAddr) -> Option<&str> {
         let address = Addr::from_ip(address);
         if self.nodes.values().flat_map(|n| &n.addresses).any(|a| Addr::from_ip(*a) == address) {
@@ -214,16 +210,6 @@ impl Objects {
             }
         }
         best.map(|(_, name)| name)
-    }
-
-    /// The partition of whoever has the address: by range, else (a stray) by the pod's namespace.
-    pub(crate) fn partition_at(&self, address: IpAddr) -> Option<&str> {
-        self.partition_of_address(address).or_else(|| {
-            let is_node = self.nodes.values().any(|n| n.addresses.contains(&address));
-            let has = |p: &Pod| !is_node && !p.host_network && p.addresses.contains(&address);
-            let (key, _) = self.pods.iter().find(|(_, pod)| has(pod))?;
-            key.split_once('/').map(|(namespace, _)| self.partition_of_namespace(namespace))
-        })
     }
 
     /// Objects of a namespace, of those whose key is `namespace/name`.

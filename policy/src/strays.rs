@@ -4,82 +4,192 @@
 //! namespace is moved, while a partition is laid over it or while a range is shrunk. In a directory, where pods may be
 //! unknown, a block is claimed for one partition and stays that partition's for the life of its pods, wherever ranges move
 //! meanwhile. In range, where nearly all are, both say nothing new and make no entry.
+//!
+//! An address outside all ranges that is no stray's is the world, whatever pod is told to have it.
 
-use crate::{Named, Objects, Pod, prefix::Prefix};
+use crate::{Compiled, Named, Objects, Pod, homes::Homes, prefix::Prefix};
 use bulkhead_api::objects::{DEFAULT_PARTITION, IPBlockSpec};
 use bulkhead_ebpf_abi::Addr;
 use imbl::{OrdMap, ordmap::DiffItem};
 use ipnetwork::IpNetwork;
-use std::collections::{BTreeMap, BTreeSet, HashMap};
+use std::{
+    collections::{BTreeMap, BTreeSet},
+    sync::Arc,
+};
 
 /// Whose the addresses are that ranges call another partition's, or nobody's.
 pub type Strays = OrdMap<IpNetwork, String>;
 
 /// What makes a stray.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
 pub enum Witness {
     /// A claim alone: whoever writes a directory's claims may write its policy too. Pods may be unknown there.
+    #[default]
     None,
     /// A pod that is told to be on a node and to have an address that this node has claimed; it is of its namespace's
     /// partition. A daemon's token claims for its node, but what addresses a pod has, it cannot say.
     Pod,
 }
 
-/// Strays, and which pods can make others of them.
-pub fn strays(objects: &Objects, blocks: &Named<IPBlockSpec>, witness: Witness) -> (Strays, StrayPods) {
-    let ranges = Ranges::of(objects);
-    match witness {
-        Witness::None => (claimed(objects, blocks, &ranges), StrayPods::default()),
-        Witness::Pod => seen(objects, blocks, ranges),
-    }
-}
-
-/// Which pods are strays, or would be with a claim of their node. All others come and go without a look at anybody.
+/// What strays were found by, so that the next are found by what differs.
 #[derive(Clone, Debug, Default)]
-pub struct StrayPods {
-    ranges: Ranges,
-    claims: Claims,
-    /// What strays have: another pod with one may take it over, or make a dispute of it.
-    addresses: BTreeSet<Addr>,
-    /// A pod is where ranges say otherwise, and its node has not claimed it: of another plugin, or its claim is yet to be told.
-    is_claim_awaited: bool,
+pub struct Grounds {
+    witness: Witness,
+    blocks: Named<IPBlockSpec>,
+    claims: Arc<Claims>,
+    ranges: Arc<Ranges>,
+    homes: Homes,
 }
 
-impl StrayPods {
-    /// Takes over other claims; `false`: they may make others of strays.
-    pub fn take_claims(&mut self, blocks: &Named<IPBlockSpec>) -> bool {
-        let same = self.addresses.is_empty() && !self.is_claim_awaited;
-        if same {
-            self.claims = Claims::of(blocks);
-        }
-        same
+/// By address: pods that may have it, as `namespace/name`.
+type Concerned<'a> = BTreeMap<Addr, BTreeSet<&'a str>>;
+
+/// Strays, with a look at everybody.
+pub fn strays(objects: &Objects, blocks: &Named<IPBlockSpec>, witness: Witness) -> (Strays, Grounds) {
+    let grounds = Grounds {
+        witness,
+        blocks: blocks.clone(),
+        claims: Arc::new(Claims::of(blocks)),
+        ranges: Arc::new(Ranges::of(objects)),
+        homes: Homes::of(objects),
+    };
+    (grounds.all(objects), grounds)
+}
+
+impl Grounds {
+    pub fn homes(&self) -> &Homes {
+        &self.homes
     }
 
-    /// Whether strays may be others with these pods, where ranges and the partitions of namespaces are the same.
-    pub fn change(&mut self, before: &Objects, now: &Objects) -> bool {
-        let same = |a: &Pod, b: &Pod| {
-            (&a.node, &a.addresses, a.host_network) == (&b.node, &b.addresses, b.host_network)
+    /// Strays of these objects, where these were the grounds for those in `former`: only addresses are looked at that somebody may
+    /// say something else of than before, unless ranges are others.
+    pub fn follow(
+        &self,
+        former: &Compiled,
+        objects: &Objects,
+        blocks: &Named<IPBlockSpec>,
+    ) -> (Strays, Self) {
+        let before = former.objects();
+        let (same_blocks, same_ranges) = (self.blocks.ptr_eq(blocks), same_ranges(before, objects));
+        let now = Self {
+            witness: self.witness,
+            blocks: blocks.clone(),
+            claims: if same_blocks { self.claims.clone() } else { Arc::new(Claims::of(blocks)) },
+            ranges: if same_ranges { self.ranges.clone() } else { Arc::new(Ranges::of(objects)) },
+            homes: self.homes.follow(objects),
         };
-        let mut homes = Homes::of(now);
-        let mut awaited = false;
-        let mut concern = |key: &str, pod: &Pod| {
-            told(pod).any(|(node, address)| {
-                let elsewhere =
-                    homes.of_pod(key).is_some_and(|home| self.ranges.of_address(address) != Some(home));
-                let claimed = elsewhere && self.claims.hold(node, address);
-                awaited |= elsewhere && !claimed;
-                claimed || self.addresses.contains(&address)
-            })
-        };
-        let concerned = before.pods.diff(&now.pods).any(|item| match item {
-            DiffItem::Add(key, pod) | DiffItem::Remove(key, pod) => concern(key, pod),
-            DiffItem::Update { old: (_, old), new: (key, new) } => {
-                !same(old, new) && (concern(key, old) || concern(key, new))
+        let strays = match self.witness {
+            Witness::None if same_ranges && same_blocks => before.strays.clone(),
+            Witness::Pod if same_ranges => {
+                let mut strays = before.strays.clone();
+                now.look(objects, &self.concerned(&now, former, objects), &mut strays);
+                strays
             }
-        });
-        self.is_claim_awaited |= awaited;
+            Witness::None | Witness::Pod => now.all(objects),
+        };
+        (strays, now)
+    }
+
+    fn all(&self, objects: &Objects) -> Strays {
+        match self.witness {
+            Witness::None => claimed(objects, &self.blocks, &self.ranges),
+            Witness::Pod => {
+                let mut strays = Strays::new();
+                let mut all = Concerned::new();
+                objects.pods.iter().for_each(|(key, pod)| concern(&mut all, key, pod));
+                self.look(objects, &all, &mut strays);
+                strays
+            }
+        }
+    }
+
+    /// Addresses of which pods, claims or the partitions of namespaces say something else than before.
+    fn concerned<'a>(&self, now: &Self, former: &'a Compiled, objects: &'a Objects) -> Concerned<'a> {
+        let mut concerned = Concerned::new();
+        for item in former.objects().pods.diff(&objects.pods) {
+            match item {
+                DiffItem::Add(key, pod) | DiffItem::Remove(key, pod) => concern(&mut concerned, key, pod),
+                DiffItem::Update { old: (_, old), new: (key, new) } => {
+                    if (&old.node, &old.addresses, old.host_network)
+                        != (&new.node, &new.addresses, new.host_network)
+                    {
+                        concern(&mut concerned, key, old);
+                        concern(&mut concerned, key, new);
+                    }
+                }
+            }
+        }
+        for namespace in self.homes.unlike(&now.homes) {
+            for (key, pod) in Objects::within(&objects.pods, namespace) {
+                concern(&mut concerned, key, pod);
+            }
+        }
+        for block in unlike(&self.blocks, &now.blocks) {
+            for (address, _) in former.pods_within(Prefix::of(block.cidr)) {
+                concerned.entry(address).or_default();
+            }
+        }
+        for (address, pods) in &mut concerned {
+            pods.extend(former.pods_within(Prefix { address: *address, length: 128 }).map(|(_, pod)| pod));
+        }
         concerned
     }
+
+    fn look(&self, objects: &Objects, concerned: &Concerned<'_>, strays: &mut Strays) {
+        for (address, pods) in concerned {
+            let network = Prefix { address: *address, length: 128 }.network();
+            let home = self.home_of_stray(objects, *address, pods);
+            // What stays is shared with the strays before: the same map is seen to be the same.
+            if home == strays.get(&network).map(String::as_str) {
+                continue;
+            }
+            match home {
+                Some(home) => drop(strays.insert(network, home.into())),
+                None => drop(strays.remove(&network)),
+            }
+        }
+    }
+
+    /// Of pods that their own node has claimed a block for, whatever others claim or are told to have. Of two pods of a node with
+    /// one address the first has it, as everywhere; where pods of two nodes have it, ranges say whose it is.
+    fn home_of_stray(&self, objects: &Objects, address: Addr, pods: &BTreeSet<&str>) -> Option<&str> {
+        let mut claimants = pods.iter().filter_map(|key| {
+            let (node, _) = told(objects.pod(key)?).find(|(_, told)| *told == address)?;
+            self.claims.hold(node, address).then_some((node, key))
+        });
+        let (node, first) = claimants.next()?;
+        if claimants.any(|(other, _)| other != node) {
+            return None;
+        }
+        self.homes.of_pod(first).filter(|home| self.ranges.of_address(address) != Some(home))
+    }
+}
+
+fn concern<'a>(concerned: &mut Concerned<'a>, key: &'a str, pod: &Pod) {
+    for (_, address) in told(pod) {
+        concerned.entry(address).or_default().insert(key);
+    }
+}
+
+/// Blocks that stand in one of the two alone.
+fn unlike<'a>(a: &'a Named<IPBlockSpec>, b: &'a Named<IPBlockSpec>) -> impl Iterator<Item = &'a IPBlockSpec> {
+    a.diff(b).flat_map(|item| {
+        let (old, new) = match item {
+            DiffItem::Add(_, new) => (None, Some(new)),
+            DiffItem::Update { old: (_, old), new: (_, new) } => (Some(old), Some(new)),
+            DiffItem::Remove(_, old) => (Some(old), None),
+        };
+        old.into_iter().chain(new).map(Arc::as_ref)
+    })
+}
+
+/// Whether both have the same partitions with the same ranges, whatever their rules are.
+fn same_ranges(a: &Objects, b: &Objects) -> bool {
+    a.default_pod_cidrs == b.default_pod_cidrs
+        && a.partitions.diff(&b.partitions).all(|item| match item {
+            DiffItem::Update { old: (_, old), new: (_, new) } => old.spec.pod_cidrs == new.spec.pod_cidrs,
+            DiffItem::Add(..) | DiffItem::Remove(..) => false,
+        })
 }
 
 /// Who has claimed what.
@@ -105,35 +215,6 @@ impl Claims {
         let mut around =
             self.lengths.iter().filter_map(|l| self.blocks.get(&Prefix::of_address(address, *l)));
         around.any(|nodes| nodes.iter().any(|n| n == node))
-    }
-}
-
-/// The partitions of namespaces, each looked for once.
-pub struct Homes<'a> {
-    objects: &'a Objects,
-    known: HashMap<String, Option<&'a str>>,
-}
-
-impl<'a> Homes<'a> {
-    pub fn of(objects: &'a Objects) -> Self {
-        Self { objects, known: HashMap::new() }
-    }
-
-    /// None: the namespace is not told of, which says nothing of its labels.
-    pub fn of_namespace(&mut self, namespace: &str) -> Option<&'a str> {
-        if let Some(home) = self.known.get(namespace) {
-            return *home;
-        }
-        let objects = self.objects;
-        let told = objects.namespaces.contains_key(namespace);
-        let home = told.then(|| objects.partition_of_namespace(namespace));
-        self.known.insert(namespace.into(), home);
-        home
-    }
-
-    /// By `namespace/name`.
-    fn of_pod(&mut self, key: &str) -> Option<&'a str> {
-        self.of_namespace(key.split_once('/').map_or("", |(namespace, _)| namespace))
     }
 }
 
@@ -169,43 +250,6 @@ fn claimed(objects: &Objects, blocks: &Named<IPBlockSpec>, ranges: &Ranges) -> S
         }
     }
     strays
-}
-
-/// Addresses of pods that their own node has claimed a block around, whatever others have claimed. Of two pods of a node with
-/// one address the first has it, as everywhere; where pods of two nodes have it, ranges say whose it is.
-fn seen(objects: &Objects, blocks: &Named<IPBlockSpec>, ranges: Ranges) -> (Strays, StrayPods) {
-    let (claims, mut homes) = (Claims::of(blocks), Homes::of(objects));
-    let all = || objects.pods.iter().flat_map(|(key, pod)| told(pod).map(move |(node, a)| (key, node, a)));
-    let (mut addresses, mut is_claim_awaited) = (BTreeSet::new(), false);
-    for (key, node, address) in all() {
-        let Some(home) = homes.of_pod(key) else { continue };
-        if ranges.of_address(address) == Some(home) {
-            continue;
-        }
-        if claims.hold(node, address) {
-            addresses.insert(address);
-        } else {
-            is_claim_awaited = true;
-        }
-    }
-    let mut owners: BTreeMap<Addr, Option<(&str, &str)>> = BTreeMap::new();
-    if !addresses.is_empty() {
-        for (key, node, address) in all().filter(|(_, _, address)| addresses.contains(address)) {
-            let own = owners.entry(address).or_insert_with(|| homes.of_pod(key).map(|home| (node, home)));
-            *own = own.filter(|(first, _)| *first == node);
-        }
-    }
-    let stray = |(address, owner): (Addr, Option<(&str, &str)>)| {
-        let (_, home) = owner
-            .filter(|(node, home)| ranges.of_address(address) != Some(home) && claims.hold(node, address))?;
-        Some((network(address), home.to_string()))
-    };
-    let strays = owners.into_iter().filter_map(stray).collect();
-    (strays, StrayPods { ranges, claims, addresses, is_claim_awaited })
-}
-
-fn network(address: Addr) -> IpNetwork {
-    Prefix { address, length: 128 }.network()
 }
 
 /// In order, every block that holds another stands on the stack when that one comes.
@@ -372,13 +416,16 @@ mod tests {
             let claims = [&claims[..], &[claimed]].concat();
             assert_eq!(found(&pods, &claims), strays, "{claimed}");
         }
-        // Of an address that pods of two nodes have no namespace says anything, whichever of them is told of first.
+        // Of an address that pods of two nodes have that both have claimed, no namespace says anything, whichever of them is told
+        // of first. A pod whose node has not claimed it does not count.
+        let both = [&claims[..], &["10.66.0.5/32 pay n2"]].concat();
         for order in [["n1 web 10.66.0.5", "n2 web 10.66.0.5"], ["n2 pay 10.66.0.5", "n1 web 10.66.0.5"]] {
-            assert_eq!(found(&order, &claims), [""; 0], "{order:?}");
+            assert_eq!(found(&order, &both), [""; 0], "{order:?}");
+            assert_eq!(found(&order, &claims), ["10.66.0.5/32 web"], "{order:?}");
         }
         // Of a pod whose namespace is not known, ranges say whose it is.
         let mut unknown = with_pods(ranges.clone(), &pods);
-        unknown.namespaces = OrdMap::default();
+        unknown.namespaces = Named::new();
         assert_eq!(found_by(Witness::Pod, &unknown, &claims), [""; 0]);
         // Of two pods of one node the first by name has it.
         assert_eq!(found(&["n1 web 10.66.0.5", "n1 web 10.66.0.5"], &claims), ["10.66.0.5/32 web"]);
@@ -386,45 +433,106 @@ mod tests {
         assert_eq!(found(&["n1 web 10.66.0.5", "n1 zoo 10.66.0.5"], &claims), ["10.66.0.5/32 web"]);
     }
 
-    #[test]
-    fn only_pods_that_are_strays_ask_for_a_look_at_all() {
-        let ranges = objects(&[("pay", "10.66.0.0/16"), ("web", "10.65.0.0/16")]);
-        let claims = ["10.66.0.0/26 pay n1", "10.65.0.0/26 web n1", "10.65.1.0/26 web n2"];
-        let change = |before: &[&str], now: &[&str]| {
-            let before = with_pods(ranges.clone(), before);
-            let (found, mut pods) = strays(&before, &blocks_of(&claims), Witness::Pod);
-            let now = with_pods(ranges.clone(), now);
-            let asks = pods.change(&before, &now);
-            assert!(asks || strays(&now, &blocks_of(&claims), Witness::Pod).0 == found);
-            asks
-        };
-        for pod in ["n1 web 10.65.0.5", "n2 web 10.65.1.5", "n2 web 10.66.0.5", "n2 web 10.99.0.5"] {
-            assert!(!change(&[], &[pod]) && !change(&[pod], &[]), "{pod}");
-        }
-        let stray = "n1 web 10.66.0.5";
-        assert!(change(&[], &[stray]) && change(&[stray], &[]));
-        assert!(change(&[stray], &["n1 web 10.65.0.5"]) && change(&["n1 web 10.65.0.5"], &[stray]));
-        // Another's with the address of one begins a dispute, and ends it.
-        let (one, both) = ([stray], [stray, "n2 pay 10.66.0.5"]);
-        assert!(change(&one, &both) && change(&both, &one));
-        assert!(!change(&one, &[stray, "n2 pay 10.66.0.6"]));
+    /// What is in force: objects with their strays, on which grounds, and compiled.
+    struct InForce {
+        objects: Objects,
+        grounds: Grounds,
+        compiled: Compiled,
+    }
+
+    fn in_force(objects: Objects, claims: &Named<IPBlockSpec>) -> InForce {
+        let (found, grounds) = strays(&objects, claims, Witness::Pod);
+        let objects = Objects { strays: found, ..objects };
+        let local = Local { node: "n1", pods: &[], partitions: None, former: None };
+        let compiled = compile(&objects, &mut Interner::default(), &local).unwrap();
+        InForce { objects, grounds, compiled }
     }
 
     #[test]
-    fn a_claim_asks_for_a_look_at_all_where_a_pod_may_wait_for_it() {
+    fn strays_that_follow_are_those_that_are_found_anew() {
         let ranges = objects(&[("pay", "10.66.0.0/16"), ("web", "10.65.0.0/16")]);
-        let claims = blocks_of(&["10.65.0.0/26 web n1"]);
-        let with = |pods: &[&str]| with_pods(ranges.clone(), pods);
-        let look = |pods: &[&str]| strays(&with(pods), &claims, Witness::Pod).1;
-        assert!(look(&["n1 web 10.65.0.5"]).take_claims(&claims));
-        assert!(!look(&["n1 web 10.66.0.5"]).take_claims(&claims));
-        // Told of before its claim; and of claims told of without a look, pods know.
-        let mut pods = look(&[]);
-        assert!(!pods.change(&with(&[]), &with(&["n1 web 10.66.0.5"])));
-        let claimed = blocks_of(&["10.66.0.0/26 pay n1"]);
-        assert!(!pods.take_claims(&claimed));
-        let mut pods = look(&[]);
-        assert!(pods.take_claims(&claimed) && pods.change(&with(&[]), &with(&["n1 web 10.66.0.5"])));
+        let other_ranges = objects(&[("pay", "10.66.0.0/16"), ("web", "10.66.0.0/24")]);
+        let pods: [&[&str]; 7] = [
+            &[],
+            &["n1 web 10.65.0.5"],
+            &["n1 web 10.66.0.5"],
+            &["n1 web 10.66.0.5", "n2 pay 10.66.0.5"],
+            &["n2 pay 10.66.0.5", "n1 web 10.66.0.5", "n1 web 10.99.0.5"],
+            &["n1 pay 10.66.0.5", "n1 web 10.66.0.5", "n2 web 10.99.0.5"],
+            &["n1 shop 10.66.0.5", "n2 shop 10.64.0.5", "n1 web 10.66.0.7"],
+        ];
+        let claims: [&[&str]; 4] = [
+            &[],
+            &["10.66.0.0/26 pay n1", "10.65.0.0/26 web n1"],
+            &["10.66.0.0/26 pay n1", "10.66.0.0/29 pay n2", "10.64.0.0/16 default n2"],
+            &["10.0.0.0/8 pay n2", "10.99.0.0/26 web n1"],
+        ];
+        let mut states = Vec::new();
+        for pods in pods {
+            let told = with_pods(ranges.clone(), pods);
+            let mut moved = told.clone();
+            let spec =
+                serde_json::json!({"policyID": 2, "podCIDRs": ["10.65.0.0/16"], "namespaces": ["shop"]});
+            let web = Sourced::new(serde_json::from_value(spec).unwrap(), None);
+            moved.partitions.insert("web".into(), Arc::new(web));
+            let unknown = Objects { namespaces: Named::new(), ..told.clone() };
+            let other = with_pods(other_ranges.clone(), pods);
+            let all = [told, moved, unknown, other];
+            states.extend(all.into_iter().flat_map(|o| claims.map(|claims| (o.clone(), blocks_of(claims)))));
+        }
+        let mut strayed = 0;
+        for (objects, claims) in &states {
+            let before = in_force(objects.clone(), claims);
+            for (objects, claims) in &states {
+                let (followed, _) = before.grounds.follow(&before.compiled, objects, claims);
+                assert_eq!(followed, strays(objects, claims, Witness::Pod).0, "{:?}", objects.pods);
+                strayed += followed.len();
+            }
+        }
+        assert!(strayed > 1000, "{strayed}");
+    }
+
+    #[test]
+    fn only_addresses_are_looked_at_of_which_somebody_says_something_else() {
+        let ranges = objects(&[("pay", "10.66.0.0/16"), ("web", "10.65.0.0/16")]);
+        let claims = ["10.66.0.0/26 pay n1", "10.65.0.0/26 web n1", "10.65.1.0/26 web n2"];
+        let pods = ["n1 web 10.66.0.5", "n1 web 10.65.0.5", "n1 pay 10.66.0.6", "n2 web 10.65.1.5"];
+        let before = in_force(with_pods(ranges.clone(), &pods), &blocks_of(&claims));
+        assert_eq!(before.objects.strays.len(), 1);
+        let looked_at = |pods: &[&str], claims: &[&str]| -> Vec<String> {
+            // What is the same is shared, as of a source.
+            let (mut objects, mut blocks) = (before.objects.clone(), before.grounds.blocks.clone());
+            let told = with_pods(ranges.clone(), pods).pods;
+            let gone: Vec<String> =
+                objects.pods.keys().filter(|key| !told.contains_key(*key)).cloned().collect();
+            gone.iter().for_each(|key| drop(objects.pods.remove(key)));
+            told.into_iter().for_each(|(key, pod)| drop(objects.pods.insert(key, pod)));
+            blocks_of(claims).into_iter().for_each(|(name, block)| drop(blocks.insert(name, block)));
+            let (_, now) = before.grounds.follow(&before.compiled, &objects, &blocks);
+            let concerned = before.grounds.concerned(&now, &before.compiled, &objects);
+            concerned.keys().map(|address| address.to_ip().to_string()).collect()
+        };
+        assert_eq!(looked_at(&pods, &[]), [""; 0]);
+        let come = [&pods[..], &["n1 web 10.66.0.9"]].concat();
+        assert_eq!(looked_at(&come, &[]), ["10.66.0.9"]);
+        assert_eq!(looked_at(&pods[..3], &[]), ["10.65.1.5"]);
+        // One goes from one address to another.
+        let gone = ["n1 web 10.66.0.7", pods[1], pods[2], pods[3]];
+        assert_eq!(looked_at(&gone, &[]), ["10.66.0.5", "10.66.0.7"]);
+        assert_eq!(looked_at(&pods, &["10.66.0.0/29 pay n3"]), ["10.66.0.5", "10.66.0.6"]);
+    }
+
+    #[test]
+    fn where_nothing_is_said_otherwise_strays_stay_the_very_same() {
+        let ranges = objects(&[("pay", "10.66.0.0/16"), ("web", "10.65.0.0/16")]);
+        let claims = blocks_of(&["10.66.0.0/26 pay n1", "10.65.0.0/26 web n1"]);
+        let before = in_force(with_pods(ranges, &["n1 web 10.66.0.5"]), &claims);
+        let mut objects = before.objects.clone();
+        let pod =
+            Pod { node: Some("n1".into()), addresses: vec!["10.65.0.5".parse().unwrap()], ..Pod::default() };
+        objects.pods.insert("web/new".into(), Arc::new(pod));
+        let (followed, _) = before.grounds.follow(&before.compiled, &objects, &claims);
+        assert!(!followed.is_empty() && followed.ptr_eq(&before.objects.strays));
     }
 
     /// As many as a cluster is promised to have, and each is one.

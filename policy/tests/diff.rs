@@ -328,3 +328,27 @@ fn pods_of_the_node_that_is_asked_are_its_own_by_its_own_word() {
         RULE_OWN_NODE
     );
 }
+
+#[test]
+fn a_pod_outside_all_ranges_is_the_world_unless_it_is_a_stray_or_of_the_node_that_is_asked() {
+    let open = "[{from: [{partition: shop}], ports: [{port: 8000, endPort: 8090}]}]";
+    let with_pod = |web_ingress: &str| {
+        let mut objects = objects(web_ingress);
+        objects.pods.insert("shop/far".into(), Arc::new(pod("10.99.0.9")));
+        objects
+    };
+    let local = [LocalPod {
+        namespace: "shop".into(),
+        name: "far".into(),
+        partition: "shop".into(),
+        addresses: vec!["10.99.0.9".parse().unwrap()],
+    }];
+    let allowed = |objects: &Objects, local: &[LocalPod]| {
+        let side = Side::of(objects, &mut Interner::default(), "n1", local).unwrap();
+        side.verdict("10.99.0.9".parse().unwrap(), "10.66.0.1".parse().unwrap(), 6, 8000).allowed
+    };
+    let mut objects = with_pod(open);
+    assert!(!allowed(&objects, &[]) && allowed(&objects, &local));
+    objects.strays.insert("10.99.0.9/32".parse().unwrap(), "shop".into());
+    assert!(allowed(&objects, &[]));
+}

@@ -129,6 +129,20 @@ fn an_own_pod_is_who_it_was_wired_as_wherever_its_address_lies() {
 }
 
 #[test]
+fn a_pod_outside_all_ranges_is_explained_as_the_world_and_a_stray_as_its_pod() {
+    let mut objects = web_with("ingress: [{from: [{partition: pay}]}]");
+    add_pod(&mut objects, "pay/far", "10.99.0.9", "{node: node-2}");
+    let from = |objects: &Objects| {
+        let told = explain(&compiled(objects), objects, ip("10.99.0.9"), ip("10.65.0.1"), PROTO_TCP, 80);
+        (told.from.pod, told.from.partition, told.from.known_as, told.decisions.len())
+    };
+    assert_eq!(from(&objects), (None, None, vec!["world".to_owned()], 1));
+    objects.strays.insert("10.99.0.9/32".parse().unwrap(), "pay".into());
+    let stray = from(&objects);
+    assert_eq!((stray.0.as_deref(), stray.1.as_deref(), stray.3), (Some("pay/far"), Some("pay"), 2));
+}
+
+#[test]
 fn the_world_reaches_the_default_partition() {
     let expected = (true, vec!["default ingress allow: the partition is open".to_string()]);
     assert_eq!(told(&cluster(), "172.16.9.9", "10.64.0.1", PROTO_UDP, 9), expected);

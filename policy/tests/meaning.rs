@@ -5,7 +5,7 @@ mod common;
 
 use bulkhead_api::objects::IPBlockSpec;
 use bulkhead_ebpf_abi::*;
-use bulkhead_policy::{Compiled, Interner, LocalPod, NodeInfo, Witness, compile, strays};
+use bulkhead_policy::{Compiled, Interner, LocalPod, NodeInfo, Objects, Witness, compile, strays};
 use common::*;
 use std::sync::Arc;
 
@@ -446,15 +446,37 @@ fn a_stray_in_anothers_range_is_to_every_node_of_the_partition_it_was_wired_into
 }
 
 #[test]
-fn a_pod_outside_all_ranges_is_of_its_namespaces_partition_to_every_node() {
-    let mut objects = web_with("ingress: [{from: [{partition: pay}]}]");
-    add_pod(&mut objects, "pay/far", "10.99.0.9", "{}");
-    add_pod(&mut objects, "shop/far", "10.99.0.8", "{}");
-    let c = compiled(&objects);
-    assert_eq!(c.identity(ip("10.99.0.9")).id, c.pod_identities["pay"]);
-    assert_eq!(c.identity(ip("10.99.0.8")).id, c.pod_identities["default"]);
-    let allowed = |peer: &str| web(&c, DIR_INGRESS, peer, 1).0;
-    assert!(allowed("10.99.0.9") && !allowed("10.99.0.8") && !allowed("10.99.0.7"));
+fn an_address_outside_all_ranges_is_the_world_whatever_pod_is_told_to_have_it_and_a_strays_is_its_pods() {
+    let mut objects =
+        web_with("ingress: [{from: [{partition: pay}, {partition: default}, {allPartitions: {}}]}]");
+    let everybody = "{namespaceSelector: {}}, {namespaceSelector: {}, podSelector: {matchLabels: {app: a}}}";
+    add_network_policy(
+        &mut objects,
+        "web/in",
+        &format!("podSelector: {{}}\ningress: [{{from: [{everybody}]}}]"),
+    );
+    objects.namespaces.extend(["pay", "shop", "web"].map(|name| (name.to_owned(), Arc::default())));
+    // In range by one of them, so that their labels are asked for.
+    for (key, address) in [("pay/far", "10.99.0.9"), ("shop/far", "10.99.0.8"), ("pay/near", PAY)] {
+        add_pod(&mut objects, key, address, "{node: n2, labels: {app: a}}");
+    }
+    let subject = local(&objects, "web/subject");
+    let told = |objects: &Objects| {
+        let c = compiled_for(objects, std::slice::from_ref(&subject));
+        let policy = c.place(objects, &subject).unwrap().policy;
+        ["10.99.0.9", "10.99.0.8", PAY].map(|peer| {
+            let id = c.identity(ip(peer)).id;
+            (id == ID_WORLD, c.evaluate(policy, DIR_INGRESS, id, PROTO_TCP, 1).allowed)
+        })
+    };
+    assert_eq!(told(&objects), [(true, false), (true, false), (false, true)]);
+    for witness in [Witness::Pod, Witness::None] {
+        let block =
+            IPBlockSpec { cidr: "10.99.0.9/32".parse().unwrap(), partition: "pay".into(), node: "n2".into() };
+        let blocks = [("10-99-0-9-32".to_string(), Arc::new(block))].into_iter().collect();
+        objects.strays = strays(&objects, &blocks, witness).0;
+        assert_eq!(told(&objects), [(false, true), (true, false), (false, true)], "{witness:?}");
+    }
 }
 
 #[test]

@@ -1,7 +1,7 @@
 //! From what the source says to what is in force: completed by what the node knows, admitted, and switched to if it is
 //! another than before.
 
-use super::{BGP_FILE, Node, switch::NoSwitch};
+use super::{BGP_FILE, Node, refused_rules::RefusedRules, switch::NoSwitch};
 use crate::{
     announce,
     net::{GATEWAY_V4, GATEWAY_V6, Uplink},
@@ -11,11 +11,10 @@ use crate::{
 };
 use bulkhead_api::{
     messages::ObjectError,
-    objects::{BGPConfigurationSpec, BGPPeerSpec, PartitionSpec},
+    objects::{BGPConfigurationSpec, BGPPeerSpec},
 };
-use bulkhead_policy::{Admitted, NodeInfo, Objects, Sourced, StrayPods, Witness, admit_change, strays};
-use imbl::ordmap::DiffItem;
-use std::{collections::BTreeMap, net::IpAddr, sync::Arc};
+use bulkhead_policy::{Admitted, Grounds, NodeInfo, Objects, Sourced, Witness, admit_change, strays};
+use std::{collections::BTreeMap, net::IpAddr, sync::Arc, time::Instant};
 use tracing::{error, warn};
 
 impl Node {
@@ -43,34 +42,26 @@ impl Node {
         let blocks_stay = self.in_force.blocks.ptr_eq(&snapshot.blocks);
         self.in_force.blocks = snapshot.blocks;
         self.know_claims(blocks_stay);
-        // What a switch that failed did not bring is made anew.
-        let same = self.compiled.is_some()
-            && (blocks_stay
-                || self.witness() == Witness::Pod && self.stray_pods.take_claims(&self.in_force.blocks))
-            && self.failed.is_empty()
-            && same_ranges(&self.in_force.policy, &objects)
-            && same_homes(&self.in_force.policy, &objects)
-            && !self.stray_pods.change(&self.in_force.policy, &objects);
-        let (objects, stray_pods) = if same {
-            (Objects { strays: self.in_force.policy.strays.clone(), ..objects }, None)
-        } else {
-            let (objects, pods) = self.with_strays(objects);
-            (objects, Some(pods))
-        };
+        let (objects, grounds) = self.with_strays(objects);
         let changed = self.compiled.is_none() || objects != self.in_force.policy;
         let mut taken = true;
         if changed {
-            match self.switch(objects.clone(), None, None) {
+            let ruled_otherwise = !objects.same_rules(&self.in_force.policy);
+            match self.try_switch(&objects) {
                 Ok(()) => {
                     self.clean = clean;
                     self.last_change_millis = observed.noticed.elapsed().as_millis() as u64;
                 }
                 Err(e) => {
-                    error!(error = %e, "the change is not in force; the running generation stays");
+                    if !matches!(e, NoSwitch::Refused(_)) {
+                        error!(error = %e, "the change is not in force; the running generation stays");
+                    }
                     taken = false;
                     if e.is_refusal() {
                         refused.push(not_done(&e));
-                        match self.follow_facts(objects) {
+                        let followed =
+                            if ruled_otherwise { self.follow_facts(objects) } else { Ok(Vec::new()) };
+                        match followed {
                             Ok(faults) => refused.extend(faults),
                             // Nothing is to be had by trying the same again.
                             Err(e) if e.is_refusal() => refused.push(not_done(&e)),
@@ -82,10 +73,12 @@ impl Node {
                     }
                 }
             }
+        } else {
+            self.refused_rules = RefusedRules::default();
+            self.clean |= clean;
         }
-        self.clean |= clean && !changed;
-        if let Some(pods) = stray_pods.filter(|_| taken) {
-            self.stray_pods = pods;
+        if taken {
+            self.grounds = grounds;
         }
         self.in_force.annotations = snapshot.annotations;
         self.in_force.services = snapshot.services;
@@ -107,6 +100,17 @@ impl Node {
         }
     }
 
+    /// As [`Self::switch`]; but while rules are known not to fit, no pod that comes is a reason to try them again.
+    fn try_switch(&mut self, objects: &Objects) -> Result<(), NoSwitch> {
+        let mut refused = std::mem::take(&mut self.refused_rules);
+        if objects.same_rules(&self.in_force.policy) {
+            return self.switch(objects.clone(), None, None);
+        }
+        let done = refused.attempt(objects, Instant::now(), || self.switch(objects.clone(), None, None));
+        self.refused_rules = refused;
+        done
+    }
+
     /// Rules that do not fit are no reason to know nothing of the pods that come and go: by the rules in force. Told is what is
     /// wrong with those, as things are.
     fn follow_facts(&mut self, refused: Objects) -> Result<Vec<ObjectError>, NoSwitch> {
@@ -116,19 +120,24 @@ impl Node {
         }
         let candidate = refused.ruled_by(self.in_force.policy.clone());
         let Admitted { objects, errors, clean } = admit_change(&self.in_force.policy, self.clean, candidate);
-        let (objects, pods) = self.with_strays(objects);
+        let (objects, grounds) = self.with_strays(objects);
         if self.compiled.is_none() || objects != self.in_force.policy {
             self.switch(objects, None, None)?;
             self.clean = clean;
         }
-        self.stray_pods = pods;
+        self.grounds = grounds;
         Ok(errors)
     }
 
-    /// Whose addresses are that do not lie in their range, by what nodes have claimed; and which pods change it.
-    pub(super) fn with_strays(&self, objects: Objects) -> (Objects, StrayPods) {
-        let (strays, pods) = strays(&objects, &self.in_force.blocks, self.witness());
-        (Objects { strays, ..objects }, pods)
+    /// Whose addresses are that do not lie in their range, by what nodes have claimed; and the grounds of it, to be kept once it is in
+    /// force.
+    pub(super) fn with_strays(&self, objects: Objects) -> (Objects, Grounds) {
+        let blocks = &self.in_force.blocks;
+        let (strays, grounds) = match &self.compiled {
+            Some(former) => self.grounds.follow(former, &objects, blocks),
+            None => strays(&objects, blocks, self.witness()),
+        };
+        (Objects { strays, ..objects }, grounds)
     }
 
     /// Files that everybody trusts, or claims of many accounts.
@@ -179,92 +188,4 @@ impl Node {
 
 fn not_done(e: &NoSwitch) -> ObjectError {
     ObjectError { file: None, object: None, field: None, message: e.to_string() }
-}
-
-/// Whether both have the same partitions with the same ranges, whatever their rules are.
-fn same_ranges(a: &Objects, b: &Objects) -> bool {
-    a.default_pod_cidrs == b.default_pod_cidrs
-        && a.partitions.diff(&b.partitions).all(|item| match item {
-            DiffItem::Update { old: (_, old), new: (_, new) } => old.spec.pod_cidrs == new.spec.pod_cidrs,
-            DiffItem::Add(..) | DiffItem::Remove(..) => false,
-        })
-}
-
-/// Whether namespaces with pods are known in both, and of the same partitions.
-fn same_homes(a: &Objects, b: &Objects) -> bool {
-    let same_words = |a: &PartitionSpec, b: &PartitionSpec| {
-        a.namespaces == b.namespaces && a.namespace_selector == b.namespace_selector
-    };
-    let same = |name: &str| a.partition_of_namespace(name) == b.partition_of_namespace(name);
-    a.partitions.diff(&b.partitions).all(|item| match item {
-        DiffItem::Update { old: (_, old), new: (_, new) } => same_words(&old.spec, &new.spec),
-        DiffItem::Add(..) | DiffItem::Remove(..) => false,
-    }) && a.namespaces.diff(&b.namespaces).all(|item| match item {
-        DiffItem::Add(name, _) | DiffItem::Remove(name, _) => !b.has_pods(name),
-        DiffItem::Update { new: (name, _), .. } => same(name) || !b.has_pods(name),
-    })
-}
-
-#[cfg(test)]
-mod tests {
-    use super::*;
-
-    #[test]
-    fn ranges_are_others_with_a_partition_or_a_range_and_not_with_a_rule() {
-        let partition = |fields: serde_json::Value| {
-            let mut spec = serde_json::json!({"policyID": 1, "podCIDRs": ["10.1.0.0/16"]});
-            spec.as_object_mut().unwrap().extend(fields.as_object().unwrap().clone());
-            Arc::new(Sourced::new(serde_json::from_value(spec).unwrap(), None))
-        };
-        let objects = |all: &[(&str, serde_json::Value)]| Objects {
-            partitions: all
-                .iter()
-                .map(|(name, fields)| ((*name).to_string(), partition(fields.clone())))
-                .collect(),
-            ..Objects::default()
-        };
-        let none = || serde_json::json!({});
-        let before = objects(&[("web", none())]);
-        let with_rule = objects(&[("web", serde_json::json!({"ingress": [{}]}))]);
-        assert!(same_ranges(&before, &with_rule) && before != with_rule);
-        for other in [
-            objects(&[]),
-            objects(&[("web", none()), ("db", none())]),
-            objects(&[("db", none())]),
-            objects(&[("web", serde_json::json!({"podCIDRs": ["10.2.0.0/16"]}))]),
-            Objects { default_pod_cidrs: vec!["10.64.0.0/16".parse().unwrap()], ..before.clone() },
-        ] {
-            assert!(!same_ranges(&before, &other), "{other:?}");
-        }
-    }
-
-    #[test]
-    fn homes_are_others_where_a_namespace_with_pods_is_of_another_partition() {
-        let partition = |fields: serde_json::Value| {
-            let mut spec = serde_json::json!({"policyID": 1});
-            spec.as_object_mut().unwrap().extend(fields.as_object().unwrap().clone());
-            Arc::new(Sourced::new(serde_json::from_value(spec).unwrap(), None))
-        };
-        let by_label = serde_json::json!({"namespaceSelector": {"matchLabels": {"tier": "web"}}});
-        let labels = |tier: &str| Arc::new([("tier".to_owned(), tier.to_owned())].into_iter().collect());
-        let objects = |tier: &str, pods: &[&str]| Objects {
-            partitions: [("web".to_string(), partition(by_label.clone()))].into_iter().collect(),
-            namespaces: [("shop".to_string(), labels(tier))].into_iter().collect(),
-            pods: pods.iter().map(|key| ((*key).to_string(), Arc::default())).collect(),
-            ..Objects::default()
-        };
-        let before = objects("web", &["shop/a"]);
-        assert!(same_homes(&before, &before) && same_homes(&before, &objects("web", &[])));
-        assert!(!same_homes(&before, &objects("db", &["shop/a"])));
-        assert!(same_homes(&objects("db", &["shop/a"]), &objects("app", &["shop/a"])));
-        // Nobody's home.
-        assert!(same_homes(&objects("web", &["other/a"]), &objects("db", &["other/a"])));
-        // Told of only now.
-        let unknown = Objects { namespaces: Default::default(), ..before.clone() };
-        assert!(!same_homes(&unknown, &before) && !same_homes(&before, &unknown));
-        for fields in [serde_json::json!({"namespaces": ["shop"]}), serde_json::json!({})] {
-            let partitions = [("web".to_string(), partition(fields))].into_iter().collect();
-            assert!(!same_homes(&before, &Objects { partitions, ..before.clone() }));
-        }
-    }
 }

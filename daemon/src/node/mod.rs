@@ -15,6 +15,7 @@ mod fixed;
 mod orphans;
 mod own;
 mod preflight;
+mod refused_rules;
 mod rollback;
 mod services;
 mod switch;
@@ -22,6 +23,7 @@ mod uninstall;
 mod uplinks;
 mod views;
 mod waiting;
+mod written;
 
 pub use preflight::preflight;
 pub use uninstall::uninstall;
@@ -50,7 +52,8 @@ use bulkhead_api::{
     objects::{ANNOTATION_BANDWIDTH_CLASS, NodeReportSpec},
 };
 use bulkhead_ebpf_abi::{Connections, Sizes};
-use bulkhead_policy::{Compiled, Interner, StrayPods};
+use bulkhead_policy::{Compiled, Grounds, Interner};
+use refused_rules::RefusedRules;
 use std::{
     collections::BTreeMap,
     path::PathBuf,
@@ -59,6 +62,7 @@ use std::{
 use switch::Standing;
 use tokio::sync::watch;
 use tracing::{error, info, warn};
+use written::{RangesBy, Written};
 
 pub struct Node {
     config: Config,
@@ -77,8 +81,8 @@ pub struct Node {
     /// Blocks without pods wait until they can be withdrawn.
     release_held: bool,
     claims: claims::Claimed,
-    /// Which pods, as they come and go, change who is a stray.
-    stray_pods: StrayPods,
+    /// Why strays in force are what they are.
+    grounds: Grounds,
     /// When the claims of fixed addresses are asked for again.
     ask_at: Instant,
     /// Whether an admission found no fault in the objects in force.
@@ -92,8 +96,11 @@ pub struct Node {
     adopted: bool,
     /// Objects that were refused; told until the source says otherwise.
     refused: Vec<ObjectError>,
+    refused_rules: RefusedRules,
     /// What could not be done, though nothing was wrong with the objects; tried again now and then.
     failed: Vec<ObjectError>,
+    /// Ranges of pods in the kernel.
+    ranges: Written<RangesBy>,
     pub bgp: Bgp,
     services: services::Services,
     generation_since: u64,
@@ -183,7 +190,7 @@ impl Node {
             // Of a daemon that died between claiming a block and wiring its first pod, or that held them back itself.
             release_held: true,
             claims: claims::Claimed::default(),
-            stray_pods: StrayPods::default(),
+            grounds: Grounds::default(),
             ask_at: Instant::now(),
             clean: false,
             history,
@@ -191,7 +198,9 @@ impl Node {
             standing: None,
             adopted: forwarding,
             refused: Vec::new(),
+            refused_rules: RefusedRules::default(),
             failed: Vec::new(),
+            ranges: Written::default(),
             bgp,
             services: services::Services::default(),
             generation_since: 0,
@@ -281,7 +290,7 @@ impl Node {
             let seen = self.net.candidates().await;
             self.follow_uplinks(seen)
         };
-        if moved || !self.failed.is_empty() {
+        if moved || !self.failed.is_empty() || self.refused_rules.are_due(Instant::now()) {
             let observed = self.source.borrow().clone();
             self.apply(observed).await;
         } else if !self.bgp.errors().is_empty() || self.bgp.drain_is_due().await {
@@ -316,17 +325,19 @@ impl Node {
     /// Pods' ranges are routed as they are, by what this plugin is; of other addresses only the configuration knows, and
     /// whoever is masqueraded for them. Partitions judge what the node sends on to their ranges in its own name.
     pub(super) fn set_ranges(&mut self) -> Result<(), DatapathError> {
-        let objects = &self.in_force.policy;
-        let judged = self.compiled.as_ref().map_or(Ok(()), |compiled| {
-            let judges = masquerade::judges(objects, &compiled.policies, DIRECT_STRAYS);
-            self.datapath.set_range_policies(&judges)
-        });
-        let outside = masquerade::direct(&self.config.direct_to, objects, self.config.masquerade.as_ref());
-        let ranges = objects.own_ranges().map(|(_, range)| range);
-        let direct = ranges.chain(objects.strays.keys().take(DIRECT_STRAYS)).chain(&outside);
-        let services = objects.partitions.values().flat_map(|p| &p.spec.service_cidrs);
-        // One is no reason to leave the other as it was.
-        self.datapath.set_direct(direct, services.chain(&self.config.service_cidrs)).and(judged)
+        let (objects, policies) = (&self.in_force.policy, self.compiled.as_ref().map(|c| &c.policies));
+        self.ranges.unless_by(RangesBy::of(objects, policies), || {
+            let judged = policies.map_or(Ok(()), |policies| {
+                self.datapath.set_range_policies(&masquerade::judges(objects, policies, DIRECT_STRAYS))
+            });
+            let own = self.config.masquerade.as_ref();
+            let outside = masquerade::direct(&self.config.direct_to, objects, own);
+            let ranges = objects.own_ranges().map(|(_, range)| range);
+            let direct = ranges.chain(objects.strays.keys().take(DIRECT_STRAYS)).chain(&outside);
+            let services = objects.partitions.values().flat_map(|p| &p.spec.service_cidrs);
+            // One is no reason to leave the other as it was.
+            self.datapath.set_direct(direct, services.chain(&self.config.service_cidrs)).and(judged)
+        })
     }
 
     /// To be handed to [`Self::set_narrow_routes`] whenever it changes.

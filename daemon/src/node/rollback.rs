@@ -38,9 +38,9 @@ impl Node {
             let reasons: Vec<_> = refused.iter().map(ToString::to_string).collect();
             return Err(failed(reasons.join("; ")));
         }
-        let (objects, pods) = self.with_strays(objects);
+        let (objects, grounds) = self.with_strays(objects);
         self.switch(objects, Some(to), None).map_err(|e| failed(e.to_string()))?;
-        self.stray_pods = pods;
+        self.grounds = grounds;
         self.clean = true;
         let held = self.history.hold(Some(to));
         // Whatever the disk says: it is in force.

@@ -11,7 +11,7 @@ use crate::{
 use bulkhead_api::messages::{AttachmentId, PodRef};
 use bulkhead_ebpf_abi::{Addr, ID_WORLD, RULE_FIRST_DYNAMIC};
 use bulkhead_policy::{
-    CompileError, Compiled, EAGER_PARTITIONS, Homes, Interner, Local, LocalPod, Objects, Witness, compile,
+    CompileError, Compiled, EAGER_PARTITIONS, Interner, Local, LocalPod, Objects, Witness, compile,
     compile_at_once,
 };
 use std::{
@@ -30,12 +30,15 @@ pub(super) enum NoSwitch {
     Datapath(#[from] DatapathError),
     #[error(transparent)]
     Store(#[from] StoreError),
+    /// As a short while ago, and not tried again.
+    #[error("{0}")]
+    Refused(String),
 }
 
 impl NoSwitch {
     /// Whether it is the objects that do not fit: nothing was touched.
     pub fn is_refusal(&self) -> bool {
-        matches!(self, Self::Compile(_) | Self::Datapath(DatapathError::TooLarge { .. }))
+        matches!(self, Self::Compile(_) | Self::Datapath(DatapathError::TooLarge { .. }) | Self::Refused(_))
     }
 }
 
@@ -123,12 +126,11 @@ impl Node {
     /// The pods of this node, in the endpoints' order. Where others are told of pods, one is of its namespace's partition;
     /// where they are not, of the one it was wired into, as its claim tells them.
     pub(super) fn local_pods(&self, objects: &Objects) -> Vec<LocalPod> {
-        let mut homes = Homes::of(objects);
-        let told = self.witness() == Witness::Pod;
+        let homes = (self.witness() == Witness::Pod).then(|| self.grounds.homes().follow(objects));
         let pod = |record: &EndpointRecord| {
             let PodRef { namespace, name, .. } = &record.pod;
             // Of a namespace that nobody tells of any more, a pod stays where it was.
-            let home = told.then(|| homes.of_namespace(namespace)).flatten();
+            let home = homes.as_ref().and_then(|homes| homes.of_namespace(namespace));
             LocalPod {
                 namespace: namespace.clone(),
                 name: name.clone(),

@@ -1,7 +1,7 @@
 //! Numbers for everybody that rules can tell apart.
 //!
 //! A partition's pods are known by its prefixes. A pod has an entry of its own only where a selector or a named port tells
-//! it from its prefix, or where its address lies in no partition's range, or in another's.
+//! it from its prefix, or where it is a stray.
 //!
 //! ```text
 //! addresses ─▶ base: partitions, prefixes, nodes ─┐
@@ -10,11 +10,7 @@
 //! Of the former compile all stays that this one would make again: the base where the addresses are the same, and the
 //! entries of all pods but those that something they depend on has changed for.
 
-use super::{
-    Asked, CompileError, Local,
-    addresses::Addresses,
-    pods::{Pods, namespace_of},
-};
+use super::{Asked, CompileError, Local, addresses::Addresses, pods::Pods};
 use crate::{Interner, LocalPod, Objects, atom::Atom, interner::Meaning, prefix::Prefix};
 use bulkhead_api::objects::DEFAULT_PARTITION;
 use bulkhead_ebpf_abi::{Addr, ID_WORLD, IDENTITY_LOCAL_NODE, Identity};
@@ -138,13 +134,9 @@ impl Identities {
 }
 
 impl Identities {
-    /// As [`Objects::partition_at`] says it, at the same cost however many pods and strays there are.
-    pub fn partition_at<'a>(&'a self, objects: &'a Objects, address: Addr) -> Option<&'a str> {
-        if self.base.nodes.contains_key(&address) {
-            return None;
-        }
-        let of_pod = || Some(objects.partition_of_namespace(namespace_of(self.pods.owner(address)?)));
-        partition(self.base.known(address)).or_else(of_pod)
+    /// As [`Objects::partition_of_address`] says it, at the same cost however many ranges and strays there are.
+    pub fn partition_of_address(&self, address: Addr) -> Option<&str> {
+        if self.base.nodes.contains_key(&address) { None } else { partition(self.base.known(address)) }
     }
 }
 
@@ -171,7 +163,7 @@ fn of_local(facts: &Facts, base: &Base, numbers: &mut Interner) -> Result<BTreeS
         let there = base.variants.contains_key(name);
         let name = if there { name } else { DEFAULT_PARTITION };
         for of_prefix in base.variants.get(name).into_iter().flatten() {
-            used.insert(number(numbers, &joined(of_prefix, facts, None))?);
+            used.insert(number(numbers, &joined(of_prefix, facts))?);
         }
     }
     Ok(used)
@@ -199,12 +191,9 @@ pub(crate) fn partition(atoms: &[Atom]) -> Option<&str> {
     }
 }
 
-/// What is known of an address and of its pod together; `stray`: the partition of a pod outside all ranges.
-pub(super) fn joined(of_prefix: &[Atom], facts: &[Atom], stray: Option<&str>) -> Vec<Atom> {
-    let mut all = Vec::with_capacity(of_prefix.len() + facts.len() + 2);
-    all.extend_from_slice(of_prefix);
-    all.extend_from_slice(facts);
-    all.extend(stray.into_iter().flat_map(of_partition));
+/// What is known of an address and of its pod together.
+pub(super) fn joined(of_prefix: &[Atom], facts: &[Atom]) -> Vec<Atom> {
+    let mut all = [of_prefix, facts].concat();
     all.sort_unstable();
     all.dedup();
     all

@@ -26,7 +26,9 @@ mod selection;
 mod spans;
 mod tiers;
 
-use crate::{Interner, LocalPod, Objects, atom::Atom, interner, rulebook::RuleBook, tables::Tables};
+use crate::{
+    Interner, LocalPod, Objects, atom::Atom, interner, prefix::Prefix, rulebook::RuleBook, tables::Tables,
+};
 use addresses::Addresses;
 use bulkhead_ebpf_abi::{Addr, Identity};
 use classes::Classes;
@@ -270,6 +272,16 @@ impl Compiled {
         self.identities.base.strays.keys().copied()
     }
 
+    /// What was compiled.
+    pub(crate) fn objects(&self) -> &Objects {
+        &self.objects
+    }
+
+    /// Pods that are told to have addresses of this prefix, as `namespace/name`.
+    pub(crate) fn pods_within(&self, prefix: Prefix) -> impl Iterator<Item = (Addr, &str)> {
+        self.identities.pods.within(prefix)
+    }
+
     /// What an identity stands for; nothing for the world.
     pub(crate) fn meaning(&self, identity: u32) -> &[Atom] {
         self.interner.identities().get(&identity).map_or(&[], |atoms| atoms)
@@ -301,7 +313,7 @@ fn judged(
     numbers: &mut Interner,
 ) -> Result<BTreeMap<PolicyKey, Arc<Judged>>, CompileError> {
     let peer_ports = Arc::new(asked.named_ports(identities.pods.ports()));
-    let dns = objects.cluster_dns.iter().filter_map(|a| identities.partition_at(objects, Addr::from_ip(*a)));
+    let dns = objects.cluster_dns.iter().filter_map(|a| identities.partition_of_address(Addr::from_ip(*a)));
     let dns: BTreeSet<&str> = dns.collect();
     let dns_ports = objects.cluster_dns_ports.clone().into();
     let mut all = BTreeMap::new();

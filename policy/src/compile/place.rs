@@ -32,7 +32,7 @@ impl Compiled {
                 self.asked.selections.within(objects, &pod.namespace).facts(objects.pod(&pod.key())).into()
             }
         };
-        let known = |of_prefix: &Meaning| self.number(&joined(of_prefix, &facts, None)).is_some();
+        let known = |of_prefix: &Meaning| self.number(&joined(of_prefix, &facts)).is_some();
         let all_known = variants.get(partition)?.iter().all(known);
         all_known.then(|| Placement { policy, partition: partition.into(), facts })
     }
@@ -54,7 +54,7 @@ impl Compiled {
         let stray = of_partition(&placement.partition);
         let base = if in_range { of_prefix } else { &stray };
         // `place` has seen to it that there is one.
-        self.number(&joined(base, &placement.facts, None)).unwrap_or(ID_WORLD)
+        self.number(&joined(base, &placement.facts)).unwrap_or(ID_WORLD)
     }
 
     /// The partition whose pods have this policy.

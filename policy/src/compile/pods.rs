@@ -8,8 +8,7 @@ use super::{
     identities::{Base, joined, number, partition},
     selection::{Selections, Within, named_ports},
 };
-use crate::{Interner, Labels, Objects, Sourced, atom::NamedPort, objects::Pod, prefix::Prefix, selector};
-use bulkhead_api::objects::PartitionSpec;
+use crate::{Interner, Labels, Objects, atom::NamedPort, objects::Pod, prefix::Prefix, selector};
 use bulkhead_ebpf_abi::{Addr, Identity};
 use imbl::{OrdMap, OrdSet, ordmap::DiffItem};
 use std::{collections::BTreeSet, sync::Arc};
@@ -37,9 +36,16 @@ impl Pods {
     }
 
     /// The pod that has the address, as `namespace/name`.
-    pub fn owner(&self, address: Addr) -> Option<&str> {
-        let (of, pod) = self.owners.range((address, Arc::from(""))..).next()?;
-        (*of == address).then_some(pod)
+    fn owner(&self, address: Addr) -> Option<&str> {
+        self.within(Prefix { address, length: 128 }).next().map(|(_, pod)| pod)
+    }
+
+    /// Pods that are told to have addresses of this prefix.
+    pub fn within(&self, prefix: Prefix) -> impl Iterator<Item = (Addr, &str)> {
+        let inside = self.owners.range((prefix.address, Arc::from(""))..);
+        inside
+            .map(|(address, pod)| (*address, &**pod))
+            .take_while(move |(address, _)| prefix.spans(Prefix { address: *address, length: 128 }))
     }
 
     /// Counts the ports that pods have now instead of those they had.
@@ -102,8 +108,7 @@ impl Pods {
         dirty: &mut BTreeSet<Addr>,
     ) {
         let selectors = asked.unlike(&former.asked.selections);
-        let all = asked.port_names() != former.asked.selections.port_names()
-            || former.objects.partitions.diff(&objects.partitions).any(|item| places_others(&item));
+        let all = asked.port_names() != former.asked.selections.port_names();
         let namespaces: BTreeSet<&str> = former
             .objects
             .namespaces
@@ -143,12 +148,7 @@ impl Pods {
         let (old, new) = (&before.addresses.prefixes, &base.addresses.prefixes);
         let keys: BTreeSet<&Prefix> = old.keys().chain(new.keys()).collect();
         for prefix in keys.into_iter().filter(|p| old.get(p) != new.get(p)) {
-            let first = (prefix.address, Arc::from(""));
-            let inside = self
-                .owners
-                .range(first..)
-                .take_while(|(address, _)| prefix.spans(Prefix { address: *address, length: 128 }));
-            dirty.extend(inside.map(|(address, _)| *address));
+            dirty.extend(self.within(*prefix).map(|(address, _)| address));
         }
         dirty.extend(before.addresses().chain(base.addresses()));
     }
@@ -171,12 +171,11 @@ impl Pods {
         let (key, pod) = pod;
         let facts = facts.of(namespace_of(key), pod);
         let of_prefix = base.known(address);
-        let in_range = partition(of_prefix).is_some();
-        if in_range && facts.is_empty() {
+        // No pod's word makes one of an address that is nobody's in the cluster.
+        if partition(of_prefix).is_none() || facts.is_empty() {
             return Ok(stray);
         }
-        let outside = (!in_range).then(|| objects.partition_of_namespace(namespace_of(key)));
-        let id = number(numbers, &joined(of_prefix, &facts, outside))?;
+        let id = number(numbers, &joined(of_prefix, &facts))?;
         Ok(Some(Identity { id, flags: 0 }))
     }
 
@@ -217,17 +216,6 @@ impl Facts<'_> {
     }
 }
 
-/// Whether a pod outside all ranges may be of another partition by this.
-fn places_others(item: &DiffItem<'_, '_, String, Arc<Sourced<PartitionSpec>>>) -> bool {
-    match item {
-        DiffItem::Update { old: (_, old), new: (_, new) } => {
-            old.spec.namespaces != new.spec.namespaces
-                || old.spec.namespace_selector != new.spec.namespace_selector
-        }
-        _ => true,
-    }
-}
-
 /// Pods that are others than before, without those that have their node's network.
 fn each_change(
     before: Option<&Objects>,
@@ -254,6 +242,6 @@ fn addresses(pod: &Pod) -> impl Iterator<Item = Addr> {
     pod.addresses.iter().map(|a| Addr::from_ip(*a))
 }
 
-pub(super) fn namespace_of(key: &str) -> &str {
+fn namespace_of(key: &str) -> &str {
     key.split_once('/').map_or("", |(namespace, _)| namespace)
 }

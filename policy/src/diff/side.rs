@@ -11,6 +11,7 @@ use crate::{
 };
 use bulkhead_api::{messages::RuleInfo, objects::DEFAULT_PARTITION};
 use bulkhead_ebpf_abi::{Addr, DIR_EGRESS, DIR_INGRESS, ID_WORLD, RULE_OPEN, RULE_OWN_NODE};
+use ipnetwork::IpNetwork;
 use std::{
     collections::{BTreeMap, BTreeSet, HashMap},
     net::IpAddr,
@@ -187,9 +188,17 @@ fn nodes(objects: &Objects) -> BTreeSet<(Addr, String)> {
     objects.nodes.iter().flat_map(of).collect()
 }
 
-/// A source need not tell of the node's own pods.
+/// A source need not tell of the node's own pods, nor of whose partition they are where ranges say otherwise.
 fn with_local(mut objects: Objects, local: &[LocalPod]) -> Objects {
     for pod in local {
+        // Of a partition that is gone pods are the default partition's.
+        let there = objects.partitions.contains_key(&pod.partition);
+        let partition = if there { pod.partition.as_str() } else { DEFAULT_PARTITION };
+        for address in &pod.addresses {
+            if objects.partition_of_address(*address) != Some(partition) {
+                objects.strays.insert(IpNetwork::from(*address), partition.into());
+            }
+        }
         let mut told = objects.pod(&pod.key()).cloned().unwrap_or_default();
         let new: Vec<IpAddr> =
             pod.addresses.iter().filter(|a| !told.addresses.contains(a)).copied().collect();
@@ -212,23 +221,17 @@ fn pods(objects: &Objects, local: &[LocalPod]) -> BTreeMap<Addr, LocalPod> {
             pods.entry(address).or_insert_with(|| pod.clone());
         }
     }
-    let mut of_namespace: HashMap<&str, &str> = HashMap::new();
     let told = |pod: &Pod| !pod.host_network;
     for (key, pod) in objects.pods.iter().filter(|(_, pod)| told(pod)) {
         let (namespace, name) = key.split_once('/').unwrap_or(("", key));
         for address in pod.addresses.iter().map(|a| Addr::from_ip(*a)).filter(|a| !nodes.contains(a)) {
-            pods.entry(address).or_insert_with(|| {
-                let stray = || {
-                    *of_namespace
-                        .entry(namespace)
-                        .or_insert_with(|| objects.partition_of_namespace(namespace))
-                };
-                LocalPod {
-                    namespace: namespace.into(),
-                    name: name.into(),
-                    partition: ranges.partition(address).unwrap_or_else(stray).into(),
-                    addresses: Vec::new(),
-                }
+            // No pod's word makes one of an address that is nobody's in the cluster.
+            let Some(partition) = ranges.partition(address) else { continue };
+            pods.entry(address).or_insert_with(|| LocalPod {
+                namespace: namespace.into(),
+                name: name.into(),
+                partition: partition.into(),
+                addresses: Vec::new(),
             });
         }
     }

@@ -6,7 +6,7 @@ use std::path::Path;
 
 pub const CASES: &[(&str, Case)] = &[
     ("a daemon's token is good for the blocks of its own node alone", own_blocks),
-    ("a daemon's token makes nobody a member of a partition", outsiders),
+    ("neither a daemon's token nor a kubelet's word alone makes anybody a member of a partition", outsiders),
     ("daemon and controller may do what is listed here, and nothing else", listed),
     ("a token that is bound to no node claims nothing", unbound),
 ];
@@ -61,10 +61,26 @@ fn outsiders(site: &mut Site) -> Result<()> {
          spec: {policyID: 34, namespaces: [bank], podCIDRs: [10.78.0.0/16]}\n---\n\
          apiVersion: v1\nkind: Namespace\nmetadata: {name: bank}\n---\n\
          apiVersion: v1\nkind: Pod\nmetadata: {name: old, namespace: bank}\n\
+         spec: {nodeName: node1, containers: [{name: c, image: none}]}\n---\n\
+         apiVersion: v1\nkind: Pod\nmetadata: {name: near, namespace: bank}\n\
          spec: {nodeName: node1, containers: [{name: c, image: none}]}\n",
     )?;
-    site.has_address("bank", "old", "203.0.113.70")?;
     // One after the other: who has heard of the last has heard of all.
+    site.has_address("bank", "old", "203.0.113.70")?;
+    site.has_address("bank", "near", "10.78.0.8")?;
+    until("the daemon knows the pods", SOON, || {
+        let from = site.explain("10.78.0.8", MEMBER, 80)?.from;
+        Ok((from.pod.as_deref() == Some("bank/near")).then_some(()))
+    })?;
+    let is_outside = |outsider: &str| {
+        let explanation = site.explain(outsider, MEMBER, 80)?;
+        let is_world = explanation.from.known_as == ["world"] && explanation.from.pod.is_none();
+        if explanation.allowed || !is_world {
+            return unmet(format!("{outsider} is a member: {explanation:?}"));
+        }
+        Ok(())
+    };
+    is_outside("203.0.113.70")?;
     let claims = ["203.0.113.0", "198.51.100.0", "203.0.113.64"].map(|network| {
         let name = format!("{}-26", network.replace('.', "-"));
         block_for("bank", &name, &format!("{network}/26"), "node1")
@@ -77,10 +93,7 @@ fn outsiders(site: &mut Site) -> Result<()> {
     }
     site.wait_allowed("203.0.113.70", MEMBER, 80, true)?;
     for outsider in ["203.0.113.5", "203.0.113.71", "198.51.100.9"] {
-        let explanation = site.explain(outsider, MEMBER, 80)?;
-        if explanation.allowed || explanation.from.known_as != ["world"] {
-            return unmet(format!("{outsider} is a member by a claim: {explanation:?}"));
-        }
+        is_outside(outsider)?;
     }
     // The pod goes, and with it whose its address was.
     site.control.kubectl(&["-n", "bank", "delete", "pod", "old", "--force", "--grace-period=0"])?;
