@@ -550,6 +550,9 @@ pub struct DropInfo {
     pub rule: Option<RuleInfo>,
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub partition: Option<String>,
+    /// What to do about it, where no rule says that.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub advice: Option<String>,
     pub direction: String,
     pub packets: u64,
     pub bytes: u64,

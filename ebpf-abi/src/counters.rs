@@ -80,6 +80,10 @@ drop_reasons! {
     DROP_CONNTRACK_SHARE = 14, "pod's share of connections used up";
     /// Translation would give a new connection the addresses and ports of a live one that it knows nothing of.
     DROP_CLASH = 15, "clash with a direct connection";
+    /// Sent on in this node's name to a range that it has no policy of (`RANGE_CLOSED`).
+    DROP_RANGE_CLOSED = 16, "sent on to a partition without a policy here";
+    /// Sent on in this node's name, and there is no place to note that: it could not be cut.
+    DROP_UNNOTED = 17, "no place to note whom this node sends on";
     /// Recorded, not dropped: `isolation: Audit`.
     AUDIT_POLICY = 128, "audit: policy would drop";
 }

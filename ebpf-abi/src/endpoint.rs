@@ -82,9 +82,9 @@ pub const RANGE_OPEN: u32 = u32::MAX;
 /// A policy that no generation has: everybody is refused.
 pub const RANGE_CLOSED: u32 = u32::MAX - 1;
 
-/// `BEGUN` values, by flow: who began what leaves for a pod elsewhere in this node's name. The pod, by a call of this node:
-pub const BEGUN_THERE: u32 = 0;
-/// Somebody whom this node sent on.
+/// `BEGUN` value, by flow: somebody whom this node sent on in its own name began it. (0, of a daemon before us: the pod did.)
 pub const BEGUN_HERE: u32 = 1;
+/// `CALLED` value, by flow: the pod elsewhere began it, by a call of this node.
+pub const BEGUN_THERE: u32 = 1;
 
 assert_size!(Endpoint = 68, Delivery = 28);

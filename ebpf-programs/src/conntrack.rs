@@ -10,7 +10,9 @@
 //! Each end asks its own policy only: at a hook of the initiator's pod its egress, at one of the responder's its ingress. Where
 //! the first packet goes directly to another pod of the node, both are asked at the sender's, before there is an entry.
 
+mod begin;
 mod decide;
+mod icmp;
 mod key;
 mod path;
 mod rings;
@@ -22,20 +24,21 @@ use crate::{
     counters,
     maps::{CONNTRACK, GENERATION},
     origin,
-    parse::{self, Packet, TCP_ACK, TCP_FIN, TCP_RST, TCP_SYN},
+    parse::{Packet, TCP_ACK, TCP_FIN, TCP_RST, TCP_SYN},
     policy::Answer,
     skb,
     verdict::Verdict,
 };
-use aya_ebpf::{bindings::__sk_buff, macros::map, maps::PerCpuArray, programs::TcContext};
+use aya_ebpf::{bindings::__sk_buff, programs::TcContext};
+use begin::begin;
 use bulkhead_ebpf_abi::{
-    DIR_EGRESS, DIR_INGRESS, DROP_CLASH, DROP_CONNTRACK_FULL, DROP_MALFORMED, DROP_REVOKED, FLOW_ANSWERED,
-    FLOW_CLOSED, FLOW_CLOSING, FLOW_ESTABLISHED, FLOW_INITIATOR_LOW, FLOW_KEEP_EGRESS, FLOW_KEEP_INGRESS,
-    FLOW_UNASKED, FLOW_VERSION, Flow, ORIGIN_ITSELF, ORIGIN_NONE, PATH_DIRECT, PATH_STACK, PROTO_TCP,
-    RULE_NONE,
+    DIR_EGRESS, DIR_INGRESS, DROP_CLASH, DROP_MALFORMED, DROP_REVOKED, FLOW_ANSWERED, FLOW_CLOSED,
+    FLOW_CLOSING, FLOW_ESTABLISHED, FLOW_INITIATOR_LOW, FLOW_KEEP_EGRESS, FLOW_KEEP_INGRESS, FLOW_UNASKED,
+    Flow, ORIGIN_ITSELF, ORIGIN_NONE, PATH_DIRECT, PROTO_TCP, RULE_NONE,
 };
 use core::mem::MaybeUninit;
-use decide::{ask, peer_of_flow, peer_of_packet};
+use decide::{ask, peer_of_flow};
+use icmp::icmp;
 pub use key::Key;
 pub use table::{is_settled, see};
 
@@ -148,71 +151,6 @@ fn decide_on(at: &At, packet: &Packet) -> Verdict {
     }
     known(at, packet, &key, flow, forward, now)
 }
-
-/// From an uplink only what is direct is decided on here.
-#[inline(always)]
-fn begin(at: &At, packet: &Packet, key: &Key, from_low: bool, replaces: bool) -> Verdict {
-    let direct = path::begins_direct(at, packet);
-    if at.via == Via::Uplink && !direct {
-        return Verdict::PASS;
-    }
-    let flag = |set: bool, bit: u32| if set { bit } else { 0 };
-    let how = flag(from_low, FROM_LOW) | flag(replaces, REPLACES) | flag(direct, ON_DIRECT);
-    let verdict = open(at, packet, key, how);
-    match direct && verdict.passes() {
-        true if at.via == Via::Local && !verdict.is_direct() => Verdict::SETTLED,
-        true => Verdict::DIRECT,
-        false => verdict,
-    }
-}
-
-/// Errors belong to the flow they speak of, and take its path; all else of ICMP but echo has no flow.
-#[inline(always)]
-fn icmp(ctx: &TcContext, at: &At, packet: &Packet) -> Verdict {
-    if packet.is_icmp_error() {
-        match u8::try_from(path_of_quoted(ctx, packet)) {
-            Ok(PATH_DIRECT) if at.via != Via::Stack => return Verdict::DIRECT,
-            Ok(_) => return Verdict::PASS,
-            Err(_) => {}
-        }
-    }
-    if at.via == Via::Uplink {
-        return Verdict::PASS;
-    }
-    let peer = peer_of_packet(at, packet);
-    if peer.is_unasked() {
-        return Verdict::PASS;
-    }
-    match ask(at, (at.policy, at.dir), peer, packet.proto, packet.service_port(), decide::FIRST, false) {
-        Ok(answer) => {
-            counters::hit(answer.rule(), at.bytes);
-            Verdict::PASS
-        }
-        Err(verdict) => verdict,
-    }
-}
-
-/// Off the stack, which has no room for a second packet.
-#[map]
-static QUOTED: PerCpuArray<MaybeUninit<Packet>> = PerCpuArray::with_max_entries(1, 0);
-
-#[inline(never)]
-fn path_of_quoted(ctx: &TcContext, packet: &Packet) -> u32 {
-    let Some(inner) = QUOTED.get_ptr_mut(0) else { return NO_PATH };
-    // SAFETY: this CPU's own, and nobody else's meanwhile: a program runs without being preempted by another of its kind.
-    let inner = Packet::empty(unsafe { &mut *inner });
-    if !parse::quoted(ctx, packet, inner) {
-        return NO_PATH;
-    }
-    let (key, _) = Key::of(inner);
-    let Some(flow) = CONNTRACK.get_ptr(key.as_abi()) else { return NO_PATH };
-    // SAFETY: a live entry.
-    let flow = unsafe { &*flow };
-    let ended = flow.cut != 0 || table::is_dead(flow, inner.proto, counters::now());
-    if ended { NO_PATH } else { u32::from(flow.path) }
-}
-
-const NO_PATH: u32 = 256;
 
 /// Is this packet the beginning of a flow that only shares its key with the entry?
 #[inline(always)]
@@ -414,99 +352,6 @@ pub fn count(flow: &mut Flow, sends: bool, bytes: u32) {
     }
 }
 
-/// Of a new entry: the packet goes from low to high; another entry stands in its place; it takes the direct path.
-const FROM_LOW: u32 = 1;
-const REPLACES: u32 = 2;
-const ON_DIRECT: u32 = 4;
-
-/// Decides in the packet's direction and makes the entry. (Bits, because a function here has five arguments at most.)
-#[inline(never)]
-fn open(at: &At, packet: &Packet, key: &Key, how: u32) -> Verdict {
-    let Some(draft) = table::draft(key) else { return Verdict::drop(DROP_CONNTRACK_FULL) };
-    let peer = peer_of_packet(at, packet);
-    let flow = &mut draft.flow;
-    let kept_zero = flow.reserved;
-    *flow = Flow {
-        last_seen: counters::now(),
-        generations: [0; 2],
-        rules: [RULE_NONE; 2],
-        packets: 1,
-        bytes: u64::from(at.bytes),
-        service_port: packet.service_port(),
-        flags: if how & FROM_LOW != 0 { FLOW_INITIATOR_LOW } else { 0 },
-        path: if how & ON_DIRECT != 0 { PATH_DIRECT } else { PATH_STACK },
-        version: FLOW_VERSION,
-        fin: packet.tcp_flags & (TCP_FIN | TCP_RST),
-        origin: peer.origin(),
-        owner: 0,
-        serial: 0,
-        tick: 0,
-        begun: 1 << (at.dir & 1),
-        cut: 0,
-        fin_back: 0,
-        padding: [0; 2],
-        entered_by: 0,
-        ring: 0,
-        origin_turn: origin::turn(u32::from(peer.origin())),
-        // Zero, and never anything else: see `Draft`.
-        reserved: kept_zero,
-    };
-    if peer.is_unasked() {
-        flow.flags |= FLOW_UNASKED;
-        (flow.rules[1], flow.begun) = (peer.unasked_rule(), 1 << DIR_INGRESS);
-    } else {
-        match ask(at, (at.policy, at.dir), peer, packet.proto, packet.service_port(), decide::FIRST, false) {
-            Ok(answer) => stamp(flow, at.generation, at.dir, answer),
-            Err(verdict) => return verdict,
-        }
-        if how & ON_DIRECT != 0 && at.via == Via::Local {
-            let verdict = open_there(at, packet, flow);
-            if !verdict.passes() {
-                return verdict;
-            }
-        }
-    }
-    // A reply without its request is let through or not, but is no connection.
-    if packet.is_echo_reply() {
-        flow.begun = 0;
-        counters::fold(flow);
-        return Verdict::PASS;
-    }
-    flow.flags |= table::closing(flow);
-    if how & REPLACES != 0
-        && let Some(old) = CONNTRACK.get_ptr_mut(key.as_abi())
-    {
-        // SAFETY: a live entry.
-        table::remove(key.as_abi(), unsafe { &mut *old });
-    }
-    match table::insert(at, draft) {
-        0 => Verdict::PASS,
-        // Of whichever direction and path: the other end looks at it.
-        table::MADE_BY_ANOTHER if how & ON_DIRECT != 0 => Verdict::DIRECT,
-        table::MADE_BY_ANOTHER => Verdict::PASS,
-        reason => Verdict::drop(reason as u8),
-    }
-}
-
-/// The receiver's end of a connection from pod to pod, which the sender's has just admitted.
-#[inline(always)]
-fn open_there(at: &At, packet: &Packet, flow: &mut Flow) -> Verdict {
-    let sender = decide::peer_at(&packet.src);
-    match ask(at, (at.there, DIR_INGRESS), sender, packet.proto, packet.service_port(), decide::FIRST, false)
-    {
-        Ok(answer) => {
-            stamp(flow, at.generation, DIR_INGRESS, answer);
-            flow.begun |= 1 << DIR_INGRESS;
-            Verdict::PASS
-        }
-        Err(verdict) => {
-            // The sender's rule has let it out.
-            counters::fold(flow);
-            verdict.of_receiver()
-        }
-    }
-}
-
 /// Forgets the connection whose key lies behind the Ethernet header: how user space removes an entry, so that its share
 /// is given back in one place.
 #[inline(always)]
@@ -522,16 +367,4 @@ pub fn forget_named(ctx: &TcContext) -> i32 {
     // SAFETY: a live entry.
     table::remove(key.as_abi(), unsafe { &mut *flow });
     1
-}
-
-#[inline(always)]
-fn stamp(flow: &mut Flow, generation: u32, dir: u32, answer: Answer) {
-    // Not indexed: the verifier likes constants on the stack.
-    if dir == DIR_INGRESS {
-        (flow.generations[1], flow.rules[1]) = (generation, answer.rule());
-        flow.flags |= if answer.keeps() { FLOW_KEEP_INGRESS } else { 0 };
-    } else {
-        (flow.generations[0], flow.rules[0]) = (generation, answer.rule());
-        flow.flags |= if answer.keeps() { FLOW_KEEP_EGRESS } else { 0 };
-    }
 }

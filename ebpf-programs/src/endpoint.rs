@@ -89,8 +89,9 @@ pub fn by_stack(pod: &Endpoint) -> i32 {
     }
 }
 
+/// All that a hook must know of a packet, or why it cannot be known.
 #[inline(always)]
-fn read<'a>(
+pub fn read<'a>(
     ctx: &TcContext,
     room: &'a mut MaybeUninit<Packet>,
     ethertype: u16,

@@ -5,9 +5,10 @@
 //!                      └─────▶ sender's egress ──▶ route look-up ────▶ neighbour redirect: out of the uplink
 //! wire ─from_uplink▶ LOCAL ──▶ receiver's ingress ───────────────────▶ peer redirect
 //! ```
-//! A redirected packet meets no further hook, so both ends decide here. Left to the stack is all that it must answer or
-//! forward its own way: a hop limit at its end, a packet longer than its link or route allows, IP options and extension
-//! headers, fragments, what has no route; and the pods whose bandwidth a queue holds.
+//! A redirected packet meets no further hook of a pod, so both ends decide here; the one of the uplink by which it leaves
+//! (`departure`) lets it by, for its mark. Left to the stack is all that it must answer or forward its own way: a hop limit at
+//! its end, a packet longer than its link or route allows, IP options and extension headers, fragments, what has no route;
+//! and the pods whose bandwidth a queue holds.
 
 pub mod frame;
 mod remote;

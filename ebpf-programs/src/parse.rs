@@ -134,6 +134,31 @@ pub fn addresses(ctx: &TcContext, packet: &mut Packet, ethertype: u16) -> bool {
     end.is_ok()
 }
 
+/// Where a packet comes from, read where its header has that and nothing else looked at: by far the most are asked no more at an
+/// uplink that they leave by. `None`: no IP, or not even so long.
+#[inline(always)]
+pub fn source(ctx: &TcContext, ethertype: u16) -> Option<Address> {
+    match ethertype {
+        skb::ETHERTYPE_IPV4 => skb::word(ctx, V4_ENDS).map(|ends| Address::v4(((ends >> 32) as u32).to_be())),
+        skb::ETHERTYPE_IPV6 => skb::words(ctx, V6_SOURCE).map(|words| Address(words.map(u64::to_be))),
+        _ => None,
+    }
+}
+
+/// And where it goes.
+#[inline(always)]
+pub fn destination(ctx: &TcContext, ethertype: u16) -> Option<Address> {
+    match ethertype {
+        skb::ETHERTYPE_IPV4 => skb::word(ctx, V4_ENDS).map(|ends| Address::v4((ends as u32).to_be())),
+        skb::ETHERTYPE_IPV6 => skb::words(ctx, V6_SOURCE + 16).map(|words| Address(words.map(u64::to_be))),
+        _ => None,
+    }
+}
+
+/// Both addresses; the source's, behind which the other's lies.
+const V4_ENDS: u32 = skb::ETHERNET + 12;
+const V6_SOURCE: u32 = skb::ETHERNET + 8;
+
 /// Fills all up to the transport header; the offset of the packet's end.
 #[inline(always)]
 fn ipv4(ctx: &TcContext, packet: &mut Packet) -> Result<u32, u32> {

@@ -7,6 +7,7 @@ use crate::{
     units,
 };
 use bulkhead_api::messages::{DropInfo, EndpointInfo, PartitionInfo, Status, UplinkInfo};
+use std::collections::BTreeSet;
 
 /// `now`: Unix time, seconds.
 pub fn status(status: &Status, now: u64, paint: Paint) -> String {
@@ -107,7 +108,9 @@ pub fn drops(drops: &[DropInfo], paint: Paint) -> String {
         ]
     };
     let header = ["REASON", "DIRECTION", "PARTITION", "PACKETS", "BYTES", "RULE"];
-    table::with_header(&header, drops.iter().map(row).collect(), paint)
+    let advice: BTreeSet<_> = drops.iter().filter_map(|d| Some((&d.reason, d.advice.as_ref()?))).collect();
+    let advice = advice.iter().map(|(reason, advice)| format!("\n{reason}: {advice}\n"));
+    table::with_header(&header, drops.iter().map(row).collect(), paint) + &advice.collect::<String>()
 }
 
 #[cfg(test)]
@@ -247,6 +250,7 @@ web         7  Enforced   shop, cart  10.66.0.0/16  -               3       1
                 file: Some("web.yaml:14".into()),
             }),
             partition: Some("web".into()),
+            advice: None,
             direction: "ingress".into(),
             packets: 12,
             bytes: 1_500,
@@ -255,10 +259,26 @@ web         7  Enforced   shop, cart  10.66.0.0/16  -               3       1
             reason: "spoofed source".into(),
             rule: None,
             partition: None,
+            advice: None,
             direction: "egress".into(),
             packets: 1,
             bytes: 60,
         };
+        let closed = DropInfo {
+            reason: "no policy here".into(),
+            advice: Some("call elsewhere".into()),
+            direction: "ingress".into(),
+            ..spoofed.clone()
+        };
+        assert_eq!(
+            drops(&[closed], PLAIN),
+            "\
+REASON          DIRECTION  PARTITION  PACKETS  BYTES  RULE
+no policy here  ingress    -                1   60 B  -
+
+no policy here: call elsewhere
+"
+        );
         assert_eq!(
             drops(&[by_rule, spoofed], PLAIN),
             "\

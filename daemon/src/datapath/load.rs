@@ -31,8 +31,9 @@ use std::{
     path::Path,
 };
 
-/// Connections between this node's addresses and pods of other nodes, as far as others have begun them.
+/// Connections between this node's addresses and pods of other nodes: those that this node sent on, and those of the pods.
 const BEGUN: u32 = 16_384;
+const CALLED: u32 = 16_384;
 /// Pods of one node, with room for those that come before others have gone.
 const ENDPOINTS: u32 = 4096;
 /// Ranges of pods, and those that the configuration names.
@@ -120,6 +121,7 @@ fn later_shapes() -> Vec<Shape> {
     vec![
         shape::<[u8; 20], u32>("RANGE_POLICY", DIRECT_PREFIXES),
         shape::<FlowKey, u32>("BEGUN", BEGUN),
+        shape::<FlowKey, u32>("CALLED", CALLED),
         shape::<u64, u32>("POD_NETNS", ENDPOINTS),
         shape::<Addr, u32>("NODE_ADDRESS", NODE_ADDRESSES),
         shape::<FrontendKey, FrontendValue>("FRONTEND", FRONTENDS),

@@ -14,7 +14,7 @@ use bulkhead_api::{
     },
     objects::{DEFAULT_PARTITION, IpNetwork, Isolation, PartitionSpec},
 };
-use bulkhead_ebpf_abi::{DIR_EGRESS, RULE_NONE, RuleCounter, drop_reason_text};
+use bulkhead_ebpf_abi::{DIR_EGRESS, DROP_RANGE_CLOSED, RULE_NONE, RuleCounter, drop_reason_text};
 use std::{collections::BTreeSet, net::IpAddr};
 
 impl Node {
@@ -126,6 +126,7 @@ impl Node {
             reason: drop_reason_text(key.reason).into(),
             rule: (key.rule != RULE_NONE).then(|| self.rule(key.rule)),
             partition: self.partition_of_policy(key.policy).filter(|_| key.rule != RULE_NONE),
+            advice: advice(key.reason).map(str::to_string),
             direction: if u32::from(key.dir) == DIR_EGRESS { "egress" } else { "ingress" }.into(),
             packets: counter.packets,
             bytes: counter.bytes,
@@ -176,6 +177,18 @@ impl Node {
     }
 }
 
+/// What to do about a drop that no rule explains, and nobody else can.
+const fn advice(reason: u8) -> Option<&'static str> {
+    match reason {
+        DROP_RANGE_CLOSED => Some(
+            "a service was called at this node whose backend is a pod of another one, in a partition that this node has no policy \
+             of (where there are more than 128 partitions no node has those of all). Set externalTrafficPolicy: Local, and call \
+             nodes that run its pods",
+        ),
+        _ => None,
+    }
+}
+
 fn uplink_info(uplink: &Uplink) -> UplinkInfo {
     UplinkInfo { name: uplink.name.clone(), mtu: uplink.mtu, chosen_by: uplink.chosen_by.clone() }
 }
@@ -191,4 +204,20 @@ fn is_of(name: &str, partition: Option<&str>) -> bool {
 
 pub(super) fn kernel_error(e: crate::datapath::DatapathError) -> ErrorReply {
     ErrorReply { code: code::IO_FAILURE, msg: "cannot read the kernel's maps".into(), details: e.to_string() }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use bulkhead_ebpf_abi::DROP_POLICY;
+
+    #[test]
+    fn who_is_refused_for_want_of_a_policy_here_is_told_another_way() {
+        let told = advice(DROP_RANGE_CLOSED).unwrap();
+        let partitions = bulkhead_policy::EAGER_PARTITIONS.to_string();
+        for part in [partitions.as_str(), "externalTrafficPolicy: Local"] {
+            assert!(told.contains(part), "{part}");
+        }
+        assert_eq!(advice(DROP_POLICY), None);
+    }
 }

@@ -1,14 +1,22 @@
 //! What leaves by an uplink in the node's name for a pod of another node, and whose it is.
 
 use crate::{
-    node::{A, B, End, FAMILIES, NODE, Node, POLICY_B, V4, VM, WORLD},
-    packet::{ACK, Packet, SYN, sctp, tcp, udp},
+    node::{A, B, End, FAMILIES, NODE, Node, POLICY_B, V4, VM, WORLD, ifindex},
+    packet::{ACK, Packet, RST, SYN, sctp, tcp, udp},
     rules::{Port, Rules},
 };
-use bulkhead_ebpf_abi::{
-    DIR_INGRESS, DROP_POLICY, DROP_REVOKED, DROP_UNKNOWN_ORIGIN, ORIGIN_ITSELF, ORIGIN_NONE, ORIGIN_UNKNOWN,
-    POLICY_AUDIT, RANGE_CLOSED, RANGE_OPEN, RULE_DEFAULT_DENY, RULE_NONE,
+use aya::{
+    maps::{HashMap, Map, MapData},
+    programs::SchedClassifier,
 };
+use bulkhead_daemon::datapath::Hook;
+use bulkhead_ebpf_abi::{
+    DIR_INGRESS, DROP_POLICY, DROP_RANGE_CLOSED, DROP_REVOKED, DROP_UNKNOWN_ORIGIN, DROP_UNNOTED,
+    ORIGIN_ITSELF, ORIGIN_NONE, ORIGIN_SHIFT, ORIGIN_UNKNOWN, POLICY_AUDIT, RANGE_CLOSED, RANGE_OPEN,
+    RULE_DEFAULT_DENY, RULE_NONE,
+};
+use bulkhead_lab::bpf::{self, Input};
+use std::{fs, os::fd::AsFd, path::Path};
 
 crate::trials! {
     departures:
@@ -18,6 +26,9 @@ crate::trials! {
     what_came_in_where_nobody_marks_leaves_for_no_enforced_partition_in_the_nodes_name,
     datagrams_are_judged_but_for_those_that_answer_a_pod,
     a_pods_answer_to_a_call_makes_nobodys_datagram_an_answer,
+    a_flood_of_notes_of_one_kind_takes_no_place_of_the_other,
+    a_reset_that_is_none_keeps_nobody_from_being_cut,
+    whom_there_is_no_place_to_note_is_not_sent_on,
     a_range_without_a_policy_here_is_open_or_closed_as_it_was_told,
     audit_records_who_leaves_and_lets_him,
 }
@@ -159,12 +170,93 @@ fn a_pods_answer_to_a_call_makes_nobodys_datagram_an_answer() {
     }
 }
 
+/// Packets that pass, one after the other.
+fn flood(node: &Node, hook: Hook, origin: u32, packet: impl Fn(u16) -> Packet) {
+    let program = SchedClassifier::from_pin(node.pins.join("programs").join(hook.name())).expect("pinned");
+    let program = program.fd().expect("loaded").as_fd();
+    // Three times as many as there are places for one kind.
+    for port in 10_000..60_000 {
+        let frame = packet(port).frame();
+        let input = Input { frame: &frame, mark: origin << ORIGIN_SHIFT, ifindex: ifindex("up0") };
+        assert_eq!(bpf::run(program, &input, 1).expect("a test-run").0, -1, "port {port}");
+    }
+}
+
+fn a_flood_of_notes_of_one_kind_takes_no_place_of_the_other() {
+    let mut node = node_with(rules());
+    let to = far(true);
+    let sent_on = |flags| tcp((V4.node, 5), (to, 80), flags);
+    assert_eq!(node.leave(Some("up0"), &sent_on(SYN), VM).end, End::Next);
+    flood(&node, Hook::FromUplink, WORLD, |port| udp((to, port), (V4.node, 8053)));
+    node.apply(&Rules::none());
+    assert_eq!(node.leave(Some("up0"), &sent_on(ACK), VM).end, REVOKED);
+
+    node.apply(&rules());
+    let (call, answer) = (udp((to, 5), (V4.node, 8054)), udp((V4.node, 8054), (to, 5)));
+    assert_eq!(node.uplink(&call.frame(), 0).end, End::Next);
+    flood(&node, Hook::ToUplink, VM, |port| tcp((V4.node, port), (to, 80), SYN));
+    assert_eq!(node.leave(Some("pod-a"), &answer, A).end, End::Next);
+}
+
+/// A receiver passes over one beyond its window.
+fn a_reset_that_is_none_keeps_nobody_from_being_cut() {
+    let mut node = node_with(rules());
+    let packet = |flags| tcp((V4.node, 5), (far(true), 80), flags);
+    for flags in [SYN, RST] {
+        assert_eq!(node.leave(Some("up0"), &packet(flags), VM).end, End::Next);
+    }
+    node.apply(&Rules::none());
+    assert_eq!(node.leave(Some("up0"), &packet(ACK), VM).end, REVOKED);
+}
+
+/// A map that is full, and in which nothing makes way, where the notes were.
+fn fill(pin: &Path) {
+    const PLACES: u32 = 16_384;
+    let map = MapData::from_fd(bpf::hash(40, 4, PLACES).expect("a map")).expect("a map");
+    fs::remove_file(pin).expect("unpinned");
+    map.pin(pin).expect("pinned");
+    let mut map = HashMap::<_, [u32; 10], u32>::try_from(Map::HashMap(map)).expect("a hash");
+    for n in 0..PLACES {
+        map.insert([n; 10], 0, 0).expect("a place");
+    }
+}
+
+fn whom_there_is_no_place_to_note_is_not_sent_on() {
+    let node = node_with(rules());
+    let pins = node.pins.clone();
+    drop(node);
+    fill(&pins.join("maps/BEGUN"));
+    let mut node = Node::open(pins);
+    let unnoted = End::Drop(DROP_UNNOTED, RULE_NONE);
+    for f in FAMILIES {
+        let to = far(f.a == V4.a);
+        let leaves = |node: &Node, packet: &Packet| node.leave(Some("up0"), packet, VM);
+        let call = tcp((f.node, 5), (to, 80), SYN);
+        let refused = leaves(&node, &call);
+        assert_eq!(refused.end, unnoted);
+        let counted = refused.counted.expect("a drop");
+        assert_eq!((counted.policy, u32::from(counted.dir)), (POLICY_B, DIR_INGRESS));
+        assert_eq!(leaves(&node, &udp((f.node, 5), (to, 53))).end, unnoted);
+        assert_eq!(leaves(&node, &sctp((f.node, 5), (to, 3868))).end, unnoted);
+        // What needs no note leaves: an answer, and what is not to be cut.
+        assert_eq!(leaves(&node, &tcp((f.node, 80), (to, 5), SYN | ACK)).end, End::Next);
+        node.apply(&Rules::none().ingress_keep(POLICY_B, VM, Port::Tcp80, 70));
+        assert_eq!(leaves(&node, &call).end, End::Next);
+        node.apply(&rules());
+    }
+}
+
 fn a_range_without_a_policy_here_is_open_or_closed_as_it_was_told() {
     let mut node = Node::new(rules());
     let none = |node: &Node| node.leave(Some("up0"), &tcp((V4.node, 5), (far(true), 80), SYN), WORLD).end;
     assert_eq!(none(&node), End::Next);
     ranges(&mut node, &[("10.0.9.0/24", RANGE_CLOSED)]);
-    assert_eq!(none(&node), End::Drop(DROP_POLICY, RULE_NONE));
+    assert_eq!(none(&node), End::Drop(DROP_RANGE_CLOSED, RULE_NONE));
+    // The node itself calls whom it likes, and nobody is kept from an answer.
+    let (call, answer) =
+        (tcp((V4.node, 5), (far(true), 80), SYN), tcp((V4.node, 80), (far(true), 5), SYN | ACK));
+    assert_eq!(node.leave(Some("lo"), &call, ORIGIN_NONE).end, End::Next);
+    assert_eq!(node.leave(Some("up0"), &answer, WORLD).end, End::Next);
     ranges(&mut node, &[("10.0.9.0/24", RANGE_CLOSED), ("10.0.9.9/32", RANGE_OPEN)]);
     assert_eq!(none(&node), End::Next);
 }

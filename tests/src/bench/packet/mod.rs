@@ -6,6 +6,7 @@
 //! short slices, and of each the fastest slice counts: whatever else the machine does can only make it slower.
 
 pub(super) mod asm;
+mod leaving;
 mod questions;
 mod world;
 
@@ -80,6 +81,7 @@ pub fn run() -> Result<Vec<Figure>> {
     let mut bench = Bench { table: bpf::jump_table()?, world: World::new("pod0")? };
     let mut figures = known(&mut bench)?;
     figures.extend(questions::run(&mut bench)?);
+    figures.extend(leaving::run(&mut bench)?);
     Ok(figures)
 }
 
@@ -136,20 +138,21 @@ fn establish(bench: &Bench, layout: &Layout, flows: u32) -> Result<()> {
     for (sends, flags) in [(true, SYN), (false, SYN | ACK), (true, ACK)] {
         let hook = bench.world.hook(if sends { Hook::FromPod } else { Hook::ToPod })?;
         let packet = frame(layout, sends, TCP, &tcp(sends, flags));
-        request(&hook, &vary(layout, sends, flows), packet, bench.world.ifindex)?;
+        let input = Input { frame: &packet, mark: 0, ifindex: bench.world.ifindex };
+        request(&hook, &vary(layout, sends, flows), &input)?;
     }
     Ok(())
 }
 
 /// Each packet that a driver makes, once.
-fn request(hook: &ProgramFd, vary: &Vary, mut packet: Vec<u8>, ifindex: u32) -> Result<()> {
+fn request(hook: &ProgramFd, vary: &Vary, input: &Input<'_>) -> Result<()> {
+    let mut packet = input.frame.to_vec();
     for n in 0..vary.packets {
         let port = vary.first_port + (n & ((1 << vary.ports_bits) - 1)) as u16;
         let address = vary.first_address + (n >> vary.ports_bits);
         packet[vary.port as usize..][..2].copy_from_slice(&port.to_be_bytes());
         packet[vary.address as usize..][..4].copy_from_slice(&address.to_be_bytes());
-        let input = Input { frame: &packet, mark: 0, ifindex };
-        let (said, _) = bpf::run(hook.as_fd(), &input, 1)?;
+        let (said, _) = bpf::run(hook.as_fd(), &Input { frame: &packet, ..*input }, 1)?;
         if said != -1 {
             return unmet(format!("packet {n} is refused: {said}"));
         }

@@ -133,7 +133,7 @@ impl Questions {
             Kind::Request => (TCP, SYN),
         };
         let packet = frame(layout, sends, proto, &tcp(sends, flags));
-        request(&program, &vary, packet.clone(), world.ifindex)?;
+        request(&program, &vary, &Input { frame: &packet, mark: 0, ifindex: world.ifindex })?;
         let bare = match kind {
             Kind::Known => asm::bare_address(layout, sends, world.addresses.fd()),
             Kind::Request => {

@@ -8,8 +8,8 @@ use aya::{
 };
 use bulkhead_daemon::datapath::{Datapath, Exact, Generation, Hook, PodMaps, Prefixes};
 use bulkhead_ebpf_abi::{
-    Addr, Cell, Connections, Endpoint, IDENTITY_LOCAL_POD, Identity, PORT_SLOTS, PolicyDir, PortDirectory,
-    PortPage, RULE_FIRST_DYNAMIC, Sizes, VERDICT_ALLOW,
+    Addr, Cell, Connections, Endpoint, IDENTITY_LOCAL_NODE, IDENTITY_LOCAL_POD, Identity, PORT_SLOTS,
+    PolicyDir, PortDirectory, PortPage, RULE_FIRST_DYNAMIC, Sizes, VERDICT_ALLOW,
 };
 use bulkhead_policy::Tables;
 use std::{
@@ -21,12 +21,14 @@ use std::{
 
 /// As many pods as a node usually has at most.
 const PODS: u32 = 110;
-const POLICY: u32 = 1;
+/// The pods' own, and what the others' ranges are judged by.
+pub const POLICY: u32 = 1;
 const MAC: [u8; 6] = [2, 0, 0, 0, 1, 0xa];
 const HOST_MAC: [u8; 6] = [2, 0, 0, 0, 0, 1];
-/// The pod's own identity, and the first of others.
-const OWN: u32 = 16;
-const OTHERS: u32 = 32;
+/// The pod's own identity, the node's, and the first of others.
+pub const OWN: u32 = 16;
+const NODE: u32 = 17;
+pub const OTHERS: u32 = 32;
 
 /// Both families of 30,000 pods.
 const SIZES: Sizes = Sizes { identities: 32_768, cells: 524_288, ..Sizes::DEFAULT };
@@ -65,6 +67,8 @@ pub struct World {
     pub connections: MapData,
     pub addresses: MapData,
     pub cells: MapData,
+    /// Of what leaves in the node's name.
+    pub begun: MapData,
 }
 
 /// What the library of another crate says went wrong.
@@ -101,15 +105,16 @@ impl World {
         }
         let map = |name| told(MapData::from_pin(pins.join("maps").join(name)));
         let (generation, connections) = (map("GENERATION")?, map("CONNTRACK")?);
-        let (addresses, cells) = (map("IDENTITY_EXACT")?, map("CELL")?);
-        Ok(Self { datapath, pins, ifindex, generation, connections, addresses, cells })
+        let (addresses, cells, begun) = (map("IDENTITY_EXACT")?, map("CELL")?, map("BEGUN")?);
+        Ok(Self { datapath, pins, ifindex, generation, connections, addresses, cells, begun })
     }
 
     pub fn apply(&mut self, rules: &Rules) -> Result<()> {
-        let exact: Exact = (0..rules.addresses)
+        let others = (0..rules.addresses)
             .flat_map(|n| [&V4, &V6].map(|layout| (n, other(layout, n))))
-            .map(|(n, address)| (address, Identity { id: OTHERS + n % rules.identities, flags: 0 }))
-            .collect();
+            .map(|(n, address)| (address, Identity { id: OTHERS + n % rules.identities, flags: 0 }));
+        let node = [&V4, &V6].map(|layout| (node(layout), Identity { id: NODE, flags: IDENTITY_LOCAL_NODE }));
+        let exact: Exact = others.chain(node).collect();
         let tables = tables(rules);
         let prefixes = Prefixes::new();
         told(self.datapath.apply(&Generation { tables: &tables, prefixes: &prefixes, exact: &exact }))?;
@@ -133,6 +138,11 @@ fn own(layout: &Layout, n: u32) -> Addr {
     } else {
         IpAddr::V4(Ipv4Addr::from_bits(0x0a00_0101 + n))
     })
+}
+
+/// Lower than the others', as the pods' are.
+pub fn node(layout: &Layout) -> Addr {
+    own(layout, PODS)
 }
 
 fn other(layout: &Layout, n: u32) -> Addr {
