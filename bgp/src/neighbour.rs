@@ -139,6 +139,7 @@ pub struct Neighbour {
     peer: Peer,
     session_asn: u32,
     restarting: bool,
+    restart_time: u16,
     policy: Policy,
     intent: Intent,
     outbound: Option<Outbound>,
@@ -157,8 +158,9 @@ impl Neighbour {
         Neighbour {
             session_asn: settings.local_asn,
             restarting: settings.restart.restarting,
+            restart_time: settings.restart.time,
             inbound: Inbound::new(loops, policy.import.clone()),
-            kept: Kept::new(now, &settings.restart),
+            kept: Kept::new(now, &settings),
             peer: Peer::new(settings, now),
             policy,
             intent: Intent::default(),
@@ -204,6 +206,9 @@ impl Neighbour {
     /// Filters, limits and next hops of a running session.
     pub fn set_policy(&mut self, now: Duration, policy: Policy) -> Vec<Effect> {
         let other_loops = policy.allow_own_as != self.policy.allow_own_as;
+        if policy.prefix_limit != self.policy.prefix_limit {
+            self.inbound.warn_anew();
+        }
         self.policy = policy;
         self.inbound.set_import(self.policy.import.clone());
         self.inbound.allow_own_as(self.policy.allow_own_as);
@@ -268,6 +273,11 @@ impl Neighbour {
     /// The peer may keep routes of an earlier session of ours, which cannot be withdrawn now.
     pub fn may_be_kept(&self, now: Duration) -> bool {
         self.kept.is_possible(now)
+    }
+
+    /// Until when it may, should there be no session with it any more.
+    pub fn kept_until(&self, now: Duration) -> Option<Duration> {
+        self.kept.until(now, self.restart_time)
     }
 
     /// Everything that was to be announced or withdrawn was handed out.
@@ -381,6 +391,7 @@ impl Neighbour {
     fn up(&mut self, now: Duration, up: Up, effects: &mut Vec<Effect>) {
         effects.push(Effect::Note(Note::Up(up.negotiated.clone())));
         self.inbound.up(now, &up.negotiated);
+        self.kept.up();
         self.outbound = Some(Outbound::new(self.session_asn, &self.policy, up));
         effects.extend(self.recompute());
     }
@@ -388,7 +399,7 @@ impl Neighbour {
     fn down(&mut self, now: Duration, down: &Down) {
         if let Some(outbound) = self.outbound.take() {
             self.inbound.down(now, outbound.negotiated(), down.keep_stale);
-            self.kept.down(now, outbound.negotiated(), &down.reason);
+            self.kept.down(now, outbound.negotiated(), &down.reason, self.restart_time);
         }
     }
 }

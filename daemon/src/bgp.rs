@@ -13,6 +13,7 @@ mod keys;
 mod leaving;
 mod meaning;
 mod members;
+mod named;
 mod quarantine;
 mod reader;
 mod secrets;
@@ -45,6 +46,7 @@ use keys::KeyFiles;
 use kube::Client;
 use meaning::Md5;
 use members::Members;
+use named::Named;
 use secrets::Secrets;
 use std::{
     collections::{BTreeMap, BTreeSet},
@@ -98,6 +100,7 @@ pub struct Bgp {
     quarantine: Quarantine,
     untold: Untold,
     members: Members,
+    named: Named,
     /// After so many sessions had begun, the claims of fixed addresses were asked for.
     asked_after: u64,
     /// The speaker was told what came of it.
@@ -120,6 +123,7 @@ impl Bgp {
     ) -> Self {
         let drains = Drained::open(announced.with_file_name(DRAINS_FILE));
         let members = Members::open(announced.with_file_name(MEMBERS_FILE));
+        let named = Named::open(announced.with_file_name(NAMED_FILE));
         let before = store::read_json::<Vec<IpNetwork>>(&announced).ok().flatten().unwrap_or_default();
         let attention = Arc::new(Notify::new());
         Self {
@@ -141,6 +145,7 @@ impl Bgp {
             quarantine: Quarantine::new(before.clone()),
             untold: Untold::default(),
             members,
+            named,
             before: Some(before),
             secrets: Secrets::new(None, PathBuf::new(), attention.clone()),
             key_files: KeyFiles::default(),
@@ -214,6 +219,7 @@ impl Bgp {
             return;
         }
         self.interruption = None;
+        self.named.follow(peers.keys().cloned().collect());
         let is_lonely = peers.is_empty();
         let mut peers = self.keep_known(peers);
         // Of a node that nothing is known of, nothing is undone.
@@ -325,6 +331,7 @@ impl Bgp {
         info!(asn = fixed.asn, %router_id, restarting, self.forwarding_preserved, "starting the BGP speaker");
         let speaker = Speaker::start(config).await.map_err(|e| e.to_string())?;
         speaker.expect_members(self.members.known().clone());
+        speaker.expect_peers(self.named.known().clone());
         let (mut begun, attention) = (speaker.sessions_begun(), self.attention.clone());
         tokio::spawn(async move {
             while begun.changed().await.is_ok() {
@@ -405,6 +412,8 @@ impl Bgp {
 const DRAINS_FILE: &str = "drains.json";
 /// Who has had sessions out of ranges.
 const MEMBERS_FILE: &str = "bgp-members.json";
+/// The peers that the objects name.
+const NAMED_FILE: &str = "bgp-peers.json";
 
 fn unix_seconds() -> u64 {
     SystemTime::now().duration_since(UNIX_EPOCH).map_or(0, |d| d.as_secs())

@@ -8,11 +8,11 @@ use bulkhead_api::messages::{BgpPeerInfo, Status};
 use bulkhead_bgp::bfd::{Key, Settings, control::Wanted};
 use bulkhead_lab::bgp::{
     Kind, Router, Setup,
-    rack::{BLOCK, BLOCK6, Rack},
+    rack::{BLOCK, BLOCK6, Rack, trial},
     site::{DEADLINE, NODE},
 };
 use bulkhead_lab::{Bfd, Error, Result, enter, unmet, until};
-use libtest_mimic::{Arguments, Failed, Trial};
+use libtest_mimic::Arguments;
 use std::{fs, time::Duration};
 
 /// The hold time is 90 s: what ends a session here earlier is BFD.
@@ -45,7 +45,7 @@ fn main() -> Result<()> {
     ];
     for (name, test) in each {
         for kind in [Kind::Bird, Kind::Frr] {
-            trials.push(trial(format!("{name} × {kind}"), move |rack| test(rack, kind)));
+            trials.push(trial(format!("{name} × {kind}"), SESSION, move |rack| test(rack, kind)));
         }
     }
     let others: [(&str, Test); 6] = [
@@ -59,21 +59,8 @@ fn main() -> Result<()> {
         ("BGP goes on without bulkhead-bfd, which is told, and is asked again when it is back", process_gone),
         ("what cannot be watched is refused by its field", refused),
     ];
-    trials.extend(others.map(|(name, test)| trial(name.to_owned(), test)));
+    trials.extend(others.map(|(name, test)| trial(name, SESSION, test)));
     libtest_mimic::run(&arguments, trials).exit()
-}
-
-fn trial(name: String, test: impl Fn(&mut Rack) -> Result<()> + Send + 'static) -> Trial {
-    // A namespace is known by its name.
-    let place: String = name.split(' ').filter_map(|word| word.chars().next()).collect();
-    Trial::test(name, move || {
-        let mut rack = Rack::create(&place, SESSION)?;
-        let held = test(&mut rack);
-        if held.is_err() {
-            eprintln!("{}", rack.node.log_tail(30));
-        }
-        held.map_err(Failed::from)
-    })
 }
 
 fn bfd_state(leaf: &BgpPeerInfo) -> &str {
@@ -191,7 +178,12 @@ fn of_a_range(rack: &mut Rack) -> Result<()> {
     until("the former peer is gone", DEADLINE, || Ok(rack.leaf().is_err().then_some(())))?;
     let router = Kind::Bird.start_in(&rack.router, &rack.dir, &SETUP)?;
     all_up(rack, &*router)?;
-    let (before, fallen) = (router.watched()?, falls(&bfd)?);
+    // A session that BIRD has just taken up falls by its own word when BGP's is lost within a third of a second.
+    let (before, fallen) = until("BFD has stood", DEADLINE, || {
+        let watched = router.watched()?;
+        std::thread::sleep(Duration::from_secs(2));
+        Ok((router.watched()? == watched).then_some((watched, falls(&bfd)?)))
+    })?;
     rack.node.kill_daemon()?;
     router.wait_lost()?;
     rack.node.start_daemon()?;

@@ -4,11 +4,11 @@
 
 use bulkhead_lab::bgp::{
     Kind, Setup, THEIRS,
-    rack::Rack,
+    rack::{Rack, trial},
     site::{DEADLINE, NODE, NODE_AS, ROUTER, ROUTER_AS},
 };
 use bulkhead_lab::{Error, Result, enter, until};
-use libtest_mimic::{Arguments, Failed, Trial};
+use libtest_mimic::{Arguments, Trial};
 use std::{
     collections::BTreeSet,
     fs,
@@ -30,25 +30,13 @@ fn main() -> Result<()> {
     let _inside = enter()?;
     let mut trials: Vec<Trial> = Kind::ALL
         .map(|kind| {
-            trial(format!("a station sees a session from its up to its down × {kind}"), move |rack| {
+            trial(format!("a station sees a session from its up to its down × {kind}"), "{}", move |rack| {
                 whole(rack, kind)
             })
         })
         .into();
-    trials.push(trial("a station that was away is told everything anew".into(), again));
+    trials.push(trial("a station that was away is told everything anew", "{}", again));
     libtest_mimic::run(&arguments, trials).exit()
-}
-
-fn trial(name: String, test: impl Fn(&mut Rack) -> Result<()> + Send + 'static) -> Trial {
-    let place: String = name.split(' ').filter_map(|word| word.chars().next()).collect();
-    Trial::test(name, move || {
-        let mut rack = Rack::create(&place, "{}")?;
-        let held = test(&mut rack);
-        if held.is_err() {
-            eprintln!("{}", rack.node.log_tail(30));
-        }
-        held.map_err(Failed::from)
-    })
 }
 
 fn configure(rack: &Rack, monitoring: &str) -> Result<()> {

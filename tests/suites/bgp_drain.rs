@@ -4,11 +4,11 @@
 use bulkhead_api::messages::{BgpPeerInfo, BgpWhy, DrainInfo, Status};
 use bulkhead_lab::bgp::{
     Kind, Router, Seen, Setup,
-    rack::{BLOCK, BLOCK6, Rack},
+    rack::{BLOCK, BLOCK6, Rack, trial},
     site::{DEADLINE, NODE, NODE_AS, ROUTER, ROUTER_AS},
 };
 use bulkhead_lab::{Bird, Error, Result, enter, until};
-use libtest_mimic::{Arguments, Failed, Trial};
+use libtest_mimic::Arguments;
 use std::fs;
 
 type Test = fn(&mut Rack) -> Result<()>;
@@ -33,15 +33,9 @@ fn main() -> Result<()> {
         ("what would take the last way is refused", refused),
     ];
     let trials = tests.map(|(name, test)| {
-        let place: String = name.split(' ').filter_map(|word| word.chars().next()).collect();
-        Trial::test(name, move || {
-            let mut rack = Rack::create(&place, "{}")?;
-            configure(&rack, "{}")?;
-            let held = test(&mut rack);
-            if held.is_err() {
-                eprintln!("{}", rack.node.log_tail(30));
-            }
-            held.map_err(Failed::from)
+        trial(name, "{}", move |rack| {
+            configure(rack, "{}")?;
+            test(rack)
         })
     });
     libtest_mimic::run(&arguments, trials.into()).exit()

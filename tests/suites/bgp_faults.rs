@@ -2,14 +2,14 @@
 //! loop, bounded memory. What each router makes of it is in `bgp_matrix`; a path that dies in silence, in `bgp_bfd`.
 #![allow(clippy::expect_used, clippy::unwrap_used, reason = "a suite fails by panicking")]
 
-use bulkhead_api::messages::BgpPeerInfo;
+use bulkhead_api::messages::{BgpPeerInfo, Status};
 use bulkhead_lab::bgp::{
     Kind, Setup,
-    rack::{BLOCK, Rack},
+    rack::{BLOCK, Rack, trial},
     site::{DEADLINE, NODE, NODE_AS, ROUTER, ROUTER_AS},
 };
 use bulkhead_lab::{Bird, Error, Result, enter, until};
-use libtest_mimic::{Arguments, Failed, Trial};
+use libtest_mimic::Arguments;
 use std::{
     io::{Read, Write},
     net::{SocketAddr, TcpListener, TcpStream},
@@ -21,7 +21,7 @@ type Test = fn(&mut Rack) -> Result<()>;
 fn main() -> Result<()> {
     let arguments = Arguments::from_args();
     let _inside = enter()?;
-    let all: [(&str, Test); 8] = [
+    let all: [(&str, Test); 9] = [
         ("a link that flaps costs little, and the session is back when it has stopped", flapping),
         ("a peer that connects again and again and says nothing holds one connection", silent),
         ("a peer that says what is no BGP is refused in words, and waits its turn", babbling),
@@ -29,19 +29,10 @@ fn main() -> Result<()> {
         ("a router with another password is told, and tried calmly", locked),
         ("hold times of 3 s and of none hold a session, calmly", held),
         ("a connection that this end alone still holds is replaced, calmly", half_open),
+        ("another BGP daemon on the node is told of, and waited for", port_taken),
         ("a router that resets every connection is tried at the set pace", resetting),
     ];
-    let trials = all.map(|(name, test)| {
-        let place: String = name.split(' ').filter_map(|word| word.chars().next()).collect();
-        Trial::test(name, move || {
-            let mut rack = Rack::create(&place, "{}")?;
-            let held = test(&mut rack);
-            if held.is_err() {
-                eprintln!("{}", rack.node.log_tail(30));
-            }
-            held.map_err(Failed::from)
-        })
-    });
+    let trials = all.map(|(name, test)| trial(name, "{}", test));
     libtest_mimic::run(&arguments, trials.into()).exit()
 }
 
@@ -252,4 +243,20 @@ fn resetting(rack: &mut Rack) -> Result<()> {
     let leaf = rack.leaf()?;
     assert!(leaf.last_error.is_some() && leaf.state != "Established", "{leaf:?}");
     Ok(())
+}
+
+fn port_taken(rack: &mut Rack) -> Result<()> {
+    rack.node.kill_daemon()?;
+    let other = rack.node.netns.run(|| Ok(TcpListener::bind("0.0.0.0:179")?))?;
+    rack.node.start_daemon()?;
+    until("the status tells of it", DEADLINE, || {
+        let status: Status = rack.node.get("/v1/status")?;
+        let said: Vec<String> = status.errors.iter().map(ToString::to_string).collect();
+        let words = "0.0.0.0:179 is taken by another process: is another BGP daemon running on this node?";
+        let told = said.iter().any(|error| error.contains(words));
+        if told { Ok(Some(())) } else { Err(Error::Unmet(format!("{said:?}"))) }
+    })?;
+    drop(other);
+    let router = Kind::Bird.start_in(&rack.router, &rack.dir, &Setup::default())?;
+    router.wait_seen(BLOCK).map(drop)
 }

@@ -4,7 +4,7 @@
 use bulkhead_api::messages::{BgpPeerInfo, BgpRoutes, PartitionInfo, Status};
 use bulkhead_lab::bgp::{
     Kind, Setup, THEIRS, THEIRS6,
-    rack::Rack,
+    rack::{Rack, trial},
     site::{DEADLINE, NODE, NODE_AS, ROUTER, ROUTER_AS, ROUTER6},
 };
 use bulkhead_lab::{
@@ -14,7 +14,7 @@ use bulkhead_lab::{
     routes::{RouteWatch, kernel_routes},
     until,
 };
-use libtest_mimic::{Arguments, Failed, Trial};
+use libtest_mimic::Arguments;
 use std::{collections::BTreeSet, fs, path::Path};
 
 type Test = fn(&mut Rack) -> Result<()>;
@@ -33,7 +33,9 @@ fn main() -> Result<()> {
         ("a killed daemon's routes stay, and what the router no longer has is swept", killed),
     ];
     for (name, test) in each {
-        trials.extend(Kind::ALL.map(|kind| trial(format!("{name} × {kind}"), move |rack| test(rack, kind))));
+        trials.extend(
+            Kind::ALL.map(|kind| trial(format!("{name} × {kind}"), IMPORT, move |rack| test(rack, kind))),
+        );
     }
     let others: [(&str, Test); 10] = [
         ("a router that announced too much is tried again after the time that is set", too_much_for_a_while),
@@ -50,20 +52,8 @@ fn main() -> Result<()> {
         ("what somebody else removes is put back, and an uninstallation leaves nothing", looked_after),
         ("a next hop that is on no link is told, and hinders no other route", off_link),
     ];
-    trials.extend(others.map(|(name, test)| trial(name.to_owned(), test)));
+    trials.extend(others.map(|(name, test)| trial(name, IMPORT, test)));
     libtest_mimic::run(&arguments, trials).exit()
-}
-
-fn trial(name: String, test: impl Fn(&mut Rack) -> Result<()> + Send + 'static) -> Trial {
-    let place: String = name.split(' ').filter_map(|word| word.chars().next()).collect();
-    Trial::test(name, move || {
-        let mut rack = Rack::create(&place, IMPORT)?;
-        let held = test(&mut rack);
-        if held.is_err() {
-            eprintln!("{}", rack.node.log_tail(30));
-        }
-        held.map_err(Failed::from)
-    })
 }
 
 fn kernel(rack: &Rack) -> Result<BTreeSet<String>> {

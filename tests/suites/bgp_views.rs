@@ -4,11 +4,11 @@
 use bulkhead_api::messages::{BgpRouteInfo, BgpRoutes, BgpWhy, PartitionInfo};
 use bulkhead_lab::bgp::{
     Kind, Router, Seen, Setup, THEIRS, THEIRS6,
-    rack::{BLOCK, BLOCK6, Rack},
+    rack::{BLOCK, BLOCK6, Rack, trial},
     site::{DEADLINE, NODE_AS, NODE6, ROUTER, ROUTER_AS},
 };
 use bulkhead_lab::{Error, Pod, Result, enter, node::UPLINK, until};
-use libtest_mimic::{Arguments, Failed, Trial};
+use libtest_mimic::Arguments;
 use std::{
     collections::BTreeSet,
     fs,
@@ -30,7 +30,9 @@ fn main() -> Result<()> {
         ("why names the rule that decides, also after it has changed", rules),
     ];
     for (name, test) in each {
-        trials.extend(Kind::ALL.map(|kind| trial(format!("{name} × {kind}"), move |rack| test(rack, kind))));
+        trials.extend(
+            Kind::ALL.map(|kind| trial(format!("{name} × {kind}"), "{}", move |rack| test(rack, kind))),
+        );
     }
     let others: [(&str, Test); 9] = [
         ("a partition's attributes are on its blocks, as the router sees them", of_partition),
@@ -46,20 +48,8 @@ fn main() -> Result<()> {
         ),
         ("a password is in no log, no answer and no file of the daemon's", secret),
     ];
-    trials.extend(others.map(|(name, test)| trial(name.to_owned(), test)));
+    trials.extend(others.map(|(name, test)| trial(name, "{}", test)));
     libtest_mimic::run(&arguments, trials).exit()
-}
-
-fn trial(name: String, test: impl Fn(&mut Rack) -> Result<()> + Send + 'static) -> Trial {
-    let place: String = name.split(' ').filter_map(|word| word.chars().next()).collect();
-    Trial::test(name, move || {
-        let mut rack = Rack::create(&place, "{}")?;
-        let held = test(&mut rack);
-        if held.is_err() {
-            eprintln!("{}", rack.node.log_tail(30));
-        }
-        held.map_err(Failed::from)
-    })
 }
 
 fn start(rack: &Rack, kind: Kind, setup: &Setup) -> Result<Box<dyn Router>> {

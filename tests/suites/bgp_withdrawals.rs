@@ -5,11 +5,11 @@
 use bulkhead_api::messages::PartitionInfo;
 use bulkhead_lab::bgp::{
     Kind, Router, Setup,
-    rack::{BLOCK, BLOCK6, Rack},
+    rack::{BLOCK, BLOCK6, Rack, trial},
     site::{DEADLINE, NODE, NODE_AS, ROUTER, ROUTER_AS},
 };
 use bulkhead_lab::{Bird, Error, Pod, Result, enter, link::run, unmet, until};
-use libtest_mimic::{Arguments, Failed, Trial};
+use libtest_mimic::Arguments;
 use std::fs;
 
 type OfEach = fn(&mut Rack, Kind) -> Result<()>;
@@ -20,33 +20,21 @@ const OF_BANK: &str = "10.65.0.0/26";
 fn main() -> Result<()> {
     let arguments = Arguments::from_args();
     let _inside = enter()?;
-    let each: [(&str, OfEach); 2] = [
+    let each: [(&str, OfEach); 3] = [
         ("a block that goes before a restarted daemon has sessions goes at the router, and no other", unsaid),
+        ("a block that goes before its router's password is read goes when it is, and no other", unread),
         ("a block that goes while nobody is to be peered with goes when somebody is, and no other", put_back),
     ];
     let mut trials = Vec::new();
     for (name, test) in each {
         for kind in Kind::ALL {
-            trials.push(trial(format!("{name} × {kind}"), move |rack| test(rack, kind)));
+            trials.push(trial(format!("{name} × {kind}"), "{}", move |rack| test(rack, kind)));
         }
     }
     let name =
         "peers that are taken out one right after another are each told, and the last one keeps the routes";
-    trials.push(trial(name.into(), peers_go));
+    trials.push(trial(name, "{}", peers_go));
     libtest_mimic::run(&arguments, trials).exit()
-}
-
-fn trial(name: String, test: impl Fn(&mut Rack) -> Result<()> + Send + 'static) -> Trial {
-    // A namespace is known by its name.
-    let place: String = name.split(' ').filter_map(|word| word.chars().next()).collect();
-    Trial::test(name, move || {
-        let mut rack = Rack::create(&place, "{}")?;
-        let held = test(&mut rack);
-        if held.is_err() {
-            eprintln!("{}", rack.node.log_tail(30));
-        }
-        held.map_err(Failed::from)
-    })
 }
 
 fn bank_has_a_block(rack: &Rack) -> Result<bool> {
@@ -104,6 +92,25 @@ fn unsaid(rack: &mut Rack, kind: Kind) -> Result<()> {
     teller.del(&rack.node)?;
     assert!(bank_has_a_block(rack)? && router.seen(OF_BANK)?.is_some(), "the router leads here");
     run(rack.node.netns.command("nft").arg("delete table inet silence"))?;
+    only_that_goes(rack, &*router)
+}
+
+/// Of that router the daemon knows nothing but its name, and that from the one before.
+fn unread(rack: &mut Rack, kind: Kind) -> Result<()> {
+    const PASSWORD: &str = "correct-horse";
+    let file = rack.dir.join("key");
+    fs::write(&file, PASSWORD)?;
+    rack.peer(&format!("{{passwordFile: {}}}", file.display()))?;
+    let setup = Setup { password: Some(PASSWORD), ..Setup::DEFAULT };
+    let router = kind.start_in(&rack.router, &rack.dir, &setup)?;
+    let teller = teller(rack, &*router)?;
+    rack.node.kill_daemon()?;
+    router.wait_lost()?;
+    fs::remove_file(&file)?;
+    rack.node.start_daemon()?;
+    teller.del(&rack.node)?;
+    assert!(bank_has_a_block(rack)? && router.seen(OF_BANK)?.is_some(), "the router leads here");
+    fs::write(&file, PASSWORD)?;
     only_that_goes(rack, &*router)
 }
 

@@ -1,4 +1,6 @@
 //! The connections of one neighbour: one, or two while they collide. Output waits here, input does not.
+//!
+//! What a connection has to say at its end is sent by a task of its own, which holds the [`Alive`] of its peer's.
 
 use super::socket;
 use crate::fsm::ConnId;
@@ -6,6 +8,7 @@ use std::future::poll_fn;
 use std::io::{self, ErrorKind};
 use std::task::{Context, Poll};
 use tokio::net::TcpStream;
+use tokio::sync::watch;
 
 #[derive(Debug, PartialEq)]
 pub(super) enum LinkEvent {
@@ -19,8 +22,14 @@ pub(super) enum LinkEvent {
     },
 }
 
-#[derive(Debug, Default)]
-pub(super) struct Links(Vec<Link>);
+/// Whoever stops the speaker can wait until all of these are gone.
+pub(super) type Alive = watch::Receiver<()>;
+
+#[derive(Debug)]
+pub(super) struct Links {
+    all: Vec<Link>,
+    alive: Alive,
+}
 
 #[derive(Debug)]
 struct Link {
@@ -32,31 +41,39 @@ struct Link {
 const READ_SIZE: usize = 64 * 1024;
 
 impl Links {
+    pub fn new(alive: Alive) -> Links {
+        Links { all: Vec::new(), alive }
+    }
+
     pub fn add(&mut self, id: ConnId, stream: TcpStream) {
-        self.0.push(Link { id, stream, output: Vec::new() });
+        self.all.push(Link { id, stream, output: Vec::new() });
     }
 
     /// Queues `bytes`; a connection that is gone swallows them.
     pub fn send(&mut self, id: ConnId, bytes: &[u8]) {
-        if let Some(link) = self.0.iter_mut().find(|link| link.id == id) {
+        if let Some(link) = self.all.iter_mut().find(|link| link.id == id) {
             link.output.extend_from_slice(bytes);
         }
     }
 
     /// Closes after what is queued. Without anything queued, at once.
     pub fn close(&mut self, id: ConnId) {
-        let Some(index) = self.0.iter().position(|link| link.id == id) else {
+        let Some(index) = self.all.iter().position(|link| link.id == id) else {
             return;
         };
-        let Link { stream, output, .. } = self.0.swap_remove(index);
+        let Link { stream, output, .. } = self.all.swap_remove(index);
         if !output.is_empty() {
-            tokio::spawn(socket::finish(stream, output));
+            let alive = self.alive.clone();
+            tokio::spawn(async move {
+                socket::finish(stream, output).await;
+                drop(alive);
+            });
         }
     }
 
     /// Octets that wait to be sent.
     pub fn backlog(&self) -> usize {
-        self.0.iter().map(|link| link.output.len()).sum()
+        self.all.iter().map(|link| link.output.len()).sum()
     }
 
     /// Waits until something happens on any connection. May be dropped and called again.
@@ -65,20 +82,20 @@ impl Links {
     }
 
     fn poll(&mut self, context: &mut Context<'_>) -> Poll<LinkEvent> {
-        for index in 0..self.0.len() {
-            let link = &mut self.0[index];
+        for index in 0..self.all.len() {
+            let link = &mut self.all[index];
             if let Poll::Ready(read) = link.poll_read(context) {
                 let id = link.id;
                 return Poll::Ready(match read {
                     Ok(bytes) if !bytes.is_empty() => LinkEvent::Received(id, bytes),
                     ended => {
-                        self.0.swap_remove(index);
+                        self.all.swap_remove(index);
                         LinkEvent::Closed(id, ended.err().map(|error| error.kind()))
                     }
                 });
             }
         }
-        let sent = self.0.iter_mut().find_map(|link| {
+        let sent = self.all.iter_mut().find_map(|link| {
             let sent = link.poll_write(context);
             sent.then_some(LinkEvent::Sent { id: link.id, all: link.output.is_empty() })
         });

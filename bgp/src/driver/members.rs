@@ -1,5 +1,6 @@
 //! Who is a peer out of a range. A connection makes one for a while, a session a member: it is watched by BFD, waited for, and
-//! known to the next process. Without a session for [`HOLD`] it is neither.
+//! known to the next process. Without a session for [`HOLD`], or as long as it may keep what
+//! was announced to it, it is neither.
 
 use super::mailbox::Command;
 use super::speaker::{Inner, Speaker};
@@ -52,6 +53,7 @@ impl Speaker {
     async fn look_over(&self) {
         let seen: Vec<Seen> = self.peers().await.into_iter().map(Seen::from).collect();
         let mut table = self.inner.peers.lock();
+        table.begins &= self.inner.started.elapsed() < HOLD;
         for gone in table.look_over(Instant::now(), &seen) {
             gone.task.abort();
             self.inner.learned.forget(&gone.config.name);

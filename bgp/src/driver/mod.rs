@@ -33,7 +33,7 @@ pub use bmp::{Station, StationStatus};
 pub use config::{Password, PeerConfig, Remote, SpeakerConfig, Ttl};
 pub use learned::{LearnedFeed, LearnedRoutes};
 pub use members::{Absent, HOLD as MEMBERS_HOLD};
-pub use paths::{Awaited, Paths};
+pub use paths::{Awaited, Paths, Somebody};
 pub use record::{Change, Messages};
 pub use speaker::{Speaker, SpeakerError};
 pub use status::{Direction, PeerStatus, PrefixAtPeer, RouteView, Routes};

@@ -1,7 +1,9 @@
-//! What is wanted of BFD: sessions with the peers that are known, and with routers of interfaces that are not known yet.
+//! What is wanted of BFD: sessions with the peers that are known, and with routers of interfaces and members of ranges that are not
+//! known yet.
 
-use super::config::PeerConfig;
+use super::config::{PeerConfig, Remote};
 use crate::bfd;
+use ipnetwork::IpNetwork;
 use nix::net::if_::if_nametoindex;
 use std::collections::BTreeMap;
 use std::net::{IpAddr, SocketAddrV6};
@@ -13,13 +15,20 @@ pub struct Paths {
     pub awaited: Vec<Awaited>,
 }
 
-/// What is known of a session before the router of its interface is.
+/// What is known of a session before its neighbour is.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct Awaited {
-    pub ifindex: u32,
+    pub with: Somebody,
     pub local: Option<IpAddr>,
     pub multihop: Option<u8>,
     pub settings: bfd::Settings,
+}
+
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Somebody {
+    /// The router of the interface with this index.
+    On(u32),
+    OutOf(IpNetwork),
 }
 
 impl Paths {
@@ -36,17 +45,26 @@ impl Paths {
     pub(super) fn add(&mut self, peer: &PeerConfig, located: Option<SocketAddrV6>) {
         self.sessions.extend(peer.bfd_session_at(located));
         let Some(settings) = peer.bfd.filter(|_| peer.shutdown.is_none()) else { return };
-        let interface = peer.interface().filter(|_| located.is_none());
-        let index = interface.and_then(|name| if_nametoindex(name).ok());
+        let with = match &peer.remote {
+            Remote::Interface(name) if located.is_none() => {
+                if_nametoindex(name.as_str()).ok().map(Somebody::On)
+            }
+            Remote::Range(range) => Some(Somebody::OutOf(*range)),
+            Remote::Interface(_) | Remote::Address(_) => None,
+        };
         let (local, multihop) = (peer.local_address, peer.least_ttl());
-        self.awaited.extend(index.map(|ifindex| Awaited { ifindex, local, multihop, settings }));
+        self.awaited.extend(with.map(|with| Awaited { with, local, multihop, settings }));
     }
 }
 
 impl Awaited {
     /// Another session with the same neighbour is none of the peer's.
     fn may_be(&self, key: &bfd::Key) -> bool {
-        (Some(self.ifindex), self.local, self.multihop) == (key.ifindex, key.local, key.multihop)
+        let is_there = match self.with {
+            Somebody::On(ifindex) => key.ifindex == Some(ifindex),
+            Somebody::OutOf(range) => key.ifindex.is_none() && range.contains(key.peer),
+        };
+        is_there && (self.local, self.multihop) == (key.local, key.multihop)
     }
 }
 

@@ -7,7 +7,7 @@ use super::mailbox::{Command, Decision, Mailbox};
 use super::paths::Paths;
 use super::status::{Direction, PeerStatus, PrefixAtPeer, Routes};
 use super::table::{PeerHandle, PeerTable, Table, holds};
-use super::task::{Orders, Task};
+use super::task::{Left, Orders, Task};
 use super::unnumbered::{Located, Search};
 use super::{listener, members, socket};
 use crate::bfd;
@@ -36,7 +36,7 @@ pub enum SpeakerError {
     Listen { address: SocketAddr, source: io::Error },
 }
 
-/// How long [`Speaker::flush`] waits for peers that do not read.
+/// How long [`Speaker::flush`] and [`Speaker::stop`] wait for peers that do not read.
 const FLUSH_LIMIT: Duration = Duration::from_secs(5);
 
 /// Of those who connect out of ranges.
@@ -64,6 +64,9 @@ pub(super) struct Inner {
     stations: Stations,
     /// What listens, and what looks after members.
     listeners: Mutex<Vec<JoinHandle<()>>>,
+    /// Seen by all that sends something to a peer.
+    alive: watch::Sender<()>,
+    left: Left,
     /// The listeners' sockets, for the passwords of peers that connect.
     sockets: Mutex<Vec<Arc<TcpListener>>>,
 }
@@ -90,6 +93,8 @@ impl Speaker {
     pub async fn start(config: SpeakerConfig) -> Result<Speaker, SpeakerError> {
         let sockets: Vec<Arc<TcpListener>> = bind_all(&config.listen)?.into_iter().map(Arc::new).collect();
         let peers = PeerTable::default();
+        peers.lock().restart_time = Duration::from_secs(config.restart_time.into());
+        peers.lock().begins = true;
         let (strangers, unknown) = mpsc::channel(STRANGERS);
         let accept = |socket: &Arc<TcpListener>| {
             tokio::spawn(listener::run(socket.clone(), peers.clone(), strangers.clone()))
@@ -107,6 +112,8 @@ impl Speaker {
             learned: Learned::default(),
             stations: Stations::default(),
             listeners,
+            alive: watch::Sender::new(()),
+            left: Left::default(),
             sockets: Mutex::new(sockets),
         };
         let inner = Arc::new(inner);
@@ -131,7 +138,7 @@ impl Speaker {
         let ranges: Vec<PeerConfig> = ranges.into_values().collect();
         let mut table = self.inner.peers.lock();
         self.inner.set_passwords(&mut table, &wanted.values().chain(&ranges).cloned().collect::<Vec<_>>());
-        table.peers.retain(|name, peer| {
+        let differs = |name: &String, peer: &mut PeerHandle| {
             let member = || {
                 let range = ranges.iter().find(|range| holds(range, peer.config.address()))?;
                 Some(range.member(peer.config.address())).filter(|member| member.name == *name)
@@ -143,11 +150,16 @@ impl Speaker {
                     false
                 }
             };
-            if !keeps {
-                self.inner.learned.forget(name);
-            }
-            keeps
-        });
+            !keeps
+        };
+        let gone: Vec<(String, PeerHandle)> = table.peers.extract_if(.., differs).collect();
+        table.leaving.retain(|task| !task.is_finished());
+        for (name, peer) in gone {
+            self.inner.learned.forget(&name);
+            table.leaving.push(peer.task);
+        }
+        let is_there = |name: &String| wanted.contains_key(name) || ranges.iter().any(|r| r.name == *name);
+        table.expected.retain(|name| !is_there(name));
         table.ranges = ranges;
         for (name, config) in wanted {
             table.peers.entry(name).or_insert_with(|| Inner::spawn(&self.inner, config));
@@ -239,10 +251,22 @@ impl Speaker {
 
     /// Whether somebody may keep routes of an earlier session with this node, or an earlier process: those cannot be withdrawn now.
     pub async fn may_be_kept(&self) -> bool {
-        let restart_time = Duration::from_secs(self.inner.config.restart_time.into());
-        let restarting = self.inner.config.restarting;
-        restarting && self.absent().iter().any(|absent| absent.away < restart_time)
+        let leaving = std::mem::take(&mut self.inner.peers.lock().leaving);
+        for task in leaving {
+            // One that was aborted has its peer's next one to tell.
+            let _ = task.await;
+        }
+        let now = Instant::now();
+        let by_former = unpoisoned(&self.inner.left).is_some_and(|until| now < until);
+        let of_before = || self.inner.peers.lock().may_be_kept(self.inner.started, now);
+        by_former
+            || (self.inner.config.restarting && of_before())
             || self.peers().await.iter().any(|peer| peer.may_be_kept)
+    }
+
+    /// The peers of an earlier process: what one of them may keep that is none now, nobody else can tell.
+    pub fn expect_peers(&self, names: BTreeSet<String>) {
+        self.inner.peers.lock().expected = names;
     }
 
     /// What the peers were sent and hold, or what they sent us, under no policy; of one peer, or of all. By prefix, and at
@@ -302,9 +326,9 @@ impl Speaker {
         gathered
     }
 
-    /// Closes every connection without NOTIFICATION: peers keep the routes for the restart time. The other
-    /// handles of this speaker are of no use afterwards, but for what was wanted of BFD: that stays as it was, for its end
-    /// would be a dead path to some routers.
+    /// Closes every connection without NOTIFICATION: peers keep the routes for the restart time. Who was told before that its session
+    /// ends hears it, if it reads. The other handles of this speaker are of no use afterwards, but for what was wanted of BFD:
+    /// that stays as it was, for its end would be a dead path to some routers.
     pub async fn stop(self) {
         let listeners = std::mem::take(&mut *unpoisoned(&self.inner.listeners));
         // Other handles may live on: they must not keep the ports.
@@ -313,6 +337,7 @@ impl Speaker {
         end(listeners).await;
         let peers = std::mem::take(&mut self.inner.peers.lock().peers);
         end(peers.into_values().map(|peer| peer.task)).await;
+        let _ = timeout(FLUSH_LIMIT, self.inner.alive.closed()).await;
         self.inner.stations.stop().await;
     }
 }
@@ -330,7 +355,12 @@ impl Inner {
                 }
             })
         });
-        let orders = Orders { intent: this.intent.subscribe(), begun: this.begun.clone() };
+        let orders = Orders {
+            intent: this.intent.subscribe(),
+            begun: this.begun.clone(),
+            alive: this.alive.subscribe(),
+            left: this.left.clone(),
+        };
         let learned = this.learned.admit(&config.name);
         // A peer that begins anew because its parameters changed finds the routes that were announced in force.
         let preserved = this.config.forwarding_preserved || *this.begun.borrow() > 0;

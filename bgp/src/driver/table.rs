@@ -24,7 +24,18 @@ pub(super) struct Table {
     pub met: BTreeMap<IpAddr, Instant>,
     /// Whose keys the listening sockets have.
     pub passwords: BTreeSet<(IpAddr, u8)>,
+    /// For how long peers keep what is announced to them.
+    pub restart_time: Duration,
+    /// Of the peers of an earlier process those that are none so far: nothing is known of their sessions.
+    pub expected: BTreeSet<String>,
+    /// Who was taken out of the configuration.
+    pub leaving: Vec<JoinHandle<()>>,
+    /// Who else had sessions out of ranges with an earlier process may not be known: what BFD watches there goes on.
+    pub begins: bool,
 }
+
+/// Of a peer that nothing is known of (RFC 4271 section 10).
+const USUAL_HOLD_TIME: u16 = 90;
 
 impl Table {
     /// Who is learned from may come from a range: one who was there before, or anybody where nobody has connected so far.
@@ -75,7 +86,21 @@ impl Table {
         may_come.map(absent).collect()
     }
 
-    /// Notes who has a session out of a range, and forgets who has had none for [`HOLD`]. Who is no peer any more.
+    /// For how long after a session somebody who is no peer now may keep what was announced: it notices that the session is over
+    /// when its hold time is.
+    fn keeping(&self) -> Duration {
+        let hold = self.ranges.iter().map(|range| range.hold_time).fold(USUAL_HOLD_TIME, u16::max);
+        Duration::from_secs(hold.into()) + self.restart_time
+    }
+
+    /// Whether somebody who was a peer of an earlier process and is none so far may keep what that announced.
+    pub fn may_be_kept(&self, started: Instant, now: Instant) -> bool {
+        let keeping = self.keeping();
+        let expected = !self.expected.is_empty() && now.saturating_duration_since(started) < keeping;
+        expected || self.absent(started, now).iter().any(|absent| absent.away < keeping)
+    }
+
+    /// Notes who has a session out of a range, and forgets who has had none for [`HOLD`] and keeps nothing. Who is no peer any more.
     pub fn look_over(&mut self, now: Instant, seen: &[Seen]) -> Vec<PeerHandle> {
         let of = |table: &Table, peer: &Seen| {
             let handle = table.peers.get(&peer.name).filter(|handle| table.is_member(handle))?;
@@ -87,8 +112,9 @@ impl Table {
                 *known = last.max(*known);
             }
         }
-        self.met.retain(|_, last| now.saturating_duration_since(*last) < HOLD);
-        let gone = seen.iter().filter(|peer| peer.away >= HOLD && of(self, peer).is_some());
+        let hold = self.keeping().max(HOLD);
+        self.met.retain(|_, last| now.saturating_duration_since(*last) < hold);
+        let gone = seen.iter().filter(|peer| peer.away >= hold && of(self, peer).is_some());
         let gone: Vec<&String> = gone.map(|peer| &peer.name).collect();
         gone.into_iter().filter_map(|name| self.peers.remove(name)).collect()
     }
@@ -102,6 +128,7 @@ impl Table {
             .keys()
             .filter_map(|address| self.member(*address))
             .for_each(|member| paths.add(&member, None));
+        self.ranges.iter().filter(|_| self.begins).for_each(|range| paths.add(range, None));
         paths
     }
 }
@@ -132,7 +159,12 @@ impl PeerHandle {
             return true;
         }
         if !self.config.may_become(&config) {
-            self.task.abort();
+            if self.config.remote == config.remote {
+                self.task.abort();
+            } else {
+                // Who was the peer is none any more.
+                self.mailbox.decide(Decision::Deconfigure);
+            }
             return false;
         }
         self.config = config.clone();
@@ -290,6 +322,47 @@ mod tests {
     }
 
     #[tokio::test]
+    async fn a_member_is_known_for_as_long_as_it_may_keep_what_it_was_told() {
+        let range = PeerConfig { hold_time: 180, ..bfd_range() };
+        let (started, address) = (Instant::now(), "192.0.2.1".parse().unwrap());
+        let mut table = Table {
+            ranges: vec![range.clone()],
+            restart_time: Duration::from_secs(300),
+            met: [(address, started)].into(),
+            ..Table::default()
+        };
+        // Not back since the process before this one ended, and somebody else has come.
+        let other = range.member("192.0.2.2".parse().unwrap());
+        table.peers.insert(other.name.clone(), peer(other));
+        let mut look = |after: u64, away: u64| {
+            let now = started + Duration::from_secs(after);
+            let seen = Seen { name: range.member(address).name, away: Duration::from_secs(away), met: true };
+            let gone = table.look_over(now, &[seen]).len();
+            (gone, table.members().contains(&address), table.may_be_kept(started, now))
+        };
+        assert_eq!(look(479, 0), (0, true, true));
+        assert_eq!(look(480, 0), (0, false, false));
+        table.peers.insert(range.member(address).name, peer(range.member(address)));
+        let mut look = |after: u64, away: u64| {
+            let now = started + Duration::from_secs(after);
+            let seen = Seen { name: range.member(address).name, away: Duration::from_secs(away), met: true };
+            (table.look_over(now, &[seen]).len(), table.members().contains(&address))
+        };
+        assert_eq!(look(1000, 479), (0, true), "it is a peer, which says itself what it may keep");
+        assert_eq!(look(1001, 480), (1, false));
+    }
+
+    #[tokio::test]
+    async fn a_peer_of_before_that_cannot_be_made_may_keep_what_it_was_told() {
+        let started = Instant::now();
+        let after = |seconds| started + Duration::from_secs(seconds);
+        let mut table = Table { restart_time: Duration::from_secs(60), ..Table::default() };
+        assert!(!table.may_be_kept(started, started));
+        table.expected = ["leaf".to_owned()].into();
+        assert!(table.may_be_kept(started, after(149)) && !table.may_be_kept(started, after(150)));
+    }
+
+    #[tokio::test]
     async fn who_was_met_is_watched_while_it_is_waited_for_and_its_range_wants_it() {
         let (range, now) = (bfd_range(), Instant::now());
         let [one, two]: [IpAddr; 2] = ["192.0.2.1", "192.0.2.2"].map(|address| address.parse().unwrap());
@@ -305,5 +378,24 @@ mod tests {
         table.met.insert(one, now);
         table.ranges[0].bfd = None;
         assert_eq!(watched(&table), [""; 0]);
+    }
+
+    /// A daemon that was killed may not have remembered who has come at last.
+    #[tokio::test]
+    async fn at_first_whoever_is_watched_out_of_a_range_stays_so() {
+        let mut table = Table { ranges: vec![bfd_range()], begins: true, ..Table::default() };
+        let key = |peer: &str| crate::bfd::Key {
+            peer: peer.parse().unwrap(),
+            local: None,
+            ifindex: None,
+            multihop: None,
+        };
+        let there = [key("192.0.2.1"), key("192.0.2.99")];
+        let wanted = |table: &Table| table.paths().wanted(there).into_keys().collect::<Vec<_>>();
+        assert_eq!(wanted(&table), [there[0]]);
+        table.ranges[0].shutdown = Some("moving".into());
+        assert_eq!(wanted(&table), []);
+        table = Table { ranges: vec![bfd_range()], ..Table::default() };
+        assert_eq!(wanted(&table), []);
     }
 }

@@ -3,10 +3,11 @@
 use super::bmp::{Monitored, Stations};
 use super::config::{PeerConfig, Remote, SpeakerConfig};
 use super::learned::Member;
-use super::links::{LinkEvent, Links};
+use super::links::{Alive, LinkEvent, Links};
 use super::mailbox::{Command, Decision, Inbox};
 use super::record::History;
 use super::socket::{self, Options};
+use super::speaker::unpoisoned;
 use super::status::{self, PeerStatus};
 use super::unnumbered::{Located, Search};
 use crate::fsm::{ConnId, Connection, Input, Negotiated, PeerError, StateName, Stop};
@@ -16,7 +17,7 @@ use std::future::{Future, pending};
 use std::io::{self, ErrorKind};
 use std::net::SocketAddr;
 use std::pin::Pin;
-use std::sync::Arc;
+use std::sync::{Arc, Mutex};
 use std::time::Duration;
 use tokio::net::TcpStream;
 use tokio::sync::{oneshot, watch};
@@ -30,10 +31,15 @@ const OUTPUT_LIMIT: usize = 64 * 1024;
 
 type Dial = Pin<Box<dyn Future<Output = io::Result<TcpStream>> + Send>>;
 
-/// What is announced to everybody, and where sessions are counted.
+/// Until when one of those who were taken out of the configuration may keep what was announced to it.
+pub(super) type Left = Arc<Mutex<Option<std::time::Instant>>>;
+
+/// What is announced to everybody, and what all of them tell.
 pub(super) struct Orders {
     pub intent: watch::Receiver<Intent>,
     pub begun: Arc<watch::Sender<u64>>,
+    pub alive: Alive,
+    pub left: Left,
 }
 
 pub(super) struct Task {
@@ -87,7 +93,7 @@ impl Task {
             neighbour: Neighbour::new(config.settings(speaker), config.policy(speaker), Duration::ZERO),
             speaker: speaker.clone(),
             config,
-            links: Links::default(),
+            links: Links::new(orders.alive.clone()),
             dial: None,
             inbox,
             orders,
@@ -137,6 +143,9 @@ impl Task {
                 self.feed(Input::TimerTick);
             }
         }
+        let until = self.neighbour.kept_until(self.now()).map(|until| (self.epoch + until).into_std());
+        let mut left = unpoisoned(&self.orders.left);
+        *left = left.max(until);
     }
 
     fn now(&self) -> Duration {

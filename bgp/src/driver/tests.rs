@@ -55,7 +55,11 @@ pub(super) struct Router(TcpListener);
 
 impl Router {
     pub(super) async fn new() -> Router {
-        Router(TcpListener::bind("127.0.0.1:0").await.unwrap())
+        Router::at("127.0.0.1:0").await
+    }
+
+    async fn at(address: &str) -> Router {
+        Router(TcpListener::bind(address).await.unwrap())
     }
 
     pub(super) fn config(&self, name: &str) -> PeerConfig {
@@ -106,8 +110,12 @@ impl Session {
     }
 
     async fn establish(&mut self) {
+        self.establish_with(Vec::new()).await;
+    }
+
+    async fn establish_with(&mut self, mut capabilities: Vec<Capability>) {
         assert!(matches!(self.receive().await, Some(Message::Open(_))));
-        let capabilities = vec![Capability::FourOctetAs(65020)];
+        capabilities.push(Capability::FourOctetAs(65020));
         let router_id = Ipv4Addr::new(10, 0, 0, 20);
         self.send(Message::Open(Open { asn: 65020, hold_time: 90, router_id, capabilities })).await;
         assert_eq!(self.receive().await, Some(Message::Keepalive));
@@ -311,21 +319,19 @@ async fn a_refused_attempt_is_told_in_words() {
     assert_eq!(error.await, "cannot connect: connection refused");
 }
 
-#[tokio::test]
-async fn a_peer_that_reads_late_gets_every_route() {
-    let (router, speaker) = (Router::new().await, speaker(Vec::new()).await);
+/// Communities that differ make a message for each route: some megabytes.
+fn more_than_sockets_hold(count: u32) -> BTreeMap<IpNetwork, RouteAttributes> {
     let prefix = |n: u32| IpNetwork::new(IpAddr::from((0x0a00_0000 + n * 4).to_be_bytes()), 30).unwrap();
-    // Communities that differ make a message for each route: some megabytes, more than sockets hold.
     let attributes = |n: u32| {
         let communities = (0..64).map(|c| n * 64 + c).collect();
         RouteAttributes { communities, ..RouteAttributes::default() }
     };
-    let count = 20_000;
-    speaker.announce((0..count).map(|n| (prefix(n), attributes(n))).collect());
-    speaker.set_peers(vec![router.config("leaf")]);
-    let mut session = router.establish().await;
-    // Until it stops: what was handed out but not taken is bounded.
-    let handed_out = within(async {
+    (0..count).map(|n| (prefix(n), attributes(n))).collect()
+}
+
+/// How many routes, once no more are: what was handed out but not taken is bounded.
+async fn handed_out(speaker: &Speaker) -> usize {
+    within(async {
         let mut before = 0;
         loop {
             tokio::time::sleep(Duration::from_millis(200)).await;
@@ -335,8 +341,19 @@ async fn a_peer_that_reads_late_gets_every_route() {
             }
             before = now;
         }
-    });
-    assert!(handed_out.await < count as usize, "a peer that does not read is not written to without end");
+    })
+    .await
+}
+
+#[tokio::test]
+async fn a_peer_that_reads_late_gets_every_route() {
+    let (router, speaker) = (Router::new().await, speaker(Vec::new()).await);
+    let count = 20_000;
+    speaker.announce(more_than_sockets_hold(count));
+    speaker.set_peers(vec![router.config("leaf")]);
+    let mut session = router.establish().await;
+    let handed_out = handed_out(&speaker).await;
+    assert!(handed_out < count as usize, "a peer that does not read is not written to without end");
     let mut seen = BTreeSet::new();
     loop {
         let update = session.update().await;
@@ -518,12 +535,7 @@ async fn what_peers_announce_is_learned_through_their_filters_and_goes_with_them
 #[tokio::test]
 async fn a_peer_that_never_reads_is_left() {
     let (router, speaker) = (Router::new().await, speaker(Vec::new()).await);
-    let prefix = |n: u32| IpNetwork::new(IpAddr::from((0x0a00_0000 + n * 4).to_be_bytes()), 30).unwrap();
-    let attributes = |n: u32| {
-        let communities = (0..64).map(|c| n * 64 + c).collect();
-        RouteAttributes { communities, ..RouteAttributes::default() }
-    };
-    speaker.announce((0..40_000).map(|n| (prefix(n), attributes(n))).collect());
+    speaker.announce(more_than_sockets_hold(40_000));
     speaker.set_peers(vec![PeerConfig { send_hold_time: 1, ..router.config("leaf") }]);
     let session = router.establish().await;
     let error = within(async {

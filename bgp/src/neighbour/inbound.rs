@@ -215,7 +215,12 @@ impl Inbound {
         many.map(move |(family, count)| ManyPrefixes { family, count, max })
     }
 
-    /// Told once for each family and session.
+    /// Another limit is to be kept from now on.
+    pub fn warn_anew(&mut self) {
+        self.warned.clear();
+    }
+
+    /// Told once for each family, session and limit.
     pub fn warnings(&mut self, limit: PrefixLimit) -> Vec<ManyPrefixes> {
         let mut many: Vec<_> = self.many(limit).collect();
         many.retain(|many| self.warned.insert(many.family));

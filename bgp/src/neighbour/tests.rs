@@ -457,9 +457,12 @@ fn another_limit_is_kept_at_once() {
         let effects = neighbour.set_policy(seconds(1), Policy { prefix_limit, ..policy() });
         (effects, neighbour.many_prefixes())
     };
-    let many = ManyPrefixes { family: Family::Ipv4Unicast, count: 3, max: 4 };
-    assert_eq!(limit(4), (vec![Effect::Note(Note::ManyPrefixes(many))], vec![many]));
+    let many = |max| ManyPrefixes { family: Family::Ipv4Unicast, count: 3, max };
+    let warned = |max| (vec![Effect::Note(Note::ManyPrefixes(many(max)))], vec![many(max)]);
+    assert_eq!(limit(4), warned(4));
+    assert_eq!(limit(4), (vec![], vec![many(4)]), "said once");
     assert_eq!(limit(9), (vec![], vec![]));
+    assert_eq!(limit(5), warned(5), "of another limit it is said again");
     let (effects, left) = limit(2);
     assert!(
         matches!(effects[..], [Effect::Send(..), Effect::Close(_), Effect::Note(Note::Down(_))]),

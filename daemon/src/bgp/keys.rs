@@ -20,9 +20,9 @@ impl KeyFiles {
         self.0 = paths.into_iter().map(|path| (path.clone(), read(&path))).collect();
     }
 
-    /// The password, or why there is none.
+    /// The password, or why there is none. Of a file that is followed.
     pub fn password(&self, path: &str) -> Result<Password, String> {
-        self.0.get(path).cloned().unwrap_or_else(|| read(path))
+        self.0.get(path).cloned().unwrap_or_else(|| Err(format!("{path} has not been read")))
     }
 
     /// Whether a file says something else now.

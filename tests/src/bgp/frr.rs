@@ -154,6 +154,7 @@ fn configuration(setup: &Setup) -> String {
         setup.password.map(|password| format!(" neighbor {peer} password {password}\n")).unwrap_or_default(),
         option(setup.security, "ttl-security hops 1"),
         option(setup.passive, "passive"),
+        option(setup.long_open, "extended-optional-parameters"),
         option(setup.multihop, "ebgp-multihop 2"),
         option(setup.multihop, &format!("update-source {router}")),
         setup.bfd.map(|millis| format!(" neighbor {peer} bfd 3 {millis} {millis}\n")).unwrap_or_default(),

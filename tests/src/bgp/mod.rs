@@ -84,6 +84,8 @@ pub struct Setup {
     pub reflector: bool,
     /// Seconds.
     pub long_lived: Option<u32>,
+    /// Its OPEN has the form of RFC 9072 however short it is; FRR's alone can.
+    pub long_open: bool,
     /// Its interface towards us: the session is over link-local addresses that router advertisements tell.
     pub unnumbered: Option<&'static str>,
     /// Milliseconds, three times; not GoBGP, which lacks it.
@@ -115,6 +117,7 @@ impl Setup {
         extended_next_hop: false,
         reflector: false,
         long_lived: None,
+        long_open: false,
         unnumbered: None,
         bfd: None,
         gathering: None,

@@ -8,6 +8,7 @@ use crate::{
     until, veth,
 };
 use bulkhead_api::messages::BgpPeerInfo;
+use libtest_mimic::{Failed, Trial};
 use serde::de::DeserializeOwned;
 use std::{
     fs,
@@ -19,6 +20,25 @@ use std::{
 /// Of the first pod.
 pub const BLOCK: &str = "10.64.0.0/26";
 pub const BLOCK6: &str = "fd00:64::/122";
+
+/// A test in a rack of its own, whose peer's session begins as `session`; of one that fails the end of the daemon's log is told.
+pub fn trial(
+    name: impl Into<String>,
+    session: &'static str,
+    test: impl Fn(&mut Rack) -> Result<()> + Send + 'static,
+) -> Trial {
+    let name = name.into();
+    // A namespace is known by its name.
+    let place: String = name.split(' ').filter_map(|word| word.chars().next()).collect();
+    Trial::test(name, move || {
+        let mut rack = Rack::create(&place, session)?;
+        let held = test(&mut rack);
+        if held.is_err() {
+            eprintln!("{}", rack.node.log_tail(30));
+        }
+        held.map_err(Failed::from)
+    })
+}
 
 /// Each test has its own.
 #[derive(Debug)]

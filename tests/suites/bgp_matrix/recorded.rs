@@ -7,7 +7,8 @@ use bulkhead_bgp::wire::{
     Capability, Context, Framer, GracefulRestart, HEADER_LEN, Message, Open, RestartFamily, Update,
 };
 use bulkhead_bgp::{Family, wire};
-use bulkhead_lab::bgp::site::{DEADLINE, NODE, NODE_AS, Site};
+use bulkhead_lab::bgp::rack::BLOCK;
+use bulkhead_lab::bgp::site::{DEADLINE, NODE, NODE_AS, Site, router, routes, speaker_config};
 use bulkhead_lab::bgp::{Kind, Setup, THEIRS, THEIRS6};
 use bulkhead_lab::{Error, Result, unmet, until};
 use std::collections::BTreeSet;
@@ -18,9 +19,16 @@ use std::path::Path;
 use std::time::Duration;
 use std::{env, fs};
 
-pub const ROWS: &[Row] =
-    &[all("a session of BFD comes up, and every packet of it is read", "5880, 5881", packets)
-        .without(Kind::Gobgp, "the router has no BFD")];
+pub const ROWS: &[Row] = &[
+    all(
+        "an OPEN of ours that is too long otherwise, and the router's in that form where it has it",
+        "9072",
+        long_opens,
+    )
+    .without(Kind::Gobgp, "the router does not read it; what the speaker offers so far is short enough"),
+    all("a session of BFD comes up, and every packet of it is read", "5880, 5881", packets)
+        .without(Kind::Gobgp, "the router has no BFD"),
+];
 
 const CONTEXT: Context = Context {
     four_octet_as: true,
@@ -38,20 +46,51 @@ pub fn messages(site: &Site, kind: Kind) -> Result<()> {
     listener.set_nonblocking(true)?;
     let _there = kind.start(site, &Setup::default())?;
     // FRR dials before it has read the whole of its own configuration, and then once more.
-    let (open, updates) =
-        until("a session says all that there is", DEADLINE, || session_of(&listener).map(Some))?;
+    let (_, open, updates) =
+        until("a session says all that there is", DEADLINE, || session_of(&listener, our_open()).map(Some))?;
     keep("open", kind, &[open])?;
     keep("update", kind, &updates)
 }
 
-/// The OPEN, and what makes a whole table.
-fn session_of(listener: &TcpListener) -> Result<(Vec<u8>, Vec<Vec<u8>>)> {
+/// Where the parameters of an OPEN begin.
+const PARAMETERS: usize = HEADER_LEN + 9;
+const IS_LONG: [u8; 2] = [255, 255];
+
+fn long_opens(site: &Site, kind: Kind) -> Result<()> {
+    let listener = site.node.run(|| Ok(TcpListener::bind((NODE, 179))?))?;
+    listener.set_nonblocking(true)?;
+    let there = kind.start(site, &Setup { long_open: true, ..Setup::default() })?;
+    let mut ours = our_open();
+    // Of a code for experiments (RFC 8810).
+    ours.capabilities.push(Capability::Unknown { code: 239, data: vec![7; 250] });
+    let sent = Message::Open(ours.clone()).encode(Context::default());
+    assert_eq!(sent[PARAMETERS..PARAMETERS + 2], IS_LONG);
+    let (session, theirs, _) =
+        until("a session comes up", DEADLINE, || session_of(&listener, ours.clone()).map(Some))?;
+    there.wait_established()?;
+    assert_eq!(theirs[PARAMETERS..PARAMETERS + 2] == IS_LONG, kind == Kind::Frr, "{theirs:02x?}");
+    drop((session, listener));
+    let node = site.speaker(speaker_config(false));
+    node.speaker.announce(routes(&[BLOCK]));
+    node.speaker.set_peers(vec![router()]);
+    if kind == Kind::Frr {
+        // Told to send that form it takes no other.
+        let is_told = |error: &String| error.starts_with("the peer sent NOTIFICATION 2/");
+        return node
+            .wait_peer("ours is refused", |peer| peer.last_error.as_ref().is_some_and(is_told))
+            .map(drop);
+    }
+    there.wait_seen(BLOCK).map(drop)
+}
+
+/// The connection, the OPEN, and what makes a whole table.
+fn session_of(listener: &TcpListener, ours: Open) -> Result<(TcpStream, Vec<u8>, Vec<Vec<u8>>)> {
     let (mut stream, _) = listener.accept()?;
     stream.set_nonblocking(false)?;
     stream.set_read_timeout(Some(SILENCE))?;
     let open = next(&mut stream)?;
     assert!(matches!(read(&open), Message::Open(_)), "{open:02x?}");
-    stream.write_all(&Message::Open(our_open()).encode(Context::default()))?;
+    stream.write_all(&Message::Open(ours).encode(Context::default()))?;
     stream.write_all(&Message::Keepalive.encode(CONTEXT))?;
     // FRR that begins to run says nothing before.
     for family in Family::ALL {
@@ -70,7 +109,7 @@ fn session_of(listener: &TcpListener) -> Result<(Vec<u8>, Vec<Vec<u8>>)> {
         said.extend(prefixes(&update).filter(|prefix| [THEIRS, THEIRS6].contains(&prefix.as_str())));
         updates.push(bytes);
     }
-    Ok((open, updates))
+    Ok((stream, open, updates))
 }
 
 fn our_open() -> Open {

@@ -1,6 +1,7 @@
 //! What becomes of a peer's routes when its session ends, and when it comes back.
 
 use super::*;
+use std::io::ErrorKind;
 
 /// A neighbour that sent two routes and then lost its connection at 10 s.
 fn lost(restart: Option<GracefulRestart>) -> Neighbour {
@@ -160,20 +161,71 @@ fn routes_survive_an_error_where_both_sides_agreed_on_that_but_no_hard_reset() {
 }
 
 #[test]
-fn what_a_peer_may_keep_of_ours_is_over_with_end_of_rib_or_the_restart_time() {
+fn what_a_peer_may_keep_of_ours_is_over_with_end_of_rib_or_its_own_clocks() {
     let mut neighbour = neighbour(true);
-    assert!(neighbour.may_be_kept(seconds(59)), "of the process before");
-    assert!(!neighbour.may_be_kept(seconds(60)), "it has given us up");
+    // Of the process before: its hold time of 90 s, and then the restart time of 60 s.
+    assert!(neighbour.may_be_kept(seconds(149)) && !neighbour.may_be_kept(seconds(150)));
     establish(&mut neighbour, seconds(1), 1, open(Some(kept(true))));
     neighbour.advertise(seconds(1), PLENTY);
-    assert!(neighbour.may_be_kept(seconds(1)), "the set is not complete yet");
+    assert!(neighbour.may_be_kept(seconds(1000)), "the set is not complete yet, however long that takes");
     neighbour.set_intent(intent(&[], true));
     neighbour.advertise(seconds(1), PLENTY);
     assert!(!neighbour.may_be_kept(seconds(1)));
     neighbour.handle(seconds(2), Input::Closed(ConnId(1), None));
     assert!(neighbour.may_be_kept(seconds(61)) && !neighbour.may_be_kept(seconds(62)));
     establish(&mut neighbour, seconds(3), 2, open(Some(kept(true))));
+    assert!(neighbour.may_be_kept(seconds(1000)), "in the new session, until it has been told all of it");
     neighbour.advertise(seconds(3), PLENTY);
-    neighbour.handle(seconds(4), Input::Stop(Stop::Shutdown("moving".into())));
-    assert!(!neighbour.may_be_kept(seconds(4)), "it was told");
+    assert!(!neighbour.may_be_kept(seconds(3)));
+}
+
+/// Seconds after the end of a session for which the peer may keep our routes; `None`: until there is another.
+fn kept_after(
+    hold_time: u16,
+    restart: Option<GracefulRestart>,
+    end: impl FnOnce(&mut Neighbour),
+) -> Option<u64> {
+    let mut neighbour = neighbour(true);
+    neighbour.set_timers(Timers { hold: hold_time, connect_retry: 5, send_hold: 5 });
+    neighbour.set_intent(intent(&["10.1.0.0/26"], true));
+    establish(&mut neighbour, seconds(0), 1, Open { hold_time, ..open(restart) });
+    neighbour.advertise(seconds(0), PLENTY);
+    assert!(!neighbour.may_be_kept(seconds(0)));
+    end(&mut neighbour);
+    assert_ne!(neighbour.peer().state(), StateName::Established);
+    let now = neighbour.peer().since().as_secs();
+    let over = (0..=1000).find(|after| !neighbour.may_be_kept(seconds(now + after)));
+    if over.is_some() {
+        let until = neighbour.kept_until(seconds(now)).map_or(0, |until| until.as_secs() - now);
+        assert_eq!(Some(until), over, "and so where it is a peer no longer");
+    }
+    over
+}
+
+#[test]
+fn a_peer_that_was_not_told_may_have_noticed_as_late_as_its_hold_time_ends() {
+    let helper = || Some(kept(true));
+    let feed = |input: Input| move |neighbour: &mut Neighbour| drop(neighbour.handle(seconds(7), input));
+    let path_down = || Input::PathDown { independent: true };
+    let silence = |neighbour: &mut Neighbour| drop(neighbour.handle(seconds(200), Input::TimerTick));
+    let lost = |kind| Input::Closed(ConnId(1), kind);
+    let cease = || Message::Notification(Notification::new(6, 4)).encode(CONTEXT);
+    let too_many = || Stop::TooManyPrefixes { family: Family::Ipv4Unicast, limit: 1, retry: None };
+    let stop = |stop: Stop| kept_after(90, helper(), feed(Input::Stop(stop)));
+    // Who knows it as early as we do.
+    assert_eq!(kept_after(90, helper(), feed(lost(None))), Some(60));
+    assert_eq!(kept_after(90, helper(), feed(lost(Some(ErrorKind::ConnectionReset)))), Some(60));
+    assert_eq!(kept_after(90, helper(), feed(Input::Received(ConnId(1), cease()))), Some(60));
+    // Who may not.
+    assert_eq!(kept_after(90, helper(), feed(path_down())), Some(150));
+    assert_eq!(kept_after(90, helper(), silence), Some(150));
+    assert_eq!(kept_after(90, helper(), feed(lost(Some(ErrorKind::TimedOut)))), Some(150));
+    assert_eq!(kept_after(0, helper(), feed(path_down())), None, "it waits for nothing");
+    // Who keeps nothing once it knows.
+    assert_eq!(kept_after(90, None, feed(path_down())), Some(90));
+    assert_eq!(kept_after(90, None, feed(lost(None))), Some(0));
+    // Who was told.
+    assert_eq!(stop(Stop::Shutdown("moving".into())), Some(0));
+    assert_eq!(stop(Stop::Deconfigured), Some(0));
+    assert_eq!(stop(too_many()), Some(0));
 }
