@@ -34,8 +34,12 @@ fn main() -> Result<()> {
             Kind::ALL.map(|kind| trial(format!("{name} × {kind}"), "{}", move |rack| test(rack, kind))),
         );
     }
-    let others: [(&str, Test); 9] = [
+    let others: [(&str, Test); 10] = [
         ("a partition's attributes are on its blocks, as the router sees them", of_partition),
+        (
+            "what a peer does not say is as its group says, and another word of the group resets nothing",
+            of_group,
+        ),
         ("an address and an aggregate are told apart from the block that is announced", covers),
         ("without a session the reason is the session's", no_session),
         ("too many prefixes are the reason when they were", too_many),
@@ -250,6 +254,47 @@ fn drained(rack: &mut Rack) -> Result<()> {
     router.wait_gone(BLOCK)?;
     let told = why(rack, BLOCK)?;
     assert!(told.origin.contains("routes were drained") && told.peers.is_empty(), "{told:?}");
+    Ok(())
+}
+
+fn of_group(rack: &mut Rack) -> Result<()> {
+    let (key, objects) = (rack.dir.join("key"), rack.dir.join("objects"));
+    fs::write(&key, "correcthorse\n")?;
+    let export =
+        |community: &str| format!("export: [{{action: Accept, set: {{communities: ['{community}']}}}}]");
+    let say = |of_group: &str, own: &str| {
+        let text = format!(
+            "apiVersion: bulkhead.dev/v1alpha1\nkind: BGPConfiguration\nmetadata: {{name: default}}\n\
+             spec: {{asn: {NODE_AS}, peerGroups: {{leaves: {{passwordFile: {}, {}}}}}}}\n---\n\
+             apiVersion: bulkhead.dev/v1alpha1\nkind: BGPPeer\nmetadata: {{name: leaf}}\n\
+             spec: {{peerAddress: {ROUTER}, peerASN: {ROUTER_AS}, connectRetrySeconds: 2, group: leaves, session: {{{own}}}}}\n",
+            key.display(),
+            export(of_group)
+        );
+        fs::write(objects.join(".bgp.yaml.new"), text)?;
+        Ok::<_, Error>(fs::rename(objects.join(".bgp.yaml.new"), objects.join("bgp.yaml"))?)
+    };
+    let comes_with = |router: &dyn Router, community: &str| {
+        until(&format!("the block comes with {community} alone"), DEADLINE, || {
+            let seen = router.wait_seen(BLOCK)?.communities;
+            let alone =
+                ["65010:1", "65010:2", "65010:3"].iter().all(|c| seen.contains(*c) == (*c == community));
+            if alone { Ok(Some(())) } else { Err(Error::Unmet(format!("{seen:?}"))) }
+        })
+    };
+    say("65010:1", "")?;
+    let router = start(rack, Kind::Bird, &Setup { password: Some("correcthorse"), ..Setup::DEFAULT })?;
+    router.wait_established()?;
+    comes_with(&*router, "65010:1")?;
+    let since = || {
+        Ok::<_, Error>(rack.wait_leaf("the session", |l| l.state == "Established")?.established_transitions)
+    };
+    let before = since()?;
+    say("65010:2", "")?;
+    comes_with(&*router, "65010:2")?;
+    say("65010:2", &export("65010:3"))?;
+    comes_with(&*router, "65010:3")?;
+    assert_eq!(since()?, before);
     Ok(())
 }
 
