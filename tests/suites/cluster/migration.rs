@@ -239,6 +239,7 @@ fn halfway(site: &Site) -> Result<()> {
     // The running new pod is in a partition from now on.
     site.cluster.control.apply(&sealed(""))?;
     old.wait_unanswered(site, "a partition lets no old pod in", to_new)?;
+    new.wait_unanswered(site, "a partition lets none of its pods out to old ones", to_old)?;
     let rules = ", ingress: [{name: former-pods, from: [{networkGroup: former-pods}, {nodes: {}}]}], egress: [{name: former-pods, to: [{networkGroup: former-pods}]}]";
     site.cluster.control.apply(&sealed(rules))?;
     old.wait(site, "an old pod is let in as its node", to_new, "every.node2", Some(&node1_address))?;
