@@ -38,8 +38,9 @@ image: deps ## The container image, as an OCI archive: target/image/bulkhead.tar
 		$(foreach program,$(IN_IMAGE),usr/bin/$(program)=$$static/$(PROFILE)/$(program)) \
 		opt/cni/bin/bulkhead-cni=$$static/cni/bulkhead-cni
 
-kubernetes: ## Kubernetes' own programs, for the tests: built once with Go, minutes
+kubernetes: ## Kubernetes' own programs and flannel, for the tests: built once with Go, minutes
 	@tests/kubernetes/build.sh $(TARGET)/kubernetes
+	tests/flannel/build.sh $(TARGET)/kubernetes
 
 kernel: ## A kernel of Debian's for a virtual machine, for the tests: fetched once
 	@tests/kernel/build.sh $(TARGET)/kernel

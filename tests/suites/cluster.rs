@@ -1,6 +1,7 @@
 //! A cluster that Bulkhead is installed in as a user would: Kubernetes' own kubelets, containerd, kube-proxy, real pods.
 //!
-//! The cases are one story and run in this order: not ready, installed, upgraded, used, uninstalled.
+//! The cases are one story and run in this order: not ready, installed, upgraded, used, uninstalled; then there is another plugin, which it
+//! takes the place of, and at last nodes of another layout.
 
 #![allow(clippy::unwrap_used, clippy::expect_used, reason = "a suite fails by panicking")]
 
@@ -10,8 +11,12 @@ mod calls;
 mod fixed;
 #[path = "cluster/install.rs"]
 mod install;
+#[path = "cluster/layouts.rs"]
+mod layouts;
 #[path = "cluster/matrix.rs"]
 mod matrix;
+#[path = "cluster/migration.rs"]
+mod migration;
 #[path = "cluster/outside.rs"]
 mod outside;
 #[path = "cluster/policy.rs"]
@@ -46,8 +51,8 @@ use std::{
     time::Duration,
 };
 
-/// Of everything; it takes half of this on a quiet machine.
-const LIMIT: Duration = Duration::from_secs(800);
+/// Of everything; it takes two thirds of this on a quiet machine.
+const LIMIT: Duration = Duration::from_secs(860);
 
 fn main() -> Result<()> {
     let mut arguments = Arguments::from_args();
@@ -81,7 +86,7 @@ fn afterwards(before: &Machine, ended: &Ended) -> i32 {
 }
 
 fn trials(site: Option<&Arc<Mutex<Site>>>) -> Vec<Trial> {
-    let cases: [(&str, Case); 24] = [
+    let cases: [(&str, Case); 26] = [
         ("nodes become ready by one kubectl apply, and by nothing else", install::installed),
         ("pods of both nodes reach each other and the nodes, without NAT", reach::everybody),
         ("what is installed is upgraded to this build without a lost packet", upgrade::upgraded),
@@ -115,6 +120,8 @@ fn trials(site: Option<&Arc<Mutex<Site>>>) -> Vec<Trial> {
         ),
         ("a node that comes back does not take the address from its new owner", fixed::returned),
         ("uninstalled under running pods, the nodes are what they were before", install::uninstalled),
+        ("from flannel to Bulkhead, a node at a time, as the guide says", migration::from_flannel),
+        ("Helm's values for the folders of k3s hold, from install to uninstall", layouts::k3s),
     ];
     cases.into_iter().map(|(name, case)| trial(name, case, site.cloned())).collect()
 }

@@ -24,17 +24,41 @@ pub fn all(dir: &Path, previous: &Release) -> Result<Vec<Archive>> {
     Ok(vec![previous.archive()?, bulkhead, busybox(dir)?])
 }
 
-fn busybox(dir: &Path) -> Result<Archive> {
-    let content = fs::read("/bin/busybox").map_err(|_| Error::NotInstalled("busybox-static"))?;
-    let programs = [File { path: "bin/busybox".into(), content }];
-    let image = Image {
-        name: BUSYBOX,
-        architecture: Architecture::Amd64,
-        programs: &programs,
-        arguments: &["sleep", "1000000"],
+/// flannel's two, by the names that its manifest gives them.
+pub fn flannel(dir: &Path, manifest: &str) -> Result<[Archive; 2]> {
+    let program = |path: &str, name| -> Result<File> {
+        let from = programs::find(name)?;
+        let content = fs::read(&from).during(|| from.display().to_string())?;
+        Ok(File { path: path.into(), content })
     };
-    let archive = image.to_archive().or_else(|e| unmet(format!("making {BUSYBOX}: {e}")))?;
-    let path = dir.join("busybox.tar");
+    let made = |file: &str, image: &str, program| {
+        let named =
+            |line: &str| line.trim().strip_prefix("image: ").filter(|n| n.contains(image)).map(str::to_owned);
+        let Some(name) = manifest.lines().find_map(named) else {
+            return unmet(format!("flannel's manifest names no image {image}"));
+        };
+        let copy = File { path: "bin/cp".into(), content: read_busybox()? };
+        archive(dir, file, &name, &[copy, program], &[])
+    };
+    Ok([
+        made("flanneld.tar", "/flannel:", program("opt/bin/flanneld", "flanneld")?)?,
+        made("flannel-plugin.tar", "/flannel-cni-plugin:", program("flannel", "flannel")?)?,
+    ])
+}
+
+fn busybox(dir: &Path) -> Result<Archive> {
+    let programs = [File { path: "bin/busybox".into(), content: read_busybox()? }];
+    archive(dir, "busybox.tar", BUSYBOX, &programs, &["sleep", "1000000"])
+}
+
+fn read_busybox() -> Result<Vec<u8>> {
+    fs::read("/bin/busybox").map_err(|_| Error::NotInstalled("busybox-static"))
+}
+
+fn archive(dir: &Path, file: &str, name: &str, programs: &[File], arguments: &[&str]) -> Result<Archive> {
+    let image = Image { name, architecture: Architecture::Amd64, programs, arguments };
+    let archive = image.to_archive().or_else(|e| unmet(format!("making {name}: {e}")))?;
+    let path = dir.join(file);
     fs::write(&path, archive).during(|| path.display().to_string())?;
     Ok(Archive { path, also: None })
 }

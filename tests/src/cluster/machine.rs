@@ -36,6 +36,33 @@ const TUNABLES: [(&str, &str); 6] = [
     ("kernel/keys/root_maxbytes", "25000000"),
 ];
 
+/// Where a distribution has its containerd, and where that looks for plugins and their configuration.
+#[derive(Clone, Copy)]
+pub struct Layout {
+    pub socket: &'static str,
+    pub state: &'static str,
+    pub root: &'static str,
+    pub cni_bin: &'static str,
+    pub cni_conf: &'static str,
+}
+
+const DEFAULT: Layout = Layout {
+    socket: "/run/containerd/containerd.sock",
+    state: "/run/containerd",
+    root: "/var/lib/containerd",
+    cni_bin: "/opt/cni/bin",
+    cni_conf: "/etc/cni/net.d",
+};
+
+/// Of k3s with a `config.toml.tmpl` that names the folders of its own plugins.
+pub const K3S: Layout = Layout {
+    socket: "/run/k3s/containerd/containerd.sock",
+    state: "/run/k3s/containerd",
+    root: "/var/lib/rancher/k3s/agent/containerd",
+    cni_bin: "/var/lib/rancher/k3s/data/cni",
+    cni_conf: "/var/lib/rancher/k3s/agent/etc/cni/net.d",
+};
+
 /// Its processes are killed when dropped; those of containers go with the lab.
 pub struct Machine {
     pub name: String,
@@ -44,6 +71,7 @@ pub struct Machine {
     pub v6: Ipv6Addr,
     /// Of kube-proxy.
     proxy_mode: &'static str,
+    layout: Layout,
     dir: PathBuf,
     mounts: Option<File>,
     /// By name: who holds the mount namespace first, then containerd, kubelet, kube-proxy.
@@ -56,7 +84,8 @@ impl Machine {
         let name = netns.name().to_string();
         let dir = Path::new(WORK).join(&name);
         fs::create_dir_all(&dir).during(|| dir.display().to_string())?;
-        let mut machine = Self { name, netns, v4, v6, proxy_mode, dir, mounts: None, processes: Vec::new() };
+        let (mounts, processes) = (None, Vec::new());
+        let mut machine = Self { name, netns, v4, v6, proxy_mode, layout: DEFAULT, dir, mounts, processes };
         let furnished = machine.dir.join("furnished");
         let script = machine.write("furnish.sh", &furnish(&machine.dir, &furnished))?;
         let mut holder = machine.netns.command("unshare");
@@ -84,14 +113,41 @@ impl Machine {
     ) -> Result<()> {
         self.start_containerd(sandbox)?;
         for image in images {
-            let images = ["-n", "k8s.io", "images"];
-            run(self.command("ctr").args(images).args(["import", "--no-unpack"]).arg(&image.path))?;
-            if let Some((name, other)) = image.also {
-                run(self.command("ctr").args(images).args(["tag", "--force", name, other]))?;
-            }
+            self.import(image)?;
         }
         self.start_kubelet(control, cgroup)?;
         self.start_proxy(control)
+    }
+
+    pub(super) fn import(&self, image: &Archive) -> Result<()> {
+        let images = ["-n", "k8s.io", "images"];
+        run(self.command("ctr").args(images).args(["import", "--no-unpack"]).arg(&image.path))?;
+        if let Some((name, other)) = image.also {
+            run(self.command("ctr").args(images).args(["tag", "--force", name, other]))?;
+        }
+        Ok(())
+    }
+
+    /// As of another distribution: a containerd without containers, elsewhere, and a kubelet that calls that one. Not for a machine with pods.
+    pub(super) fn relocate(
+        &mut self,
+        layout: Layout,
+        control: &ControlPlane,
+        sandbox: &str,
+        images: &[Archive],
+    ) -> Result<()> {
+        self.kill("kubelet")?;
+        self.kill("containerd")?;
+        self.layout = layout;
+        run(self.command("mkdir").arg("-p").args([layout.root, layout.cni_bin, layout.cni_conf]))?;
+        // As in `furnish`.
+        run(self.command("mount").args(["-t", "tmpfs", "tmpfs", layout.root]))?;
+        run(self.command("cp").args(["/usr/lib/cni/loopback", layout.cni_bin]))?;
+        self.start_containerd(sandbox)?;
+        for image in images {
+            self.import(image)?;
+        }
+        self.restart_kubelet(control)
     }
 
     /// As after the machine's own restart, but its containers live on: it registers the node anew where that is gone.
@@ -113,6 +169,7 @@ impl Machine {
     /// A command on this machine: in its network and its file systems.
     pub fn command(&self, program: impl AsRef<std::ffi::OsStr>) -> Command {
         let mut command = self.netns.command(program);
+        command.env("CONTAINERD_ADDRESS", self.layout.socket);
         let Some(fd) = self.mounts.as_ref().map(AsRawFd::as_raw_fd) else { return command };
         // SAFETY: only setns, an async-signal-safe system call, is made between fork and exec; a number that is no
         // descriptor any more makes it fail, and the spawn with it.
@@ -151,14 +208,17 @@ impl Machine {
     }
 
     fn start_containerd(&mut self, sandbox: &str) -> Result<()> {
+        let Layout { socket, state, root, cni_bin, cni_conf } = self.layout;
         let configuration = format!(
-            "version = 2\n\
+            "version = 2\nroot = \"{root}\"\nstate = \"{state}\"\n\
              disabled_plugins = [\"io.containerd.snapshotter.v1.btrfs\", \"io.containerd.snapshotter.v1.devmapper\"]\n\
              [plugins.\"io.containerd.grpc.v1.cri\"]\n\
              sandbox_image = \"{sandbox}\"\n\
              disable_apparmor = true\n\
              # Where the lab may not raise its own processes over others, containers may not either.\n\
-             restrict_oom_score_adj = true\n"
+             restrict_oom_score_adj = true\n\
+             [plugins.\"io.containerd.grpc.v1.cri\".cni]\nbin_dir = \"{cni_bin}\"\nconf_dir = \"{cni_conf}\"\n\
+             [grpc]\naddress = \"{socket}\"\n"
         );
         let file = self.write("containerd.toml", &configuration)?;
         let mut command = self.command("containerd");
@@ -180,7 +240,7 @@ impl Machine {
                 "x509": {"clientCAFile": control.ca()},
             },
             "authorization": {"mode": "Webhook"},
-            "containerRuntimeEndpoint": "unix:///run/containerd/containerd.sock",
+            "containerRuntimeEndpoint": format!("unix://{}", self.layout.socket),
             "cgroupDriver": "cgroupfs",
             "cgroupRoot": cgroup,
             "failCgroupV1": false,

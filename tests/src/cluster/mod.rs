@@ -11,12 +11,13 @@
 
 pub mod cgroups;
 pub mod door;
+pub mod flannel;
 mod images;
 mod machine;
 mod release;
 
 pub use images::BUSYBOX;
-pub use machine::Machine;
+pub use machine::{K3S, Layout, Machine};
 pub use release::Release;
 
 use crate::{
@@ -82,6 +83,15 @@ impl Cluster {
         Ok(cluster)
     }
 
+    /// Both nodes become those of a distribution with this layout. Pods must be gone.
+    pub fn relocate(&mut self, layout: Layout) -> Result<()> {
+        let images = images::all(Path::new(WORK), &Release::previous())?;
+        for machine in &mut self.machines {
+            machine.relocate(layout, &self.control, BUSYBOX, &images)?;
+        }
+        Ok(())
+    }
+
     /// What a user does, to install and to upgrade.
     pub fn apply(&self) -> Result<()> {
         let file = deploy().join("bulkhead.yaml");
@@ -101,7 +111,8 @@ impl Cluster {
         self.peer()
     }
 
-    fn peer(&self) -> Result<()> {
+    /// Says whom the nodes peer with, and waits until they are ready.
+    pub fn peer(&self) -> Result<()> {
         self.kubectl(&["wait", "--for=condition=Established", "crd", "--all", "--timeout=30s"])?;
         self.control.apply(BGP)?;
         let ready =

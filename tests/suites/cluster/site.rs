@@ -113,7 +113,7 @@ pub struct Answer {
 }
 
 /// busybox's wget looks for a resolver that a static program cannot have.
-fn asking(to: &[(&str, u16)]) -> String {
+pub fn asking(to: &[(&str, u16)]) -> String {
     let ask = |(address, port): &(&str, u16)| {
         format!(
             "r=$(printf 'GET /cgi-bin/who HTTP/1.0\\r\\n\\r\\n' | $b nc -w 2 {address} {port} 2>/dev/null | $b tail -n 1); \
@@ -123,7 +123,7 @@ fn asking(to: &[(&str, u16)]) -> String {
     format!("b=/bin/busybox; {}", to.iter().map(ask).collect::<String>())
 }
 
-fn answers(said: &str) -> Vec<Answer> {
+pub fn answers(said: &str) -> Vec<Answer> {
     // An IPv6 socket's view of IPv4; and IPv6 as it stands in a URL.
     let plain = |address: &str| {
         let bare = address.trim_start_matches('[').trim_end_matches(']');
