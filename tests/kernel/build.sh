@@ -8,6 +8,7 @@ set -euo pipefail
 mkdir -p "$1"
 out=$(cd "$1" && pwd)
 cd "$(dirname "$0")"
+export LC_ALL=C
 
 fail() { printf 'kernel: %s\n' "$*" >&2; exit 1; }
 
@@ -35,8 +36,12 @@ version=$(ls "$work/root/lib/modules")
 mkdir -p "$work/init"/{bin,modules,proc,sys,dev,host,own,root}
 cp "$(command -v busybox)" "$work/init/bin/busybox"
 install -m 755 init "$work/init/init"
-# In the order in which they are loaded; those that the kernel has built in have no file.
-/sbin/modprobe -a -d "$work/root" -S "$version" --show-depends "${modules[@]}" | sed -n 's/^insmod \([^ ]*\).*/\1/p' | awk '!seen[$0]++' > "$work/order"
+# In the order in which they are loaded; of those that the kernel has built in there is no file.
+/sbin/modprobe -C /dev/null -a -d "$work/root" -S "$version" --show-depends "${modules[@]}" > "$work/lines"
+for module in "${modules[@]}"; do
+    grep -qE "^builtin $module|/$module\.ko" "$work/lines" || fail "$(image) has no module $module"
+done
+sed -n 's/^insmod \([^ ]*\).*/\1/p' "$work/lines" | awk '!seen[$0]++' > "$work/order"
 n=100
 while read -r module; do
     case $module in

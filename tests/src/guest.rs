@@ -8,14 +8,23 @@
 //! For what the machine's own kernel has not (bonds, sockets of SCTP), and to see that nothing hangs on one kernel. What the guest
 //! writes goes to its memory; it has no network. Both programs end with this one, however it ends.
 
-use crate::{Context, Error, Result, programs, unmet, until};
-use nix::sys::{prctl, signal::Signal};
+use crate::{Context, Error, Result, programs, unmet};
+use nix::{
+    errno::Errno,
+    fcntl::{FcntlArg, FdFlag, fcntl},
+    mount::{MsFlags, mount},
+    sched::{CloneFlags, unshare},
+    sys::{prctl, signal::Signal},
+};
 use std::{
     env,
     fmt::Write as _,
-    fs,
+    fs::{self, File},
     io::{BufRead, BufReader, ErrorKind},
-    os::unix::process::CommandExt,
+    os::{
+        fd::{AsRawFd, BorrowedFd},
+        unix::{net::UnixListener, process::CommandExt},
+    },
     path::Path,
     process::{self, Child, Command, Stdio},
     time::Duration,
@@ -27,7 +36,10 @@ const INSIDE: &str = "BULKHEAD_GUEST";
 const FILES: &str = "/usr/lib/qemu/virtiofsd";
 const EMULATOR: &str = "qemu-system-x86_64";
 const MEMORY: &str = "2G";
-const LISTENS: Duration = Duration::from_secs(20);
+/// It hangs if it takes longer.
+const LIMIT: Duration = Duration::from_secs(600);
+/// Folders of the host that the guest does not see.
+const OWN: [&str; 4] = ["/dev", "/proc", "/run", "/sys"];
 /// What the console tells before init speaks is the firmware's.
 const BEGAN: &str = "guest began";
 const ENDED: &str = "guest ended: ";
@@ -37,14 +49,22 @@ pub fn enter() -> Result<()> {
     if env::var_os(INSIDE).is_some() {
         return Ok(());
     }
+    crate::enter::die_after(LIMIT);
     let dir = tempfile::tempdir()?;
-    let script = dir.path().join("run");
+    let (script, socket, log) = (dir.path().join("run"), dir.path().join("files"), dir.path().join("log"));
+    for path in [&script, &env::current_exe()?] {
+        if OWN.iter().any(|own| path.starts_with(own)) {
+            return unmet(format!("{}: the guest has a {OWN:?} of its own", path.display()));
+        }
+    }
     fs::write(&script, again()?).during(|| script.display().to_string())?;
-    let socket = dir.path().join("files");
-    let files = files(&socket)?;
+    let files = files(&socket, &log)?;
     let mut guest = boot(&script, &socket)?;
-    let code = watch(&mut guest.0)?;
-    drop((guest, files, dir));
+    let code = watch(&mut guest.0);
+    drop((guest, files));
+    let code =
+        code.map_err(|e| Error::Unmet(format!("{e}\n{}", fs::read_to_string(&log).unwrap_or_default())))?;
+    drop(dir);
     process::exit(code)
 }
 
@@ -74,23 +94,49 @@ fn again() -> Result<String> {
     Ok(script)
 }
 
-fn files(socket: &Path) -> Result<Ends> {
-    if !Path::new(FILES).exists() {
-        return Err(Error::NotInstalled("virtiofsd of QEMU"));
-    }
+/// Serves what there is, and lets nobody write to it.
+fn files(socket: &Path, log: &Path) -> Result<Ends> {
+    let listener = UnixListener::bind(socket).during(|| socket.display().to_string())?;
+    let log = File::create(log)?;
     let mut command = Command::new(FILES);
-    command.arg(format!("--socket-path={}", socket.display())).args([
-        "-o",
-        "source=/",
-        "-o",
-        "sandbox=chroot",
-        "-o",
-        "cache=always",
-    ]);
-    let files = bound(&mut command).stdout(Stdio::null()).stderr(Stdio::null()).spawn();
-    let files = Ends(files.during(|| FILES.into())?);
-    until("virtiofsd listens", LISTENS, || Ok(socket.exists().then_some(())))?;
-    Ok(files)
+    command
+        .arg(format!("--fd={}", listener.as_raw_fd()))
+        .args(["-o", "source=/", "-o", "sandbox=chroot", "-o", "cache=always"])
+        .stdout(log.try_clone()?)
+        .stderr(log);
+    let fd = listener.as_raw_fd();
+    // SAFETY: between fork and exec only async-signal-safe system calls are made; the listener outlives them.
+    unsafe {
+        command.pre_exec(move || {
+            fcntl(BorrowedFd::borrow_raw(fd), FcntlArg::F_SETFD(FdFlag::empty()))?;
+            unshare(CloneFlags::CLONE_NEWNS)?;
+            Ok(read_only()?)
+        });
+    }
+    match bound(&mut command).spawn() {
+        Err(e) if e.kind() == ErrorKind::NotFound => Err(Error::NotInstalled("virtiofsd of QEMU")),
+        files => Ok(Ends(files.during(|| FILES.into())?)),
+    }
+}
+
+/// All that is mounted, in the mount namespace of the caller.
+fn read_only() -> nix::Result<()> {
+    let none: Option<&str> = None;
+    mount(none, "/", none, MsFlags::MS_REC | MsFlags::MS_PRIVATE, none)?;
+    let attributes =
+        libc::mount_attr { attr_set: libc::MOUNT_ATTR_RDONLY, attr_clr: 0, propagation: 0, userns_fd: 0 };
+    // SAFETY: a path that ends, and a structure of the size that is told. (Linux 5.12.)
+    let done = unsafe {
+        libc::syscall(
+            libc::SYS_mount_setattr,
+            libc::AT_FDCWD,
+            c"/".as_ptr(),
+            libc::AT_RECURSIVE,
+            &raw const attributes,
+            size_of::<libc::mount_attr>(),
+        )
+    };
+    Errno::result(done).map(drop)
 }
 
 fn boot(script: &Path, socket: &Path) -> Result<Ends> {
@@ -129,8 +175,9 @@ fn bound(command: &mut Command) -> &mut Command {
 fn watch(guest: &mut Child) -> Result<i32> {
     let Some(console) = guest.stdout.take() else { return unmet("the guest has no console") };
     let mut began = false;
-    for line in BufReader::new(console).lines() {
+    for line in BufReader::new(console).split(b'\n') {
         let line = line?;
+        let line = String::from_utf8_lossy(&line);
         let line = line.trim_end();
         match line.strip_prefix(ENDED).map(str::parse) {
             Some(Ok(code)) => return Ok(code),

@@ -3,7 +3,7 @@
 #![allow(clippy::expect_used, reason = "a suite fails by panicking")]
 
 use bulkhead_lab::{
-    Netns, Node, Objects, Pod, Result, enter,
+    Error, Netns, Node, Objects, Pod, Result, enter,
     enter::WORK,
     guest,
     link::{End, veth},
@@ -17,7 +17,7 @@ use nix::{
 };
 use std::{
     fs,
-    io::{Read, Write},
+    io::{ErrorKind, Read, Write},
     net::{IpAddr, SocketAddr, TcpListener, TcpStream},
     os::fd::{AsRawFd, FromRawFd, OwnedFd},
     path::Path,
@@ -45,7 +45,9 @@ const CASES: &[(&str, Case)] = &[
 fn main() -> Result<()> {
     let mut arguments = Arguments::from_args();
     arguments.test_threads = Some(1);
-    if arguments.list {
+    let asked_for =
+        |name: &str| arguments.filter.as_ref().is_none_or(|filter| name.contains(filter.as_str()));
+    if arguments.list || !CASES.iter().any(|(name, _)| asked_for(name)) {
         libtest_mimic::run(&arguments, trials(&Arc::new(Mutex::new(unmet("not started"))))).exit();
     }
     guest::enter()?;
@@ -132,7 +134,8 @@ impl Site {
             &configuration,
             text.replace(&format!("uplinks: [{UPLINK}]"), "uplinks: [\"bond*\", \"port*\"]"),
         )?;
-        node.start_daemon()?;
+        node.start_daemon_unready()?;
+        until("the daemon is ready", SOON, || node.wait_ready().map(Some))?;
         let mut pods = [Pod::create(0, "web", "front-0")?, Pod::create(0, "payments", "db-0")?];
         for pod in &mut pods {
             pod.add(&node)?;
@@ -159,6 +162,7 @@ fn by_bond(site: &Site) -> Result<()> {
     for at in pod {
         until("the machine calls the pod", SOON, || admitted(at).map(Some))?;
         refused(TCP, &site.switch, &site.db.netns, SocketAddr::new(at, 8080))?;
+        admitted(at)?;
     }
     for port in ["port1", "port2"] {
         site.switch.ip(&format!("link set {port} down"))?;
@@ -187,24 +191,44 @@ fn associations(site: &Site) -> Result<()> {
     Ok(())
 }
 
-/// A call that somebody waits for, and that never comes to him.
+/// A call that somebody waits for, that never comes to him, and that nothing answers.
 fn refused(protocol: i32, client: &Netns, server: &Netns, to: SocketAddr) -> Result<()> {
-    match exchange(protocol, client, server, to) {
-        Err(_) => Ok(()),
-        Ok(()) => unmet(format!("{to} answers")),
+    let listener = listening(protocol, server, to)?;
+    let silent = |e: &Error| {
+        let Error::Bare(e) = e else { return false };
+        [libc::EINPROGRESS, libc::EAGAIN, libc::ETIMEDOUT].map(Some).contains(&e.raw_os_error())
+    };
+    match call(protocol, client, to) {
+        Err(e) if !silent(&e) => return Err(e),
+        Ok(()) => return unmet(format!("{to} answers")),
+        Err(_) => {}
+    }
+    match listener.accept() {
+        Err(e) if e.kind() == ErrorKind::WouldBlock => Ok(()),
+        other => unmet(format!("{to} has heard it: {other:?}")),
     }
 }
 
 /// A connection or association; octets there and back.
 fn exchange(protocol: i32, client: &Netns, server: &Netns, to: SocketAddr) -> Result<()> {
-    let listener = server.run(|| {
+    let listener = listening(protocol, server, to)?;
+    let served = std::thread::spawn(move || serve(&listener));
+    let called = call(protocol, client, to);
+    let served = served.join().expect("no panic");
+    called.and(served)
+}
+
+fn listening(protocol: i32, server: &Netns, to: SocketAddr) -> Result<TcpListener> {
+    server.run(|| {
         let socket = open(protocol, to)?;
         bind(socket.as_raw_fd(), &SockaddrStorage::from(to))?;
         listen(&socket, Backlog::new(1)?)?;
         Ok(TcpListener::from(socket))
-    })?;
-    let served = std::thread::spawn(move || serve(&listener));
-    let called = client.run(|| {
+    })
+}
+
+fn call(protocol: i32, client: &Netns, to: SocketAddr) -> Result<()> {
+    client.run(|| {
         let socket = open(protocol, to)?;
         connect(socket.as_raw_fd(), &SockaddrStorage::from(to))?;
         let mut stream = TcpStream::from(socket);
@@ -212,9 +236,7 @@ fn exchange(protocol: i32, client: &Netns, server: &Netns, to: SocketAddr) -> Re
         let mut answer = [0; 5];
         stream.read_exact(&mut answer)?;
         if &answer == b"there" { Ok(()) } else { unmet("another answer") }
-    });
-    let served = served.join().expect("no panic");
-    called.and(served)
+    })
 }
 
 fn serve(listener: &TcpListener) -> Result<()> {
