@@ -6,6 +6,8 @@
 
 #[path = "cluster/calls.rs"]
 mod calls;
+#[path = "cluster/dns.rs"]
+mod dns;
 #[path = "cluster/fixed.rs"]
 mod fixed;
 #[path = "cluster/install.rs"]
@@ -81,7 +83,7 @@ fn afterwards(before: &Machine, ended: &Ended) -> i32 {
 }
 
 fn trials(site: Option<&Arc<Mutex<Site>>>) -> Vec<Trial> {
-    let cases: [(&str, Case); 24] = [
+    let cases: [(&str, Case); 27] = [
         ("nodes become ready by one kubectl apply, and by nothing else", install::installed),
         ("pods of both nodes reach each other and the nodes, without NAT", reach::everybody),
         ("what is installed is upgraded to this build without a lost packet", upgrade::upgraded),
@@ -97,6 +99,9 @@ fn trials(site: Option<&Arc<Mutex<Site>>>) -> Vec<Trial> {
         ),
         ("kube-proxy translates SCTP for pods and others, and the backend judges them", sctp::services),
         ("pods call services where no kube-proxy runs", services::without_proxy),
+        ("pods find services and the pods of headless ones by cluster DNS, and call them", dns::cluster),
+        ("pods of an isolated partition ask cluster DNS, unless it opts out", dns::isolated),
+        ("pods of an isolated partition ask their node's DNS cache, which asks cluster DNS", dns::cached),
         ("kubelets probe pods of an isolated partition that lets nobody else in", policy::partition),
         ("a network policy by label holds for pods of both nodes, and follows labels", policy::labels),
         ("the matrix of policies by label, of pods on both nodes", matrix::by_label),
