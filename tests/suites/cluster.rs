@@ -83,7 +83,7 @@ fn afterwards(before: &Machine, ended: &Ended) -> i32 {
 }
 
 fn trials(site: Option<&Arc<Mutex<Site>>>) -> Vec<Trial> {
-    let cases: [(&str, Case); 27] = [
+    let cases: [(&str, Case); 28] = [
         ("nodes become ready by one kubectl apply, and by nothing else", install::installed),
         ("pods of both nodes reach each other and the nodes, without NAT", reach::everybody),
         ("what is installed is upgraded to this build without a lost packet", upgrade::upgraded),
@@ -104,7 +104,8 @@ fn trials(site: Option<&Arc<Mutex<Site>>>) -> Vec<Trial> {
         ("pods of an isolated partition ask their node's DNS cache, which asks cluster DNS", dns::cached),
         ("kubelets probe pods of an isolated partition that lets nobody else in", policy::partition),
         ("a network policy by label holds for pods of both nodes, and follows labels", policy::labels),
-        ("the matrix of policies by label, of pods on both nodes", matrix::by_label),
+        ("a rule for a port of SCTP is none for TCP, and the reverse", sctp::judged),
+        ("the matrix of policies by label, of pods on both nodes, by TCP and UDP", matrix::by_label),
         ("a pod that comes is judged right from its first packet", matrix::newcomer),
         ("partitions over running pods, moved and shrunk: a pod is of its namespace's", strays::laid_over),
         (
