@@ -83,7 +83,7 @@ fn afterwards(before: &Machine, ended: &Ended) -> i32 {
 }
 
 fn trials(site: Option<&Arc<Mutex<Site>>>) -> Vec<Trial> {
-    let cases: [(&str, Case); 28] = [
+    let cases: [(&str, Case); 29] = [
         ("nodes become ready by one kubectl apply, and by nothing else", install::installed),
         ("pods of both nodes reach each other and the nodes, without NAT", reach::everybody),
         ("what is installed is upgraded to this build without a lost packet", upgrade::upgraded),
@@ -108,6 +108,10 @@ fn trials(site: Option<&Arc<Mutex<Site>>>) -> Vec<Trial> {
         ("the matrix of policies by label, of pods on both nodes, by TCP and UDP", matrix::by_label),
         ("a pod that comes is judged right from its first packet", matrix::newcomer),
         ("partitions over running pods, moved and shrunk: a pod is of its namespace's", strays::laid_over),
+        (
+            "a namespace is moved by its name from one isolated partition to another, and is never open",
+            strays::moved_by_name,
+        ),
         (
             "a running pod's bandwidth follows its annotation, as far as its partition allows",
             policy::bandwidth,
