@@ -7,6 +7,8 @@
 
 #[path = "cluster/calls.rs"]
 mod calls;
+#[path = "cluster/dns.rs"]
+mod dns;
 #[path = "cluster/fixed.rs"]
 mod fixed;
 #[path = "cluster/install.rs"]
@@ -86,7 +88,7 @@ fn afterwards(before: &Machine, ended: &Ended) -> i32 {
 }
 
 fn trials(site: Option<&Arc<Mutex<Site>>>) -> Vec<Trial> {
-    let cases: [(&str, Case); 26] = [
+    let cases: [(&str, Case); 31] = [
         ("nodes become ready by one kubectl apply, and by nothing else", install::installed),
         ("pods of both nodes reach each other and the nodes, without NAT", reach::everybody),
         ("what is installed is upgraded to this build without a lost packet", upgrade::upgraded),
@@ -102,11 +104,19 @@ fn trials(site: Option<&Arc<Mutex<Site>>>) -> Vec<Trial> {
         ),
         ("kube-proxy translates SCTP for pods and others, and the backend judges them", sctp::services),
         ("pods call services where no kube-proxy runs", services::without_proxy),
+        ("pods find services and the pods of headless ones by cluster DNS, and call them", dns::cluster),
+        ("pods of an isolated partition ask cluster DNS, unless it opts out", dns::isolated),
+        ("pods of an isolated partition ask their node's DNS cache, which asks cluster DNS", dns::cached),
         ("kubelets probe pods of an isolated partition that lets nobody else in", policy::partition),
         ("a network policy by label holds for pods of both nodes, and follows labels", policy::labels),
-        ("the matrix of policies by label, of pods on both nodes", matrix::by_label),
+        ("a rule for a port of SCTP is none for TCP, and the reverse", sctp::judged),
+        ("the matrix of policies by label, of pods on both nodes, by TCP and UDP", matrix::by_label),
         ("a pod that comes is judged right from its first packet", matrix::newcomer),
         ("partitions over running pods, moved and shrunk: a pod is of its namespace's", strays::laid_over),
+        (
+            "a namespace is moved by its name from one isolated partition to another, and is never open",
+            strays::moved_by_name,
+        ),
         (
             "a running pod's bandwidth follows its annotation, as far as its partition allows",
             policy::bandwidth,

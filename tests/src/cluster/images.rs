@@ -1,5 +1,5 @@
-//! Images for the cluster's machines: Bulkhead's, as `make image` leaves it, the one that it takes the place of, and one of busybox
-//! that every pod of a test runs.
+//! Images for the cluster's machines: Bulkhead's, as `make image` leaves it, the one that it takes the place of, one of CoreDNS, and one
+//! of busybox that every other pod of a test runs.
 
 use super::release::Release;
 use crate::{Context, Error, Result, programs, unmet};
@@ -11,6 +11,8 @@ use std::{
 
 /// `/bin/busybox`; without arguments it only stays, so it serves as the sandbox's image, too.
 pub const BUSYBOX: &str = "bulkhead.dev/test/busybox:1";
+/// Named by the manifests beside its program.
+const COREDNS: &str = "bulkhead.dev/test/coredns:1";
 
 pub struct Archive {
     pub path: PathBuf,
@@ -21,7 +23,13 @@ pub struct Archive {
 /// Archives of all images, in the order in which they are imported; those made here in `dir`.
 pub fn all(dir: &Path, previous: &Release) -> Result<Vec<Archive>> {
     let bulkhead = Archive { path: programs::find("bulkhead.tar")?, also: None };
-    Ok(vec![previous.archive()?, bulkhead, busybox(dir)?])
+    let program = |path: &str, content| [File { path: path.into(), content }];
+    let busybox = program("bin/busybox", read_busybox()?);
+    let busybox = archive(dir, "busybox.tar", BUSYBOX, &busybox, &["sleep", "1000000"])?;
+    let coredns = programs::find("coredns")?;
+    let coredns = program("bin/coredns", fs::read(&coredns).during(|| coredns.display().to_string())?);
+    let coredns = archive(dir, "coredns.tar", COREDNS, &coredns, &[])?;
+    Ok(vec![previous.archive()?, bulkhead, busybox, coredns])
 }
 
 /// flannel's two, by the names that its manifest gives them.
@@ -44,11 +52,6 @@ pub fn flannel(dir: &Path, manifest: &str) -> Result<[Archive; 2]> {
         made("flanneld.tar", "/flannel:", program("opt/bin/flanneld", "flanneld")?)?,
         made("flannel-plugin.tar", "/flannel-cni-plugin:", program("flannel", "flannel")?)?,
     ])
-}
-
-fn busybox(dir: &Path) -> Result<Archive> {
-    let programs = [File { path: "bin/busybox".into(), content: read_busybox()? }];
-    archive(dir, "busybox.tar", BUSYBOX, &programs, &["sleep", "1000000"])
 }
 
 fn read_busybox() -> Result<Vec<u8>> {

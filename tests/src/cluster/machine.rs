@@ -4,7 +4,7 @@
 //! own with a layer of the lab over them, `/run` and the bpffs are new: what is installed on a node is installed in the lab.
 //! cgroups cannot be layered: each kubelet has a root of its own, see [`super::cgroups`].
 
-use super::{cgroups, images::Archive};
+use super::{DNS, cgroups, images::Archive};
 use crate::{
     Context, Error, Netns, Result,
     enter::WORK,
@@ -243,6 +243,8 @@ impl Machine {
             "containerRuntimeEndpoint": format!("unix://{}", self.layout.socket),
             "cgroupDriver": "cgroupfs",
             "cgroupRoot": cgroup,
+            "clusterDNS": DNS,
+            "clusterDomain": "cluster.local",
             "failCgroupV1": false,
             "failSwapOn": false,
             "enforceNodeAllocatable": [],

@@ -37,6 +37,12 @@ const CONTROL: Ipv4Addr = Ipv4Addr::new(172, 30, 8, 2);
 /// Of kube-proxy: each node has another.
 const PROXY_MODES: [&str; 2] = ["nftables", "iptables"];
 const BGP: &str = include_str!("../../lab/objects/bgp.yaml");
+/// Of the service of cluster DNS, where that is installed.
+pub const DNS: [&str; 2] = ["10.96.0.10", "fd00:96::a"];
+const COREDNS: &str = include_str!("../../kubernetes/coredns/cluster.yaml");
+const NODE_CACHE: &str = include_str!("../../kubernetes/coredns/node.yaml");
+/// Of a node's own cache of it.
+pub const NODE_DNS: &str = "169.254.20.10";
 /// For what kubelets, controllers and daemons do by themselves, on a busy machine.
 pub const SOON: Duration = Duration::from_secs(90);
 
@@ -118,6 +124,35 @@ impl Cluster {
         let ready =
             self.kubectl(&["wait", "--for=condition=Ready", "node", "--all", "--timeout=90s"]).map(drop);
         self.or_logs(ready)
+    }
+
+    /// Cluster DNS, two servers of it.
+    pub fn install_dns(&self) -> Result<()> {
+        self.control.apply(COREDNS)?;
+        self.rolled_out("kube-system", "deploy/coredns")
+    }
+
+    /// A cache of it on each node, at [`NODE_DNS`].
+    pub fn install_node_dns(&self) -> Result<()> {
+        self.control.apply(NODE_CACHE)?;
+        self.rolled_out("kube-system", "ds/node-local-dns")
+    }
+
+    /// The end of both.
+    pub fn remove_dns(&self) -> Result<()> {
+        for manifest in [NODE_CACHE, COREDNS] {
+            let file = self.control.write("dns.yaml", manifest)?;
+            self.kubectl(&["delete", "-f", &file, "--cascade=foreground", "--timeout=60s"])?;
+        }
+        for machine in &self.machines {
+            machine.run("ip", &["link", "delete", "nodelocaldns"])?;
+        }
+        Ok(())
+    }
+
+    /// Waits until all pods of this are new and ready.
+    pub fn rolled_out(&self, namespace: &str, of: &str) -> Result<()> {
+        self.kubectl(&["rollout", "status", "-n", namespace, of, "--timeout=120s"]).map(drop)
     }
 
     pub fn kubectl(&self, arguments: &[&str]) -> Result<String> {

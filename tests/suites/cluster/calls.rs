@@ -1,7 +1,12 @@
 //! Who reaches whom: calls of everybody at everybody, each from the caller's own network namespace.
 
 use crate::site::{PORT, Pod, Site};
-use bulkhead_lab::{Error, Netns, Result, cluster::SOON, unmet, until};
+use bulkhead_lab::{
+    Error, Netns, Result,
+    cluster::SOON,
+    probe::{self, Cell, Family, Service, Verdict},
+    unmet, until,
+};
 use std::{
     net::{IpAddr, SocketAddr, TcpStream},
     thread,
@@ -26,7 +31,14 @@ pub struct Call<'a> {
     pub from: &'a Party,
     pub to: &'a Party,
     pub v6: bool,
+    pub protocol: Protocol,
     pub port: u16,
+}
+
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Protocol {
+    Tcp,
+    Udp,
 }
 
 impl Party {
@@ -53,6 +65,10 @@ impl Party {
             Ok(Self { namespace: "", name, node: name, role: "", addresses, netns })
         };
         site.cluster.machines.iter().zip(["node1", "node2"]).map(of).collect()
+    }
+
+    pub fn netns(&self) -> &Netns {
+        &self.netns
     }
 
     pub fn is_pod(&self) -> bool {
@@ -96,49 +112,91 @@ impl Call<'_> {
 
     fn told(&self, passed: bool) -> String {
         let (from, to) = (self.from.name, self.to.name);
-        format!("{from} -> {to} ({}) {}", self.destination(), if passed { "passes" } else { "does not pass" })
+        let passed = if passed { "passes" } else { "does not pass" };
+        format!("{from} -> {to} ({:?} {}) {passed}", self.protocol, self.destination())
     }
 }
 
-fn calls_of<'a>(from: &'a Party, all: &'a [Party], ports: &[u16]) -> Vec<Call<'a>> {
+fn calls_of<'a>(all: &'a [Party], asked: &[(Protocol, u16)]) -> Vec<Call<'a>> {
     let mut calls = Vec::new();
-    for to in all.iter().filter(|to| to.is_pod() && !std::ptr::eq(from, *to)) {
-        for v6 in [false, true] {
-            calls.extend(ports.iter().map(|port| Call { from, to, v6, port: *port }));
+    for from in all {
+        for to in all.iter().filter(|to| to.is_pod() && !std::ptr::eq(from, *to)) {
+            for v6 in [false, true] {
+                calls.extend(asked.iter().map(|&(protocol, port)| Call { from, to, v6, protocol, port }));
+            }
         }
     }
     calls
+}
+
+/// Of each call by TCP, whether somebody answers.
+fn by_tcp(all: &[Party], calls: &[Call<'_>]) -> Result<Vec<bool>> {
+    let of = |from: &Party| {
+        let own = calls.iter().filter(|call| std::ptr::eq(call.from, from));
+        from.reaches_all(&own.map(Call::destination).collect::<Vec<_>>())
+    };
+    let of = &of;
+    // Calls are in the order of those who make them.
+    thread::scope(|scope| {
+        let callers: Vec<_> = all.iter().map(|from| scope.spawn(move || of(from))).collect();
+        let ended = callers.into_iter().map(|c| c.join().unwrap_or_else(|_| unmet("a caller panicked")));
+        Ok(ended.collect::<Result<Vec<_>>>()?.concat())
+    })
+}
+
+/// Of each datagram, whether it arrives and is answered there: who answers is of the test, in the pod's own network namespace.
+fn by_udp(all: &[Party], calls: &[Call<'_>]) -> Result<Vec<bool>> {
+    let site = |party: &'_ Party| match party.addresses {
+        [IpAddr::V4(v4), IpAddr::V6(v6)] => Ok((v4, v6)),
+        other => unmet(format!("{} has {other:?}", party.name)),
+    };
+    let addresses = all.iter().map(site).collect::<Result<Vec<_>>>()?;
+    let sites: Vec<_> = all
+        .iter()
+        .zip(addresses)
+        .map(|(party, (v4, v6))| probe::Site { name: party.name, netns: &party.netns, v4, v6 })
+        .collect();
+    let number = |of: &Party| all.iter().position(|party| std::ptr::eq(party, of)).unwrap_or_default();
+    let cell = |call: &Call<'_>| Cell {
+        from: number(call.from),
+        to: number(call.to),
+        family: if call.v6 { Family::V6 } else { Family::V4 },
+        service: Service::Udp(call.port),
+    };
+    let verdicts = probe::probe(&sites, &calls.iter().map(cell).collect::<Vec<_>>())?;
+    let passed = |(call, verdict): (&Call<'_>, Verdict)| match verdict {
+        Verdict::Allowed => Ok(true),
+        Verdict::Denied => Ok(false),
+        other => unmet(format!("{}: {other:?}", call.told(true))),
+    };
+    calls.iter().zip(verdicts).map(passed).collect()
 }
 
 /// It comes to be so that of all calls at pods, in both families, just those pass that are expected to.
 pub fn wait_calls(
     what: &str,
     all: &[Party],
-    ports: &[u16],
-    expected: impl Fn(&Call<'_>) -> bool + Sync,
+    asked: &[(Protocol, u16)],
+    expected: impl Fn(&Call<'_>) -> bool,
 ) -> Result<()> {
-    let wrong = |from: &Party| -> Result<Vec<String>> {
-        let calls = calls_of(from, all, ports);
-        let passed = from.reaches_all(&calls.iter().map(Call::destination).collect::<Vec<_>>())?;
+    let (tcp, udp): (Vec<_>, Vec<_>) =
+        calls_of(all, asked).into_iter().partition(|call| call.protocol == Protocol::Tcp);
+    let wrong = |calls: &[Call<'_>], passed: Vec<bool>| -> Vec<String> {
         let is_wrong =
             |(call, passed): &(&Call<'_>, bool)| *passed != (call.is_own_nodes() || expected(call));
-        let wrong = calls.iter().zip(passed).filter(is_wrong);
-        Ok(wrong.map(|(call, passed)| call.told(passed)).collect())
+        calls.iter().zip(passed).filter(is_wrong).map(|(call, passed)| call.told(passed)).collect()
     };
-    let wrong = &wrong;
     let what = format!("just what is expected passes: {what}");
     until(&what, SOON, || {
-        let wrong = thread::scope(|scope| {
-            let callers: Vec<_> = all.iter().map(|from| scope.spawn(move || wrong(from))).collect();
-            let ended = callers.into_iter().map(|c| c.join().unwrap_or_else(|_| unmet("a caller panicked")));
-            ended.collect::<Result<Vec<_>>>()
-        })?;
-        let wrong = wrong.concat();
-        if wrong.is_empty() { Ok(Some(())) } else { unmet(wrong.join("\n")) }
+        let mut all_wrong = wrong(&tcp, by_tcp(all, &tcp)?);
+        if !udp.is_empty() {
+            all_wrong.extend(wrong(&udp, by_udp(all, &udp)?));
+        }
+        if all_wrong.is_empty() { Ok(Some(())) } else { unmet(all_wrong.join("\n")) }
     })
 }
 
 /// The same where nobody has more than one port.
-pub fn wait_reached(what: &str, all: &[Party], expected: impl Fn(&Call<'_>) -> bool + Sync) -> Result<()> {
-    wait_calls(what, all, &[PORT], expected)
+pub fn wait_reached(what: &str, all: &[Party], expected: impl Fn(&Call<'_>) -> bool) -> Result<()> {
+    wait_calls(what, all, &[(Protocol::Tcp, PORT)], expected)
 }

@@ -1,7 +1,7 @@
-//! The matrix of policies by label: pods of two namespaces on both nodes, both families, two ports, all at all.
+//! The matrix of policies by label: pods of two namespaces on both nodes, both families, TCP and UDP, two ports, all at all.
 
 use crate::{
-    calls::{Call, Party, wait_calls},
+    calls::{Call, Party, Protocol, wait_calls},
     site::{Pod, Site},
 };
 use bulkhead_lab::{
@@ -17,12 +17,18 @@ use std::{
 };
 
 const PORTS: [u16; 2] = [8080, 9090];
+const ASKED: [(Protocol, u16); 4] = [
+    (Protocol::Tcp, PORTS[0]),
+    (Protocol::Tcp, PORTS[1]),
+    (Protocol::Udp, PORTS[0]),
+    (Protocol::Udp, PORTS[1]),
+];
 
 const fn pod(namespace: &'static str, name: &'static str, node: &'static str, role: &'static str) -> Pod {
     Pod { namespace, name, node, host: false, role }
 }
 
-/// With the port that is named `web` there: not everywhere the same.
+/// With the port of TCP that is named `web` there, not everywhere the same. The other one, of UDP, is named `feed`.
 const PODS: [(Pod, u16); 5] = [
     (pod("east", "app-e1", "node1", "app"), 8080),
     (pod("east", "db-e1", "node1", "db"), 9090),
@@ -35,13 +41,26 @@ fn web(party: &Party) -> u16 {
     PODS.iter().find(|(pod, _)| pod.name == party.name).map_or(0, |(_, port)| *port)
 }
 
+fn other_than(web: u16) -> u16 {
+    if web == PORTS[0] { PORTS[1] } else { PORTS[0] }
+}
+
+/// A rule's port without a protocol is TCP's.
+fn is_tcp(call: &Call<'_>, port: u16) -> bool {
+    (call.protocol, call.port) == (Protocol::Tcp, port)
+}
+
+fn is_udp(call: &Call<'_>, port: u16) -> bool {
+    (call.protocol, call.port) == (Protocol::Udp, port)
+}
+
 fn manifest(pod: &Pod, web: u16, more: &str) -> String {
     let Pod { namespace, name, node, role, .. } = pod;
-    let [main, other] = PORTS;
+    let ([main, other], feed) = (PORTS, other_than(web));
     format!(
         "---\napiVersion: v1\nkind: Pod\nmetadata: {{name: {name}, namespace: {namespace}, labels: {{role: {role}}}{more}}}\n\
          spec:\n  terminationGracePeriodSeconds: 1\n  nodeSelector: {{kubernetes.io/hostname: {node}}}\n  containers:\n  - name: main\n    \
-         image: {BUSYBOX}\n    imagePullPolicy: Never\n    ports: [{{name: web, containerPort: {web}}}]\n    \
+         image: {BUSYBOX}\n    imagePullPolicy: Never\n    ports: [{{name: web, containerPort: {web}}}, {{name: feed, containerPort: {feed}, protocol: UDP}}]\n    \
          command: [/bin/busybox, sh, -c]\n    \
          args: ['b=/bin/busybox; $b mkdir /www; $b httpd -p {other} -h /www; exec $b httpd -f -p {main} -h /www']\n    \
          readinessProbe: {{tcpSocket: {{port: {main}}}, periodSeconds: 1}}\n"
@@ -87,11 +106,11 @@ struct Matrix<'a> {
 }
 
 impl Matrix<'_> {
-    fn holds(&self, what: &str, policy: &str, expected: impl Fn(&Call<'_>) -> bool + Sync) -> Result<()> {
+    fn holds(&self, what: &str, policy: &str, expected: impl Fn(&Call<'_>) -> bool) -> Result<()> {
         if !policy.is_empty() {
             self.site.cluster.control.apply(policy)?;
         }
-        wait_calls(what, &self.all, &PORTS, expected)
+        wait_calls(what, &self.all, &ASKED, expected)
     }
 
     fn label(&mut self, name: &str, role: &'static str) -> Result<()> {
@@ -173,11 +192,7 @@ fn namespaced(matrix: &mut Matrix<'_>) -> Result<()> {
         !to_db(c) || (c.from.is_pod() && c.from.name != "app-w2" && !c.v6)
     })?;
 
-    matrix.holds("a named port, of the pod's own", &db("ports: [{port: web}]"), |c| {
-        !to_db(c) || c.port == web(c.to)
-    })?;
-    let range = db("ports: [{port: 8000, endPort: 8999}]");
-    matrix.holds("a range of ports", &range, |c| !to_db(c) || c.port == PORTS[0])?;
+    protocols(matrix)?;
 
     let app = "podSelector: {matchLabels: {role: app}}, policyTypes: [Egress]";
     let from_app = |c: &Call<'_>| is(c.from, "east", "app");
@@ -185,10 +200,29 @@ fn namespaced(matrix: &mut Matrix<'_>) -> Result<()> {
     let egress = format!(
         "{app}, egress: [{{to: [{{{front}, podSelector: {{matchLabels: {{role: db}}}}}}], ports: [{{port: web}}]}}]"
     );
-    let at_web = |c: &Call<'_>| !from_app(c) || (is(c.to, "west", "db") && c.port == web(c.to));
+    let at_web = |c: &Call<'_>| !from_app(c) || (is(c.to, "west", "db") && is_tcp(c, web(c.to)));
     matrix.holds("egress to pods of a namespace, at a port of their own", &east(&egress), at_web)?;
     matrix.namespace("tier-")?;
     matrix.holds("egress to namespaces that there are none of any more", "", |c| !from_app(c))
+}
+
+/// Ports are of a protocol: who is let in by one is not by the other.
+fn protocols(matrix: &Matrix<'_>) -> Result<()> {
+    matrix.holds("a named port, of the pod's own", &db("ports: [{port: web}]"), |c| {
+        !to_db(c) || is_tcp(c, web(c.to))
+    })?;
+    let feed = db("ports: [{protocol: UDP, port: feed}, {protocol: UDP, port: web}]");
+    matrix.holds("a named port of UDP, and one that is of TCP", &feed, |c| {
+        !to_db(c) || is_udp(c, other_than(web(c.to)))
+    })?;
+    let range = db("ports: [{port: 8000, endPort: 8999}]");
+    matrix.holds("a range of ports", &range, |c| !to_db(c) || is_tcp(c, PORTS[0]))?;
+    let range = db("ports: [{protocol: UDP, port: 9000, endPort: 9999}]");
+    matrix.holds("a range of UDP's ports", &range, |c| !to_db(c) || is_udp(c, PORTS[1]))?;
+    let both = db("ports: [{protocol: UDP}, {port: 9090}, {protocol: SCTP, port: 8080}]");
+    matrix.holds("all of UDP, a port of TCP, and the other of SCTP", &both, |c| {
+        !to_db(c) || c.protocol == Protocol::Udp || is_tcp(c, PORTS[1])
+    })
 }
 
 /// The administrator's tiers around a NetworkPolicy.
@@ -208,7 +242,7 @@ fn tiers(matrix: &Matrix<'_>) -> Result<()> {
     let to_west = |c: &Call<'_>| c.to.namespace == "west" && c.from.namespace == "east";
     matrix.holds("an admin tier that accepts and denies, and a baseline", &objects, |c| {
         if to_db(c) {
-            is(c.from, "west", "app") || (is(c.from, "east", "app") && c.port != PORTS[1])
+            is(c.from, "west", "app") || (is(c.from, "east", "app") && !is_tcp(c, PORTS[1]))
         } else {
             !to_west(c)
         }
@@ -218,6 +252,26 @@ fn tiers(matrix: &Matrix<'_>) -> Result<()> {
         "an admin tier that passes on",
         &cluster_policy("Admin", &subject, &admin.join(", ")),
         |c| if to_db(c) { is(c.from, "east", "app") } else { !to_west(c) },
+    )?;
+    let admin = [
+        rule("Deny", &east_app, ", protocols: [{udp: {destinationPort: {number: 8080}}}]"),
+        rule(
+            "Accept",
+            &west_app,
+            ", protocols: [{udp: {destinationPort: {range: {start: 9000, end: 9999}}}}]",
+        ),
+    ];
+    matrix.holds(
+        "an admin tier that accepts and denies ports of UDP",
+        &cluster_policy("Admin", &subject, &admin.join(", ")),
+        |c| {
+            if to_db(c) {
+                (is(c.from, "west", "app") && is_udp(c, PORTS[1]))
+                    || (is(c.from, "east", "app") && !is_udp(c, PORTS[0]))
+            } else {
+                !to_west(c)
+            }
+        },
     )?;
     let kubectl = |arguments: &[&str]| matrix.site.cluster.kubectl(arguments);
     kubectl(&["delete", "clusternetworkpolicy", "--all"])?;

@@ -3,7 +3,7 @@
 use crate::{
     outside::{STRANGER, VAULT},
     reach::PODS,
-    site::{Pod, Site},
+    site::{PORT, Pod, Site},
 };
 use bulkhead_lab::{
     Netns, Result,
@@ -120,4 +120,39 @@ pub fn services(site: &mut Site) -> Result<()> {
     kubectl(&["delete", "namespace", "vault", "--timeout=60s"])?;
     kubectl(&["delete", "partition", "vault"])?;
     kubectl(&["delete", "networkgroup", "callers"])
+}
+
+/// Two ports of one number are two: the one of TCP lets no SCTP in, nor the one of SCTP any TCP.
+pub fn judged(site: &mut Site) -> Result<()> {
+    let [app1, app2, db1, db2] = &PODS;
+    let other = BACKEND + 1;
+    site.cluster.control.apply(&format!(
+        "apiVersion: networking.k8s.io/v1\nkind: NetworkPolicy\nmetadata: {{name: signal, namespace: shop}}\n\
+         spec: {{podSelector: {{matchLabels: {{role: db}}}}, ingress: [{{ports: [\
+         {{protocol: TCP, port: {BACKEND}}}, {{protocol: SCTP, port: {other}}}, {{protocol: SCTP, port: {PORT}}}]}}]}}\n"
+    ))?;
+    let mut source = 42_000;
+    for to in [db1, db2] {
+        let there = netns(site, to)?;
+        for from in [app1, app2] {
+            site.wait_reached(from, to, false)?;
+            for address in site.addresses(to)? {
+                let address: IpAddr = address.parse().unwrap();
+                let backend = Raw::open(&there, address.is_ipv6(), None)?;
+                let caller = Raw::open(&netns(site, from)?, address.is_ipv6(), None)?;
+                until(&format!("{} is heard at {address} and port {other} alone", from.name), SOON, || {
+                    source += 1;
+                    // Whoever comes first is heard first.
+                    for port in [BACKEND, other] {
+                        caller.call(source, SocketAddr::new(address, port))?;
+                    }
+                    let heard = until("one of them is heard", SOON, || {
+                        Ok(backend.heard()?.filter(|heard| heard.caller == source))
+                    })?;
+                    Ok((heard.destination == other).then_some(()))
+                })?;
+            }
+        }
+    }
+    site.cluster.kubectl(&["delete", "networkpolicy", "-n", "shop", "signal"]).map(drop)
 }

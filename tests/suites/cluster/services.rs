@@ -12,18 +12,18 @@ const SERVICE: u16 = 80;
 const ANY_NODE: u16 = 30080;
 const LOCAL: u16 = 30081;
 /// So many calls meet each of two backends but once in a thousand million times.
-const CALLS: usize = 30;
+pub const CALLS: usize = 30;
 /// Where every second of them takes seconds, since nobody answers.
 const FEW: usize = 10;
 
-fn service(name: &str, selector: &str, more: &str) -> String {
+pub fn service(name: &str, selector: &str, more: &str) -> String {
     format!(
         "---\napiVersion: v1\nkind: Service\nmetadata: {{name: {name}, namespace: shop}}\n\
          spec: {{selector: {{{selector}}}, {more}}}\n"
     )
 }
 
-fn port(more: &str) -> String {
+pub fn port(more: &str) -> String {
     format!("ports: [{{port: {SERVICE}, targetPort: {PORT}{more}}}]")
 }
 
@@ -33,7 +33,7 @@ fn address(site: &Site, name: &str) -> Result<String> {
 }
 
 /// It comes to be so that exactly these answer, each of them, in a number of calls, and see the caller as `seen`.
-fn wait_answers(
+pub fn wait_answers(
     what: &str,
     expected: &[&str],
     seen: impl Fn(&Answer) -> bool,

@@ -5,7 +5,11 @@ use crate::{
     reach::PODS,
     site::{PORT, Pod, Site},
 };
-use bulkhead_lab::{Result, cluster::SOON, unmet, until};
+use bulkhead_lab::{Result, cluster::SOON, traffic::Sequence, unmet, until};
+use std::{net::SocketAddr, time::Duration};
+
+/// Of datagrams from one pod to another.
+const EVERY: Duration = Duration::from_millis(5);
 
 const fn pod(namespace: &'static str, name: &'static str, node: &'static str) -> Pod {
     Pod { namespace, name, node, host: false, role: "stray" }
@@ -143,4 +147,88 @@ fn moved(site: &Site, all: &[Party]) -> Result<()> {
     wait_reached("namespaces in no partition any more", all, |_| true)?;
     site.cluster.kubectl(&["delete", "namespace", "harbor", "quay", "--timeout=60s"])?;
     site.cluster.kubectl(&["delete", "partition", "harbor", "quay"]).map(drop)
+}
+
+/// The namespace that is moved, and one of the partition that it comes to.
+const BARGE: [Pod; 2] = [pod("barge", "barge1", "node1"), pod("barge", "barge2", "node2")];
+const DOCK: Pod = pod("dock", "dock1", "node2");
+
+fn upper(namespaces: &str) -> String {
+    let ranges = "10.67.144.0/20, \"fd00:66:0:b::/64\"";
+    partition("upper", 147, &format!("namespaces: [{namespaces}], podCIDRs: [{ranges}]"))
+}
+
+fn lower(namespaces: &str) -> String {
+    let ranges = "10.67.160.0/20, \"fd00:66:0:c::/64\"";
+    partition("lower", 148, &format!("namespaces: [{namespaces}], podCIDRs: [{ranges}]"))
+}
+
+/// Datagrams from each of these to the other all the time, in both families.
+fn flows(pairs: &[(&Party, &Party)], port: u16) -> Result<Vec<(String, Sequence)>> {
+    let mut flows = Vec::new();
+    for (port, (from, to)) in (port..).zip(pairs) {
+        for address in to.addresses {
+            let at = SocketAddr::new(address, port);
+            let datagrams = Sequence::start(from.netns(), to.netns(), at, EVERY)?;
+            flows.push((format!("{} to {at}", from.name), datagrams));
+        }
+    }
+    Ok(flows)
+}
+
+/// A namespace goes by its name from one isolated partition to another and back, as the user guide says: into the new one first, which is
+/// refused, then out of the old one. At no moment is it open, and its pods go on to reach each other.
+pub fn moved_by_name(site: &mut Site) -> Result<()> {
+    let apply = |objects: &[String]| site.cluster.control.apply(&objects.concat()).map(drop);
+    apply(&[namespace("barge", ""), namespace("dock", ""), upper("barge"), lower("dock")])?;
+    site.create(&[BARGE[0], BARGE[1], DOCK])?;
+    let pods = BARGE.iter().chain([&DOCK]).chain(&PODS[..2]);
+    let all = pods.map(|pod| Party::of_pod(site, pod)).collect::<Result<Vec<_>>>()?;
+    let is_shop = |party: &Party| party.namespace == "shop";
+    let apart = |call: &Call<'_>| within(call) || (is_shop(call.from) && is_shop(call.to));
+    wait_reached("two isolated partitions", &all, apart)?;
+
+    let [barge1, barge2, _, app1, app2] = &all[..] else { return unmet("not five pods") };
+    let inside = flows(&[(barge1, barge2), (barge2, barge1)], 7300)?;
+    let met = [(app1, barge1), (app1, barge2), (app2, barge1), (app2, barge2)];
+    let outside = [&met[..], &met.map(|(app, barge)| (barge, app))].concat();
+    let outside = flows(&outside, 7400)?;
+    let heard = |flows: &[(String, Sequence)]| -> Vec<String> {
+        flows.iter().filter(|(_, flow)| flow.heard() > 0).map(|(name, _)| name.clone()).collect()
+    };
+
+    apply(&[lower("barge, dock")])?;
+    let condition = "jsonpath={.status.conditions[?(@.type=='Accepted')]}";
+    until("the new partition is refused, as the old one has the namespace", SOON, || {
+        let told = site.cluster.kubectl(&["get", "partition", "lower", "-o", condition])?;
+        let refused = told.contains("Refused") && told.contains("belongs to Partition/upper");
+        if refused { Ok(Some(())) } else { unmet(told) }
+    })?;
+    apply(&[upper("")])?;
+    let joined = |call: &Call<'_>| is_shop(call.from) == is_shop(call.to);
+    wait_reached("a namespace moved by name", &all, joined)?;
+    // Whoever waits for nothing in between is served as well.
+    apply(&[upper("barge")])?;
+    apply(&[lower("dock")])?;
+    wait_reached("a namespace moved back", &all, apart)?;
+    if !heard(&outside).is_empty() {
+        return unmet(format!("it was open in between: {:?}", heard(&outside)));
+    }
+    for (name, flow) in inside {
+        let report = flow.finish()?;
+        if report.lost > 0 {
+            return unmet(format!("{name} was interrupted: {report:?}"));
+        }
+    }
+    // Out of one partition and into no other: open, and all that was refused would be seen.
+    apply(&[upper("")])?;
+    until("everybody is heard", SOON, || {
+        let heard = heard(&outside);
+        if heard.len() == outside.len() { Ok(Some(())) } else { unmet(format!("only {heard:?}")) }
+    })?;
+    for (_, flow) in outside {
+        flow.finish()?;
+    }
+    site.cluster.kubectl(&["delete", "namespace", "barge", "dock", "--timeout=60s"])?;
+    site.cluster.kubectl(&["delete", "partition", "upper", "lower"]).map(drop)
 }
