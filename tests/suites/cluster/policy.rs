@@ -56,7 +56,9 @@ pub fn labels(site: &mut Site) -> Result<()> {
     site.wait_reached(app1, db1, true)?;
     site.wait_reached(db1, db2, true)?;
     site.cluster.kubectl(&["delete", "networkpolicy", "-n", "shop", "db"])?;
-    site.wait_reached(db2, db1, true)
+    site.wait_reached(db2, db1, true)?;
+    // Those who come after it select by role.
+    label(db2, "db").map(drop)
 }
 
 /// The bandwidth of a pod follows its annotation while it runs, as far as its partition allows.
