@@ -8,7 +8,7 @@ use crate::assert_size;
 pub struct DropKey {
     /// The rule that decided, for `DROP_POLICY` and `AUDIT_POLICY`; else `RULE_NONE`.
     pub rule: u32,
-    /// Policy of the end that dropped; 0 on an uplink.
+    /// Policy of the end that dropped, or, where this node sends on, of the receiver; 0 where there is no such end.
     pub policy: u32,
     /// `DROP_*`.
     pub reason: u8,
@@ -80,8 +80,8 @@ drop_reasons! {
     DROP_CONNTRACK_SHARE = 14, "pod's share of connections used up";
     /// Translation would give a new connection the addresses and ports of a live one that it knows nothing of.
     DROP_CLASH = 15, "clash with a direct connection";
-    /// Sent on in this node's name to a range that it has no policy of (`RANGE_CLOSED`).
-    DROP_RANGE_CLOSED = 16, "sent on to a partition without a policy here";
+    /// Sent on in this node's name to a range that it has no policy of, or not that of every pod in it (`RANGE_CLOSED`).
+    DROP_RANGE_CLOSED = 16, "sent on to pods without a policy here";
     /// Sent on in this node's name, and there is no place to note that: it could not be cut.
     DROP_UNNOTED = 17, "no place to note whom this node sends on";
     /// Recorded, not dropped: `isolation: Audit`.

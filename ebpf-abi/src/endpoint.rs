@@ -79,12 +79,24 @@ pub const DIRECT_YES: u32 = 1;
 
 /// `RANGE_POLICY` values, by prefix: the policy that is asked about what this node sends on to there in its own name. Nobody's:
 pub const RANGE_OPEN: u32 = u32::MAX;
-/// A policy that no generation has: everybody is refused.
+/// A policy that no generation has: everybody is refused, because that of some pod in the range is not known here.
 pub const RANGE_CLOSED: u32 = u32::MAX - 1;
 
-/// `BEGUN` value, by flow: somebody whom this node sent on in its own name began it. (0, of a daemon before us: the pod did.)
+/// `BEGUN` value, by flow: somebody whom this node sent on in its own name began it.
 pub const BEGUN_HERE: u32 = 1;
-/// `CALLED` value, by flow: the pod elsewhere began it, by a call of this node.
-pub const BEGUN_THERE: u32 = 1;
+/// Of the programs before there was `CALLED`: the pod began it. Moved there by whoever replaces them.
+pub const BEGUN_BEFORE: u32 = 0;
+/// `CALLED` value, by flow: when the pod elsewhere last sent a packet of its call of this node, in 2^30 nanoseconds of
+/// CLOCK_MONOTONIC (the coarse one), which do not go round.
+#[inline(always)]
+pub const fn called_at(nanoseconds: u64) -> u32 {
+    (nanoseconds >> 30) as u32
+}
+
+/// In nanoseconds.
+#[inline(always)]
+pub const fn called_since(at: u32) -> u64 {
+    (at as u64) << 30
+}
 
 assert_size!(Endpoint = 68, Delivery = 28);

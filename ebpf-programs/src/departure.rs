@@ -6,14 +6,18 @@
 //!
 //! A reply is nobody's call. What begins a connection TCP's flags say, and those that were let go are noted (`BEGUN`) and asked
 //! about again with each packet, so that they are cut. Anything else may as well answer a pod that has called this node (a host port):
-//! what those have called is noted on its way in ([`remember`], `CALLED`), and all else is a call.
+//! what those have called is noted on its way in ([`remember`], `CALLED`), and all else is a call. Such a note says when, and counts as long as
+//! a connection of its protocol lives: the pod's own packets renew it, and nobody else's.
+//!
+//! The notes of calls stand in rings, by the caller's address, and of one more the eldest of its ring is forgotten: a pod that calls from
+//! ever other ports costs those that share its ring, and nobody else. (The map behind them evicts by itself what no ring names.)
 //!
 //! A note of a connection outlives its end, until others need its place. A reset is no end: one beyond the window ends nothing, and whoever
 //! sends it would be asked no more; nor is a FIN alone, and the other end's is not looked at.
 
 use crate::{
     address::Address,
-    conntrack::{self, At, Key},
+    conntrack::{self, At, Key, table},
     counters, endpoint,
     identity::identity,
     maps::{BEGUN, CALLED, RANGE_POLICY},
@@ -22,15 +26,32 @@ use crate::{
     skb,
     verdict::{NEXT, Verdict},
 };
-use aya_ebpf::{maps::lpm_trie::Key as Prefix, programs::TcContext};
+use aya_ebpf::{
+    macros::map,
+    maps::{Array, lpm_trie::Key as Prefix},
+    programs::TcContext,
+};
 use bulkhead_ebpf_abi::{
-    BEGUN_HERE, BEGUN_THERE, DIR_INGRESS, DROP_RANGE_CLOSED, DROP_UNNOTED, IDENTITY_LOCAL_NODE,
-    ORIGIN_ITSELF, ORIGIN_NONE, PROTO_SCTP, PROTO_TCP, PROTO_UDP, RANGE_CLOSED, RANGE_OPEN,
+    AgeKind, BEGUN_BEFORE, BEGUN_HERE, DIR_INGRESS, DROP_RANGE_CLOSED, DROP_UNKNOWN_ORIGIN, DROP_UNNOTED,
+    IDENTITY_LOCAL_NODE, ORIGIN_ITSELF, ORIGIN_NONE, ORIGIN_UNKNOWN, PROTO_SCTP, PROTO_TCP, PROTO_UDP,
+    RANGE_CLOSED, RANGE_OPEN, called_at, called_since,
 };
 use core::mem::MaybeUninit;
 
 /// The first interface of every network namespace, and none at all.
 const OWN: u32 = 1;
+
+/// So many rings for all callers, of so many calls each: half of what `CALLED` has room for, so that it evicts nothing by itself.
+const RINGS: u32 = 1 << RING_BITS;
+const RING_BITS: u32 = 4;
+const CALLS_PER_RING: u32 = 512;
+
+/// Not pinned: what a daemon before us has noted ages.
+#[map]
+static CALLED_RING: Array<Key> = Array::with_max_entries(RINGS * CALLS_PER_RING, 0);
+/// Calls ever put into each ring.
+#[map]
+static CALLED_TURN: Array<u64> = Array::with_max_entries(RINGS, 0);
 
 /// Of most packets the mark says enough, and of nearly all others the source: what is asked beyond that stands elsewhere.
 #[inline(always)]
@@ -73,10 +94,11 @@ fn judge(ctx: &TcContext, protocol: u16, policy: u32) -> Verdict {
         return Verdict::PASS;
     }
     let (key, _) = Key::of(packet);
-    let (begins, begun) = (packet.is_syn(), is_begun(&key));
+    let (begins, by) = (packet.is_syn(), begun_by(&key));
+    let begun = by == Some(BEGUN_HERE);
     let is_call = match packet.proto {
         PROTO_TCP => begins || begun,
-        PROTO_UDP | PROTO_SCTP => begun || !is_called(&key),
+        PROTO_UDP | PROTO_SCTP => by != Some(BEGUN_BEFORE) && (begun || !is_called(&key, packet.proto)),
         _ => false,
     };
     if !is_call {
@@ -88,7 +110,8 @@ fn judge(ctx: &TcContext, protocol: u16, policy: u32) -> Verdict {
         return Verdict::PASS;
     }
     if policy == RANGE_CLOSED {
-        return Verdict::drop(DROP_RANGE_CLOSED);
+        let is_known = at.origin != ORIGIN_UNKNOWN;
+        return Verdict::drop(if is_known { DROP_RANGE_CLOSED } else { DROP_UNKNOWN_ORIGIN });
     }
     match conntrack::judge(&at, packet, begun && !begins) {
         Ok(answer) if begins && answer.keeps() => {
@@ -97,21 +120,26 @@ fn judge(ctx: &TcContext, protocol: u16, policy: u32) -> Verdict {
             Verdict::PASS
         }
         Ok(_) if begun || BEGUN.insert(key.as_abi(), BEGUN_HERE, 0).is_ok() => Verdict::PASS,
+        // It would not be cut either.
+        Ok(answer) if answer.audits() => Verdict::PASS,
         Ok(_) => Verdict::drop(DROP_UNNOTED),
         Err(verdict) => verdict,
     }
 }
 
 #[inline(always)]
-fn is_begun(key: &Key) -> bool {
-    // SAFETY: a value that another processor writes is one of two numbers all the same.
-    unsafe { BEGUN.get(key.as_abi()) }.is_some_and(|by| *by == BEGUN_HERE)
+fn begun_by(key: &Key) -> Option<u32> {
+    // SAFETY: a word; another processor writes it whole.
+    unsafe { BEGUN.get(key.as_abi()) }.copied()
 }
 
+/// Lately enough for an answer?
 #[inline(always)]
-fn is_called(key: &Key) -> bool {
-    // SAFETY: nothing is read of the entry.
-    unsafe { CALLED.get(key.as_abi()) }.is_some()
+fn is_called(key: &Key, proto: u8) -> bool {
+    // SAFETY: as above.
+    let Some(at) = (unsafe { CALLED.get(key.as_abi()) }) else { return false };
+    let age = table::age(if proto == PROTO_UDP { AgeKind::Udp } else { AgeKind::Other });
+    counters::now().saturating_sub(called_since(*at)) <= age
 }
 
 #[inline(never)]
@@ -133,10 +161,44 @@ pub fn remember(ctx: &TcContext, packet: &mut Packet, protocol: u16) -> u32 {
         return 0;
     }
     let (key, _) = Key::of(packet);
-    // The answers of a pod that was called from here make nobody's call an answer. Looked for first: an LRU map takes a place, perhaps
-    // another flow's, before it sees that it needs none. Of what is not noted the answers are refused.
-    if !is_begun(&key) && !is_called(&key) {
-        let _ = CALLED.insert(key.as_abi(), BEGUN_THERE, 0);
+    // The answers of a pod that was called from here make nobody's call an answer.
+    if begun_by(&key) != Some(BEGUN_HERE) {
+        note(&key, &packet.src);
     }
     0
+}
+
+/// Of what is not noted the answers are refused.
+#[inline(never)]
+fn note(key: &Key, caller: &Address) -> u32 {
+    let at = called_at(counters::now());
+    // Looked for first: one that is there has its place.
+    if let Some(noted) = CALLED.get_ptr_mut(key.as_abi()) {
+        // SAFETY: a word of a live entry.
+        let noted = unsafe { &mut *noted };
+        if *noted != at {
+            *noted = at;
+        }
+        return 0;
+    }
+    let ring = ring_of(caller);
+    let Some(turn) = CALLED_TURN.get_ptr_mut(ring) else { return 0 };
+    // SAFETY: a live entry; two processors that take the same turn leave one note that no ring names.
+    let slot = unsafe { *turn } as u32 % CALLS_PER_RING;
+    table::add(turn, 1);
+    let Some(place) = CALLED_RING.get_ptr_mut(ring * CALLS_PER_RING + slot) else { return 0 };
+    // SAFETY: a live entry; a key that another processor replaces meanwhile is nobody's.
+    let place = unsafe { &mut *place };
+    let _ = CALLED.remove(place.as_abi());
+    *place = *key;
+    let _ = CALLED.insert(key.as_abi(), at, 0);
+    0
+}
+
+/// Addresses that follow one another are spread evenly.
+#[inline(always)]
+fn ring_of(caller: &Address) -> u32 {
+    const GOLDEN: u64 = 0x9e37_79b9_7f4a_7c15;
+    let [high, low] = caller.0;
+    (u64::from_be(high ^ low).wrapping_mul(GOLDEN) >> (u64::BITS - RING_BITS)) as u32
 }

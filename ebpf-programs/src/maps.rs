@@ -41,10 +41,10 @@ pub static DIRECT: LpmTrie<Address, u32> = LpmTrie::with_max_entries(1, BPF_F_NO
 /// Whose policy is asked about what this node sends on in its own name; see `departure`. The longest prefix counts.
 #[map]
 pub static RANGE_POLICY: LpmTrie<Address, u32> = LpmTrie::with_max_entries(1, BPF_F_NO_PREALLOC);
-/// Flows between this node and pods elsewhere whose beginning was seen; see `departure`. Those that this node sent on, and
+/// Flows between this node and pods elsewhere that somebody began whom this node sent on; see `departure`.
 #[map]
 pub static BEGUN: LruHashMap<FlowKey, u32> = LruHashMap::with_max_entries(1, 0);
-/// those that the pods began: apart, so that none of these takes the place of one of the others.
+/// Those that the pods began: apart, so that none of these takes the place of one of the others.
 #[map]
 pub static CALLED: LruHashMap<FlowKey, u32> = LruHashMap::with_max_entries(1, 0);
 /// The MTU of IPv4 routes that the route look-up does not tell, in bytes; 0: it does. The longest prefix counts.

@@ -36,12 +36,9 @@ pub fn from_uplink(ctx: &TcContext) -> i32 {
         return counters::drop(Verdict::drop(DROP_SPOOFED_UPLINK), 0, DIR_INGRESS, skb::len(ctx));
     }
     origin::write(ctx, who.id());
-    let ethertype = skb::ethertype(ctx);
-    if ethertype != protocol {
-        return NEXT;
-    }
     let generation = conntrack::live_generation();
-    match kept::delivery(&packet.dst) {
+    let is_tagged = skb::ethertype(ctx) != protocol;
+    match kept::delivery(&packet.dst).filter(|_| !is_tagged) {
         Some(to) if to.flags & ENDPOINT_PACED == 0 => {
             forward::from_uplink(ctx, generation, to, packet, protocol)
         }

@@ -95,7 +95,10 @@ impl Datapath {
 
     /// Points every pinned link to this object's programs; forgets those whose interface is gone.
     pub(super) fn update_links(&mut self) -> Result<(), DatapathError> {
-        for (ifname, hook) in self.pins.all_links()? {
+        let mut links = self.pins.all_links()?;
+        // Who reads notes goes before who writes them: it knows those of the programs before, which do not know its own.
+        links.sort_by_key(|(_, hook)| *hook != Hook::ToUplink);
+        for (ifname, hook) in links {
             let path = self.pins.link(&ifname, hook);
             match interface(&path)? {
                 None | Some(0) => unpin(&path)?,

@@ -3,15 +3,16 @@
 use super::{
     Datapath, DatapathError, MapTables, OBJECT,
     apply::After,
-    connections::load_forget,
+    connections::{load_forget, monotonic_coarse},
     direct::{Narrow, Ranges},
-    generation::{self, Half},
+    generation::{self, Half, absent_is_fine},
     identities::{Exact, Identities, Prefixes},
     links::{self, Hook},
     pins::{self, Pins},
+    read::Entries,
     services::{self, Services},
     sys,
-    table::{Table, typed},
+    table::{HashMap, Table, typed},
     values::Raw,
 };
 use aya::{
@@ -20,10 +21,10 @@ use aya::{
     programs::SchedClassifier,
 };
 use bulkhead_ebpf_abi::{
-    ABI_VERSION, Addr, Affinity, AffinityKey, BackendAddr, BackendKey, Cell, Connections, Counter, Delivery,
-    DropKey, Endpoint, Flow, FlowKey, FlowName, FragmentKey, FragmentPorts, FrontendKey, FrontendValue,
-    Identity, MemberKey, PORT_SLOTS, PolicyDir, PortDirectory, PortPage, RecentKey, RecentPage, RuleCounter,
-    Share, Sizes, TranslatedKey, TranslatedValue,
+    ABI_VERSION, Addr, Affinity, AffinityKey, BEGUN_BEFORE, BackendAddr, BackendKey, Cell, Connections,
+    Counter, Delivery, DropKey, Endpoint, Flow, FlowKey, FlowName, FragmentKey, FragmentPorts, FrontendKey,
+    FrontendValue, Identity, MemberKey, PORT_SLOTS, PROTO_TCP, PolicyDir, PortDirectory, PortPage, RecentKey,
+    RecentPage, RuleCounter, Share, Sizes, TranslatedKey, TranslatedValue, called_at,
 };
 use std::{
     fs,
@@ -162,6 +163,9 @@ impl Datapath {
         let mut abi: Array<MapData, u32> = take(&mut object, "ABI")?;
         let mut datapath = Self::with_maps(pins, object, sizes, connections, adopted)?;
         datapath.update_links()?;
+        if adopted {
+            move_calls(&mut datapath.object)?;
+        }
         abi.set(0, ABI_VERSION, 0)
             .map_err(|source| DatapathError::Map { what: "writing the layout version".into(), source })?;
         Ok(Opened { datapath, adopted })
@@ -345,6 +349,26 @@ fn verify_program(object: &mut Ebpf, hook: Hook) -> Result<&mut SchedClassifier,
         .load()
         .map_err(|source| DatapathError::Program { what: format!("loading {}", hook.name()), source })?;
     Ok(program)
+}
+
+/// Calls that the programs noted before there was `CALLED`, as if they came just now. None of those programs runs any more, and
+/// ours leave such notes as they are (but those of TCP).
+fn move_calls(object: &mut Ebpf) -> Result<(), DatapathError> {
+    let begun = take_map(object, "BEGUN")?;
+    let begun_fd = owned_fd(&begun)?;
+    let mut begun: HashMap<FlowKey, u32> = typed("BEGUN", begun)?;
+    let mut called: HashMap<FlowKey, u32> = take(object, "CALLED")?;
+    let failed = |source| DatapathError::Map { what: "moving notes of calls".into(), source };
+    let at = called_at(monotonic_coarse()?);
+    for note in Entries::of(begun_fd.as_fd(), "notes of calls", 1024) {
+        let (flow, by): (FlowKey, u32) = note?;
+        if by == BEGUN_BEFORE && flow.proto != PROTO_TCP {
+            called.insert(Raw(flow), Raw(at), 0).map_err(failed)?;
+            // Or it has made way meanwhile.
+            absent_is_fine(begun.remove(&Raw(flow))).map_err(failed)?;
+        }
+    }
+    Ok(())
 }
 
 /// Loads a program and puts its pin in the place of the one before.

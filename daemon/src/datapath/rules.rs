@@ -31,9 +31,9 @@ impl Datapath {
         Ok(rules)
     }
 
-    /// How long ago the counter counted last.
-    pub fn age(&self, counter: &RuleCounter) -> Result<Duration, DatapathError> {
-        Ok(Duration::from_nanos(monotonic_coarse()?.saturating_sub(counter.last)))
+    /// How long ago a counter counted last (`last`).
+    pub fn age(&self, last: u64) -> Result<Duration, DatapathError> {
+        Ok(Duration::from_nanos(monotonic_coarse()?.saturating_sub(last)))
     }
 
     /// Removes the counters of rules that nobody can name any more, those of their drops among them.

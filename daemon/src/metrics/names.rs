@@ -52,7 +52,7 @@ pub const CONNECTIONS_LIMIT: Metric =
     Metric::gauge("bulkhead_connections_limit", "Connections that the node can track.", &[]);
 pub const DROP_PACKETS: Metric = Metric::counter(
     "bulkhead_drop_packets_total",
-    "Packets dropped; partition is empty where no policy's rule was asked.",
+    "Packets dropped; partition is empty where the packet was no known pod's.",
     &["reason", "partition", "direction"],
 );
 pub const DROP_BYTES: Metric = Metric::counter(

@@ -14,8 +14,11 @@ use bulkhead_api::{
     },
     objects::{DEFAULT_PARTITION, IpNetwork, Isolation, PartitionSpec},
 };
-use bulkhead_ebpf_abi::{DIR_EGRESS, DROP_RANGE_CLOSED, RULE_NONE, RuleCounter, drop_reason_text};
-use std::{collections::BTreeSet, net::IpAddr};
+use bulkhead_ebpf_abi::{
+    Counter, DIR_EGRESS, DROP_NO_ENDPOINT, DROP_RANGE_CLOSED, DROP_SPOOFED_UPLINK, DropKey, RULE_NONE,
+    RuleCounter, drop_reason_text,
+};
+use std::{collections::BTreeSet, net::IpAddr, time::Duration};
 
 impl Node {
     pub fn status(&self) -> Result<Status, ErrorReply> {
@@ -122,16 +125,17 @@ impl Node {
 
     pub fn drops(&self) -> Result<Vec<DropInfo>, ErrorReply> {
         let drops = self.datapath.drops().map_err(kernel_error)?;
-        let of_drop = |(key, counter): (bulkhead_ebpf_abi::DropKey, bulkhead_ebpf_abi::Counter)| DropInfo {
+        let of_drop = |(key, counter): (DropKey, Counter), age| DropInfo {
             reason: drop_reason_text(key.reason).into(),
             rule: (key.rule != RULE_NONE).then(|| self.rule(key.rule)),
-            partition: self.partition_of_policy(key.policy).filter(|_| key.rule != RULE_NONE),
-            advice: advice(key.reason).map(str::to_string),
+            partition: self.partition_of_policy(key.policy).filter(|_| has_policy(key.reason)),
+            advice: advice(key.reason, age).map(str::to_string),
             direction: if u32::from(key.dir) == DIR_EGRESS { "egress" } else { "ingress" }.into(),
             packets: counter.packets,
             bytes: counter.bytes,
         };
-        let mut drops: Vec<_> = drops.into_iter().map(of_drop).collect();
+        let aged = |drop: (DropKey, Counter)| self.datapath.age(drop.1.last).map(|age| of_drop(drop, age));
+        let mut drops = drops.into_iter().map(aged).collect::<Result<Vec<_>, _>>().map_err(kernel_error)?;
         drops.sort_by_key(|d| std::cmp::Reverse(d.packets));
         Ok(drops)
     }
@@ -149,7 +153,7 @@ impl Node {
             if request.never_hit && counter.is_some() || !is_of(&rule.name, request.partition.as_deref()) {
                 continue;
             }
-            let age = counter.map(|c| self.datapath.age(c)).transpose().map_err(kernel_error)?;
+            let age = counter.map(|c| self.datapath.age(c.last)).transpose().map_err(kernel_error)?;
             let RuleCounter { packets, bytes, connections, .. } = counter.copied().unwrap_or_default();
             let last_hit = age.map(|age| unix_seconds().saturating_sub(age.as_secs()));
             rules.push(RuleCountInfo {
@@ -177,13 +181,22 @@ impl Node {
     }
 }
 
+/// Is it a drop of a known end?
+const fn has_policy(reason: u8) -> bool {
+    !matches!(reason, DROP_SPOOFED_UPLINK | DROP_NO_ENDPOINT)
+}
+
+/// So long after the last drop it is told what to do: who has done it sees the counter on.
+const ADVISED: Duration = Duration::from_secs(3600);
+
 /// What to do about a drop that no rule explains, and nobody else can.
-const fn advice(reason: u8) -> Option<&'static str> {
+fn advice(reason: u8, age: Duration) -> Option<&'static str> {
     match reason {
-        DROP_RANGE_CLOSED => Some(
-            "a service was called at this node whose backend is a pod of another one, in a partition that this node has no policy \
-             of (where there are more than 128 partitions no node has those of all). Set externalTrafficPolicy: Local, and call \
-             nodes that run its pods",
+        DROP_RANGE_CLOSED if age <= ADVISED => Some(
+            "a service was called at this node whose backend is a pod of another one, and this node does not know its policy: that of \
+             its partition (where there are more than 128 no node has those of all), or of the pods outside their partition's ranges \
+             (where there are more than 8192 in the cluster, ranges that some of them lie in are shut). Set externalTrafficPolicy: Local, \
+             and call nodes that run its pods",
         ),
         _ => None,
     }
@@ -213,11 +226,14 @@ mod tests {
 
     #[test]
     fn who_is_refused_for_want_of_a_policy_here_is_told_another_way() {
-        let told = advice(DROP_RANGE_CLOSED).unwrap();
+        let told = advice(DROP_RANGE_CLOSED, ADVISED).unwrap();
         let partitions = bulkhead_policy::EAGER_PARTITIONS.to_string();
-        for part in [partitions.as_str(), "externalTrafficPolicy: Local"] {
+        let strays = crate::node::DIRECT_STRAYS.to_string();
+        for part in [partitions.as_str(), strays.as_str(), "externalTrafficPolicy: Local"] {
             assert!(told.contains(part), "{part}");
         }
-        assert_eq!(advice(DROP_POLICY), None);
+        assert_eq!(advice(DROP_POLICY, Duration::ZERO), None);
+        // Somebody may have done it.
+        assert_eq!(advice(DROP_RANGE_CLOSED, ADVISED * 2), None);
     }
 }

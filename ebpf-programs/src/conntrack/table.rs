@@ -126,7 +126,7 @@ const fn stage_word(tick: u32, flags: u8, path: u8, origin: u16) -> u64 {
 }
 
 #[inline(always)]
-fn age(kind: AgeKind) -> u64 {
+pub fn age(kind: AgeKind) -> u64 {
     match kind {
         AgeKind::Unanswered => AGE_UNANSWERED.load(),
         AgeKind::Tcp => AGE_TCP.load(),

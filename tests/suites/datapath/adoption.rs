@@ -1,8 +1,8 @@
 //! A daemon that starts finds what the one before it left, and nothing stops meanwhile.
 
 use crate::{
-    node::{A, B, CONNECTIONS, End, Node, POLICY_A, POLICY_B, V4, V6, VM, ifindex},
-    packet::{SYN, TCP, tcp},
+    node::{A, B, CONNECTIONS, End, Node, POLICY_A, POLICY_B, V4, V6, VM, addr, ifindex},
+    packet::{SYN, TCP, UDP, tcp, udp},
     rules::{CLASSES, Port, Rules, SIZES},
     sandbox::{pin_dir, run},
 };
@@ -29,6 +29,7 @@ crate::trials! {
     pins_of_another_layout_are_refused_and_left_alone,
     pins_of_other_sizes_are_refused_and_left_alone,
     fewer_rings_than_a_new_node_has_are_taken_over,
+    what_pods_have_called_before_there_was_a_map_for_that_is_answered,
     a_start_that_never_finished_is_begun_again,
     a_folder_that_is_not_on_a_bpf_file_system_is_refused,
     removing_pins_leaves_nothing,
@@ -256,6 +257,45 @@ fn fewer_rings_than_a_new_node_has_are_taken_over() {
         Map::from_map_data(fewer).expect("a map"),
     );
     assert_eq!(made.expect("a hash").keys().count(), 1, "the new connection stands in these rings");
+}
+
+fn what_pods_have_called_before_there_was_a_map_for_that_is_answered() {
+    let mut node = Node::new(rules());
+    node.datapath
+        .set_range_policies(&[("10.0.9.0/24".parse().expect("a range"), POLICY_B)].into())
+        .expect("set");
+    let (pod, pins) = ("10.0.9.9", node.pins.clone());
+    let notes = || {
+        HashMap::<_, [u32; 10], u32>::try_from(
+            Map::from_map_data(MapData::from_pin(pins.join("maps/BEGUN")).expect("pinned")).expect("a map"),
+        )
+        .expect("a hash")
+    };
+    let call = |port: u16| {
+        let words = |address| {
+            addr(address)
+                .0
+                .chunks(4)
+                .map(|w| u32::from_ne_bytes([w[0], w[1], w[2], w[3]]))
+                .collect::<Vec<_>>()
+        };
+        let ports = u32::from(port) | 8053 << 16;
+        let key: Vec<_> = [words(pod), words(V4.node), vec![ports, u32::from(UDP)]].concat();
+        notes().insert(<[u32; 10]>::try_from(key).expect("ten"), 0, 0).expect("noted");
+    };
+    let answer = |node: &Node, port| node.leave(Some("pod-a"), &udp((V4.node, 8053), (pod, port)), A).end;
+    assert_ne!(answer(&node, 5), End::Next);
+    call(5);
+    drop(node);
+    fs::remove_file(pins.join("maps/CALLED")).expect("unpinned");
+    let node = Node::open(pins.clone());
+    assert!(node.adopted);
+    assert_eq!(notes().iter().count(), 0, "it has moved to where it ages");
+    assert_eq!(answer(&node, 5), End::Next);
+    // Of a program that is replaced next.
+    call(6);
+    assert_eq!(answer(&node, 6), End::Next);
+    assert_ne!(answer(&node, 7), End::Next);
 }
 
 fn a_start_that_never_finished_is_begun_again() {

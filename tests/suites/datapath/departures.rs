@@ -1,8 +1,9 @@
 //! What leaves by an uplink in the node's name for a pod of another node, and whose it is.
 
 use crate::{
-    node::{A, B, End, FAMILIES, NODE, Node, POLICY_B, V4, VM, WORLD, ifindex},
+    node::{A, B, CONNECTIONS, End, FAMILIES, NODE, Node, POLICY_B, V4, VM, WORLD, ifindex},
     packet::{ACK, Packet, RST, SYN, sctp, tcp, udp},
+    room::LASTING,
     rules::{Port, Rules},
 };
 use aya::{
@@ -11,12 +12,12 @@ use aya::{
 };
 use bulkhead_daemon::datapath::Hook;
 use bulkhead_ebpf_abi::{
-    DIR_INGRESS, DROP_POLICY, DROP_RANGE_CLOSED, DROP_REVOKED, DROP_UNKNOWN_ORIGIN, DROP_UNNOTED,
-    ORIGIN_ITSELF, ORIGIN_NONE, ORIGIN_SHIFT, ORIGIN_UNKNOWN, POLICY_AUDIT, RANGE_CLOSED, RANGE_OPEN,
-    RULE_DEFAULT_DENY, RULE_NONE,
+    Ages, BEGUN_HERE, Connections, DIR_INGRESS, DROP_POLICY, DROP_RANGE_CLOSED, DROP_REVOKED,
+    DROP_UNKNOWN_ORIGIN, DROP_UNNOTED, ORIGIN_ITSELF, ORIGIN_NONE, ORIGIN_SHIFT, ORIGIN_UNKNOWN,
+    POLICY_AUDIT, RANGE_CLOSED, RANGE_OPEN, RULE_DEFAULT_DENY, RULE_NONE,
 };
 use bulkhead_lab::bpf::{self, Input};
-use std::{fs, os::fd::AsFd, path::Path};
+use std::{fs, os::fd::AsFd, path::Path, thread::sleep, time::Duration};
 
 crate::trials! {
     departures:
@@ -26,11 +27,16 @@ crate::trials! {
     what_came_in_where_nobody_marks_leaves_for_no_enforced_partition_in_the_nodes_name,
     datagrams_are_judged_but_for_those_that_answer_a_pod,
     a_pods_answer_to_a_call_makes_nobodys_datagram_an_answer,
+    a_call_is_answered_as_long_as_a_connection_of_its_protocol_lives,
+    the_pods_own_packets_renew_the_note_of_its_call,
     a_flood_of_notes_of_one_kind_takes_no_place_of_the_other,
+    a_pod_that_calls_from_ever_other_ports_takes_few_others_notes,
     a_reset_that_is_none_keeps_nobody_from_being_cut,
     whom_there_is_no_place_to_note_is_not_sent_on,
     a_range_without_a_policy_here_is_open_or_closed_as_it_was_told,
+    of_whom_nobody_knows_a_closed_range_says_that_first,
     audit_records_who_leaves_and_lets_him,
+    audit_lets_him_also_where_there_is_no_place_to_note_him,
 }
 
 const DENIED: End = End::Drop(DROP_POLICY, RULE_DEFAULT_DENY);
@@ -170,6 +176,53 @@ fn a_pods_answer_to_a_call_makes_nobodys_datagram_an_answer() {
     }
 }
 
+/// Both ends have the same port, as they have where a protocol says so: a call has its answer's addresses and ports.
+fn a_call_is_answered_as_long_as_a_connection_of_its_protocol_lives() {
+    const SHORT: u64 = 1_000_000;
+    let kinds = [(udp as fn(_, _) -> Packet, 5060), (sctp, 2905)];
+    let mut node = Node::with_room(rules(), Connections { ages: LASTING, ..CONNECTIONS });
+    ranges(&mut node, &[("10.0.9.0/24", POLICY_B), ("fd00:4:9::/48", POLICY_B)]);
+    for f in FAMILIES {
+        for (transport, port) in kinds {
+            let to = far(f.a == V4.a);
+            assert_eq!(node.uplink(&transport((to, port), (f.node, port)).frame(), 0).end, End::Next);
+        }
+    }
+    sleep(Duration::from_millis(20));
+    for (ages, ends) in [
+        (LASTING, [End::Next, End::Next]),
+        (Ages { udp: SHORT, ..LASTING }, [DENIED, End::Next]),
+        (Ages { other: SHORT, ..LASTING }, [End::Next, DENIED]),
+    ] {
+        let Node { datapath, pins, .. } = node;
+        drop(datapath);
+        node = Node::open_for(pins, Connections { ages, ..CONNECTIONS });
+        for f in FAMILIES {
+            for ((transport, port), end) in kinds.into_iter().zip(ends) {
+                let packet = transport((f.node, port), (far(f.a == V4.a), port));
+                assert_eq!(node.leave(Some("up0"), &packet, WORLD).end, end, "{port}, {ages:?}");
+            }
+        }
+    }
+}
+
+fn the_pods_own_packets_renew_the_note_of_its_call() {
+    let node = node_with(rules());
+    let notes = MapData::from_pin(node.pins.join("maps/CALLED")).expect("pinned");
+    let notes = Map::from_map_data(notes).expect("a map");
+    let mut notes = HashMap::<_, [u32; 10], u32>::try_from(notes).expect("a hash");
+    let call = udp((far(true), 5), (V4.node, 8053)).frame();
+    for _ in 0..2 {
+        assert_eq!(node.uplink(&call, 0).end, End::Next);
+        let (key, at) = notes.iter().next().expect("a note").expect("read");
+        assert_ne!(at, 0);
+        // An answer, or what looks like one, renews nothing.
+        notes.insert(key, 0, 0).expect("written");
+        node.leave(Some("pod-a"), &udp((V4.node, 8053), (far(true), 5)), A);
+        assert_eq!(notes.get(&key, 0).expect("read"), 0);
+    }
+}
+
 /// Packets that pass, one after the other.
 fn flood(node: &Node, hook: Hook, origin: u32, packet: impl Fn(u16) -> Packet) {
     let program = SchedClassifier::from_pin(node.pins.join("programs").join(hook.name())).expect("pinned");
@@ -198,6 +251,27 @@ fn a_flood_of_notes_of_one_kind_takes_no_place_of_the_other() {
     assert_eq!(node.leave(Some("pod-a"), &answer, A).end, End::Next);
 }
 
+/// Sixteen share what there is.
+fn a_pod_that_calls_from_ever_other_ports_takes_few_others_notes() {
+    const OTHERS: usize = 64;
+    let node = node_with(rules());
+    for f in FAMILIES {
+        let v4 = f.a == V4.a;
+        let others = (0x40..0x40 + OTHERS)
+            .map(|n| if v4 { format!("10.0.9.{n}") } else { format!("fd00:4:9::{n:x}") });
+        let others: Vec<_> = others.collect();
+        for other in &others {
+            assert_eq!(node.uplink(&udp((other, 5), (f.node, 8054)).frame(), 0).end, End::Next);
+        }
+        flood(&node, Hook::FromUplink, WORLD, |port| udp((far(v4), port), (f.node, 8053)));
+        let answer = |other: &&String| udp((f.node, 8054), (other.as_str(), 5));
+        let answered = others.iter().filter(|o| node.leave(Some("pod-a"), &answer(o), A).end == End::Next);
+        assert!(answered.count() >= OTHERS - OTHERS / 8);
+        // Its own latest calls are answered, too.
+        assert_eq!(node.leave(Some("pod-a"), &udp((f.node, 8053), (far(v4), 59_999)), A).end, End::Next);
+    }
+}
+
 /// A receiver passes over one beyond its window.
 fn a_reset_that_is_none_keeps_nobody_from_being_cut() {
     let mut node = node_with(rules());
@@ -217,7 +291,7 @@ fn fill(pin: &Path) {
     map.pin(pin).expect("pinned");
     let mut map = HashMap::<_, [u32; 10], u32>::try_from(Map::HashMap(map)).expect("a hash");
     for n in 0..PLACES {
-        map.insert([n; 10], 0, 0).expect("a place");
+        map.insert([n; 10], BEGUN_HERE, 0).expect("a place");
     }
 }
 
@@ -259,6 +333,29 @@ fn a_range_without_a_policy_here_is_open_or_closed_as_it_was_told() {
     assert_eq!(node.leave(Some("up0"), &answer, WORLD).end, End::Next);
     ranges(&mut node, &[("10.0.9.0/24", RANGE_CLOSED), ("10.0.9.9/32", RANGE_OPEN)]);
     assert_eq!(none(&node), End::Next);
+}
+
+fn of_whom_nobody_knows_a_closed_range_says_that_first() {
+    let mut node = Node::new(rules());
+    ranges(&mut node, &[("10.0.9.0/24", RANGE_CLOSED)]);
+    for origin in [ORIGIN_NONE, ORIGIN_UNKNOWN] {
+        let call = tcp((V4.node, 5), (far(true), 80), SYN);
+        assert_eq!(node.leave(Some("up0"), &call, origin).end, UNKNOWN);
+    }
+}
+
+fn audit_lets_him_also_where_there_is_no_place_to_note_him() {
+    let node = node_with(rules().flags(POLICY_B, POLICY_AUDIT));
+    let pins = node.pins.clone();
+    drop(node);
+    fill(&pins.join("maps/BEGUN"));
+    let node = Node::open(pins);
+    for (origin, audited) in [(VM, None), (WORLD, Some(RULE_DEFAULT_DENY))] {
+        for f in FAMILIES {
+            let outcome = node.leave(Some("up0"), &tcp((f.node, 5), (far(f.a == V4.a), 80), SYN), origin);
+            assert_eq!((outcome.end, outcome.audited), (End::Next, audited));
+        }
+    }
 }
 
 fn audit_records_who_leaves_and_lets_him() {

@@ -1,7 +1,7 @@
 //! What only real interfaces show: the `ifb` that paces what leaves a pod gives the packet back to where it was taken.
 
 use crate::{
-    node::{A, FAMILIES, Family, MAC_A, NODE, Node, POLICY_A, V4, ifindex},
+    node::{A, End, FAMILIES, Family, MAC_A, NODE, Node, POLICY_A, POLICY_B, V4, ifindex},
     packet::{UDP, udp},
     rules::{Port, Rules},
     sandbox::run,
@@ -20,6 +20,7 @@ crate::trials! {
     interfaces:
     what_leaves_a_pod_is_paced_by_its_ifb_and_comes_back_marked_and_decided_once,
     a_packet_cut_within_its_ip_header_is_dropped,
+    a_pods_call_by_a_vlan_is_answered,
 }
 
 const DEADLINE: Duration = Duration::from_secs(5);
@@ -189,4 +190,30 @@ fn a_packet_cut_within_its_ip_header_is_dropped() {
     assert_eq!(dropped(&node, DROP_TRUNCATED), sent);
     node.datapath.detach_pod(POD).expect("detached");
     run("ip", &["link", "del", POD]);
+}
+
+/// Here, because a program's test-run gives no packet a tag that was taken off.
+fn a_pods_call_by_a_vlan_is_answered() {
+    const UPLINK: &str = "tagged0";
+    run("ip", &["link", "add", UPLINK, "type", "veth", "peer", "name", "tagged0p"]);
+    for name in [UPLINK, "tagged0p"] {
+        run("ip", &["link", "set", name, "up"]);
+    }
+    let mut node = Node::new(Rules::none());
+    let range = "10.0.9.0/24".parse().expect("a range");
+    node.datapath.set_range_policies(&[(range, POLICY_B)].into()).expect("set");
+    node.datapath.attach_uplink(UPLINK, ifindex(UPLINK)).expect("attached");
+    let (pod, own) = (("10.0.9.9", 5), (V4.node, 8053));
+    let is_answered = || node.leave(Some("pod-a"), &udp(own, pod), A).end == End::Next;
+    assert!(!is_answered());
+    let mut call = udp(pod, own).frame();
+    call.splice(12..12, [0x81, 0, 0, 100]);
+    transmit("tagged0p", &call);
+    let end = Instant::now() + DEADLINE;
+    while !is_answered() && Instant::now() < end {
+        std::thread::yield_now();
+    }
+    assert!(is_answered());
+    node.datapath.detach_uplink(UPLINK).expect("detached");
+    run("ip", &["link", "del", UPLINK]);
 }
