@@ -270,6 +270,16 @@ impl Neighbour {
         effects
     }
 
+    /// Nobody has announced anything to it so far.
+    pub fn is_a_stranger(&mut self) {
+        self.kept = Kept::No;
+    }
+
+    /// It has heard what it was told at the end of its last session.
+    pub fn told(&mut self) {
+        self.kept.told();
+    }
+
     /// The peer may keep routes of an earlier session of ours, which cannot be withdrawn now.
     pub fn may_be_kept(&self, now: Duration) -> bool {
         self.kept.is_possible(now)
