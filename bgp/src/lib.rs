@@ -33,9 +33,9 @@ pub mod wire;
 
 #[cfg(feature = "tokio")]
 pub use driver::{
-    Absent, Awaited, Change, Direction, LearnedFeed, LearnedRoutes, MEMBERS_HOLD, Messages, Password, Paths,
-    PeerConfig, PeerStatus, PrefixAtPeer, Remote, RouteView, Routes, Speaker, SpeakerConfig, SpeakerError,
-    Station, StationStatus, Ttl,
+    Absent, Awaited, Change, Direction, Former, LearnedFeed, LearnedRoutes, MEMBERS_HOLD, Messages, Password,
+    Paths, PeerConfig, PeerStatus, PrefixAtPeer, Remote, RouteView, Routes, Speaker, SpeakerConfig,
+    SpeakerError, Station, StationStatus, Ttl,
 };
 pub use export::RouteAttributes;
 pub use family::Family;

@@ -270,6 +270,16 @@ impl Neighbour {
         effects
     }
 
+    /// Nobody has announced anything to it so far.
+    pub fn is_a_stranger(&mut self) {
+        self.kept = Kept::No;
+    }
+
+    /// It has heard what it was told at the end of its last session.
+    pub fn told(&mut self) {
+        self.kept.told();
+    }
+
     /// The peer may keep routes of an earlier session of ours, which cannot be withdrawn now.
     pub fn may_be_kept(&self, now: Duration) -> bool {
         self.kept.is_possible(now)
@@ -374,12 +384,12 @@ impl Neighbour {
     /// RFC 4486: only an established session is ended by it.
     fn keep_limit(&mut self, now: Duration, effects: &mut Vec<Effect>) {
         let Some(limit) = self.policy.prefix_limit.filter(|_| self.outbound.is_some()) else { return };
-        let warnings = self.inbound.warnings(limit).into_iter();
-        effects.extend(warnings.map(|many| Effect::Note(Note::ManyPrefixes(many))));
         if let Some(family) = self.inbound.over(limit.max) {
             let stop = Stop::TooManyPrefixes { family, limit: limit.max, retry: limit.retry };
-            self.feed(now, Input::Stop(stop), effects);
+            return self.feed(now, Input::Stop(stop), effects);
         }
+        let warnings = self.inbound.warnings(limit).into_iter();
+        effects.extend(warnings.map(|many| Effect::Note(Note::ManyPrefixes(many))));
     }
 
     /// Of which families the neighbour announces nearly as many routes as it may now; empty without a session.

@@ -219,9 +219,9 @@ impl Bgp {
             return;
         }
         self.interruption = None;
-        self.named.follow(peers.keys().cloned().collect());
         let is_lonely = peers.is_empty();
         let mut peers = self.keep_known(peers);
+        self.named.follow(&peers, fixed.restart_time, unix_seconds());
         // Of a node that nothing is known of, nothing is undone.
         if let Some(info) = info {
             self.drains.annotate(info.drain_routes.as_deref(), unix_seconds());
@@ -331,7 +331,7 @@ impl Bgp {
         info!(asn = fixed.asn, %router_id, restarting, self.forwarding_preserved, "starting the BGP speaker");
         let speaker = Speaker::start(config).await.map_err(|e| e.to_string())?;
         speaker.expect_members(self.members.known().clone());
-        speaker.expect_peers(self.named.known().clone());
+        speaker.expect_peers(self.named.known(fixed.restart_time, unix_seconds()));
         let (mut begun, attention) = (speaker.sessions_begun(), self.attention.clone());
         tokio::spawn(async move {
             while begun.changed().await.is_ok() {
@@ -375,12 +375,12 @@ impl Bgp {
         }
     }
 
-    /// Routers may lead here for what this node announced, and nothing that it could say would change that now: they wait for
-    /// sessions to begin again.
-    pub async fn may_be_kept(&self) -> bool {
+    /// By whom routers may be led here for what this node announced: nothing that it could say would change that now, and they wait
+    /// for sessions to begin again.
+    pub async fn kept_by(&self) -> BTreeSet<String> {
         match &self.speaker {
-            Some((speaker, _)) => speaker.may_be_kept().await,
-            None => self.is_interrupted(),
+            Some((speaker, _)) => speaker.kept_by().await,
+            None => BTreeSet::new(),
         }
     }
 
@@ -412,7 +412,7 @@ impl Bgp {
 const DRAINS_FILE: &str = "drains.json";
 /// Who has had sessions out of ranges.
 const MEMBERS_FILE: &str = "bgp-members.json";
-/// The peers that the objects name.
+/// The peers that there are, and that there were.
 const NAMED_FILE: &str = "bgp-peers.json";
 
 fn unix_seconds() -> u64 {

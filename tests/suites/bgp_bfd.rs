@@ -178,12 +178,11 @@ fn of_a_range(rack: &mut Rack) -> Result<()> {
     until("the former peer is gone", DEADLINE, || Ok(rack.leaf().is_err().then_some(())))?;
     let router = Kind::Bird.start_in(&rack.router, &rack.dir, &SETUP)?;
     all_up(rack, &*router)?;
-    // A session that BIRD has just taken up falls by its own word when BGP's is lost within a third of a second.
-    let (before, fallen) = until("BFD has stood", DEADLINE, || {
-        let watched = router.watched()?;
-        std::thread::sleep(Duration::from_secs(2));
-        Ok((router.watched()? == watched).then_some((watched, falls(&bfd)?)))
-    })?;
+    // A session that BIRD has just taken up falls by its own word when BGP's is lost within a third of a second. Where BFD falls, BGP's
+    // begins anew.
+    let young = rack.leaf()?.since_seconds;
+    rack.wait_leaf("both have stood", |leaf| is_up(leaf) && leaf.since_seconds >= young + 2)?;
+    let (before, fallen) = (router.watched()?, falls(&bfd)?);
     rack.node.kill_daemon()?;
     router.wait_lost()?;
     rack.node.start_daemon()?;

@@ -265,7 +265,7 @@ fn too_much_for_a_while(rack: &mut Rack) -> Result<()> {
         leaf.last_error.as_deref().is_some_and(|error| error.contains("more than the 1 routes of ipv4"))
     })?;
     assert!(leaf.last_error.is_some_and(|error| error.ends_with(": tried again after 2 s")));
-    assert_eq!(leaf.warnings, [""; 0]);
+    assert!(leaf.warnings.iter().all(|warning| warning != many), "{:?}", leaf.warnings);
     wait_kernel(rack, &[])?;
     router.birdc("disable marker")?;
     rack.wait_leaf("we are back", |leaf| leaf.state == "Established" && leaf.received == 1)?;

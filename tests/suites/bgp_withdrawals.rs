@@ -91,6 +91,13 @@ fn unsaid(rack: &mut Rack, kind: Kind) -> Result<()> {
     rack.node.start_daemon()?;
     teller.del(&rack.node)?;
     assert!(bank_has_a_block(rack)? && router.seen(OF_BANK)?.is_some(), "the router leads here");
+    let shown = rack.node.cli(&["bgp", "peers"])?;
+    assert!(
+        shown.contains(
+            "leaf: the peer may keep what was announced to it before: blocks without pods are held"
+        ),
+        "{shown}"
+    );
     run(rack.node.netns.command("nft").arg("delete table inet silence"))?;
     only_that_goes(rack, &*router)
 }
@@ -110,6 +117,9 @@ fn unread(rack: &mut Rack, kind: Kind) -> Result<()> {
     rack.node.start_daemon()?;
     teller.del(&rack.node)?;
     assert!(bank_has_a_block(rack)? && router.seen(OF_BANK)?.is_some(), "the router leads here");
+    let log = rack.node.log_tail(1000);
+    let held = log.lines().any(|line| line.contains("blocks without pods are held") && line.contains("leaf"));
+    assert!(held, "{log}");
     fs::write(&file, PASSWORD)?;
     only_that_goes(rack, &*router)
 }

@@ -45,7 +45,7 @@ pub struct BgpPeerInfo {
     /// Routes that it may announce in each IP version; absent: any number.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub max_prefixes: Option<u32>,
-    /// It announces nearly as many.
+    /// It announces nearly as many, or may keep what was announced to it before.
     #[serde(default, skip_serializing_if = "Vec::is_empty")]
     pub warnings: Vec<String>,
 }

@@ -36,6 +36,16 @@ pub enum Remote {
     Interface(String),
 }
 
+impl fmt::Display for Remote {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        match self {
+            Remote::Address(address) => write!(f, "{address}"),
+            Remote::Range(range) => write!(f, "{range}"),
+            Remote::Interface(interface) => write!(f, "interface {interface}"),
+        }
+    }
+}
+
 /// How far away a peer is.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Ttl {

@@ -6,9 +6,10 @@ use super::socket;
 use crate::fsm::ConnId;
 use std::future::poll_fn;
 use std::io::{self, ErrorKind};
+use std::pin::Pin;
 use std::task::{Context, Poll};
 use tokio::net::TcpStream;
-use tokio::sync::watch;
+use tokio::sync::{oneshot, watch};
 
 #[derive(Debug, PartialEq)]
 pub(super) enum LinkEvent {
@@ -20,6 +21,8 @@ pub(super) enum LinkEvent {
         id: ConnId,
         all: bool,
     },
+    /// What was to be said at its end arrived.
+    Told(ConnId),
 }
 
 /// Whoever stops the speaker can wait until all of these are gone.
@@ -28,6 +31,8 @@ pub(super) type Alive = watch::Receiver<()>;
 #[derive(Debug)]
 pub(super) struct Links {
     all: Vec<Link>,
+    /// What they have to say at their end is on its way, and whether it arrives.
+    ending: Vec<(ConnId, oneshot::Receiver<bool>)>,
     alive: Alive,
 }
 
@@ -42,7 +47,7 @@ const READ_SIZE: usize = 64 * 1024;
 
 impl Links {
     pub fn new(alive: Alive) -> Links {
-        Links { all: Vec::new(), alive }
+        Links { all: Vec::new(), ending: Vec::new(), alive }
     }
 
     pub fn add(&mut self, id: ConnId, stream: TcpStream) {
@@ -64,11 +69,36 @@ impl Links {
         let Link { stream, output, .. } = self.all.swap_remove(index);
         if !output.is_empty() {
             let alive = self.alive.clone();
+            let (ends, arrives) = oneshot::channel();
+            self.ending.push((id, arrives));
             tokio::spawn(async move {
-                socket::finish(stream, output).await;
+                // Who asked may be gone.
+                let _ = ends.send(socket::finish(stream, output).await);
                 drop(alive);
             });
         }
+    }
+
+    /// Waits, for a moment, for all that is said at the end of connections: on which of them it arrived.
+    pub async fn told(&mut self) -> Vec<ConnId> {
+        let mut told = Vec::new();
+        for (id, arrives) in self.ending.drain(..) {
+            told.extend(arrives.await.is_ok_and(|arrived| arrived).then_some(id));
+        }
+        told
+    }
+
+    fn poll_ending(&mut self, context: &mut Context<'_>) -> Option<ConnId> {
+        let mut told = None;
+        self.ending.retain_mut(|(id, arrives)| {
+            if told.is_some() {
+                return true;
+            }
+            let Poll::Ready(arrived) = Pin::new(arrives).poll(context) else { return true };
+            told = arrived.is_ok_and(|arrived| arrived).then_some(*id);
+            false
+        });
+        told
     }
 
     /// Octets that wait to be sent.
@@ -82,6 +112,9 @@ impl Links {
     }
 
     fn poll(&mut self, context: &mut Context<'_>) -> Poll<LinkEvent> {
+        if let Some(id) = self.poll_ending(context) {
+            return Poll::Ready(LinkEvent::Told(id));
+        }
         for index in 0..self.all.len() {
             let link = &mut self.all[index];
             if let Poll::Ready(read) = link.poll_read(context) {

@@ -1,6 +1,6 @@
 //! Who is a peer out of a range. A connection makes one for a while, a session a member: it is watched by BFD, waited for, and
-//! known to the next process. Without a session for [`HOLD`], or as long as it may keep what
-//! was announced to it, it is neither.
+//! known to the next process. Without a session for [`HOLD`], and for as long as it may keep
+//! what was announced to it, it is a member no more. Who has only connected is a stranger, and keeps nothing: it is forgotten after [`HOLD`].
 
 use super::mailbox::Command;
 use super::speaker::{Inner, Speaker};
@@ -15,7 +15,8 @@ use tokio::net::TcpStream;
 use tokio::sync::{mpsc, watch};
 use tokio::time::timeout;
 
-/// For how long after its last session somebody out of a range is waited for, and known.
+/// For how long after its last session somebody out of a range is waited for, and known; longer where it may keep longer what was
+/// announced to it.
 pub const HOLD: Duration = Duration::from_secs(120);
 /// How often it is looked who is gone; who has come is noticed at once.
 const LOOK: Duration = Duration::from_secs(15);
@@ -39,7 +40,7 @@ impl Speaker {
         self.inner.tell_paths(&table);
     }
 
-    /// Who has had a session out of ranges, within [`HOLD`].
+    /// Who has had a session out of ranges, within [`HOLD`], or may keep what was announced to it.
     pub async fn members(&self) -> BTreeSet<IpAddr> {
         self.look_over().await;
         self.inner.peers.lock().members()
@@ -53,8 +54,7 @@ impl Speaker {
     async fn look_over(&self) {
         let seen: Vec<Seen> = self.peers().await.into_iter().map(Seen::from).collect();
         let mut table = self.inner.peers.lock();
-        table.begins &= self.inner.started.elapsed() < HOLD;
-        for gone in table.look_over(Instant::now(), &seen) {
+        for gone in table.look_over(self.inner.started, Instant::now(), &seen) {
             gone.task.abort();
             self.inner.learned.forget(&gone.config.name);
         }
@@ -67,7 +67,7 @@ impl From<PeerStatus> for Seen {
         // What is kept of its routes is so until it is back.
         let is_there = peer.state == StateName::Established || peer.received > 0;
         let away = peer.away.filter(|_| !is_there).unwrap_or_default();
-        Seen { name: peer.name, away, met: peer.ups > 0 }
+        Seen { name: peer.name, away, met: peer.ups > 0, keeps: peer.may_be_kept }
     }
 }
 
@@ -88,12 +88,15 @@ pub(super) async fn welcome(speaker: Weak<Inner>, mut strangers: mpsc::Receiver<
         let Some(speaker) = speaker.upgrade() else { return };
         let Ok(from) = stream.peer_addr() else { continue };
         let mut table = speaker.peers.lock();
-        let Some(member) = table.member(from.ip().to_canonical()) else { continue };
+        let address = from.ip().to_canonical();
+        let Some(member) = table.member(address) else { continue };
         if table.peers.len() >= MAX_MEMBERS {
             tracing::warn!(%from, "no more peers out of ranges: there are {MAX_MEMBERS}");
             continue;
         }
-        let handle = table.peers.entry(member.name.clone()).or_insert_with(|| Inner::spawn(&speaker, member));
+        let is_a_stranger = !table.may_know(address, speaker.succeeds_for());
+        let spawn = || Inner::spawn(&speaker, member.clone(), is_a_stranger);
+        let handle = table.peers.entry(member.name.clone()).or_insert_with(spawn);
         // A queue that is full at once is none.
         let _ = handle.mailbox.commands.try_send(Command::Incoming(stream));
     }

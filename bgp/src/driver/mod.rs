@@ -37,6 +37,7 @@ pub use paths::{Awaited, Paths, Somebody};
 pub use record::{Change, Messages};
 pub use speaker::{Speaker, SpeakerError};
 pub use status::{Direction, PeerStatus, PrefixAtPeer, RouteView, Routes};
+pub use table::Former;
 
 #[cfg(test)]
 mod tests;

@@ -16,7 +16,7 @@ use tokio::time::timeout;
 /// CS6, network control, in the upper six bits.
 const CS6: i32 = 48 << 2;
 
-/// How long the last octets of a closed connection may take.
+/// How long the last octets of a closed connection may take: what has not been taken by then is lost.
 const LINGER: Duration = Duration::from_secs(1);
 
 const BACKLOG: u32 = 64;
@@ -199,15 +199,27 @@ pub(super) fn refuse(stream: TcpStream) {
 }
 
 /// Sends what is left and closes. Waits for the other end to close, for a moment: octets of it that nobody
-/// reads would make the kernel reset the connection, and the NOTIFICATION would be lost.
-pub(super) async fn finish(mut stream: TcpStream, rest: Vec<u8>) {
+/// reads would make the kernel reset the connection, and the NOTIFICATION would be lost. Whether all of it arrived.
+pub(super) async fn finish(mut stream: TcpStream, rest: Vec<u8>) -> bool {
+    let mut written = false;
     let farewell = async {
         stream.write_all(&rest).await?;
         stream.shutdown().await?;
+        written = true;
         let mut ignored = [0; 4096];
         while stream.read(&mut ignored).await? > 0 {}
         io::Result::Ok(())
     };
-    // Whether the peer took it changes nothing any more.
+    // However it ended: what was acknowledged has arrived.
     let _ = timeout(LINGER, farewell).await;
+    // The end of the stream counts for one.
+    written && unacknowledged(&stream).is_ok_and(|octets| octets <= 1)
+}
+
+fn unacknowledged(stream: &TcpStream) -> io::Result<libc::c_int> {
+    let mut octets: libc::c_int = 0;
+    // SAFETY: the kernel writes an int to `octets`, which lives until the call returns.
+    let result = unsafe { libc::ioctl(stream.as_raw_fd(), libc::TIOCOUTQ, &raw mut octets) };
+    Errno::result(result)?;
+    Ok(octets)
 }

@@ -6,7 +6,7 @@ use super::learned::{Learned, LearnedFeed, LearnedRoutes};
 use super::mailbox::{Command, Decision, Mailbox};
 use super::paths::Paths;
 use super::status::{Direction, PeerStatus, PrefixAtPeer, Routes};
-use super::table::{PeerHandle, PeerTable, Table, holds};
+use super::table::{Former, PeerHandle, PeerTable, Table, holds};
 use super::task::{Left, Orders, Task};
 use super::unnumbered::{Located, Search};
 use super::{listener, members, socket};
@@ -36,7 +36,7 @@ pub enum SpeakerError {
     Listen { address: SocketAddr, source: io::Error },
 }
 
-/// How long [`Speaker::flush`] and [`Speaker::stop`] wait for peers that do not read.
+/// How long [`Speaker::flush`] waits for peers that do not read.
 const FLUSH_LIMIT: Duration = Duration::from_secs(5);
 
 /// Of those who connect out of ranges.
@@ -127,7 +127,7 @@ impl Speaker {
 
     /// The whole set of peers. Those that are unchanged keep their session, and so do those of which only
     /// what a session can go on under has changed; others start anew, without NOTIFICATION; those that are
-    /// gone are told so and drop our routes.
+    /// gone are told so and drop our routes, if they hear it.
     pub fn set_peers(&self, peers: Vec<PeerConfig>) {
         let mut wanted: BTreeMap<String, PeerConfig> = BTreeMap::new();
         for config in peers {
@@ -154,15 +154,20 @@ impl Speaker {
         };
         let gone: Vec<(String, PeerHandle)> = table.peers.extract_if(.., differs).collect();
         table.leaving.retain(|task| !task.is_finished());
+        table.ranges = ranges;
         for (name, peer) in gone {
             self.inner.learned.forget(&name);
+            table.goes(&peer, Instant::now());
             table.leaving.push(peer.task);
         }
-        let is_there = |name: &String| wanted.contains_key(name) || ranges.iter().any(|r| r.name == *name);
-        table.expected.retain(|name| !is_there(name));
-        table.ranges = ranges;
+        let Table { expected, ranges, .. } = &mut *table;
+        let is_there = |former: &Former| {
+            let of_name = wanted.get(&former.name).or(ranges.iter().find(|range| range.name == former.name));
+            of_name.is_some_and(|config| config.remote.to_string() == former.remote)
+        };
+        expected.retain(|former| !is_there(former));
         for (name, config) in wanted {
-            table.peers.entry(name).or_insert_with(|| Inner::spawn(&self.inner, config));
+            table.peers.entry(name).or_insert_with(|| Inner::spawn(&self.inner, config, false));
         }
         self.inner.tell_paths(&table);
     }
@@ -249,24 +254,26 @@ impl Speaker {
         waits || self.peers().await.iter().any(|peer| peer.learning)
     }
 
-    /// Whether somebody may keep routes of an earlier session with this node, or an earlier process: those cannot be withdrawn now.
-    pub async fn may_be_kept(&self) -> bool {
+    /// Who may keep routes of an earlier session with this node, or an earlier process: those cannot be withdrawn now.
+    pub async fn kept_by(&self) -> BTreeSet<String> {
         let leaving = std::mem::take(&mut self.inner.peers.lock().leaving);
         for task in leaving {
             // One that was aborted has its peer's next one to tell.
             let _ = task.await;
         }
         let now = Instant::now();
-        let by_former = unpoisoned(&self.inner.left).is_some_and(|until| now < until);
-        let of_before = || self.inner.peers.lock().may_be_kept(self.inner.started, now);
-        by_former
-            || (self.inner.config.restarting && of_before())
-            || self.peers().await.iter().any(|peer| peer.may_be_kept)
+        let peers = self.peers().await.into_iter().filter(|peer| peer.may_be_kept);
+        let mut names: BTreeSet<String> = peers.map(|peer| peer.name).collect();
+        names.extend(self.inner.peers.lock().kept_by(self.inner.started, self.inner.succeeds_for(), now));
+        let mut left = unpoisoned(&self.inner.left);
+        left.retain(|_, until| now < *until);
+        names.extend(left.keys().cloned());
+        names
     }
 
     /// The peers of an earlier process: what one of them may keep that is none now, nobody else can tell.
-    pub fn expect_peers(&self, names: BTreeSet<String>) {
-        self.inner.peers.lock().expected = names;
+    pub fn expect_peers(&self, formers: Vec<Former>) {
+        self.inner.peers.lock().expected = formers;
     }
 
     /// What the peers were sent and hold, or what they sent us, under no policy; of one peer, or of all. By prefix, and at
@@ -337,13 +344,19 @@ impl Speaker {
         end(listeners).await;
         let peers = std::mem::take(&mut self.inner.peers.lock().peers);
         end(peers.into_values().map(|peer| peer.task)).await;
-        let _ = timeout(FLUSH_LIMIT, self.inner.alive.closed()).await;
+        // Who tells somebody its end gives up by itself, after a second.
+        self.inner.alive.closed().await;
         self.inner.stations.stop().await;
     }
 }
 
 impl Inner {
-    pub fn spawn(this: &Arc<Inner>, config: PeerConfig) -> PeerHandle {
+    /// For so long this process has succeeded an earlier one.
+    pub fn succeeds_for(&self) -> Option<Duration> {
+        self.config.restarting.then(|| self.started.elapsed())
+    }
+
+    pub fn spawn(this: &Arc<Inner>, config: PeerConfig, is_a_stranger: bool) -> PeerHandle {
         let (mailbox, inbox) = Mailbox::new();
         let _inside = this.runtime.enter();
         let search = config.interface().map(|interface| {
@@ -360,6 +373,7 @@ impl Inner {
             begun: this.begun.clone(),
             alive: this.alive.subscribe(),
             left: this.left.clone(),
+            is_a_stranger,
         };
         let learned = this.learned.admit(&config.name);
         // A peer that begins anew because its parameters changed finds the routes that were announced in force.

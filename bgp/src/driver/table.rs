@@ -27,11 +27,21 @@ pub(super) struct Table {
     /// For how long peers keep what is announced to them.
     pub restart_time: Duration,
     /// Of the peers of an earlier process those that are none so far: nothing is known of their sessions.
-    pub expected: BTreeSet<String>,
+    pub expected: Vec<Former>,
     /// Who was taken out of the configuration.
     pub leaving: Vec<JoinHandle<()>>,
     /// Who else had sessions out of ranges with an earlier process may not be known: what BFD watches there goes on.
     pub begins: bool,
+}
+
+/// A peer of an earlier process. One of the same name elsewhere is another.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Former {
+    pub name: String,
+    /// [`Remote`] in words.
+    pub remote: String,
+    /// For so long from the speaker's start it may keep what that process announced.
+    pub keeps: Duration,
 }
 
 /// Of a peer that nothing is known of (RFC 4271 section 10).
@@ -73,17 +83,21 @@ impl Table {
     pub fn absent(&self, started: Instant, now: Instant) -> Vec<Absent> {
         let missing = self.met.iter().filter(|(address, _)| !self.is_there(**address));
         let missing = missing.filter_map(|(address, last)| Some((self.member(*address)?, *last)));
-        let is_empty = |range: &&PeerConfig| {
-            !self.peers.values().any(|peer| is_of(range, peer))
-                && !self.met.keys().any(|address| holds(range, *address))
-        };
-        let empty = self.ranges.iter().filter(is_empty).map(|range| (range.clone(), started));
+        let empty = self.empty().map(|range| (range.clone(), started));
         let may_come = missing.chain(empty).filter(|(config, _)| config.shutdown.is_none());
         let absent = |(config, last): (PeerConfig, Instant)| Absent {
             name: config.name,
             away: now.saturating_duration_since(last),
         };
         may_come.map(absent).collect()
+    }
+
+    /// The ranges out of which nobody is known.
+    fn empty(&self) -> impl Iterator<Item = &PeerConfig> {
+        self.ranges.iter().filter(|range| {
+            !self.peers.values().any(|peer| is_of(range, peer))
+                && !self.met.keys().any(|address| holds(range, *address))
+        })
     }
 
     /// For how long after a session somebody who is no peer now may keep what was announced: it notices that the session is over
@@ -93,15 +107,52 @@ impl Table {
         Duration::from_secs(hold.into()) + self.restart_time
     }
 
-    /// Whether somebody who was a peer of an earlier process and is none so far may keep what that announced.
-    pub fn may_be_kept(&self, started: Instant, now: Instant) -> bool {
+    /// Who connects from this address out of a range may have had a session, if only with an earlier process, which this one
+    /// has succeeded for so long.
+    pub fn may_know(&self, address: IpAddr, succeeds_for: Option<Duration>) -> bool {
+        self.met.contains_key(&address) || succeeds_for.is_some_and(|age| age < self.keeping())
+    }
+
+    /// Who is no peer now and may keep what was announced, also by an earlier process. What becomes of a range changes nothing of
+    /// what somebody keeps.
+    pub fn kept_by(
+        &self,
+        started: Instant,
+        succeeds_for: Option<Duration>,
+        now: Instant,
+    ) -> BTreeSet<String> {
         let keeping = self.keeping();
-        let expected = !self.expected.is_empty() && now.saturating_duration_since(started) < keeping;
-        expected || self.absent(started, now).iter().any(|absent| absent.away < keeping)
+        let keeps = |last: Instant| {
+            let heard = last > started || succeeds_for.is_some();
+            heard && now.saturating_duration_since(last) < keeping
+        };
+        let missing = self.met.iter().filter(|(address, last)| !self.is_there(**address) && keeps(**last));
+        let named = |address| self.member(address).map_or_else(|| address.to_string(), |member| member.name);
+        let mut names: BTreeSet<String> = missing.map(|(address, _)| named(*address)).collect();
+        if succeeds_for.is_some() {
+            let age = now.saturating_duration_since(started);
+            let may_come = self.empty().filter(|range| range.shutdown.is_none() && age < keeping);
+            let formers = self.expected.iter().filter(|former| age < former.keeps);
+            names
+                .extend(may_come.map(|range| &range.name).chain(formers.map(|former| &former.name)).cloned());
+        }
+        names
+    }
+
+    /// A peer is none any more, under the ranges as they are now. Who stays a member by its name was cut and not told: until it is
+    /// back, what it may keep is known here. Others say it themselves.
+    pub fn goes(&mut self, peer: &PeerHandle, now: Instant) {
+        let address = peer.config.address();
+        if self.is_member(peer) {
+            self.met.entry(address).and_modify(|last| *last = now);
+        } else {
+            self.met.remove(&address);
+        }
     }
 
     /// Notes who has a session out of a range, and forgets who has had none for [`HOLD`] and keeps nothing. Who is no peer any more.
-    pub fn look_over(&mut self, now: Instant, seen: &[Seen]) -> Vec<PeerHandle> {
+    pub fn look_over(&mut self, started: Instant, now: Instant, seen: &[Seen]) -> Vec<PeerHandle> {
+        self.begins &= now.saturating_duration_since(started) < HOLD;
         let of = |table: &Table, peer: &Seen| {
             let handle = table.peers.get(&peer.name).filter(|handle| table.is_member(handle))?;
             Some(handle.config.address())
@@ -114,7 +165,8 @@ impl Table {
         }
         let hold = self.keeping().max(HOLD);
         self.met.retain(|_, last| now.saturating_duration_since(*last) < hold);
-        let gone = seen.iter().filter(|peer| peer.away >= hold && of(self, peer).is_some());
+        let hold = |peer: &Seen| if peer.met || peer.keeps { hold } else { HOLD };
+        let gone = seen.iter().filter(|peer| peer.away >= hold(peer) && of(self, peer).is_some());
         let gone: Vec<&String> = gone.map(|peer| &peer.name).collect();
         gone.into_iter().filter_map(|name| self.peers.remove(name)).collect()
     }
@@ -141,6 +193,8 @@ pub(super) struct Seen {
     pub away: Duration,
     /// There has been one.
     pub met: bool,
+    /// It may keep what was announced to it, if only by an earlier process.
+    pub keeps: bool,
 }
 
 #[derive(Debug)]
@@ -302,14 +356,15 @@ mod tests {
 
     #[tokio::test]
     async fn a_member_is_who_has_had_a_session_and_not_been_without_for_long() {
-        let (range, mut now) = (bfd_range(), Instant::now());
+        let (range, started) = (bfd_range(), Instant::now());
+        let mut now = started;
         let address: IpAddr = "192.0.2.1".parse().unwrap();
         let name = range.member(address).name;
         let mut table = Table { ranges: vec![range.clone()], ..Table::default() };
         table.peers.insert(name.clone(), peer(range.member(address)));
         let mut look = |table: &mut Table, after: Duration, away: Duration, met| {
             now += after;
-            let gone = table.look_over(now, &[Seen { name: name.clone(), away, met }]);
+            let gone = table.look_over(started, now, &[Seen { name: name.clone(), away, met, keeps: false }]);
             (gone.len(), table.members().len(), watched(table).len())
         };
         let (second, none) = (Duration::from_secs(1), Duration::ZERO);
@@ -318,7 +373,9 @@ mod tests {
         assert_eq!(look(&mut table, HOLD - second, HOLD - second, true), (0, 1, 1));
         assert_eq!(look(&mut table, second, HOLD, true), (1, 0, 0));
         table.peers.insert(name.clone(), peer(range.member(address)));
-        assert_eq!(look(&mut table, none, HOLD, false), (1, 0, 0), "who never got a session");
+        table.restart_time = 10 * HOLD;
+        assert_eq!(look(&mut table, none, HOLD - second, false), (0, 0, 0));
+        assert_eq!(look(&mut table, none, HOLD, false), (1, 0, 0), "who never got a session keeps nothing");
     }
 
     #[tokio::test]
@@ -336,17 +393,20 @@ mod tests {
         table.peers.insert(other.name.clone(), peer(other));
         let mut look = |after: u64, away: u64| {
             let now = started + Duration::from_secs(after);
-            let seen = Seen { name: range.member(address).name, away: Duration::from_secs(away), met: true };
-            let gone = table.look_over(now, &[seen]).len();
-            (gone, table.members().contains(&address), table.may_be_kept(started, now))
+            let away = Duration::from_secs(away);
+            let seen = Seen { name: range.member(address).name, away, met: true, keeps: false };
+            let gone = table.look_over(started, now, &[seen]).len();
+            let kept_by = table.kept_by(started, Some(now - started), now);
+            (gone, table.members().contains(&address), !kept_by.is_empty())
         };
         assert_eq!(look(479, 0), (0, true, true));
         assert_eq!(look(480, 0), (0, false, false));
         table.peers.insert(range.member(address).name, peer(range.member(address)));
         let mut look = |after: u64, away: u64| {
             let now = started + Duration::from_secs(after);
-            let seen = Seen { name: range.member(address).name, away: Duration::from_secs(away), met: true };
-            (table.look_over(now, &[seen]).len(), table.members().contains(&address))
+            let away = Duration::from_secs(away);
+            let seen = Seen { name: range.member(address).name, away, met: true, keeps: false };
+            (table.look_over(started, now, &[seen]).len(), table.members().contains(&address))
         };
         assert_eq!(look(1000, 479), (0, true), "it is a peer, which says itself what it may keep");
         assert_eq!(look(1001, 480), (1, false));
@@ -357,9 +417,60 @@ mod tests {
         let started = Instant::now();
         let after = |seconds| started + Duration::from_secs(seconds);
         let mut table = Table { restart_time: Duration::from_secs(60), ..Table::default() };
-        assert!(!table.may_be_kept(started, started));
-        table.expected = ["leaf".to_owned()].into();
-        assert!(table.may_be_kept(started, after(149)) && !table.may_be_kept(started, after(150)));
+        let kept_by = |table: &Table, seconds| {
+            let names = table.kept_by(started, Some(Duration::from_secs(seconds)), after(seconds));
+            names.into_iter().collect::<Vec<_>>()
+        };
+        assert_eq!(kept_by(&table, 0), [""; 0]);
+        let former = |name: &str, keeps| Former {
+            name: name.into(),
+            remote: "192.0.2.1".into(),
+            keeps: Duration::from_secs(keeps),
+        };
+        table.expected = vec![former("leaf", 150), former("spine", 20)];
+        assert_eq!(
+            (kept_by(&table, 19), kept_by(&table, 149)),
+            (vec!["leaf".to_owned(), "spine".to_owned()], vec!["leaf".to_owned()],)
+        );
+        assert_eq!(kept_by(&table, 150), [""; 0]);
+        assert!(table.kept_by(started, None, after(1)).is_empty(), "nothing was announced before");
+    }
+
+    #[tokio::test]
+    async fn who_was_met_may_keep_what_it_was_told_whatever_becomes_of_its_range() {
+        let (range, started) = (bfd_range(), Instant::now());
+        let after = |seconds| started + Duration::from_secs(seconds);
+        let address: IpAddr = "192.0.2.1".parse().unwrap();
+        let met =
+            || Table { ranges: vec![range.clone()], met: [(address, after(1))].into(), ..Table::default() };
+        let kept_by = |table: &Table, now| Vec::from_iter(table.kept_by(started, None, now));
+        assert_eq!(
+            (kept_by(&met(), after(90)), kept_by(&met(), after(91))),
+            (vec!["racks[192.0.2.1]".to_owned()], vec![],)
+        );
+        let mut down = met();
+        down.ranges[0].shutdown = Some("moving".into());
+        assert_eq!(kept_by(&down, after(90)).len(), 1);
+        let gone = Table { ranges: Vec::new(), ..met() };
+        assert_eq!(kept_by(&gone, after(90)), ["192.0.2.1"]);
+        let mut there = met();
+        there.peers.insert("racks[192.0.2.1]".into(), peer(range.member(address)));
+        assert_eq!(kept_by(&there, after(2)), [""; 0], "it says it itself");
+        let cut = there.peers.remove("racks[192.0.2.1]").unwrap();
+        there.goes(&cut, after(50));
+        assert_eq!(kept_by(&there, after(139)).len(), 1, "it had a session until it was cut");
+        there.ranges.clear();
+        there.goes(&cut, after(50));
+        assert_eq!(kept_by(&there, after(51)), [""; 0], "who is told, or was not, says so itself");
+    }
+
+    #[test]
+    fn who_connects_out_of_a_range_is_a_stranger_unless_it_may_have_had_a_session() {
+        let [one, two]: [IpAddr; 2] = ["192.0.2.1", "192.0.2.2"].map(|address| address.parse().unwrap());
+        let table = Table { met: [(one, Instant::now())].into(), ..Table::default() };
+        assert_eq!([one, two].map(|address| table.may_know(address, None)), [true, false]);
+        let succeeds_for = |seconds| table.may_know(two, Some(Duration::from_secs(seconds)));
+        assert_eq!([89, 90].map(succeeds_for), [true, false], "its hold time is over by then");
     }
 
     #[tokio::test]
@@ -373,7 +484,7 @@ mod tests {
         let alone = PeerConfig { bfd: None, ..PeerConfig::new("leaf", Remote::Address(two), 1) };
         table.peers.insert("leaf".into(), peer(alone));
         assert_eq!((watched(&table), table.members()), (vec!["192.0.2.1".to_owned()], [one].into()));
-        assert_eq!(table.look_over(now + HOLD, &[]).len(), 0);
+        assert_eq!(table.look_over(now, now + HOLD, &[]).len(), 0);
         assert_eq!(watched(&table), [""; 0], "it is waited for no longer");
         table.met.insert(one, now);
         table.ranges[0].bfd = None;
@@ -395,7 +506,11 @@ mod tests {
         assert_eq!(wanted(&table), [there[0]]);
         table.ranges[0].shutdown = Some("moving".into());
         assert_eq!(wanted(&table), []);
-        table = Table { ranges: vec![bfd_range()], ..Table::default() };
+        table.ranges[0].shutdown = None;
+        let started = Instant::now();
+        table.look_over(started, started + HOLD - Duration::from_secs(1), &[]);
+        assert_eq!(wanted(&table), [there[0]]);
+        table.look_over(started, started + HOLD, &[]);
         assert_eq!(wanted(&table), []);
     }
 }

@@ -13,6 +13,7 @@ use super::unnumbered::{Located, Search};
 use crate::fsm::{ConnId, Connection, Input, Negotiated, PeerError, StateName, Stop};
 use crate::neighbour::{Effect, Intent, Neighbour, Note};
 use crate::rib::Source;
+use std::collections::BTreeMap;
 use std::future::{Future, pending};
 use std::io::{self, ErrorKind};
 use std::net::SocketAddr;
@@ -31,8 +32,8 @@ const OUTPUT_LIMIT: usize = 64 * 1024;
 
 type Dial = Pin<Box<dyn Future<Output = io::Result<TcpStream>> + Send>>;
 
-/// Until when one of those who were taken out of the configuration may keep what was announced to it.
-pub(super) type Left = Arc<Mutex<Option<std::time::Instant>>>;
+/// Until when those who were taken out of the configuration may keep what was announced to them.
+pub(super) type Left = Arc<Mutex<BTreeMap<String, std::time::Instant>>>;
 
 /// What is announced to everybody, and what all of them tell.
 pub(super) struct Orders {
@@ -40,6 +41,8 @@ pub(super) struct Orders {
     pub begun: Arc<watch::Sender<u64>>,
     pub alive: Alive,
     pub left: Left,
+    /// Nobody has announced anything to the peer so far.
+    pub is_a_stranger: bool,
 }
 
 pub(super) struct Task {
@@ -61,6 +64,8 @@ pub(super) struct Task {
     epoch: Instant,
     next_id: u64,
     leaving: bool,
+    /// The connection of the last session.
+    session: Option<ConnId>,
 }
 
 /// What woke the task.
@@ -89,8 +94,12 @@ impl Task {
         stations: &Stations,
     ) -> Task {
         orders.intent.mark_changed();
+        let mut neighbour = Neighbour::new(config.settings(speaker), config.policy(speaker), Duration::ZERO);
+        if orders.is_a_stranger {
+            neighbour.is_a_stranger();
+        }
         Task {
-            neighbour: Neighbour::new(config.settings(speaker), config.policy(speaker), Duration::ZERO),
+            neighbour,
             speaker: speaker.clone(),
             config,
             links: Links::new(orders.alive.clone()),
@@ -106,6 +115,7 @@ impl Task {
             epoch: Instant::now(),
             next_id: 1,
             leaving: false,
+            session: None,
         }
     }
 
@@ -132,6 +142,7 @@ impl Task {
                     self.feed(Input::Closed(id, kind));
                     self.monitored.close(id);
                 }
+                Wake::Link(LinkEvent::Told(id)) => self.told(id),
                 Wake::Link(LinkEvent::Sent { id, all }) => self.feed(Input::Written { id, all }),
                 Wake::Collectors => self.monitored.attend(&self.neighbour),
                 // An attempt that waits for the router to be found, or is to where it was before, begins anew.
@@ -143,9 +154,21 @@ impl Task {
                 self.feed(Input::TimerTick);
             }
         }
-        let until = self.neighbour.kept_until(self.now()).map(|until| (self.epoch + until).into_std());
+        for id in self.links.told().await {
+            self.told(id);
+        }
+        let Some(until) = self.neighbour.kept_until(self.now()) else { return };
+        let until = (self.epoch + until).into_std();
         let mut left = unpoisoned(&self.orders.left);
-        *left = left.max(until);
+        let known = left.entry(self.config.name).or_insert(until);
+        *known = until.max(*known);
+    }
+
+    /// What was said at the end of this connection arrived.
+    fn told(&mut self, id: ConnId) {
+        if self.session == Some(id) {
+            self.neighbour.told();
+        }
     }
 
     fn now(&self) -> Duration {
@@ -379,6 +402,7 @@ impl Task {
                 Effect::Note(note) => {
                     if let Note::Up(negotiated) = &note {
                         self.source = Some(Arc::new(self.source(negotiated)));
+                        self.session = self.neighbour.peer().session();
                         self.count_session();
                     }
                     self.log(&note);

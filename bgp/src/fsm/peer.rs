@@ -100,6 +100,14 @@ impl Peer {
     }
 
     /// Of the established session.
+    /// The connection of the session.
+    pub fn session(&self) -> Option<ConnId> {
+        match &self.state {
+            State::Established(established) => Some(established.session.connection.id),
+            _ => None,
+        }
+    }
+
     pub fn negotiated(&self) -> Option<&Negotiated> {
         match &self.state {
             State::Established(established) => Some(&established.session.negotiated),

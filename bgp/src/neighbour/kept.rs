@@ -2,9 +2,10 @@
 //! new session, or the peer's own clocks. Pure.
 //!
 //! ```text
-//!   No ◀──told, or it keeps nothing── session ──lost──▶ Until(it has noticed, and its restart time is over)
-//!    ▲                                                                │
-//!    └────── End-of-RIB ────── UntilEndOfRib ◀────── session ─────────┘
+//!   No ◀──told── Telling ◀──our end── session ──lost──▶ Until(it has noticed, and its restart time is over)
+//!    ▲ ▲            │                                      │       │
+//!    │ └──── time ──┴──────────────────────────────────────┘       │ session
+//!    └────── End-of-RIB ─────────────── UntilEndOfRib ◀────────────┘ (also out of Telling)
 //! ```
 
 use crate::fsm::{Negotiated, PeerError, Settings};
@@ -19,6 +20,9 @@ pub(super) enum Kept {
     /// A session has begun, in which it keeps the rest until we have said everything. Or it has no clock: it was to hear nothing of us
     /// (hold time of 0), and so has not noticed.
     UntilEndOfRib,
+    /// It is being told that its session ends, and then drops everything. Until it is known that it has heard so: as after a session
+    /// that was lost; absent where it has no clock.
+    Telling(Option<Duration>),
 }
 
 impl Kept {
@@ -39,15 +43,23 @@ impl Kept {
     /// `restart_time`: what we have asked for.
     pub fn down(&mut self, now: Duration, negotiated: &Negotiated, reason: &PeerError, restart_time: u16) {
         let kept = negotiated.restart.as_ref().map_or(Duration::ZERO, |_| seconds(restart_time));
-        *self = match (reason, negotiated.hold_time) {
-            // Of these it was told, and has dropped everything.
-            (PeerError::Shutdown(_) | PeerError::Deconfigured | PeerError::TooManyPrefixes { .. }, _) => {
-                Kept::No
+        let hold = Some(negotiated.hold_time).filter(|hold| *hold > 0);
+        let until = hold.map(|hold| now + seconds(hold) + kept);
+        *self = match (reason, until) {
+            (PeerError::Shutdown(_) | PeerError::Deconfigured | PeerError::TooManyPrefixes { .. }, until) => {
+                Kept::Telling(until)
             }
             (reason, _) if was_its_end(reason) => Kept::Until(now + kept),
-            (_, 0) => Kept::UntilEndOfRib,
-            (_, hold) => Kept::Until(now + seconds(hold) + kept),
+            (_, None) => Kept::UntilEndOfRib,
+            (_, Some(until)) => Kept::Until(until),
         };
+    }
+
+    /// It has heard that its session is over.
+    pub fn told(&mut self) {
+        if matches!(self, Kept::Telling(_)) {
+            *self = Kept::No;
+        }
     }
 
     /// End-of-RIB of every family went out.
@@ -59,17 +71,17 @@ impl Kept {
     pub fn until(&self, now: Duration, restart_time: u16) -> Option<Duration> {
         match self {
             Kept::No => None,
-            Kept::Until(until) => Some(*until),
+            Kept::Until(until) | Kept::Telling(Some(until)) => Some(*until),
             // When it notices nobody knows.
-            Kept::UntilEndOfRib => Some(now + seconds(restart_time)),
+            Kept::UntilEndOfRib | Kept::Telling(None) => Some(now + seconds(restart_time)),
         }
     }
 
     pub fn is_possible(&self, now: Duration) -> bool {
         match self {
             Kept::No => false,
-            Kept::Until(until) => now < *until,
-            Kept::UntilEndOfRib => true,
+            Kept::Until(until) | Kept::Telling(Some(until)) => now < *until,
+            Kept::UntilEndOfRib | Kept::Telling(None) => true,
         }
     }
 }

@@ -11,6 +11,7 @@ use bulkhead_api::messages::{
 };
 use bulkhead_bgp::{
     Change, Direction, Family, Messages, PeerStatus, PrefixAtPeer, RouteView, Speaker, StationStatus,
+    neighbour::ManyPrefixes,
 };
 use ipnetwork::IpNetwork;
 
@@ -55,7 +56,7 @@ impl Reader {
             bfd: peer.bfd.map(|session| self.bfd.info(&session)),
             last_error: peer.last_error,
             max_prefixes: peer.prefix_limit,
-            warnings: peer.many_prefixes.iter().map(ToString::to_string).collect(),
+            warnings: warnings(&peer.many_prefixes, peer.may_be_kept),
         }
     }
 
@@ -109,6 +110,12 @@ impl Reader {
         let peers = at_peers.into_iter().filter(|_| origin.announced).map(fate).collect();
         BgpWhy { prefix: *prefix, route: origin.route, peers, received, origin: origin.words }
     }
+}
+
+fn warnings(many_prefixes: &[ManyPrefixes], may_be_kept: bool) -> Vec<String> {
+    let kept = "the peer may keep what was announced to it before: blocks without pods are held until it has heard anew what there is, \
+                or has dropped it";
+    many_prefixes.iter().map(ToString::to_string).chain(may_be_kept.then(|| kept.to_owned())).collect()
 }
 
 fn counts(messages: Messages) -> BgpMessageCounts {

@@ -203,8 +203,12 @@ impl Node {
     /// After a pod went: a block without pods has no reason to be announced here. Withdrawn first: once the claim is
     /// given back, another node may announce the block. While it cannot be withdrawn, it stays.
     async fn release_blocks(&mut self) {
-        let (held, free) = self.empty_blocks().await;
+        let (held, free, by) = self.empty_blocks().await;
         self.release_held = !held.is_empty();
+        if !by.is_empty() && by != self.held_by {
+            info!(blocks = ?held, routers = ?by, "blocks without pods are held: these routers may keep what was announced to them");
+        }
+        self.held_by = by;
         if free.is_empty() {
             return self.announce_blocks().await;
         }
@@ -218,17 +222,17 @@ impl Node {
         self.announce_blocks().await;
     }
 
-    /// Those to which routers may lead here whatever is said, while another node would take them at once; and the others. A fixed
-    /// address waits at its new owner, in quarantine: only an interruption holds it.
-    async fn empty_blocks(&self) -> (BTreeSet<IpNetwork>, BTreeSet<IpNetwork>) {
+    /// Those to which routers may lead here whatever is said, while another node would take them at once; the others; and which
+    /// routers. A fixed address waits at its new owner, in quarantine: only an interruption holds it.
+    async fn empty_blocks(&self) -> (BTreeSet<IpNetwork>, BTreeSet<IpNetwork>, BTreeSet<String>) {
         let in_use = self.endpoints.blocks_in_use();
         let empty = self.endpoints.blocks().keys().filter(|block| !in_use.contains_key(block)).copied();
         if self.bgp.is_interrupted() {
-            return (empty.collect(), BTreeSet::new());
+            return (empty.collect(), BTreeSet::new(), BTreeSet::new());
         }
         let (free, shared): (BTreeSet<IpNetwork>, BTreeSet<IpNetwork>) = empty.partition(is_fixed);
-        let kept = !shared.is_empty() && self.bgp.may_be_kept().await;
-        if kept { (shared, free) } else { (BTreeSet::new(), &free | &shared) }
+        let by = if shared.is_empty() { BTreeSet::new() } else { self.bgp.kept_by().await };
+        if by.is_empty() { (BTreeSet::new(), &free | &shared, by) } else { (shared, free, by) }
     }
 
     /// What was held back, or given back and not answered. Others wait meanwhile, so not all the time.

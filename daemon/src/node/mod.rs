@@ -55,7 +55,7 @@ use bulkhead_ebpf_abi::{Connections, Sizes};
 use bulkhead_policy::{Compiled, Grounds, Interner};
 use refused_rules::RefusedRules;
 use std::{
-    collections::BTreeMap,
+    collections::{BTreeMap, BTreeSet},
     path::PathBuf,
     time::{Instant, SystemTime, UNIX_EPOCH},
 };
@@ -80,6 +80,8 @@ pub struct Node {
     release_at: Instant,
     /// Blocks without pods wait until they can be withdrawn.
     release_held: bool,
+    /// As the log has it.
+    held_by: BTreeSet<String>,
     claims: claims::Claimed,
     /// Why strays in force are what they are.
     grounds: Grounds,
@@ -189,6 +191,7 @@ impl Node {
             release_at: Instant::now(),
             // Of a daemon that died between claiming a block and wiring its first pod, or that held them back itself.
             release_held: true,
+            held_by: BTreeSet::new(),
             claims: claims::Claimed::default(),
             grounds: Grounds::default(),
             ask_at: Instant::now(),

@@ -63,8 +63,6 @@ fn a_peer_that_is_taken_out_is_told_though_the_process_ends_at_once() {
     here.block_on(async {
         let mut session = router.establish().await;
         within(begin).await.unwrap();
-        // A process that waits for nobody is gone by then.
-        tokio::time::sleep(Duration::from_millis(100)).await;
         let mut bytes = Vec::new();
         within(session.stream.read_to_end(&mut bytes)).await.unwrap();
         session.framer.push(&bytes);
@@ -109,8 +107,75 @@ async fn who_goes_while_it_is_down_may_keep_what_it_was_told_and_who_hears_of_it
             .await;
         }
         speaker.set_peers(Vec::new());
-        assert_eq!(within(speaker.may_be_kept()).await, lost);
+        assert_eq!(within(speaker.kept_by()).await.len(), usize::from(lost));
     }
+}
+
+/// Its process may be stopped, or its host gone: what it was to be told waits behind what it does not take.
+#[tokio::test]
+async fn who_does_not_hear_that_it_is_none_any_more_may_keep_what_it_was_told() {
+    let (router, speaker) = (Router::new().await, speaker(Vec::new()).await);
+    speaker.announce(more_than_sockets_hold(20_000));
+    speaker.set_peers(vec![router.config("leaf")]);
+    let _session = router.establish().await;
+    handed_out(&speaker).await;
+    assert_eq!(speaker.kept_by().await, BTreeSet::new());
+    speaker.set_peers(Vec::new());
+    assert_eq!(within(speaker.kept_by()).await, ["leaf".to_owned()].into());
+}
+
+#[tokio::test]
+async fn a_peer_that_is_shut_down_keeps_nothing_once_it_has_heard_so() {
+    let (router, speaker) = (Router::new().await, speaker(Vec::new()).await);
+    speaker.set_peers(vec![router.config("leaf")]);
+    let mut session = router.establish().await;
+    assert_eq!(session.update().await.is_end_of_rib(), IPV4_END);
+    speaker.set_peers(vec![PeerConfig { shutdown: Some("moving".into()), ..router.config("leaf") }]);
+    assert_eq!(session.receive().await, Some(Message::Notification(Notification::shutdown("moving"))));
+    drop(session);
+    within(async {
+        while !speaker.kept_by().await.is_empty() {
+            tokio::time::sleep(Duration::from_millis(20)).await;
+        }
+    })
+    .await;
+}
+
+/// Others have had sessions with this process.
+#[tokio::test]
+async fn a_mere_connection_out_of_a_range_keeps_nothing() {
+    let address = free_address().await;
+    let (router, speaker) = (Router::at("127.0.0.9:0").await, speaker(vec![address]).await);
+    let range = PeerConfig::new("racks", Remote::Range("127.0.0.0/30".parse().unwrap()), 65020);
+    speaker.set_peers(vec![router.config("leaf"), range]);
+    let mut session = router.establish().await;
+    assert_eq!(session.update().await.is_end_of_rib(), IPV4_END);
+    let mut stranger =
+        Session { stream: TcpStream::connect(address).await.unwrap(), framer: Framer::default() };
+    assert!(matches!(stranger.receive().await, Some(Message::Open(_))), "it is a peer");
+    assert_eq!(within(speaker.kept_by()).await, BTreeSet::new());
+}
+
+#[tokio::test]
+async fn a_member_that_is_cut_by_another_configuration_may_keep_what_it_was_told() {
+    let address = free_address().await;
+    let speaker = speaker(vec![address]).await;
+    let range = |add_path| PeerConfig {
+        families: vec![Family::Ipv4Unicast],
+        add_path,
+        ..PeerConfig::new("racks", Remote::Range("127.0.0.0/30".parse().unwrap()), 65020)
+    };
+    speaker.set_peers(vec![range(false)]);
+    let mut session =
+        Session { stream: TcpStream::connect(address).await.unwrap(), framer: Framer::default() };
+    session.establish().await;
+    assert_eq!(session.update().await.is_end_of_rib(), IPV4_END);
+    assert_eq!((speaker.members().await.len(), speaker.kept_by().await), (1, BTreeSet::new()));
+    speaker.set_peers(vec![range(true)]);
+    assert_eq!(session.receive().await, None, "cut");
+    assert_eq!(within(speaker.kept_by()).await, ["racks[127.0.0.1]".to_owned()].into());
+    speaker.set_peers(Vec::new());
+    assert_eq!(within(speaker.kept_by()).await, ["127.0.0.1".to_owned()].into(), "also without its range");
 }
 
 /// As after a start where a password cannot be read.
@@ -126,17 +191,33 @@ async fn of_an_earlier_processs_peers_each_must_have_heard_all_before_nothing_is
         forwarding_preserved: true,
     };
     let speaker = Speaker::start(config).await.unwrap();
-    speaker.expect_peers(["leaf".to_owned(), "spine".to_owned()].into());
+    let former = |config: PeerConfig| {
+        let (name, remote) = (config.name, config.remote.to_string());
+        Former { name, remote, keeps: Duration::from_secs(150) }
+    };
+    speaker.expect_peers(vec![former(leaf.config("leaf")), former(spine.config("spine"))]);
     speaker.set_peers(vec![leaf.config("leaf")]);
     speaker.initial_routes_complete();
     let mut session = leaf.establish().await;
     assert_eq!(session.update().await.is_end_of_rib(), IPV4_END);
-    assert!(speaker.may_be_kept().await, "there was another one");
+    assert_eq!(speaker.kept_by().await, ["spine".to_owned()].into(), "there was another one");
     speaker.set_peers(vec![leaf.config("leaf"), spine.config("spine")]);
-    assert!(speaker.may_be_kept().await, "it has not been told yet");
+    assert!(speaker.kept_by().await.contains("spine"), "it has not been told yet");
     let mut other = spine.establish().await;
     assert_eq!(other.update().await.is_end_of_rib(), IPV4_END);
-    assert!(!within(speaker.may_be_kept()).await);
+    assert_eq!(within(speaker.kept_by()).await, BTreeSet::new());
+}
+
+#[tokio::test]
+async fn an_earlier_processs_peer_is_not_back_with_another_one_of_its_name() {
+    let speaker = speaker(Vec::new()).await;
+    let at = |last| PeerConfig::new("leaf", Remote::Address([127, 0, 0, last].into()), 65020);
+    let remote = at(8).remote.to_string();
+    speaker.expect_peers(vec![Former { name: "leaf".into(), remote, keeps: Duration::from_secs(150) }]);
+    for (last, left) in [(7, 1), (8, 0)] {
+        speaker.set_peers(vec![at(last)]);
+        assert_eq!(speaker.inner.peers.lock().expected.len(), left);
+    }
 }
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 4)]

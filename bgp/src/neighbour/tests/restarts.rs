@@ -224,8 +224,19 @@ fn a_peer_that_was_not_told_may_have_noticed_as_late_as_its_hold_time_ends() {
     // Who keeps nothing once it knows.
     assert_eq!(kept_after(90, None, feed(path_down())), Some(90));
     assert_eq!(kept_after(90, None, feed(lost(None))), Some(0));
-    // Who was told.
-    assert_eq!(stop(Stop::Shutdown("moving".into())), Some(0));
-    assert_eq!(stop(Stop::Deconfigured), Some(0));
-    assert_eq!(stop(too_many()), Some(0));
+    // Who is told, before it is known to have heard it, and afterwards.
+    let told = |stop: Stop| {
+        kept_after(90, helper(), |neighbour| {
+            neighbour.handle(seconds(7), Input::Stop(stop));
+            neighbour.told();
+        })
+    };
+    let ends = || [Stop::Shutdown("moving".into()), Stop::Deconfigured, too_many()];
+    assert_eq!((ends().map(stop), ends().map(told)), ([Some(150); 3], [Some(0); 3]));
+    assert_eq!(kept_after(0, helper(), feed(Input::Stop(Stop::Deconfigured))), None);
+    let too_late = kept_after(90, helper(), |neighbour| {
+        neighbour.handle(seconds(7), path_down());
+        neighbour.told();
+    });
+    assert_eq!(too_late, Some(150), "it was told nothing");
 }
