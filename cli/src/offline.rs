@@ -4,9 +4,10 @@
 
 use bulkhead_api::messages::{DiffRequest, ObjectError, PolicyDiff};
 use bulkhead_policy::{
-    EAGER_PARTITIONS, Interner, Local, Objects, admit, changes, compile,
+    EAGER_PARTITIONS, Interner, Local, Objects, Witness, admit, changes, compile,
     diff::{Diff, Side},
     files::{self, Snapshot},
+    strays,
 };
 use ipnetwork::IpNetwork;
 use std::{collections::BTreeSet, fs, io, net::IpAddr, path::Path};
@@ -60,12 +61,16 @@ fn check_room(objects: &Objects) -> Result<(), OfflineError> {
     Ok(compile(objects, &mut Interner::default(), &local)?.check_room()?)
 }
 
+/// As in a cluster, where pods are told of and nodes have claimed their addresses.
 fn admitted(before: &Objects, snapshot: Snapshot, cluster: &Cluster) -> Result<Objects, OfflineError> {
     let mut objects = snapshot.policy;
     objects.default_pod_cidrs.clone_from(&cluster.pod_cidrs);
     objects.cluster_dns.clone_from(&cluster.cluster_dns);
     match admit(before, objects) {
-        (objects, errors) if errors.is_empty() => Ok(objects),
+        (objects, errors) if errors.is_empty() => {
+            let (strays, _) = strays(&objects, &snapshot.blocks, Witness::Pod);
+            Ok(Objects { strays, ..objects })
+        }
         (_, errors) => Err(OfflineError::Refused(errors)),
     }
 }

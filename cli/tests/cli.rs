@@ -362,3 +362,44 @@ fn a_diff_on_files_alone_knows_of_the_cluster_what_it_is_told() {
     assert_eq!(torn.status, 2);
     assert!(torn.err.contains("torn.yaml"), "{}", torn.err);
 }
+
+/// A pod that ran before the partition was laid over its namespace.
+const OLD_POD: &str = "
+apiVersion: v1
+kind: Namespace
+metadata: {name: shop}
+---
+apiVersion: v1
+kind: Pod
+metadata: {name: old, namespace: shop, labels: {app: old}}
+spec: {nodeName: n1}
+status: {podIPs: [{ip: 10.99.0.5}]}
+";
+
+const ITS_CLAIM: &str = "
+apiVersion: bulkhead.dev/v1alpha1
+kind: IPBlock
+metadata: {name: 10-99-0-0-26}
+spec: {cidr: 10.99.0.0/26, partition: default, node: n1}
+";
+
+#[test]
+fn a_diff_on_files_alone_knows_pods_beyond_their_range_by_their_nodes_claims() {
+    let (objects, change) = (tempfile::tempdir().unwrap(), tempfile::tempdir().unwrap());
+    std::fs::write(objects.path().join("shop.yaml"), SHOP).unwrap();
+    std::fs::write(objects.path().join("old.yaml"), OLD_POD).unwrap();
+    let file = change.path().join("policy.yaml");
+    let diff = |text: &str| {
+        std::fs::write(&file, text).unwrap();
+        let (objects, file) = (objects.path().to_str().unwrap(), file.to_str().unwrap());
+        bulkhead(Path::new("/nobody"), &["diff", "--objects", objects, "-f", file])
+    };
+    // Of a pod without a claim on its address no selector says anything: it is the world.
+    let isolated = ISOLATED.replace("app: db", "app: old");
+    let world = diff(&isolated);
+    assert!(world.err.is_empty() && !world.out.contains("10.99.0.5"), "{} {}", world.out, world.err);
+    std::fs::write(objects.path().join("claims.yaml"), ITS_CLAIM).unwrap();
+    let picked = diff(&isolated);
+    assert_eq!(picked.status, 1, "{}", picked.err);
+    assert!(picked.out.contains("-> 10.99.0.5 tcp/"), "{}", picked.out);
+}

@@ -78,12 +78,13 @@ pub fn judges(
     }
     let lengths: BTreeSet<u8> = all.keys().map(|range| range.prefix()).collect();
     // To a stray that there is no room for, nobody may come by the words of the range that it lies in.
-    for (stray, _) in objects.strays.iter().skip(strays).filter(|(_, name)| judge(name) != RANGE_OPEN) {
+    for (stray, _) in objects.strays.iter().skip(strays).filter(|(_, of)| judge(&of.partition) != RANGE_OPEN)
+    {
         for range in lengths.iter().filter_map(|length| around(*stray, *length)) {
             all.entry(range).and_modify(|judge| *judge = RANGE_CLOSED);
         }
     }
-    all.extend(objects.strays.iter().take(strays).map(|(range, name)| (*range, judge(name))));
+    all.extend(objects.strays.iter().take(strays).map(|(range, stray)| (*range, judge(&stray.partition))));
     all
 }
 

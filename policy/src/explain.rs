@@ -8,7 +8,7 @@ use crate::{
 };
 use bulkhead_api::messages::{ExplainedDecision, ExplainedEnd, Explanation, RuleInfo, TierDecision};
 use bulkhead_ebpf_abi::{
-    DIR_EGRESS, DIR_INGRESS, PROTO_ICMP, PROTO_ICMPV6, PROTO_SCTP, PROTO_TCP, PROTO_UDP, RULE_NONE,
+    Addr, DIR_EGRESS, DIR_INGRESS, PROTO_ICMP, PROTO_ICMPV6, PROTO_SCTP, PROTO_TCP, PROTO_UDP, RULE_NONE,
 };
 use std::net::IpAddr;
 
@@ -21,8 +21,8 @@ pub struct Flow {
     pub port: u16,
 }
 
-/// Both ends' decisions. An end decides only if it is a pod: one of `local` (of this node, all of them), one that the source
-/// tells of, or an address in a partition's range (the default partition's included). Of a pod elsewhere its own node decides:
+/// Both ends' decisions. An end decides only if it is a pod: one of `local` (of this node, all of them), a stray, or an address in a
+/// partition's range (the default partition's included), whether or not the source tells of a pod there. Of a pod elsewhere its own node decides:
 /// to that one, the nodes that the tables know stand in other places. The generation (0 here), connections and bandwidth are
 /// the daemon's to fill in.
 ///
@@ -72,7 +72,9 @@ fn pod_at(objects: &Objects, local: &[LocalPod], address: IpAddr) -> Option<Loca
     }
     let partition = objects.partition_of_address(address)?.to_string();
     let mut known = objects.pods.iter().filter(|(_, p)| !p.host_network && p.addresses.contains(&address));
-    let (namespace, name) = known.next().and_then(|(key, _)| key.split_once('/')).unwrap_or_default();
+    let of_stray = objects.pod_of_stray(Addr::from_ip(address));
+    let key = of_stray.or_else(|| known.next().map(|(key, _)| key.as_str()));
+    let (namespace, name) = key.and_then(|key| key.split_once('/')).unwrap_or_default();
     Some(LocalPod { namespace: namespace.into(), name: name.into(), partition, addresses: vec![address] })
 }
 

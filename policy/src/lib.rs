@@ -41,5 +41,5 @@ pub use objects::{ContainerPort, LocalPod, Named, NodeInfo, Objects, Pod, PodUid
 pub use parts::{GroupPart, group_parts};
 pub use room::NoRoom;
 pub use rulebook::{RuleBook, RuleEntry};
-pub use strays::{Grounds, Strays, Witness, strays};
+pub use strays::{Grounds, Stray, Strays, Witness, strays};
 pub use tables::Tables;

@@ -212,6 +212,11 @@ impl Objects {
         best.map(|(_, name)| name)
     }
 
+    /// The pod that has a stray's address, as far as it is known by more than a kubelet's word.
+    pub(crate) fn pod_of_stray(&self, address: Addr) -> Option<&str> {
+        self.strays.get(&Prefix { address, length: 128 }.network())?.pod.as_deref()
+    }
+
     /// Objects of a namespace, of those whose key is `namespace/name`.
     pub(crate) fn within<'a, T>(
         all: &'a Named<T>,
@@ -224,7 +229,7 @@ impl Objects {
 
     /// Who has which addresses: of two equal prefixes the first. Strays, then [`Self::own_ranges`].
     pub fn ranges(&self) -> impl Iterator<Item = (&str, &IpNetwork)> {
-        self.strays.iter().map(|(cidr, name)| (name.as_str(), cidr)).chain(self.own_ranges())
+        self.strays.iter().map(|(cidr, stray)| (stray.partition.as_str(), cidr)).chain(self.own_ranges())
     }
 
     /// All pod ranges with their partition: by name, the default partition's last.

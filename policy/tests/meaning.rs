@@ -5,7 +5,9 @@ mod common;
 
 use bulkhead_api::objects::IPBlockSpec;
 use bulkhead_ebpf_abi::*;
-use bulkhead_policy::{Compiled, Interner, LocalPod, NodeInfo, Objects, Witness, compile, strays};
+use bulkhead_policy::{
+    Compiled, Interner, LocalPod, NodeInfo, Objects, Witness, compile, diff::Side, strays,
+};
 use common::*;
 use std::sync::Arc;
 
@@ -476,6 +478,32 @@ fn an_address_outside_all_ranges_is_the_world_whatever_pod_is_told_to_have_it_an
         let blocks = [("10-99-0-9-32".to_string(), Arc::new(block))].into_iter().collect();
         objects.strays = strays(&objects, &blocks, witness).0;
         assert_eq!(told(&objects), [(false, true), (true, false), (false, true)], "{witness:?}");
+    }
+}
+
+/// A kubelet may tell of any pod of its node that it has any address, also under a name that comes first.
+#[test]
+fn what_selectors_see_of_a_stray_is_the_pod_whose_node_has_claimed_its_address() {
+    let mut objects = web_with("ingress: [{from: [{partition: pay}, {partition: default}]}]");
+    add(&mut objects, "pay", "{policyID: 2, namespaces: [pay], podCIDRs: [10.66.0.0/16], egress: [{}]}");
+    let peers = "{namespaceSelector: {}, podSelector: {matchLabels: {app: a}}}";
+    add_network_policy(&mut objects, "web/in", &format!("podSelector: {{}}\ningress: [{{from: [{peers}]}}]"));
+    objects.namespaces.extend(["any", "pay", "web"].map(|name| (name.to_owned(), Arc::default())));
+    add_pod(&mut objects, "any/told", "10.99.0.9", "{node: n3, labels: {app: a}}");
+    add_pod(&mut objects, "web/subject", "10.65.0.5", "{node: n1}");
+    let block =
+        IPBlockSpec { cidr: "10.99.0.9/32".parse().unwrap(), partition: "pay".into(), node: "n2".into() };
+    let blocks = [("10-99-0-9-32".to_string(), Arc::new(block))].into_iter().collect();
+    let subject = local(&objects, "web/subject");
+    for (labels, admitted) in [("{app: b}", false), ("{app: a}", true)] {
+        add_pod(&mut objects, "pay/far", "10.99.0.9", &format!("{{node: n2, labels: {labels}}}"));
+        objects.strays = strays(&objects, &blocks, Witness::Pod).0;
+        let c = compiled_for(&objects, std::slice::from_ref(&subject));
+        let (policy, peer) = (c.place(&objects, &subject).unwrap().policy, c.identity(ip("10.99.0.9")).id);
+        assert_eq!(c.evaluate(policy, DIR_INGRESS, peer, PROTO_TCP, 1).allowed, admitted, "{labels}");
+        let side = Side::of(&objects, &mut Interner::default(), "", &[]).unwrap();
+        let verdict = side.verdict(ip("10.99.0.9"), ip("10.65.0.5"), PROTO_TCP, 1);
+        assert_eq!(verdict.allowed, admitted, "{labels}");
     }
 }
 

@@ -42,20 +42,24 @@ impl Node {
         let blocks_stay = self.in_force.blocks.ptr_eq(&snapshot.blocks);
         self.in_force.blocks = snapshot.blocks;
         self.know_claims(blocks_stay);
-        let (objects, grounds) = self.with_strays(objects);
+        let now = Instant::now();
+        let ruled_otherwise = !objects.same_rules(&self.in_force.policy);
+        // Of what is not tried strays need not be found.
+        let (objects, grounds) = if ruled_otherwise && self.refused_rules.stand(&objects, now) {
+            (objects, None)
+        } else {
+            let (objects, grounds) = self.with_strays(objects);
+            (objects, Some(grounds))
+        };
         let changed = self.compiled.is_none() || objects != self.in_force.policy;
         let mut taken = true;
         if changed {
-            let ruled_otherwise = !objects.same_rules(&self.in_force.policy);
-            match self.try_switch(&objects) {
+            match self.try_switch(&objects, now) {
                 Ok(()) => {
                     self.clean = clean;
                     self.last_change_millis = observed.noticed.elapsed().as_millis() as u64;
                 }
                 Err(e) => {
-                    if !matches!(e, NoSwitch::Refused(_)) {
-                        error!(error = %e, "the change is not in force; the running generation stays");
-                    }
                     taken = false;
                     if e.is_refusal() {
                         refused.push(not_done(&e));
@@ -69,6 +73,7 @@ impl Node {
                         }
                         refused.dedup();
                     } else {
+                        error!(error = %e, "the change is not in force; the running generation stays");
                         failed.push(not_done(&e));
                     }
                 }
@@ -77,7 +82,7 @@ impl Node {
             self.refused_rules = RefusedRules::default();
             self.clean |= clean;
         }
-        if taken {
+        if let Some(grounds) = grounds.filter(|_| taken) {
             self.grounds = grounds;
         }
         self.in_force.annotations = snapshot.annotations;
@@ -101,12 +106,12 @@ impl Node {
     }
 
     /// As [`Self::switch`]; but while rules are known not to fit, no pod that comes is a reason to try them again.
-    fn try_switch(&mut self, objects: &Objects) -> Result<(), NoSwitch> {
+    fn try_switch(&mut self, objects: &Objects, now: Instant) -> Result<(), NoSwitch> {
         let mut refused = std::mem::take(&mut self.refused_rules);
         if objects.same_rules(&self.in_force.policy) {
             return self.switch(objects.clone(), None, None);
         }
-        let done = refused.attempt(objects, Instant::now(), || self.switch(objects.clone(), None, None));
+        let done = refused.attempt(objects, now, || self.switch(objects.clone(), None, None));
         self.refused_rules = refused;
         done
     }

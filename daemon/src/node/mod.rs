@@ -328,9 +328,9 @@ impl Node {
     /// Pods' ranges are routed as they are, by what this plugin is; of other addresses only the configuration knows, and
     /// whoever is masqueraded for them. Partitions judge what the node sends on to their ranges in its own name.
     pub(super) fn set_ranges(&mut self) -> Result<(), DatapathError> {
-        let (objects, policies) = (&self.in_force.policy, self.compiled.as_ref().map(|c| &c.policies));
-        self.ranges.unless_by(RangesBy::of(objects, policies), || {
-            let judged = policies.map_or(Ok(()), |policies| {
+        let by = RangesBy::of(&self.in_force.policy, self.compiled.as_ref().map(|c| &c.policies));
+        self.ranges.unless_by(by, |RangesBy { objects, policies }| {
+            let judged = policies.as_ref().map_or(Ok(()), |policies| {
                 self.datapath.set_range_policies(&masquerade::judges(objects, policies, DIRECT_STRAYS))
             });
             let own = self.config.masquerade.as_ref();

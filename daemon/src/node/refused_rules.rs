@@ -2,7 +2,10 @@
 
 use super::switch::NoSwitch;
 use bulkhead_policy::Objects;
-use std::time::{Duration, Instant};
+use std::{
+    sync::Arc,
+    time::{Duration, Instant},
+};
 
 /// When rules that did not fit are tried again without a word of anybody: there may be room by now.
 const AGAIN: Duration = Duration::from_secs(60);
@@ -13,11 +16,22 @@ pub struct RefusedRules(Option<Refused>);
 #[derive(Debug)]
 struct Refused {
     rules: Objects,
-    why: String,
+    why: Arc<NoSwitch>,
     again_at: Instant,
 }
 
 impl RefusedRules {
+    /// Why these objects' rules do not fit, if they were refused a short while ago.
+    fn standing(&self, objects: &Objects, now: Instant) -> Option<&Arc<NoSwitch>> {
+        let standing = self.0.as_ref().filter(|r| now < r.again_at && r.rules.same_rules(objects));
+        standing.map(|r| &r.why)
+    }
+
+    /// Whether an attempt would be none.
+    pub fn stand(&self, objects: &Objects, now: Instant) -> bool {
+        self.standing(objects, now).is_some()
+    }
+
     /// Tries these objects, unless their rules are those that were refused a short while ago.
     pub fn attempt(
         &mut self,
@@ -25,17 +39,20 @@ impl RefusedRules {
         now: Instant,
         attempt: impl FnOnce() -> Result<(), NoSwitch>,
     ) -> Result<(), NoSwitch> {
-        let standing = self.0.as_ref().filter(|r| now < r.again_at && r.rules.same_rules(objects));
-        if let Some(Refused { why, .. }) = standing {
+        if let Some(why) = self.standing(objects, now) {
             return Err(NoSwitch::Refused(why.clone()));
         }
-        let done = attempt();
-        self.0 = done.as_ref().err().filter(|e| e.is_refusal()).map(|e| Refused {
-            rules: Objects::default().ruled_by(objects.clone()),
-            why: e.to_string(),
-            again_at: now + AGAIN,
-        });
-        done
+        match attempt() {
+            Err(e) if e.is_refusal() => {
+                let (rules, why) = (Objects::default().ruled_by(objects.clone()), Arc::new(e));
+                self.0 = Some(Refused { rules, why: why.clone(), again_at: now + AGAIN });
+                Err(NoSwitch::Refused(why))
+            }
+            done => {
+                self.0 = None;
+                done
+            }
+        }
     }
 
     /// Whether there are any that are to be tried again.
@@ -72,6 +89,8 @@ mod tests {
         let rules = with_group("10.0.0.0/8");
         let first = attempt(&mut refused, &rules, start, false);
         assert!(first.0 == 1 && first.1.is_err() && !refused.are_due(start));
+        assert!(refused.stand(&rules, start) && !refused.stand(&rules, start + AGAIN));
+        assert!(!refused.stand(&with_group("10.0.0.0/9"), start));
         // Pods come and go: the same answer, and nothing is tried.
         let mut with_pod = rules.clone();
         with_pod.pods.insert("web/a".into(), Arc::default());

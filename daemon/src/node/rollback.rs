@@ -1,6 +1,6 @@
 //! Going back: the objects of a former generation, under a new number, held against the source until released.
 
-use super::Node;
+use super::{Node, refused_rules::RefusedRules};
 use bulkhead_api::messages::{ErrorReply, GenerationInfo, GenerationsRequest, Rollback, code};
 use bulkhead_policy::{Objects, admit};
 use tracing::info;
@@ -41,6 +41,7 @@ impl Node {
         let (objects, grounds) = self.with_strays(objects);
         self.switch(objects, Some(to), None).map_err(|e| failed(e.to_string()))?;
         self.grounds = grounds;
+        self.refused_rules = RefusedRules::default();
         self.clean = true;
         let held = self.history.hold(Some(to));
         // Whatever the disk says: it is in force.
@@ -62,6 +63,7 @@ impl Node {
             });
         }
         self.history.hold(None).map_err(|e| failed(e.to_string()))?;
+        self.refused_rules = RefusedRules::default();
         info!("released; the source counts again");
         let observed = self.source.borrow().clone();
         self.apply(observed).await;

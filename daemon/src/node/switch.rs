@@ -17,6 +17,7 @@ use bulkhead_policy::{
 use std::{
     collections::{BTreeMap, BTreeSet},
     net::IpAddr,
+    sync::Arc,
     time::Instant,
 };
 use tracing::{info, warn};
@@ -30,9 +31,9 @@ pub(super) enum NoSwitch {
     Datapath(#[from] DatapathError),
     #[error(transparent)]
     Store(#[from] StoreError),
-    /// As a short while ago, and not tried again.
+    /// Now, or a short while ago and not tried again.
     #[error("{0}")]
-    Refused(String),
+    Refused(Arc<NoSwitch>),
 }
 
 impl NoSwitch {

@@ -1,7 +1,6 @@
 //! What ranges in the kernel were written by: where none of it has changed they are as they should be.
 
-use bulkhead_api::objects::{IpNetwork, PartitionSpec};
-use bulkhead_policy::{Named, Objects, Sourced, Strays};
+use bulkhead_policy::Objects;
 use std::collections::BTreeMap;
 
 /// Written by this, as far as it is known.
@@ -16,49 +15,51 @@ impl<T> Default for Written<T> {
 
 impl<T: PartialEq> Written<T> {
     /// Writes, unless the last time went well and was by the same.
-    pub fn unless_by<E>(&mut self, by: T, write: impl FnOnce() -> Result<(), E>) -> Result<(), E> {
+    pub fn unless_by<E>(&mut self, by: T, write: impl FnOnce(&T) -> Result<(), E>) -> Result<(), E> {
         if self.0.as_ref() == Some(&by) {
             return Ok(());
         }
         self.0 = None;
-        write()?;
+        write(&by)?;
         self.0 = Some(by);
         Ok(())
     }
 }
 
-/// All that the ranges of pods depend on, besides the configuration. Shared with the objects: it costs nothing, and what is the same
-/// is seen to be without a look at it.
+/// All that the ranges of pods depend on, besides the configuration: they are written by this alone. Maps are shared with the objects
+/// in force, so that what is the same is seen to be without a look at it.
 #[derive(Debug, PartialEq)]
 pub struct RangesBy {
-    partitions: Named<Sourced<PartitionSpec>>,
-    default_pod_cidrs: Vec<IpNetwork>,
-    strays: Strays,
+    /// Partitions, their ranges and strays; nothing else.
+    pub objects: Objects,
     /// None: nothing is compiled yet.
-    policies: Option<BTreeMap<String, u32>>,
+    pub policies: Option<BTreeMap<String, u32>>,
 }
 
 impl RangesBy {
     pub fn of(objects: &Objects, policies: Option<&BTreeMap<String, u32>>) -> Self {
-        Self {
+        let objects = Objects {
             partitions: objects.partitions.clone(),
             default_pod_cidrs: objects.default_pod_cidrs.clone(),
             strays: objects.strays.clone(),
-            policies: policies.cloned(),
-        }
+            ..Objects::default()
+        };
+        Self { objects, policies: policies.cloned() }
     }
 }
 
 #[cfg(test)]
 mod tests {
     use super::*;
+    use bulkhead_api::objects::PartitionSpec;
+    use bulkhead_policy::Sourced;
     use std::sync::Arc;
 
     #[test]
     fn ranges_are_written_again_only_where_something_of_them_has_changed_or_could_not_be_written() {
         let (mut written, mut writes) = (Written::default(), 0);
         let mut write = |objects: &Objects, policies: &BTreeMap<String, u32>, done: Result<(), ()>| {
-            let _ = written.unless_by(RangesBy::of(objects, Some(policies)), || {
+            let _ = written.unless_by(RangesBy::of(objects, Some(policies)), |_| {
                 writes += 1;
                 done
             });

@@ -15,7 +15,7 @@ use std::{collections::BTreeSet, sync::Arc};
 
 #[derive(Clone, Debug, PartialEq, Default)]
 pub(crate) struct Pods {
-    /// Every (address, pod): of two pods with one address the first has it.
+    /// Every (address, pod): of two pods with one address the first has it, unless it is a stray's.
     owners: OrdSet<(Addr, Arc<str>)>,
     /// Of nodes, of strays, and of pods of which rules see more than their prefix.
     pub exact: OrdMap<Addr, Identity>,
@@ -165,7 +165,10 @@ impl Pods {
             return Ok(Some(*node));
         }
         let stray = base.strays.get(&address).copied();
-        let Some(pod) = self.owner(address).and_then(|key| Some((key, objects.pod(key)?))) else {
+        let of_stray = stray.and_then(|_| objects.pod_of_stray(address));
+        let Some(pod) =
+            of_stray.or_else(|| self.owner(address)).and_then(|key| Some((key, objects.pod(key)?)))
+        else {
             return Ok(stray);
         };
         let (key, pod) = pod;

@@ -4,7 +4,7 @@
 //! judged. That both decide alike is what the property tests say.
 
 use crate::{
-    CompileError, Compiled, Interner, LocalPod, NodeInfo, Objects, Pod,
+    CompileError, Compiled, Interner, LocalPod, NodeInfo, Objects, Pod, Stray,
     compile::{self, Policy},
     evaluate::Decision,
     prefix::Prefix,
@@ -190,15 +190,21 @@ fn nodes(objects: &Objects) -> BTreeSet<(Addr, String)> {
 
 /// A source need not tell of the node's own pods, nor of whose partition they are where ranges say otherwise.
 fn with_local(mut objects: Objects, local: &[LocalPod]) -> Objects {
+    let ranges = Ranges::of(&objects);
+    let mut strays = objects.strays.clone();
     for pod in local {
         // Of a partition that is gone pods are the default partition's.
         let there = objects.partitions.contains_key(&pod.partition);
         let partition = if there { pod.partition.as_str() } else { DEFAULT_PARTITION };
         for address in &pod.addresses {
-            if objects.partition_of_address(*address) != Some(partition) {
-                objects.strays.insert(IpNetwork::from(*address), partition.into());
+            if ranges.partition(Addr::from_ip(*address)) != Some(partition) {
+                let stray = Stray { partition: partition.into(), pod: Some(pod.key()) };
+                strays.insert(IpNetwork::from(*address), stray);
             }
         }
+    }
+    objects.strays = strays;
+    for pod in local {
         let mut told = objects.pod(&pod.key()).cloned().unwrap_or_default();
         let new: Vec<IpAddr> =
             pod.addresses.iter().filter(|a| !told.addresses.contains(a)).copied().collect();
@@ -210,7 +216,7 @@ fn with_local(mut objects: Objects, local: &[LocalPod]) -> Objects {
     objects
 }
 
-/// Of two pods with one address the first has it, and before both a pod of this node.
+/// Of two pods with one address the first has it, but before all a pod of this node, then the one that makes a stray of it.
 fn pods(objects: &Objects, local: &[LocalPod]) -> BTreeMap<Addr, LocalPod> {
     let nodes: BTreeSet<Addr> =
         objects.nodes.values().flat_map(|n| &n.addresses).map(|a| Addr::from_ip(*a)).collect();
@@ -227,6 +233,9 @@ fn pods(objects: &Objects, local: &[LocalPod]) -> BTreeMap<Addr, LocalPod> {
         for address in pod.addresses.iter().map(|a| Addr::from_ip(*a)).filter(|a| !nodes.contains(a)) {
             // No pod's word makes one of an address that is nobody's in the cluster.
             let Some(partition) = ranges.partition(address) else { continue };
+            if objects.pod_of_stray(address).is_some_and(|pod| pod != key) {
+                continue;
+            }
             pods.entry(address).or_insert_with(|| LocalPod {
                 namespace: namespace.into(),
                 name: name.into(),

@@ -113,9 +113,9 @@ fn partition_at(objects: &Objects, address: IpAddr) -> Option<String> {
     let mut of_names = names.flat_map(|n| ranges(objects, n).iter().map(move |range| (range, n)));
     let found = of_names.find(|(range, _)| range.contains(address));
     let mut holding = found.map(|(range, name)| (range.prefix(), name));
-    for (cidr, name) in objects.strays.iter().filter(|(cidr, _)| cidr.contains(address)) {
+    for (cidr, stray) in objects.strays.iter().filter(|(cidr, _)| cidr.contains(address)) {
         if holding.is_none_or(|(length, _)| cidr.prefix() >= length) {
-            holding = Some((cidr.prefix(), name));
+            holding = Some((cidr.prefix(), stray.partition.as_str()));
         }
     }
     holding.map(|(_, name)| name.to_string())
