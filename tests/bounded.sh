@@ -9,13 +9,13 @@ set -uo pipefail
 
 name=$(basename "$1" | sed -E 's/-[0-9a-f]{16}$//')
 case $name in
-# One story from the install to the uninstall, and then again from another plugin.
+# One story from the install to the uninstall.
 cluster) limit=1500 ;;
 *) limit=900 ;;
 esac
 limit=${BULKHEAD_SUITE_SECONDS:-$limit}
 labs=" another_kernel bfd bgp_bfd bgp_bird bgp_bmp bgp_drain bgp_faults bgp_guide bgp_learned bgp_lossless bgp_matrix bgp_moves bgp_services bgp_unnumbered bgp_views bgp_withdrawals
-    change cluster cni forwarding harness kube_api lab lifecycle metrics restart services vanish wiring "
+    change cluster cluster_moves cni forwarding harness kube_api lab lifecycle metrics restart services vanish wiring "
 
 attempt() {
     local start=$SECONDS status

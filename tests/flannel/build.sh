@@ -1,5 +1,5 @@
 #!/usr/bin/env bash
-# Builds flannel, the plugin that the suite `cluster` moves from: flanneld, its CNI plugin, and the manifest that users install it with:
+# Builds flannel, the plugin that the suite `cluster_moves` moves from: flanneld, its CNI plugin, and the manifest that users install it with:
 # build.sh DIRECTORY. A module apart from Kubernetes', for it wants other versions of the same libraries. Does nothing where that is done already.
 set -euo pipefail
 mkdir -p "$1"

@@ -151,7 +151,6 @@ pub fn from_flannel(site: &mut Site) -> Result<()> {
         return unmet(format!("the guide has other steps: {steps:?}"));
     };
     site.cluster.install_flannel(&terminal.dir)?;
-    forget(site)?;
     site.cluster.control.apply(&pods())?;
     rolled_out(site, &["ds/every", "deploy/front"])?;
     let [(one, _), (_, two)] = [every(site, NODES[0], "10.244.1.")?, every(site, NODES[1], "10.244.2.")?];
@@ -178,18 +177,6 @@ pub fn from_flannel(site: &mut Site) -> Result<()> {
     terminal.run(site, "", end)?;
     site.cluster.router.ip(&format!("route delete {} via {}", range_of(0), site.cluster.machines[0].v4))?;
     moved(site)
-}
-
-/// What the cases before have left.
-fn forget(site: &Site) -> Result<()> {
-    let all = site.cluster.kubectl(&["get", "namespaces", "-o", "jsonpath={.items[*].metadata.name}"])?;
-    let ours = |name: &&str| *name != "default" && !name.starts_with("kube-");
-    let ours: Vec<_> = all.split(' ').filter(ours).collect();
-    if ours.is_empty() {
-        return Ok(());
-    }
-    let delete = [&["delete", "namespace", "--timeout=120s"], &ours[..]].concat();
-    site.cluster.or_logs(site.cluster.kubectl(&delete)).map(drop)
 }
 
 fn sealed(rules: &str) -> String {
