@@ -15,7 +15,7 @@
 mod pair;
 mod places;
 
-use crate::{Pod, Result, Single, figure::Figure};
+use crate::{Lab, Result, figure::Figure};
 use pair::{Pair, Pairs};
 use places::Filter;
 use std::time::Duration;
@@ -26,11 +26,12 @@ const TRIPS: u32 = 250;
 const CALLS: u32 = 40;
 
 pub fn run() -> Result<Vec<Figure>> {
-    // One node: whoever connects, here or at another place, meets the socket hooks of each daemon on this machine.
-    let single = Single::start(1500)?;
-    let (mut web, mut db) = (Pod::create(0, "web", "front-0")?, Pod::create(0, "payments", "db-0")?);
-    web.add(&single.node)?;
-    db.add(&single.node)?;
+    let mut lab = Lab::start()?;
+    for n in 0..lab.pods.len() {
+        let node = &lab.nodes[lab.pods[n].node];
+        lab.pods[n].add(node)?;
+    }
+    let (web, db) = (lab.pod("web/front-0")?, lab.pod("payments/db-0")?);
     let bridge = places::bridge()?;
     let set = places::routed("set", Filter::IntervalSet)?;
     let linear = places::routed("linear", Filter::Linear(10_000))?;
