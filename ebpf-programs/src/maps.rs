@@ -6,7 +6,8 @@ use crate::address::Address;
 use aya_ebpf::{
     Global,
     bindings::BPF_F_NO_PREALLOC,
-    macros::map,
+    btf_maps::SkStorage,
+    macros::{btf_map, map},
     maps::{Array, HashMap, LpmTrie, LruHashMap, PerCpuHashMap, Queue},
 };
 use bulkhead_ebpf_abi::{
@@ -105,6 +106,12 @@ pub static MEMBER: HashMap<MemberKey, u32> = HashMap::with_max_entries(1, BPF_F_
 pub static AFFINITY: LruHashMap<AffinityKey, Affinity> = LruHashMap::with_max_entries(1, 0);
 #[map]
 pub static TRANSLATED: LruHashMap<TranslatedKey, TranslatedValue> = LruHashMap::with_max_entries(1, 0);
+/// A word at each socket that has called a service. (Key and value are known to the kernel by type.)
+#[btf_map]
+pub static SERVICE_CALLER: SkStorage<u32> = SkStorage::new();
+/// 0: sockets that called before there was `SERVICE_CALLER` may be without.
+#[unsafe(no_mangle)]
+pub static ALL_CALLERS_MARKED: Global<u32> = Global::new(1);
 
 /// Entries of one half. Constants to the verifier: the loader writes them before the programs are checked.
 #[unsafe(no_mangle)]

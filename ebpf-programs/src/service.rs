@@ -3,15 +3,18 @@
 //!
 //! ```text
 //! connect, sendmsg ──FRONTEND──▶ set ──▶ its backend of before, or one by chance ──▶ the call goes to the backend
-//!                                                      TRANSLATED: (socket, backend) ──▶ service
-//! recvmsg, getpeername ◀──────────────────────────────────────┘
+//!                                       SERVICE_CALLER: socket, TRANSLATED: (socket, backend) ──▶ service
+//! recvmsg, getpeername ◀───────────────────────┴───────────────────────────────────────┘
 //! ```
 //! Called for every socket of the host: those that are no pod's, by the cookie of their network namespace, are left alone.
 //! A fixed number of look-ups, however many services there are. What no frontend stands for is no matter here.
 
 use crate::{
     address::Address,
-    maps::{AFFINITY, BACKEND, FRONTEND, MEMBER, NODE_ADDRESS, POD_NETNS, TRANSLATED},
+    maps::{
+        AFFINITY, ALL_CALLERS_MARKED, BACKEND, FRONTEND, MEMBER, NODE_ADDRESS, POD_NETNS, SERVICE_CALLER,
+        TRANSLATED,
+    },
 };
 use aya_ebpf::{
     EbpfContext,
@@ -58,6 +61,8 @@ pub fn forward<const V6: bool>(ctx: &SockAddrContext) -> i32 {
     };
     let key = TranslatedKey { cookie, backend, proto: u32::from(proto) };
     remember(&key, &BackendAddr { address: *address.as_addr(), port, reserved: 0 });
+    // SAFETY: the socket of the call.
+    unsafe { SERVICE_CALLER.get_or_insert_ptr_mut(ctx, None) };
     set_peer::<V6>(ctx, &backend);
     GO
 }
@@ -65,7 +70,7 @@ pub fn forward<const V6: bool>(ctx: &SockAddrContext) -> i32 {
 /// `recvmsg` and `getpeername`: the service in the place of its backend.
 #[inline(always)]
 pub fn back<const V6: bool>(ctx: &SockAddrContext) -> i32 {
-    if pod(ctx).is_none() {
+    if !may_have_called(ctx) {
         return GO;
     }
     let Some(proto) = protocol(ctx) else { return GO };
@@ -79,6 +84,17 @@ pub fn back<const V6: bool>(ctx: &SockAddrContext) -> i32 {
         set_peer::<V6>(ctx, called);
     }
     GO
+}
+
+/// Most sockets have called no service: those that were accepted, and those of the host. What stands at the socket itself is
+/// there when the kernel asks; an entry by its cookie never is.
+#[inline(always)]
+fn may_have_called(ctx: &SockAddrContext) -> bool {
+    if ALL_CALLERS_MARKED.load() == 0 {
+        return pod(ctx).is_some();
+    }
+    // SAFETY: the socket of the call.
+    unsafe { !SERVICE_CALLER.get_ptr_mut(ctx).is_null() }
 }
 
 /// The cookie of the socket's network namespace, if it is a pod's of this node.

@@ -63,6 +63,7 @@ const NODE_ADDRESSES: u32 = 32_768;
 const AFFINITIES: u32 = 32_768;
 /// Sockets that have called services; of those called longest ago the application sees the backend's address.
 const TRANSLATED: u32 = 65_536;
+const CALLERS: &str = "SERVICE_CALLER";
 
 pub struct Opened {
     pub datapath: Datapath,
@@ -130,6 +131,8 @@ fn later_shapes() -> Vec<Shape> {
         shape::<MemberKey, u32>("MEMBER", BACKENDS),
         shape::<AffinityKey, Affinity>("AFFINITY", AFFINITIES),
         shape::<TranslatedKey, TranslatedValue>("TRANSLATED", TRANSLATED),
+        // At the sockets themselves.
+        shape::<u32, u32>(CALLERS, 0),
     ]
 }
 
@@ -319,7 +322,10 @@ fn load(
         loader.map_max_entries(shape.name, shape.entries);
         loader.map_pin_path(shape.name, pins.map(shape.name));
     }
+    // What called before there was such a mark is looked up, marked or not, until this daemon ends.
+    let all_marked = u32::from(pins.map(CALLERS).exists() || !pins.map("TRANSLATED").exists());
     loader
+        .override_global("ALL_CALLERS_MARKED", &all_marked, true)
         .override_global("HALF_IDENTITIES", &sizes.identities, true)
         .override_global("HALF_POLICIES", &sizes.policies, true)
         .override_global("HALF_PORT_TABLES", &sizes.port_tables, true)

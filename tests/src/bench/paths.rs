@@ -10,7 +10,8 @@
 //! tracker    the same, with the least that keeps connections: one look-up a packet, an entry made and removed
 //! ```
 //! Both ends share one processor (two are slower by far, and noisy). Slices of milliseconds, by turns and in changing order;
-//! each is compared with its neighbours of the same round, and the median of these ratios counts.
+//! each is compared with its neighbours of the same round, and the median of these ratios counts. The lists take turns with
+//! us alone: a slice behind 10,000 rules leaves the caches to them, and whoever comes next is slower for it.
 
 mod pair;
 mod places;
@@ -43,7 +44,7 @@ pub fn run() -> Result<Vec<Figure>> {
         [ours, bridge.pair(), set.pair(), linear.pair(), behind.pair(), redirect.pair(), tracker.pair()];
     Pairs::with(&pairs, |pairs| {
         let mut figures = Vec::new();
-        let trips = rounds(|which| pairs.trips(which, TRIPS))?;
+        let trips = both(|which| pairs.trips(which, TRIPS))?;
         figures.extend(compare(
             "round_trips",
             "per s",
@@ -51,7 +52,7 @@ pub fn run() -> Result<Vec<Figure>> {
             &trips,
             [Some(1.10), Some(1.2), Some(3.5), None],
         ));
-        let calls = rounds(|which| pairs.calls(which, CALLS))?;
+        let calls = both(|which| pairs.calls(which, CALLS))?;
         figures.extend(compare(
             "connections",
             "per s",
@@ -66,18 +67,38 @@ pub fn run() -> Result<Vec<Figure>> {
 const REFERENCES: [&str; 4] = ["bridge", "interval_set", "linear_rules", "linear_rules_behind_conntrack"];
 /// Ours, the references, the bare redirect, the bare tracker.
 const PLACES: usize = REFERENCES.len() + 3;
+const OURS: usize = 0;
 const BRIDGE: usize = 1;
 const SET: usize = 2;
 const REDIRECT: usize = PLACES - 2;
 const TRACKER: usize = PLACES - 1;
+/// Those of a round have a time.
 type Round = [Duration; PLACES];
 
-fn rounds(mut slice: impl FnMut(usize) -> Result<Duration>) -> Result<Vec<Round>> {
+/// Rounds among those that are quick, and among ours and the lists.
+struct Rounds {
+    quick: Vec<Round>,
+    lists: Vec<Round>,
+}
+
+fn both(mut slice: impl FnMut(usize) -> Result<Duration>) -> Result<Rounds> {
+    Ok(Rounds {
+        quick: rounds([OURS, BRIDGE, SET, REDIRECT, TRACKER], &mut slice)?,
+        lists: rounds([OURS, SET + 1, SET + 2], &mut slice)?,
+    })
+}
+
+fn rounds<const N: usize>(
+    places: [usize; N],
+    mut slice: impl FnMut(usize) -> Result<Duration>,
+) -> Result<Vec<Round>> {
     let mut rounds = Vec::with_capacity(ROUNDS);
     for n in 0..ROUNDS {
         let mut round = [Duration::ZERO; PLACES];
-        for turn in 0..PLACES {
-            let which = (n + turn) % PLACES;
+        for turn in 0..N {
+            // Every other round backwards: nobody always comes behind the same.
+            let turn = if n % 2 == 0 { turn } else { N - 1 - turn };
+            let which = places[(n / 2 + turn) % N];
             round[which] = slice(which)?;
         }
         rounds.push(round);
@@ -89,25 +110,26 @@ fn compare(
     what: &str,
     unit: &'static str,
     per_slice: u32,
-    rounds: &[Round],
+    Rounds { quick, lists }: &Rounds,
     targets: [Option<f64>; REFERENCES.len()],
 ) -> Vec<Figure> {
     // Of one place beside another: the slices of each round are compared with one another.
     let beside = |name: String, place: usize, reference: usize| {
+        let rounds = if (SET + 1..REDIRECT).contains(&reference) { lists } else { quick };
         let per_second = f64::from(per_slice) / median(rounds.iter().map(|r| r[place].as_secs_f64()));
         let ratio = median(rounds.iter().map(|r| r[reference].as_secs_f64() / r[place].as_secs_f64()));
         Figure::new(name, per_second, unit).beside(per_second / ratio)
     };
     let promised = REFERENCES.into_iter().zip(targets).enumerate();
     let promised = promised.map(|(n, (reference, target))| {
-        let figure = beside(format!("{what}_beside_{reference}"), 0, n + 1);
+        let figure = beside(format!("{what}_beside_{reference}"), OURS, n + 1);
         target.map_or(figure.clone(), |least| figure.ratio_at_least(least))
     });
     promised
         .chain([
-            beside(format!("{what}_beside_bare_redirect"), 0, REDIRECT),
+            beside(format!("{what}_beside_bare_redirect"), OURS, REDIRECT),
             beside(format!("{what}_of_bare_redirect_beside_bridge"), REDIRECT, BRIDGE),
-            beside(format!("{what}_beside_bare_tracker"), 0, TRACKER),
+            beside(format!("{what}_beside_bare_tracker"), OURS, TRACKER),
             beside(format!("{what}_of_bare_tracker_beside_bridge"), TRACKER, BRIDGE),
             beside(format!("{what}_of_bare_tracker_beside_interval_set"), TRACKER, SET),
         ])

@@ -5,6 +5,7 @@ use bulkhead_lab::{Result, link::run, programs};
 use std::{
     fs,
     io::ErrorKind,
+    net::TcpStream,
     sync::atomic::{AtomicBool, AtomicUsize, Ordering},
     thread,
 };
@@ -12,6 +13,7 @@ use std::{
 pub const CASES: &[(&str, Case)] = &[
     ("no call meets a service half changed", updates),
     ("services go on without the daemon, and the next one goes on with them", killed),
+    ("a socket sees the service that it called, whatever daemons come and go meanwhile", callers),
     ("pins of a daemon that knew no services are adopted, and its pods get them", older_pins),
     ("a pod that is gone leaves nothing, and uninstalling takes the hooks away", uninstalled),
 ];
@@ -70,11 +72,42 @@ fn killed(site: &mut Site) -> Result<()> {
     bulkhead_lab::wait::until_true("the service is gone", crate::site::SOON, || Ok(gone(site)))
 }
 
+/// Also where the daemon before marked no sockets.
+fn callers(site: &mut Site) -> Result<()> {
+    web(site, &[NEAR])?;
+    let to = at(1, false);
+    site.until_answered_by(CLIENT, to, &[NEAR])?;
+    let connected = |site: &Site| -> Result<TcpStream> {
+        let stream = site.netns(CLIENT)?.run(|| Ok(TcpStream::connect(to)?))?;
+        require(stream.peer_addr()? == to, "the peer is another than was called")?;
+        Ok(stream)
+    };
+    let before = connected(site)?;
+    site.lab.nodes[0].kill_daemon()?;
+    fs::remove_file(site.lab.nodes[0].pins().join("maps/SERVICE_CALLER"))?;
+    site.lab.nodes[0].start_daemon()?;
+    let marked = connected(site)?;
+    require(before.peer_addr()? == to, "a socket of before shows its backend")?;
+    site.lab.nodes[0].kill_daemon()?;
+    site.lab.nodes[0].start_daemon()?;
+    require(marked.peer_addr()? == to, "a socket that was marked shows its backend")
+}
+
 /// As an older daemon leaves them: no maps and links of services, records without the namespace's cookie.
 fn older_pins(site: &mut Site) -> Result<()> {
     site.lab.nodes[0].stop_daemon()?;
     let node = &site.lab.nodes[0];
-    for map in ["POD_NETNS", "NODE_ADDRESS", "FRONTEND", "BACKEND", "MEMBER", "AFFINITY", "TRANSLATED"] {
+    let maps = [
+        "POD_NETNS",
+        "NODE_ADDRESS",
+        "FRONTEND",
+        "BACKEND",
+        "MEMBER",
+        "AFFINITY",
+        "TRANSLATED",
+        "SERVICE_CALLER",
+    ];
+    for map in maps {
         fs::remove_file(node.pins().join("maps").join(map))?;
     }
     let mut links = 0;
