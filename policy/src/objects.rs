@@ -6,7 +6,7 @@ use bulkhead_api::objects::{
     NetworkPolicySpec, PartitionSpec, Protocol,
 };
 use bulkhead_ebpf_abi::{Addr, DIR_EGRESS};
-use imbl::OrdMap;
+use imbl::{OrdMap, ordmap::DiffItem};
 use ipnetwork::IpNetwork;
 use serde::{Deserialize, Serialize};
 use std::{net::IpAddr, sync::Arc};
@@ -237,6 +237,15 @@ impl Objects {
         let partitions =
             self.partitions.iter().flat_map(|(n, p)| p.spec.pod_cidrs.iter().map(move |c| (n.as_str(), c)));
         partitions.chain(self.default_pod_cidrs.iter().map(|c| (DEFAULT_PARTITION, c)))
+    }
+
+    /// Whether both have the same partitions with the same ranges, whatever their rules are.
+    pub(crate) fn same_ranges(&self, other: &Self) -> bool {
+        self.default_pod_cidrs == other.default_pod_cidrs
+            && self.partitions.diff(&other.partitions).all(|item| match item {
+                DiffItem::Update { old: (_, old), new: (_, new) } => old.spec.pod_cidrs == new.spec.pod_cidrs,
+                DiffItem::Add(..) | DiffItem::Remove(..) => false,
+            })
     }
 
     /// Labels of a namespace, also of one that no source has told of yet.

@@ -4,10 +4,8 @@
 //! atoms: those of the prefix around it, and its own.
 
 use super::selection::Selections;
-use crate::{Objects, Sourced, atom::Atom, interner::Meaning, prefix::Prefix};
-use bulkhead_api::objects::PartitionSpec;
+use crate::{Objects, atom::Atom, interner::Meaning, prefix::Prefix};
 use bulkhead_ebpf_abi::Addr;
-use imbl::ordmap::DiffItem;
 use std::{
     collections::{BTreeMap, BTreeSet},
     sync::Arc,
@@ -78,17 +76,12 @@ impl Addresses {
 
 /// Whether [`Addresses::of`] reads the same in both, but for what policies ask.
 pub(super) fn same_addresses(a: &Objects, b: &Objects) -> bool {
-    let same_ranges = |item: DiffItem<'_, '_, String, Arc<Sourced<PartitionSpec>>>| match item {
-        DiffItem::Update { old: (_, old), new: (_, new) } => old.spec.pod_cidrs == new.spec.pod_cidrs,
-        _ => false,
-    };
-    a.default_pod_cidrs == b.default_pod_cidrs
+    a.same_ranges(b)
         && a.strays == b.strays
         && a.cluster_dns == b.cluster_dns
         && a.api_servers == b.api_servers
         && a.nodes == b.nodes
         && a.network_groups == b.network_groups
-        && a.partitions.diff(&b.partitions).all(same_ranges)
 }
 
 /// The value of the longest prefix that holds the address.
