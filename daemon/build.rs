@@ -3,7 +3,7 @@
 //! `build-std` is unstable; `RUSTC_BOOTSTRAP` lets the pinned stable compiler do it (needs the `rust-src` component and
 //! `bpf-linker`, which `make deps` installs).
 
-use std::{env, error::Error, path::PathBuf, process::Command};
+use std::{env, error::Error, fs, path::PathBuf, process::Command};
 
 fn main() -> Result<(), Box<dyn Error>> {
     let out = PathBuf::from(env::var("OUT_DIR")?);
@@ -12,7 +12,9 @@ fn main() -> Result<(), Box<dyn Error>> {
         println!("cargo:rerun-if-changed={}", root.join(dir).display());
     }
 
-    let target_dir = out.join("ebpf");
+    // One for all profiles and targets of the outer build, where it is known: the programs are the same.
+    let known = env::var_os("CARGO_TARGET_DIR").map(PathBuf::from).filter(|dir| dir.is_absolute());
+    let target_dir = known.unwrap_or_else(|| out.clone()).join("ebpf");
     let mut cargo = Command::new(env::var("CARGO")?);
     cargo
         .current_dir(root.join("ebpf-programs"))
@@ -50,7 +52,8 @@ fn main() -> Result<(), Box<dyn Error>> {
             "the eBPF programs do not build: is bpf-linker installed, and rust-src? (make deps)".into()
         );
     }
-    let object = target_dir.join("bpfel-unknown-none/release/bulkhead-ebpf");
+    let object = out.join("bulkhead-ebpf");
+    fs::copy(target_dir.join("bpfel-unknown-none/release/bulkhead-ebpf"), &object)?;
     println!("cargo:rustc-env=BULKHEAD_EBPF_OBJECT={}", object.display());
     Ok(())
 }

@@ -1,7 +1,7 @@
 //! The table of connections from the daemon's side: it counts, lists and forgets; the datapath alone makes entries and
 //! reclaims dead ones.
 
-use super::{Datapath, DatapathError, generation::absent_is_fine, values::Raw};
+use super::{Datapath, DatapathError, generation::absent_is_fine, values::Raw, verified};
 use aya::{
     Ebpf,
     programs::{SchedClassifier, TestRun, TestRunOptions},
@@ -19,7 +19,7 @@ pub(super) fn load_forget(object: &mut Ebpf) -> Result<(), DatapathError> {
     let failed = |source| DatapathError::Program { what: "loading forget".into(), source };
     let program = object.program_mut(FORGET).ok_or_else(missing)?;
     let program: &mut SchedClassifier = program.try_into().map_err(failed)?;
-    program.load().map_err(failed)
+    verified::load(FORGET, || program.load())
 }
 
 fn missing() -> DatapathError {

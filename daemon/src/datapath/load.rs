@@ -14,6 +14,7 @@ use super::{
     sys,
     table::{HashMap, Table, typed},
     values::Raw,
+    verified,
 };
 use aya::{
     Ebpf, EbpfLoader,
@@ -351,9 +352,7 @@ fn load(
 
 fn verify_program(object: &mut Ebpf, hook: Hook) -> Result<&mut SchedClassifier, DatapathError> {
     let program = links::program(object, hook)?;
-    program
-        .load()
-        .map_err(|source| DatapathError::Program { what: format!("loading {}", hook.name()), source })?;
+    verified::load(hook.name(), || program.load())?;
     Ok(program)
 }
 

@@ -25,6 +25,7 @@ mod sys;
 mod table;
 mod transition;
 mod values;
+mod verified;
 
 pub use apply::Prepared;
 pub use endpoints::Placed;
@@ -55,15 +56,15 @@ pub static OBJECT: &[u8] = aya::include_bytes_aligned!(env!("BULKHEAD_EBPF_OBJEC
 /// A call into the eBPF side that failed, with what was being done.
 #[derive(Debug, thiserror::Error)]
 pub enum DatapathError {
-    #[error("{what}: {source}")]
+    #[error("{what}: {}", with_causes(.source))]
     Map { what: String, source: aya::maps::MapError },
-    #[error("{what}: {source}")]
+    #[error("{what}: {}", with_causes(.source))]
     Program { what: String, source: aya::programs::ProgramError },
     #[error("{what}: {source}")]
     Kernel { what: String, source: io::Error },
     #[error("{what} {path}: {source}", path = path.display())]
     Pin { what: &'static str, path: PathBuf, source: io::Error },
-    #[error("cannot load the eBPF object: {0}")]
+    #[error("cannot load the eBPF object: {}", with_causes(.0))]
     Load(#[from] aya::EbpfError),
     #[error("pinned maps have layout version {found}, this daemon needs {needed}")]
     Version { found: u32, needed: u32 },
@@ -76,6 +77,20 @@ pub enum DatapathError {
     TooLarge { table: &'static str, needed: usize, room: u32 },
     #[error("{0}")]
     Other(String),
+}
+
+/// With what lies behind it: of a system call that failed, the error number.
+fn with_causes(error: &dyn std::error::Error) -> String {
+    let mut text = error.to_string();
+    let mut cause = error.source();
+    while let Some(error) = cause {
+        let told = error.to_string();
+        if !text.contains(&told) {
+            text = format!("{text}: {told}");
+        }
+        cause = error.source();
+    }
+    text
 }
 
 /// What wiring a pod needs of the kernel's maps and hooks. One real implementation ([`Datapath`]), one fake in tests.

@@ -4,7 +4,7 @@
 use super::super::{
     Datapath, DatapathError,
     pins::{self, Pins, release},
-    sys,
+    sys, verified,
 };
 use aya::{
     Ebpf,
@@ -49,8 +49,8 @@ fn cgroup2_mounts(mountinfo: &str) -> impl Iterator<Item = PathBuf> {
 
 pub fn load(object: &mut Ebpf) -> Result<(), DatapathError> {
     for hook in HOOKS {
-        let failed = |source| DatapathError::Program { what: format!("loading {hook}"), source };
-        program(object, hook)?.load().map_err(failed)?;
+        let program = program(object, hook)?;
+        verified::load(hook, || program.load())?;
     }
     Ok(())
 }
