@@ -4,7 +4,7 @@ SHELL := bash
 .SHELLFLAGS := -euo pipefail -c
 .DEFAULT_GOAL := help
 .ONESHELL:
-.PHONY: help deps build image kubernetes kernel crds cluster cluster-down demo test fuzz bench lint
+.PHONY: help deps build image kubernetes kernel crds cluster cluster-down demo test test-full fuzz bench lint
 
 MUSL := x86_64-unknown-linux-musl
 VERSION := $(shell sed -n 's/^version = "\(.*\)"/\1/p' Cargo.toml | head -1)
@@ -58,7 +58,13 @@ cluster-down: ## The end of that cluster, without a trace
 demo: build ## A data centre on this machine, the whole job in ten steps; KEEP=1 leaves it up
 	@BULKHEAD_BIN_PATH=$(call PROGRAMS,release) $(TARGET)/release/bulkhead-demo $(if $(KEEP),--keep)
 
-test: deps ## Everything that tests: units, eBPF by test-run, the lab, BGP with BIRD, FRR and GoBGP, Kubernetes
+# Stories of whole clusters.
+LONGEST := cluster cluster_moves
+
+test: deps ## Everything that tests but the longest suites: units, eBPF by test-run, the lab, BGP with BIRD, FRR and GoBGP, an API server
+test-full: deps ## The same, and whole clusters: install, upgrade, services, policy, migration, uninstall
+
+test test-full:
 	@SECONDS=0
 	$(MAKE) --no-print-directory kubernetes kernel
 	$(MAKE) --no-print-directory image PROFILE=lab
@@ -68,7 +74,7 @@ test: deps ## Everything that tests: units, eBPF by test-run, the lab, BGP with 
 	echo "==> testing"
 	export BULKHEAD_HELD_AGAIN=$(TARGET)/held-again
 	rm -f $$BULKHEAD_HELD_AGAIN
-	CARGO_TARGET_X86_64_UNKNOWN_LINUX_GNU_RUNNER=$(CURDIR)/tests/bounded.sh \
+	BULKHEAD_LEFT_OUT="$(if $(filter test,$@),$(LONGEST))" CARGO_TARGET_X86_64_UNKNOWN_LINUX_GNU_RUNNER=$(CURDIR)/tests/bounded.sh \
 		BULKHEAD_BIN_PATH=$(call PROGRAMS,debug) cargo test --locked --no-fail-fast
 	[ ! -e $$BULKHEAD_HELD_AGAIN ] || echo "==> held only at the second attempt: $$(xargs < $$BULKHEAD_HELD_AGAIN)"
 	echo "==> all tests held ($$((SECONDS / 60)) min $$((SECONDS % 60)) s)"
