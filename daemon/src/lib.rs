@@ -4,6 +4,7 @@ pub mod announce;
 pub mod bandwidth;
 mod bfd;
 pub mod bgp;
+mod causes;
 pub mod config;
 pub mod controller;
 pub mod datapath;

@@ -36,6 +36,7 @@ pub use load::Opened;
 pub use read::Flows;
 pub use services::{Unwritten, find_cgroup};
 
+use crate::causes::with_causes;
 use bulkhead_ebpf_abi::{
     Addr, Cell, Connections, Counter, Delivery, DropKey, Endpoint, Flow, FlowKey, FragmentKey, Identity,
     PolicyDir, PortDirectory, PortPage, RecentKey, RecentPage, RuleCounter, Share, Sizes,
@@ -77,20 +78,6 @@ pub enum DatapathError {
     TooLarge { table: &'static str, needed: usize, room: u32 },
     #[error("{0}")]
     Other(String),
-}
-
-/// With what lies behind it: of a system call that failed, the error number.
-fn with_causes(error: &dyn std::error::Error) -> String {
-    let mut text = error.to_string();
-    let mut cause = error.source();
-    while let Some(error) = cause {
-        let told = error.to_string();
-        if !text.contains(&told) {
-            text = format!("{text}: {told}");
-        }
-        cause = error.source();
-    }
-    text
 }
 
 /// What wiring a pod needs of the kernel's maps and hooks. One real implementation ([`Datapath`]), one fake in tests.
